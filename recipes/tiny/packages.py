@@ -1,0 +1,87 @@
+"""Downloading and unpacking the packages that the data comes in, by their ordinary clients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+PYTHON = {"easy-vqa": "1.0"}
+NPM = {
+    "@iconify-json/openmoji": "1.2.29",
+    "@iconify-json/noto": "1.2.9",
+    "@iconify-json/fluent-emoji-flat": "1.2.6",
+    "@lobehub/fluent-emoji-3d": "1.1.0",
+    "@iconify-json/emojione": "1.2.3",
+    "@iconify-json/twemoji": "1.2.5",
+    "@iconify-json/fxemoji": "1.2.2",
+    "emojibase-data": "17.0.0",
+}
+DEBIAN = (
+    "tuxpaint-stamps-default",
+    "openclipart-png",
+    "openclipart-svg",
+    "gcompris-qt-data",
+    "wordnet-base",
+)
+
+
+def _run(*command: str, folder: Path) -> None:
+    """Runs a package client in a folder; its own message is the best one if it fails."""
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def _download(name: str, folder: Path) -> None:
+    """Brings one package's archive into a folder."""
+    if name in PYTHON:
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+        _run(*pip, f"{name}=={PYTHON[name]}", folder=folder)
+    elif name in NPM:
+        _run("npm", "pack", "--silent", f"{name}@{NPM[name]}", folder=folder)
+    else:
+        _run("apt-get", "download", "--quiet", name, folder=folder)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a wheel, an npm tarball or a Debian package."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(folder)
+    elif archive.suffix == ".tgz":
+        with tarfile.open(archive) as file:
+            file.extractall(folder, filter="data")
+    else:
+        _run("dpkg-deb", "-x", str(archive), str(folder), folder=folder)
+
+
+def fetch(name: str, root: Path) -> Path:
+    """The unpacked folder of a package, downloaded on first use.
+
+    What was downloaded is written down in `downloads/MANIFEST.json` with its SHA-256.
+
+    Args:
+        name: A key of `PYTHON` or `NPM`, or one of `DEBIAN`.
+        root: The data folder.
+    """
+    safe = name.strip("@").replace("/", "-")
+    target = root / "unpacked" / safe
+    if target.is_dir():
+        return target
+    downloads = root / "downloads" / safe
+    downloads.mkdir(parents=True, exist_ok=True)
+    _download(name, downloads)
+    (archive,) = downloads.iterdir()
+    manifest_path = root / "downloads" / "MANIFEST.json"
+    manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
+    manifest[archive.name] = hashlib.sha256(archive.read_bytes()).hexdigest()
+    manifest_path.write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    partial = target.with_name(f".{safe}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _unpack(archive, partial)
+    return partial.rename(target)

@@ -1,0 +1,165 @@
+"""Isthmus: join any vision encoder to any language model by training only the strip between them.
+
+The table of contents, in the order in which a newcomer meets it. Names are imported when they are
+first used, so `import isthmus` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isthmus.backbones.language import LanguageModel, load_language
+    from isthmus.backbones.vision import VisionEncoder, load_vision
+    from isthmus.checkpoint import load, save
+    from isthmus.config import (
+        MLP,
+        Align,
+        AttentionPool,
+        CAbstractor,
+        CrossAttention,
+        DataConfig,
+        Inline,
+        LanguageConfig,
+        Linear,
+        ModelConfig,
+        PixelShuffle,
+        Pool,
+        QFormer,
+        Resampler,
+        RunConfig,
+        TrainConfig,
+        VisionConfig,
+        read_run,
+    )
+    from isthmus.connectors import Connector
+    from isthmus.data.records import Record, read_records
+    from isthmus.errors import (
+        AssetError,
+        CheckpointError,
+        ConfigError,
+        InputError,
+        IsthmusError,
+        MissingExtraError,
+        PictureError,
+        PromptError,
+        TrainingError,
+    )
+    from isthmus.generation.decode import generate
+    from isthmus.images import open_picture
+    from isthmus.inference import Answer, ask, stream
+    from isthmus.model import Batch, Output, VisionLanguageModel, compose
+    from isthmus.prompt import Example, Prompt
+    from isthmus.training.loop import DataSet, train
+
+_HOMES = {
+    "isthmus.checkpoint": ("load", "save"),
+    "isthmus.inference": ("ask", "stream", "Answer"),
+    "isthmus.prompt": ("Example", "Prompt"),
+    "isthmus.model": ("compose", "VisionLanguageModel", "Batch", "Output"),
+    "isthmus.config": (
+        "Linear",
+        "MLP",
+        "PixelShuffle",
+        "Pool",
+        "AttentionPool",
+        "Resampler",
+        "QFormer",
+        "CAbstractor",
+        "Align",
+        "Inline",
+        "CrossAttention",
+        "VisionConfig",
+        "LanguageConfig",
+        "ModelConfig",
+        "DataConfig",
+        "TrainConfig",
+        "RunConfig",
+        "read_run",
+    ),
+    "isthmus.generation.decode": ("generate",),
+    "isthmus.training.loop": ("train", "DataSet"),
+    "isthmus.data.records": ("Record", "read_records"),
+    "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
+    "isthmus.backbones.language": ("LanguageModel", "load_language"),
+    "isthmus.connectors": ("Connector",),
+    "isthmus.images": ("open_picture",),
+    "isthmus.errors": (
+        "IsthmusError",
+        "InputError",
+        "PictureError",
+        "PromptError",
+        "ConfigError",
+        "CheckpointError",
+        "AssetError",
+        "TrainingError",
+        "MissingExtraError",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "MLP",
+    "Align",
+    "Answer",
+    "AssetError",
+    "AttentionPool",
+    "Batch",
+    "CAbstractor",
+    "CheckpointError",
+    "ConfigError",
+    "Connector",
+    "CrossAttention",
+    "DataConfig",
+    "DataSet",
+    "Example",
+    "Inline",
+    "InputError",
+    "IsthmusError",
+    "LanguageConfig",
+    "LanguageModel",
+    "Linear",
+    "MissingExtraError",
+    "ModelConfig",
+    "Output",
+    "PictureError",
+    "PixelShuffle",
+    "Pool",
+    "Prompt",
+    "PromptError",
+    "QFormer",
+    "Record",
+    "Resampler",
+    "RunConfig",
+    "TrainConfig",
+    "TrainingError",
+    "VisionConfig",
+    "VisionEncoder",
+    "VisionLanguageModel",
+    "ask",
+    "compose",
+    "generate",
+    "load",
+    "load_language",
+    "load_vision",
+    "open_picture",
+    "read_records",
+    "read_run",
+    "save",
+    "stream",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'isthmus' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""The two lands: vision encoders and language models, taken as they are and kept frozen."""

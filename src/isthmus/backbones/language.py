@@ -1,0 +1,216 @@
+"""Language models: any Transformers causal LM, its decoder layers found by structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.config import LanguageConfig
+from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
+
+PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
+
+
+def find_decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
+    """The list of decoder layers of a causal LM, found by structure and not by class name.
+
+    It is the one `nn.ModuleList` that has as many entries as the configuration says the model
+    has hidden layers. Where several do, an outer list wins over one inside it.
+
+    Args:
+        model: A Transformers causal LM.
+        path: Dotted path of the list, which overrides the search ("model.layers").
+
+    Raises:
+        ConfigError: If the path is not a ModuleList, or the search finds none or several. The
+            message lists the candidates.
+
+    Example:
+        >>> from isthmus.backbones.tiny import tiny_language_model
+        >>> len(find_decoder_layers(tiny_language_model("gpt2", layers=3)))
+        3
+    """
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    listing = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
+    if path is not None:
+        if path not in lists:
+            raise ConfigError(f'language.layers = "{path}" is no list of modules. Found: {listing}')
+        return lists[path]
+    config: Any = model.config
+    expected = config.get_text_config(decoder=True).num_hidden_layers
+    fitting = {n: m for n, m in lists.items() if len(m) == expected}
+    outer = [n for n in fitting if not any(n.startswith(o + ".") for o in fitting if o != n)]
+    if len(outer) != 1:
+        raise ConfigError(
+            f"{type(model).__name__}: expected one list of {expected} decoder layers, found "
+            f"{len(outer)}; name it with language.layers. Lists: {listing}"
+        )
+    return lists[outer[0]]
+
+
+class LanguageModel(nn.Module):
+    """A frozen causal language model and its tokenizer.
+
+    The tokenizer and the embedding are used as they are: tokens are never added to the one,
+    nor rows to the other (see `special_tokens`).
+
+    Args:
+        model: A Transformers causal LM.
+        tokenizer: Its tokenizer.
+        config: What it was loaded from; written into checkpoints.
+
+    Attributes:
+        layers: The decoder layers, in order.
+        width: Width D of the hidden states.
+        vocab_rows: Rows of the input embedding, at least the tokenizer's size.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: LanguageConfig) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.config = config
+        find_decoder_layers(model, config.layers)  # an unfit model is refused here, not later
+        self.vocab_rows: int = self.input_embedding.weight.shape[0]
+        self.width: int = self.input_embedding.weight.shape[1]
+        model.requires_grad_(False)
+        if config.lora_rank:
+            self._add_lora(config.lora_rank)
+        self.eval()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, in order."""
+        return find_decoder_layers(self.model, self.config.layers)
+
+    @property
+    def input_embedding(self) -> nn.Embedding:
+        """The token embedding, `weight` of shape (vocab_rows, D)."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def output_embedding(self) -> nn.Module:
+        """The head that turns hidden states into logits."""
+        return self.model.get_output_embeddings()
+
+    def _add_lora(self, rank: int) -> None:
+        """Puts LoRA adapters into the attention and MLP projections (Hu et al. 2021)."""
+        try:
+            import peft
+        except ImportError as error:
+            raise MissingExtraError("LoRA (language.lora_rank)", "train") from error
+        lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        peft.inject_adapter_in_model(lora, self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Frozen parts never leave evaluation mode, so no dropout comes alive.
+
+        The exception is gradient checkpointing, which Transformers only does in training mode:
+        then the mode changes, and every dropout inside stays off.
+        """
+        checkpointing = any(
+            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
+        )
+        super().train(mode and (checkpointing or self.config.lora_rank > 0))
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        return self
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text: the begin-of-sequence token, or nothing."""
+        bare, whole = self.encode("a"), list(self.tokenizer.encode("a"))
+        if len(whole) > len(bare) and bare:
+            for i in range(len(whole) - len(bare) + 1):
+                if whole[i : i + len(bare)] == bare:
+                    return whole[:i]
+        return []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without special tokens at its ends."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def end_ids(self) -> list[int]:
+        """The model's own end-of-sequence tokens."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            ids = self.tokenizer.eos_token_id
+        if ids is None:
+            return []
+        return [int(i) for i in ids] if isinstance(ids, (list, tuple)) else [int(ids)]
+
+
+def load_language(
+    source: str | LanguageConfig | nn.Module | LanguageModel,
+    *,
+    tokenizer: Any = None,
+    layers: str | None = None,
+    lora_rank: int = 0,
+    dtype: torch.dtype | None = None,
+) -> LanguageModel:
+    """Loads a language model by name, or wraps one.
+
+    Args:
+        source: "hf:REPO" (a hub name or a folder), "asset:NAME", "tiny-lm", a
+            `LanguageConfig`, or a Transformers causal LM (then `tokenizer` is needed).
+        tokenizer: The tokenizer of a model that is handed in as an object.
+        layers: Dotted path of the decoder layers, where the search fails.
+        lora_rank: Rank of LoRA adapters; 0 keeps the model frozen.
+        dtype: Precision of the weights; None keeps fp32.
+
+    Raises:
+        ConfigError: If the name has an unknown form, or a tokenizer is missing.
+        CheckpointError: If the weights cannot be fetched.
+
+    Example:
+        >>> load_language("tiny-lm").width
+        64
+    """
+    if isinstance(source, LanguageModel):
+        return source
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ConfigError("a language model handed in as an object needs tokenizer=")
+        name = getattr(getattr(source, "config", None), "name_or_path", "") or "object"
+        config = LanguageConfig(name=f"hf:{name}", layers=layers, lora_rank=lora_rank)
+        return LanguageModel(source if dtype is None else source.to(dtype), tokenizer, config)
+    if isinstance(source, str):
+        source = LanguageConfig(name=source, layers=layers, lora_rank=lora_rank)
+    model, tokenizer = _fetch(source.name)
+    return LanguageModel(model if dtype is None else model.to(dtype), tokenizer, source)
+
+
+def _fetch(name: str) -> tuple[nn.Module, Any]:
+    """The causal LM and tokenizer behind a name, in fp32."""
+    if name == "tiny-lm":
+        from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
+
+        return tiny_language_model(), byte_tokenizer()
+    scheme, _, rest = name.partition(":")
+    if scheme not in ("hf", "asset") or not rest:
+        raise ConfigError(f'unknown language model "{name}": {suggestion(name, PREFIXES)}')
+    if scheme == "asset":
+        from isthmus import assets
+
+        rest = str(assets.fetch(rest))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(rest, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(rest)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        place = "folder" if Path(rest).is_dir() else "hub repository"
+        raise CheckpointError(f'cannot load the {place} "{rest}": {reason}') from error
+    return model, tokenizer
+
+
+def typical_embedding_norm(table: Tensor) -> float:
+    """Median Euclidean norm of the rows of an embedding table (V, D)."""
+    return float(table.detach().float().norm(dim=-1).median())

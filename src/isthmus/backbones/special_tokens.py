@@ -1,0 +1,118 @@
+"""`<image>` and `<|endofchunk|>`: trainable rows beside a frozen embedding.
+
+The language model's embedding is never resized. The two tokens get the ids just above its last
+row, so they can collide with nothing that its tokenizer makes; hooks on the embedding and on the
+head add their rows on the way in and their columns on the way out. Where no id lies above the
+last row and no picture is in sight, both hooks leave every value as it is.
+
+Flamingo learns the end-of-chunk embedding anew too (Alayrac et al. 2022, appendix A.3.1).
+`<image>` is never produced: a model that draws it while decoding would change what every later
+token may see.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.backbones.language import LanguageModel
+from isthmus.errors import ConfigError
+from isthmus.prompt import END_TAG, IMAGE_TAG
+
+_TAGS = re.compile(f"({re.escape(IMAGE_TAG)}|{re.escape(END_TAG)})")
+
+
+class SpecialTokens(nn.Module):
+    """Input rows and output rows of the two tokens, hooked into a language model.
+
+    Args:
+        language: The language model; its own parameters are not touched.
+
+    Attributes:
+        image_id: Id of `<image>`, the number of rows of the frozen embedding.
+        end_id: Id of `<|endofchunk|>`, one above.
+        input_rows: (2, D), what the tokens look like to the language model.
+        output_rows: (1, D), the head's row of `<|endofchunk|>`.
+        rows_with_pictures: (B,) bool or None; which rows of the current batch may end a chunk.
+            None, the state at rest, leaves the head's logits alone.
+    """
+
+    def __init__(self, language: LanguageModel) -> None:
+        super().__init__()
+        head_rows = getattr(language.output_embedding, "weight", torch.empty(0)).shape[0]
+        if head_rows != language.vocab_rows:
+            raise ConfigError(
+                f"the language model's head has {head_rows} rows and its embedding "
+                f"{language.vocab_rows}: expected the same number, so that ids agree"
+            )
+        self.image_id = language.vocab_rows
+        self.end_id = language.vocab_rows + 1
+        table = language.input_embedding.weight.detach().float()
+        ends = language.end_ids()
+        # From the mean of all words and from the model's own end of text: in distribution
+        # from the first step.
+        image, end = table.mean(dim=0), table[ends[0] if ends else 0]
+        self.input_rows = nn.Parameter(torch.stack([image, end]))
+        head = language.output_embedding.weight.detach().float()
+        self.output_rows = nn.Parameter(head[ends[0] if ends else 0][None].clone())
+        self.rows_with_pictures: Tensor | None = None
+        language.input_embedding.register_forward_pre_hook(self._hide_ids)
+        language.output_embedding.register_forward_pre_hook(_contiguous)
+        language.output_embedding.register_forward_hook(self._add_columns)
+        self._language = [language]  # in a list: not a submodule of ours
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text in which the two tags stand for the two tokens."""
+        ids: list[int] = []
+        for piece in _TAGS.split(text):
+            if piece == IMAGE_TAG:
+                ids.append(self.image_id)
+            elif piece == END_TAG:
+                ids.append(self.end_id)
+            elif piece:
+                ids.extend(self._language[0].encode(piece))
+        return ids
+
+    def decode(self, ids: Tensor | list[int]) -> str:
+        """Text of generated ids, without the two tokens and the model's special tokens."""
+        kept = [int(i) for i in ids if int(i) < self.image_id]
+        return str(self._language[0].tokenizer.decode(kept, skip_special_tokens=True))
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Embeddings (B, L, D) of ids (B, L) in the language model's precision."""
+        embeddings: Tensor = self._language[0].input_embedding(input_ids)
+        special = input_ids >= self.image_id
+        rows = self.input_rows.to(embeddings.dtype)
+        chosen = rows[(input_ids - self.image_id).clamp(0, 1)]
+        return torch.where(special[..., None], chosen, embeddings)
+
+    def _hide_ids(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """Keeps the two ids from reading past the table's end.
+
+        While a batch decodes, the row that has just ended feeds `<|endofchunk|>` back once.
+        """
+        ids, *rest = args
+        return (ids.masked_fill(ids >= self.image_id, 0), *rest)
+
+    def _add_columns(self, module: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        """Appends the columns of the two ids to logits (B, L, V), if pictures are in sight."""
+        if self.rows_with_pictures is None:
+            return logits
+        hidden = args[0]
+        may_end = self.rows_with_pictures
+        may_end = may_end.repeat_interleave(logits.shape[0] // may_end.shape[0])
+        end = hidden @ self.output_rows.to(hidden.dtype).T
+        end = end.masked_fill(~may_end[:, None, None], float("-inf"))
+        return torch.cat([logits, torch.full_like(end, float("-inf")), end.to(logits.dtype)], -1)
+
+
+def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Hands the head its hidden states in one piece; the values stay the same.
+
+    The last positions of each row are a view with gaps, and for such a view a CPU's matrix
+    product copies the head's whole weight once per row: half of a training step.
+    """
+    return (args[0].contiguous(), *args[1:])

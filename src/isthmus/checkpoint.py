@@ -1,0 +1,249 @@
+"""Saving and loading a model: the strip as safetensors, the rest by name.
+
+A folder holds `model.safetensors` (connector, fusion, special tokens, LoRA) and `isthmus.json`:
+
+    format_version   1
+    config           the `ModelConfig`
+    parts            fingerprints of the frozen parts that the strip was trained between
+
+The named parts are fetched again on loading and compared with their fingerprints: a strip between
+two other parts would run, and be wrong. Files are written under a temporary name, synced and
+renamed, the JSON last, so a half-written model is never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from isthmus.backbones.fingerprint import fingerprint
+from isthmus.backbones.language import load_language
+from isthmus.backbones.vision import load_vision
+from isthmus.config import SHIPPED, model_from_mapping, to_mapping
+from isthmus.connectors import build_connector
+from isthmus.errors import CheckpointError, suggestion
+from isthmus.fusion import visual_width
+from isthmus.model import VisionLanguageModel
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "isthmus.json"
+_STRIP = ("connector.", "fusion.", "special_tokens.")
+
+
+def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
+    """The tensors of a model that are its own: the strip and any LoRA adapters, by name."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(_STRIP) or "lora_" in name
+    }
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file under a temporary name, syncs it and renames it.
+
+    Raises:
+        CheckpointError: If it cannot be written; nothing half-written remains.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}; free some space or choose another folder "
+            "(what was there before is untouched)"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(
+    model: VisionLanguageModel,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Saves the strip of a model.
+
+    Args:
+        model: The model.
+        folder: Where to; made if missing.
+        dtype: Precision of the file, for example `torch.float16`; None keeps the model's.
+        extra: More entries for `isthmus.json`, such as how it was trained.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: If it cannot be written; what was there before is untouched.
+    """
+    target = Path(folder)
+    config = to_mapping(model.config) if model.config.connector is not None else None
+    if config is None:  # a connector of the user's own: the name says whose it was
+        own = type(model.connector)
+        config = to_mapping(model.config)
+        config["connector"] = {"type": "own", "class": f"{own.__module__}.{own.__qualname__}"}
+    description = {
+        "format_version": FORMAT_VERSION,
+        "config": config,
+        "parts": {
+            "vision": fingerprint(model.vision.model),
+            "language": fingerprint(model.language.model),
+        },
+        **(extra or {}),
+    }
+    state = {
+        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
+        for name, t in strip_state(model).items()
+    }
+    write_atomically(target / WEIGHTS, lambda p: save_file(state, p))
+    text = json.dumps(description, indent=2) + "\n"
+    write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8") and None)
+    return target
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a saved model.
+
+    Args:
+        source: The name of a shipped model, or a folder.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if str(source) in SHIPPED:
+        return Path(str(resources.files("isthmus"))) / "weights" / str(source)
+    folder = Path(source)
+    if (folder / DESCRIPTION).is_file():
+        return folder
+    what = "holds no isthmus.json" if folder.is_dir() else "is no folder"
+    raise CheckpointError(
+        f'no model "{source}": it {what} and no shipped model ({suggestion(str(source), SHIPPED)})'
+    )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """`isthmus.json` of a saved model.
+
+    Raises:
+        CheckpointError: If it is damaged, or of a later format.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        version = description["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / DESCRIPTION} is damaged: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format_version {version}, this Isthmus reads {FORMAT_VERSION}: "
+            'pip install --upgrade "isthmus"'
+        )
+    return dict(description)
+
+
+def load(
+    source: str | Path,
+    *,
+    connector: nn.Module | None = None,
+    language: Any = None,
+    vision: Any = None,
+    tokenizer: Any = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> VisionLanguageModel:
+    """Loads a saved model.
+
+    Args:
+        source: The name of a shipped model ("tiny"), or a folder that `save` wrote.
+        connector: Your own connector, where the model was composed with one.
+        language: The language model as an object, where it was composed with one (with its
+            `tokenizer`), or a name in place of the saved one.
+        vision: The vision encoder likewise.
+        tokenizer: The tokenizer of `language`.
+        device: Where to.
+        dtype: Precision of all weights; None keeps fp32.
+
+    Raises:
+        CheckpointError: If the folder is no saved model, or the parts differ from those that it
+            was trained between; the message says what differs.
+
+    Example:
+        >>> import isthmus as im, tempfile
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+        >>> folder = tempfile.mkdtemp()
+        >>> im.load(im.save(model, folder)).fusion.tokens_in_text
+        16
+    """
+    folder = locate(source)
+    description = describe(folder)
+    values = dict(description["config"])
+    if values["connector"].get("type") == "own":
+        if connector is None:
+            raise CheckpointError(
+                f"{folder} was trained with a connector of its owner's, "
+                f"{values['connector']['class']}: pass one as load(..., connector=...)"
+            )
+        values["connector"] = {"type": "linear"}  # a stand-in, replaced below
+    config = model_from_mapping(values)
+    encoder = load_vision(vision or config.vision)
+    lm = load_language(language or config.language, tokenizer=tokenizer)
+    for part, module in (("vision", encoder.model), ("language", lm.model)):
+        expected, got = description["parts"][part], fingerprint(module)
+        if expected != got:
+            name = getattr(config, part).name
+            raise CheckpointError(
+                f'{folder} was trained with the {part} model "{name}" of fingerprint '
+                f"{expected}; this one has {got}: other weights, or another model"
+            )
+    width = visual_width(config.fusion, lm.width, encoder.shape.width)
+    options = connector if connector is not None else config.connector
+    strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
+    model = VisionLanguageModel(encoder, lm, strip, config)
+    load_strip(model, folder)
+    return model.to(device=device, dtype=dtype)
+
+
+def load_strip(model: VisionLanguageModel, folder: str | Path) -> None:
+    """Reads the strip of a saved model into a model of the same shape.
+
+    Raises:
+        CheckpointError: If names or shapes differ; the message lists the first of them.
+    """
+    try:
+        state = load_file(Path(folder) / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{Path(folder) / WEIGHTS} cannot be read: {error}") from error
+    own = strip_state(model)
+    differences = [
+        *(f"{n} is missing" for n in sorted(own.keys() - state.keys())),
+        *(f"{n} is unexpected" for n in sorted(state.keys() - own.keys())),
+        *(
+            f"{n} is {tuple(state[n].shape)}, expected {tuple(own[n].shape)}"
+            for n in sorted(own.keys() & state.keys())
+            if own[n].shape != state[n].shape and not n.endswith(".vocabulary")
+        ),
+    ]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise CheckpointError(
+            f"{folder} does not fit the model: {'; '.join(differences[:3])}{more}"
+        )
+    model.load_state_dict(state, strict=False)

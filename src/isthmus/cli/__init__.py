@@ -1,0 +1,44 @@
+"""The command line: one file per verb, each the twin of a Python function.
+
+Nothing heavy is imported here or at the top of a verb's file, so that `isthmus --help` answers at
+once. Every error raised on purpose ends as one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from isthmus.cli.ask import ask
+from isthmus.cli.assets import assets
+from isthmus.cli.info import info
+from isthmus.cli.list import list_
+from isthmus.cli.train import train
+
+app = typer.Typer(
+    name="isthmus",
+    help="Join any vision encoder to any language model by training only the strip between them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(ask)
+app.command()(train)
+app.command()(info)
+app.command("list")(list_)
+app.command()(assets)
+
+
+def main() -> None:
+    """Runs the command line; the console script."""
+    from isthmus.errors import IsthmusError
+
+    try:
+        app()
+    except IsthmusError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,42 @@
+"""`isthmus list`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def list_(
+    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List what can be named: shipped models, connectors, fusions, templates, assets."""
+    from isthmus.assets import ASSETS
+    from isthmus.config import CONNECTOR_CONFIGS, FUSION_CONFIGS, SHIPPED
+    from isthmus.templates import TEMPLATES
+
+    rows: dict[str, dict[str, str]] = {
+        "models": SHIPPED,
+        "connectors": {n: _first_line(c) for n, c in CONNECTOR_CONFIGS.items()},
+        "fusions": {n: _first_line(c) for n, c in FUSION_CONFIGS.items()},
+        "templates": {n: _first_line(t) for n, t in TEMPLATES.items()},
+        "assets": {n: a.description for n, a in ASSETS.items()},
+    }
+    if json_:
+        print(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for kind, members in rows.items():
+        table.add_row(f"[bold]{kind}[/bold]")
+        for name, text in members.items():
+            table.add_row(f"  {name}", text)
+    Console().print(table)
+
+
+def _first_line(documented: object) -> str:
+    """The first line of a docstring."""
+    return (documented.__doc__ or "").strip().partition("\n")[0]

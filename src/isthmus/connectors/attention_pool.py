@@ -1,0 +1,47 @@
+"""`attention_pool`: learned queries, one attention layer over the patches, then an MLP.
+
+The attentional pooling of MM1 (McKinzie et al. 2024, section 3.1) and CoCa (Yu et al. 2022).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.attention import MultiHeadAttention
+from isthmus.errors import ConfigError
+
+
+class AttentionPoolConnector(nn.Module):
+    """Learned queries that each gather one visual token.
+
+    Args:
+        in_width: Width of the features, a multiple of `heads`.
+        width: Width of the visual tokens.
+        tokens: Number of queries M.
+        heads: Attention heads.
+
+    Raises:
+        ConfigError: If the heads do not divide the width.
+    """
+
+    def __init__(self, in_width: int, width: int, *, tokens: int = 16, heads: int = 8) -> None:
+        super().__init__()
+        if in_width % heads:
+            raise ConfigError(f"attention_pool: heads={heads} must divide the width {in_width}")
+        self.num_tokens = tokens
+        self.width = width
+        self.queries = nn.Parameter(torch.randn(tokens, in_width) * in_width**-0.5)
+        self.norm = nn.LayerNorm(in_width)
+        self.attention = MultiHeadAttention(
+            in_width, in_width, heads=heads, head_dim=in_width // heads, bias=True
+        )
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(in_width), nn.Linear(in_width, width), nn.GELU(), nn.Linear(width, width)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Visual tokens (B, M, D) of features (B, N, D_vision)."""
+        queries = self.queries.expand(features.shape[0], -1, -1)
+        tokens: Tensor = self.mlp(self.attention(queries, self.norm(features)))
+        return tokens

@@ -1,0 +1,26 @@
+"""`linear`: one linear map per patch (LLaVA, Liu et al. 2023, equation 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class LinearConnector(nn.Module):
+    """One linear map from the features' width to the language model's.
+
+    Args:
+        in_width: Width of the features.
+        width: Width of the visual tokens.
+        patches: Number of patches N, which is the number of visual tokens.
+    """
+
+    def __init__(self, in_width: int, width: int, patches: int) -> None:
+        super().__init__()
+        self.num_tokens = patches
+        self.width = width
+        self.projection = nn.Linear(in_width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Visual tokens (B, N, D) of features (B, N, D_vision)."""
+        tokens: Tensor = self.projection(features)
+        return tokens

@@ -1,0 +1,30 @@
+"""`mlp`: linear layers with GELU between them, per patch (LLaVA-1.5, Liu et al. 2023)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class MLPConnector(nn.Module):
+    """A small MLP on every patch by itself.
+
+    Args:
+        in_width: Width of the features.
+        width: Width of the visual tokens, and of the hidden layers.
+        patches: Number of patches N, which is the number of visual tokens.
+        depth: Number of linear layers.
+    """
+
+    def __init__(self, in_width: int, width: int, patches: int, *, depth: int = 2) -> None:
+        super().__init__()
+        self.num_tokens = patches
+        self.width = width
+        layers: list[nn.Module] = [nn.Linear(in_width, width)]
+        for _ in range(depth - 1):
+            layers += [nn.GELU(), nn.Linear(width, width)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Visual tokens (B, N, D) of features (B, N, D_vision)."""
+        tokens: Tensor = self.layers(features)
+        return tokens

@@ -1,0 +1,113 @@
+"""`resampler`: the Perceiver Resampler (Flamingo, Alayrac et al. 2022, section 2.1.1, figure 5).
+
+A fixed number of latents reads any number of patches, from one picture or from all frames of a
+clip, in a few layers:
+
+    latents = latents + attention(q = latents, kv = [patches, latents])
+    latents = latents + ffw(latents)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isthmus.attention import MultiHeadAttention, feed_forward
+
+
+class ResamplerLayer(nn.Module):
+    """One layer: attention of the latents over patches and latents, then a feed-forward."""
+
+    def __init__(
+        self, width: int, *, heads: int, head_dim: int, ffw_mult: int, activation: str
+    ) -> None:
+        super().__init__()
+        self.patch_norm = nn.LayerNorm(width)
+        self.latent_norm = nn.LayerNorm(width)
+        self.attention = MultiHeadAttention(width, width, heads=heads, head_dim=head_dim)
+        self.ffw = feed_forward(width, mult=ffw_mult, activation=activation)
+
+    def forward(self, latents: Tensor, patches: Tensor) -> Tensor:
+        """New latents (B, M, D) after reading patches (B, N, D)."""
+        queries = self.latent_norm(latents)
+        context = torch.cat([self.patch_norm(patches), queries], dim=1)
+        latents = latents + self.attention(queries, context)
+        out: Tensor = latents + self.ffw(latents)
+        return out
+
+
+class PerceiverResampler(nn.Module):
+    """Latents that resample a picture or a clip.
+
+    Args:
+        in_width: Width of the features, and of the latents.
+        width: Width of the visual tokens; a linear map is added where it is another.
+        latents: Number of latents, that is visual tokens M.
+        depth: Number of layers.
+        heads: Attention heads.
+        head_dim: Width of a head.
+        ffw_mult: Hidden width of the feed-forward, as a multiple.
+        activation: Its activation.
+        max_frames: Length of the temporal embedding.
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        width: int,
+        *,
+        latents: int = 64,
+        depth: int = 6,
+        heads: int = 8,
+        head_dim: int = 64,
+        ffw_mult: int = 4,
+        activation: str = "gelu",
+        max_frames: int = 8,
+    ) -> None:
+        super().__init__()
+        self.num_tokens = latents
+        self.width = width
+        self.latents = nn.Parameter(torch.randn(latents, in_width))
+        self.frames = nn.Parameter(torch.randn(max_frames, in_width) * 0.02)
+        self.layers = nn.ModuleList(
+            ResamplerLayer(
+                in_width,
+                heads=heads,
+                head_dim=head_dim,
+                ffw_mult=ffw_mult,
+                activation=activation,
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(in_width)
+        self.projection = nn.Linear(in_width, width) if width != in_width else nn.Identity()
+
+    def frame_embedding(self, frames: int) -> Tensor:
+        """(frames, D) temporal embedding.
+
+        Up to `max_frames` frames take the first rows; longer clips stretch all of them by linear
+        interpolation, as Flamingo does to evaluate at 30 frames what was trained at 8.
+        """
+        if frames <= self.frames.shape[0]:
+            return self.frames[:frames]
+        stretched = F.interpolate(
+            self.frames.T[None], size=frames, mode="linear", align_corners=True
+        )
+        return stretched[0].T
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Visual tokens (B, M, D).
+
+        Args:
+            features: (B, N, D_vision) of pictures, which have no place in time; or
+                (B, T, N, D_vision) of clips, to whose frames the temporal embedding is added.
+        """
+        if features.ndim == 4:
+            embedding = self.frame_embedding(features.shape[1])
+            features = (features + embedding[:, None].to(features.dtype)).flatten(1, 2)
+        latents = self.latents.expand(features.shape[0], -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, features)
+        tokens: Tensor = self.projection(self.norm(latents))
+        return tokens

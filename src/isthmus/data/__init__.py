@@ -1,0 +1,1 @@
+"""Records and the features of their pictures."""

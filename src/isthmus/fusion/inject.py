@@ -1,0 +1,87 @@
+"""Placing gated blocks inside a language model that stays as it is.
+
+Forward pre-hooks on the chosen decoder layers run our blocks first. The blocks belong to the
+fusion, so the language model's state-dict keys do not change, and nothing of it is replaced or
+subclassed. Transformers checkpoints a layer's `forward`, not its `__call__`, so under gradient
+checkpointing the hooks run once, outside the recomputed part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from isthmus.backbones.language import LanguageModel
+from isthmus.config import CrossAttention
+from isthmus.errors import ConfigError
+from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.fusion.sight import Sight
+
+
+class CrossAttentionFusion(nn.Module):
+    """Gated cross-attention blocks before every n-th decoder layer (Flamingo).
+
+    Args:
+        config: Placement and size of the blocks.
+        language: The language model whose layers are hooked.
+        visual_width: Width of the visual tokens.
+
+    Attributes:
+        blocks: The blocks by the number of the layer they stand before.
+        sight: Who sees what in the current batch; None lets the bare language model run. It
+            stays until the next forward pass replaces it, since a backward pass may still read it.
+
+    Raises:
+        ConfigError: If no layer would get a block.
+    """
+
+    tokens_in_text = 1
+
+    def __init__(self, config: CrossAttention, language: LanguageModel, visual_width: int) -> None:
+        super().__init__()
+        layers = language.layers
+        chosen = [
+            i for i in range(config.start, len(layers)) if (i + config.offset) % config.every == 0
+        ]
+        if not chosen:
+            raise ConfigError(
+                f"fusion: no decoder layer of {len(layers)} gets a block with "
+                f"every={config.every}, offset={config.offset}, start={config.start}"
+            )
+        self.blocks = nn.ModuleDict(
+            {str(i): GatedCrossAttentionBlock(language.width, visual_width, config) for i in chosen}
+        )
+        self.sees = config.sees
+        self.sight: Sight | None = None
+        language.model.register_forward_pre_hook(self._before_model, with_kwargs=True)
+        for i in chosen:
+            layers[i].register_forward_pre_hook(self._before_layer(i), with_kwargs=True)
+
+    def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Finds out which tokens of the prompt, or after it, this pass is about."""
+        if self.sight is None:
+            return
+        tokens = kwargs.get("inputs_embeds")
+        if tokens is None:
+            tokens = args[0] if args else kwargs["input_ids"]
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        decoding = past >= self.sight.prompt.shape[1]
+        if decoding and self.sight.keep and self.sees == "last" and self.sight.prompt.shape[1] > 1:
+            self.sight.narrow()
+        self.sight.advance(rows=tokens.shape[0], length=tokens.shape[1], past=past)
+
+    def _before_layer(self, number: int) -> Any:
+        """The hook that runs a block on the hidden states of a layer."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if self.sight is None:
+                return None
+            block = self.blocks[str(number)]
+            if args:
+                return (block(args[0], self.sight, number), *args[1:]), kwargs
+            hidden: Tensor = block(kwargs["hidden_states"], self.sight, number)
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return hook

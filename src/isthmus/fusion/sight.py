@@ -1,0 +1,137 @@
+"""Which token sees which picture: Flamingo's phi, as data.
+
+A token attends to the last picture whose tag stands at or before it (Alayrac et al. 2022,
+section 2.3, equation 1 and appendix A.1.3). Tokens are grouped by the picture they see, so that
+attention is computed per picture and no score against an unseen picture ever exists.
+
+Letters: B rows of the batch, L tokens a row, P pictures in the whole batch, M visual tokens a
+picture, S segments (a segment is a run of tokens of one row that see the same picture), W the
+length of the longest segment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def picture_of_token(is_image: Tensor, attention_mask: Tensor) -> Tensor:
+    """For every token the number of the last picture at or before it.
+
+    Args:
+        is_image: (B, L) bool, where `<image>` stands.
+        attention_mask: (B, L), 0 at padding.
+
+    Returns:
+        (B, L) int64, an index into the batch's pictures in reading order; -1 where no picture
+        stands before the token, and at padding.
+
+    Example:
+        >>> tags = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]]).bool()
+        >>> picture_of_token(tags, torch.ones(2, 4)).tolist()
+        [[-1, 0, 0, 1], [-1, -1, 2, 2]]
+    """
+    in_row = is_image.long().cumsum(dim=1)
+    before_row = in_row[:, -1].cumsum(dim=0) - in_row[:, -1]
+    index = in_row + before_row[:, None] - 1
+    return index.masked_fill((in_row == 0) | (attention_mask == 0), -1)
+
+
+@dataclass
+class Segments:
+    """Tokens of one forward pass, grouped by (row, picture).
+
+    Attributes:
+        index: (S, W) positions in the flattened (B * L) tokens; the padding repeats the
+            segment's first token.
+        valid: (S, W) bool, False at padding.
+        picture: (S,) the picture that the segment sees.
+        row: (S,) the batch row that it lies in.
+    """
+
+    index: Tensor
+    valid: Tensor
+    picture: Tensor
+    row: Tensor
+
+
+def group_tokens(picture: Tensor) -> Segments | None:
+    """Groups tokens by the picture they see; None if no token sees any.
+
+    Args:
+        picture: (B, L) as `picture_of_token` gives it. Numbers never fall along a row.
+    """
+    positions = (picture.flatten() >= 0).nonzero().squeeze(1)
+    if positions.numel() == 0:
+        return None
+    rows = positions // picture.shape[1]
+    pictures = picture.flatten()[positions]
+    # beams repeat a row, so the same picture may stand in neighbouring rows: the row decides too
+    keys = torch.stack([rows, pictures], dim=1)
+    segments, counts = torch.unique_consecutive(keys, dim=0, return_counts=True)
+    starts = counts.cumsum(0) - counts
+    offset = torch.arange(int(counts.max()), device=picture.device)
+    valid = offset < counts[:, None]
+    index = positions[starts[:, None] + offset.expand_as(valid).masked_fill(~valid, 0)]
+    return Segments(index=index, valid=valid, row=segments[:, 0], picture=segments[:, 1])
+
+
+@dataclass
+class Sight:
+    """What the rows of one batch may see, for a prompt and for the tokens decoded after it.
+
+    Attributes:
+        visual: (P, M, D_visual) visual tokens of the batch's pictures.
+        prompt: (B, L) as `picture_of_token` gives it.
+        keep: Whether K and V are kept between forward passes: while decoding, never in training.
+        keys_values: K and V (P, H, M, D_head) per block, computed once and kept while decoding.
+        segments: The grouping of the forward pass under way.
+        seen: (B', L') the part of `prompt`, or what lies behind it, that is under way.
+    """
+
+    visual: Tensor
+    prompt: Tensor
+    keep: bool = False
+    keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    segments: Segments | None = None
+    seen: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """(B,) the picture that every decoded token sees, -1 for none."""
+        return self.prompt.amax(dim=1)
+
+    @property
+    def first(self) -> Tensor:
+        """(B,) the row's first picture (undefined for a row without)."""
+        count = self.visual.shape[0]
+        return self.prompt.masked_fill(self.prompt < 0, count).amin(dim=1)
+
+    def narrow(self) -> None:
+        """Forgets all but each row's last picture: no decoded token sees another.
+
+        A sequence then keeps the K and V of one picture, however many its prompt has.
+        """
+        last = self.last
+        rows = torch.arange(last.shape[0], device=last.device)
+        index = last.clamp(min=0)
+        self.visual = self.visual[index]
+        self.keys_values = {b: (k[index], v[index]) for b, (k, v) in self.keys_values.items()}
+        self.prompt = torch.where(last < 0, last, rows)[:, None]
+
+    def advance(self, rows: int, length: int, past: int) -> None:
+        """Looks at the tokens of the coming forward pass.
+
+        Args:
+            rows: Rows B' of the pass, a multiple of B (each row repeated, as beams are).
+            length: Tokens L' of the pass.
+            past: Tokens already in the language model's cache.
+        """
+        here = self.prompt[:, past : past + length]
+        if here.shape[1] < length:
+            decoded = self.last[:, None].expand(-1, length - here.shape[1])
+            here = torch.cat([here, decoded], dim=1)
+        self.seen = here.repeat_interleave(rows // here.shape[0], dim=0)
+        self.segments = group_tokens(self.seen)

@@ -1,0 +1,1 @@
+"""From a batch of prompts to text."""

@@ -1,0 +1,122 @@
+"""Decoding on Transformers' own machinery: greedy, beams, sampling, stop strings, streaming.
+
+The language model's `generate` runs as it is; the pictures reach it through the hooks that
+`special_tokens` and `fusion` have placed. What the model keeps while it decodes is the language
+model's own cache and, with cross-attention, the K and V of the one picture in sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from isthmus.model import Batch, VisionLanguageModel
+
+
+class StopStrings(StoppingCriteria):
+    """Stops a row once one of some strings stands in its text.
+
+    Transformers' own criterion reads a table with one row per token of the tokenizer, and so
+    cannot meet our two ids; this one decodes the new tokens instead.
+
+    Args:
+        model: Its tokenizer decodes.
+        strings: The strings.
+    """
+
+    def __init__(self, model: VisionLanguageModel, strings: Sequence[str]) -> None:
+        self.decode = model.special_tokens.decode
+        self.strings = tuple(strings)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """(B,) bool, which rows are done."""
+        texts = [self.decode(row) for row in input_ids]
+        done = [any(s in text for s in self.strings) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class _OwnTokensOnly(BaseStreamer):
+    """Hands a streamer only the ids that its tokenizer knows."""
+
+    def __init__(self, streamer: BaseStreamer, vocab_rows: int) -> None:
+        self.streamer = streamer
+        self.vocab_rows = vocab_rows
+
+    def put(self, value: Tensor) -> None:
+        kept = value[value < self.vocab_rows]
+        if kept.numel() or value.numel() == 0:
+            self.streamer.put(kept)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+@torch.inference_mode()
+def generate(
+    model: VisionLanguageModel,
+    batch: Batch,
+    *,
+    max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
+    streamer: BaseStreamer | None = None,
+    **options: Any,
+) -> Tensor:
+    """Generates a continuation of each prompt.
+
+    A row ends at `<|endofchunk|>`, at the language model's own end of text, or at a stop string.
+    A row without pictures is decoded exactly as the bare language model would.
+
+    Args:
+        model: The model.
+        batch: Prompts, padded on the left.
+        max_new_tokens: Most tokens to add to each prompt.
+        stop: Strings that end a row; they stay in the ids, `text_of` cuts them off.
+        streamer: A Transformers streamer, for one row.
+        **options: Anything else that `transformers.GenerationMixin.generate` takes: `num_beams`,
+            `do_sample`, `temperature`, `top_p`, `num_return_sequences`, ...
+
+    Returns:
+        (B * num_return_sequences, L_new) ids of the new tokens alone.
+
+    Example:
+        >>> import isthmus as im
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+        >>> generate(model, model.prepare(["Hello"]), max_new_tokens=3).shape[1] <= 3
+        True
+    """
+    criteria = StoppingCriteriaList(options.pop("stopping_criteria", []))
+    if stop:
+        criteria.append(StopStrings(model, stop))
+    if streamer is not None:
+        streamer = _OwnTokensOnly(streamer, model.language.vocab_rows)
+    ends = [*model.language.end_ids(), model.special_tokens.end_id]
+    try:
+        ids: Tensor = model.language.model.generate(
+            inputs_embeds=model.embed(batch, decoding=True),
+            attention_mask=batch.attention_mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=model.pad_id,
+            stopping_criteria=criteria,
+            streamer=streamer,
+            **options,
+        )
+    finally:
+        model.release()
+    return ids
+
+
+def text_of(model: VisionLanguageModel, ids: Tensor, stop: Sequence[str] = ()) -> str:
+    """The text of one row of generated ids, cut before the first stop string and stripped."""
+    ends = (ids == model.special_tokens.end_id).nonzero().flatten().tolist()
+    if ends:
+        ids = ids[: ends[0]]
+    text = model.special_tokens.decode(ids)
+    for string in stop:
+        text = text.partition(string)[0]
+    return text.strip()

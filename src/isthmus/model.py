@@ -1,0 +1,354 @@
+"""The vision-language model: two frozen parts, a connector, a fusion.
+
+Letters: B rows (prompts) of a batch, L tokens a row, P pictures in the whole batch, N patches and
+M visual tokens a picture, D the language model's width, V the rows of its embedding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isthmus.backbones.language import LanguageModel, load_language
+from isthmus.backbones.special_tokens import SpecialTokens
+from isthmus.backbones.vision import VisionEncoder, load_vision
+from isthmus.config import Inline, ModelConfig
+from isthmus.connectors import build_connector
+from isthmus.errors import PromptError
+from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
+from isthmus.fusion.sight import Sight, picture_of_token
+from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.summary import Part, Summary, count, flops_of
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts ready for the model.
+
+    Attributes:
+        input_ids: (B, L) int64; `<image>` stands `tokens_in_text` times for each picture.
+        attention_mask: (B, L) int64, 0 at padding.
+        pixels: (P, 3, H, W) or (P, T, 3, H, W) the pictures or clips in reading order.
+        features: (P, N, D_vision) or (P, T, N, D_vision), in place of `pixels`.
+        labels: (B, L) int64, -100 where a token costs nothing.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    pixels: Tensor | None = None
+    features: Tensor | None = None
+    labels: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+        logits: (B, K, V) for the last K positions; (B, K, V + 2) when the batch has pictures,
+            the two being `<image>` (always -inf) and `<|endofchunk|>`.
+        loss: Mean cross-entropy over the labelled tokens, a scalar; None without labels.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+class VisionLanguageModel(nn.Module):
+    """A vision encoder and a language model, joined.
+
+    Args:
+        vision: The frozen vision encoder.
+        language: The language model, frozen or with LoRA.
+        connector: Features to visual tokens; anything that fits `connectors.Connector`.
+        config: What the model is made of; written into checkpoints.
+
+    Example:
+        >>> import isthmus as im
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
+        >>> model.fusion.tokens_in_text
+        1
+    """
+
+    def __init__(
+        self,
+        vision: VisionEncoder,
+        language: LanguageModel,
+        connector: nn.Module,
+        config: ModelConfig,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = vision
+        self.language = language
+        self.connector = connector
+        self.special_tokens = SpecialTokens(language)
+        self.fusion = build_fusion(config.fusion, language, connector)
+        accepted = inspect.signature(language.model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained rows are, and so the inputs must be."""
+        return self.special_tokens.input_rows.device
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The strip: every parameter that is not frozen, by name."""
+        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+
+    def summary(self) -> Summary:
+        """Parameters frozen and trained part by part, visual tokens and FLOPs per picture."""
+        height, width = self.vision.image_size
+        pixels = torch.zeros(1, 3, height, width, device=self.device)
+        pixels = pixels.to(next(self.vision.parameters()).dtype)
+        features = self.vision(pixels)
+        connected = features.to(next(self.connector.parameters(), features).dtype)
+        flops = {
+            "vision": flops_of(self.vision.eager, pixels),
+            "connector": flops_of(self.connector, connected),
+        }
+        if isinstance(self.fusion, CrossAttentionFusion):
+            with torch.no_grad():
+                visual = self.connector(connected)
+            flops["fusion"] = sum(
+                flops_of(block.attention.context_projection, visual)
+                for block in self.fusion.blocks.values()
+            )
+        described = {
+            "vision": (self.vision, self.config.vision.name),
+            "connector": (self.connector, type(self.connector).__name__),
+            "fusion": (self.fusion, self.config.fusion.type),
+            "special tokens": (self.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
+            "language": (self.language, self.config.language.name),
+        }
+        parts = tuple(Part(name, what, *count(m)) for name, (m, what) in described.items())
+        return Summary(parts, int(self.connector.num_tokens), self.fusion.tokens_in_text, flops)
+
+    # --- from prompts to a batch ------------------------------------------------------------
+
+    def encode_text(self, text: str, pictures: int) -> list[int]:
+        """Token ids of a prompt, `<image>` repeated as the fusion needs it.
+
+        Args:
+            text: The prompt, one `<image>` per picture.
+            pictures: How many pictures come with it.
+
+        Raises:
+            PromptError: If the number of tags and of pictures differ.
+        """
+        ids = self.special_tokens.encode(text)
+        tags = ids.count(self.special_tokens.image_id)
+        if tags != pictures:
+            raise PromptError(
+                f"the prompt has {tags} {IMAGE_TAG} tags and {pictures} pictures came with it; "
+                "expected one tag for each picture"
+            )
+        repeat = self.fusion.tokens_in_text
+        expanded = [
+            i for i in ids for _ in range(repeat if i == self.special_tokens.image_id else 1)
+        ]
+        return [*self.language.start_ids, *expanded]
+
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        pictures: Sequence[Sequence[Image.Image | Tensor]] = (),
+        *,
+        padding_side: str = "left",
+    ) -> Batch:
+        """A batch from prompts and their pictures, on the model's device.
+
+        Args:
+            prompts: Texts with one `<image>` for each picture.
+            pictures: For each prompt its pictures in order: PIL pictures, or what
+                `vision.preprocess` made of them (3, H, W), or clips (T, 3, H, W). Empty: none.
+            padding_side: "left" for generation, either for anything else.
+
+        Raises:
+            PromptError: If tags and pictures do not match.
+        """
+        per_prompt = list(pictures) or [()] * len(prompts)
+        if len(per_prompt) != len(prompts):
+            raise PromptError(
+                f"{len(prompts)} prompts came with {len(per_prompt)} lists of pictures"
+            )
+        rows = [
+            self.encode_text(text, len(own)) for text, own in zip(prompts, per_prompt, strict=True)
+        ]
+        ids, mask = pad(rows, self.pad_id, padding_side)
+        flat = [self._pixels(p) for own in per_prompt for p in own]
+        pixels = torch.stack(flat) if flat else None
+        return Batch(input_ids=ids, attention_mask=mask, pixels=pixels).to(self.device)
+
+    def _pixels(self, picture: Image.Image | Tensor) -> Tensor:
+        return picture if isinstance(picture, Tensor) else self.vision.preprocess(picture)
+
+    @property
+    def pad_id(self) -> int:
+        """A token of the language model's own that stands at padding."""
+        tokenizer = self.language.tokenizer
+        for candidate in (tokenizer.pad_token_id, *self.language.end_ids()):
+            if candidate is not None and candidate < self.special_tokens.image_id:
+                return int(candidate)
+        return 0
+
+    # --- from a batch to logits -------------------------------------------------------------
+
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
+        """Features (P, N, D_vision) of pictures, or (P, T, N, D_vision) of clips."""
+        if pixels.ndim == 4:
+            return cast(Tensor, self.vision(pixels))
+        features: Tensor = self.vision(pixels.flatten(0, 1))
+        return features.unflatten(0, pixels.shape[:2])
+
+    def visual_tokens(self, batch: Batch) -> Tensor | None:
+        """Visual tokens (P, M, D_visual) of the batch's pictures; None without pictures.
+
+        Raises:
+            PromptError: If tags and pictures do not match. More tags than pictures must never
+                become a silent mask.
+        """
+        tags = int((batch.input_ids == self.special_tokens.image_id).sum())
+        source = batch.features if batch.features is not None else batch.pixels
+        count = 0 if source is None else source.shape[0]
+        if tags != count * self.fusion.tokens_in_text:
+            raise PromptError(
+                f"the batch has {count} pictures and {tags} {IMAGE_TAG} tokens; expected "
+                f"{self.fusion.tokens_in_text} tokens for each picture"
+            )
+        if source is None or count == 0:
+            return None
+        features = source if batch.features is not None else self.encode_pictures(source)
+        dtype = next(self.connector.parameters(), features).dtype
+        return cast(Tensor, self.connector(features.to(dtype)))
+
+    def embed(self, batch: Batch, *, decoding: bool = False) -> Tensor:
+        """Input embeddings (B, L, D), and the pictures put in sight of the coming forward pass.
+
+        Args:
+            batch: The prompts.
+            decoding: Whether tokens will be decoded after the prompt, so that K and V are kept.
+        """
+        visual = self.visual_tokens(batch)
+        is_image = batch.input_ids == self.special_tokens.image_id
+        embeddings = self.special_tokens.embed(batch.input_ids)
+        self.special_tokens.rows_with_pictures = None if visual is None else is_image.any(dim=1)
+        if isinstance(self.fusion, InlineFusion):
+            return embeddings if visual is None else self.fusion.embed(embeddings, is_image, visual)
+        self.fusion.sight = None
+        if visual is not None:
+            prompt = picture_of_token(is_image, batch.attention_mask)
+            self.fusion.sight = Sight(visual=visual, prompt=prompt, keep=decoding)
+        return embeddings
+
+    def release(self) -> None:
+        """Takes the pictures out of sight: the language model is its bare self again."""
+        self.special_tokens.rows_with_pictures = None
+        if isinstance(self.fusion, CrossAttentionFusion):
+            self.fusion.sight = None
+
+    def forward(self, batch: Batch, *, last: int = 0) -> Output:
+        """Logits and loss of a batch.
+
+        Args:
+            batch: The prompts, with labels if a loss is wanted.
+            last: Logits are computed for the last so many positions; 0 means all. With labels
+                it is found from them, since most of a prompt costs nothing.
+        """
+        labels = batch.labels
+        if labels is not None:
+            labelled = (labels != IGNORED).any(dim=0).nonzero()
+            first = int(labelled[0]) if len(labelled) else labels.shape[1] - 1
+            last = min(labels.shape[1], labels.shape[1] - first + 1)
+        inputs: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": False}
+        if self._takes_positions:
+            inputs["position_ids"] = (batch.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        inputs["inputs_embeds"] = self.embed(batch)
+        logits: Tensor = self.language.model(**inputs, logits_to_keep=last).logits
+        if logits.shape[-1] > self.special_tokens.image_id:
+            # a soft cap behind the head would have lifted -inf
+            logits[..., self.special_tokens.image_id] = float("-inf")
+        if labels is None:
+            return Output(logits)
+        targets = labels[:, -logits.shape[1] :][:, 1:]
+        loss = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED
+        )
+        return Output(logits, loss)
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> tuple[Tensor, Tensor]:
+    """Token rows as one (B, L) tensor and its mask, padded on a side.
+
+    Example:
+        >>> pad([[1, 2], [3]], 0, "left")[0].tolist()
+        [[1, 2], [0, 3]]
+    """
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), value, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = 1
+    return ids, mask
+
+
+def compose(
+    vision: Any,
+    language: Any,
+    connector: Any,
+    fusion: Any = None,
+    *,
+    template: str = "plain",
+    tokenizer: Any = None,
+    dtype: torch.dtype | None = None,
+) -> VisionLanguageModel:
+    """Joins a vision encoder and a language model.
+
+    Args:
+        vision: A name ("timm:...", "hf:...", "open_clip:..."), a `VisionConfig`, or an object.
+        language: A name ("hf:..."), a `LanguageConfig`, or a Transformers causal LM.
+        connector: A connector's options, for example `Resampler(latents=64)`, or a module of
+            your own that fits `connectors.Connector`.
+        fusion: `Inline()` (the default) or `CrossAttention(...)`.
+        template: How questions become prompts.
+        tokenizer: Needed where `language` is an object.
+        dtype: Precision of all weights; None keeps fp32.
+
+    Raises:
+        ConfigError: If a part is unknown or the parts do not fit.
+
+    Example:
+        >>> import isthmus as im
+        >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
+        16
+    """
+    encoder = load_vision(vision)
+    lm = load_language(language, tokenizer=tokenizer)
+    options = Inline() if fusion is None else fusion
+    width = visual_width(options, lm.width, encoder.shape.width)
+    strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
+    config = ModelConfig(
+        vision=encoder.config,
+        language=lm.config,
+        connector=None if isinstance(connector, nn.Module) else connector,
+        fusion=options,
+        template=template,
+    )
+    model = VisionLanguageModel(encoder, lm, strip, config)
+    return model if dtype is None else model.to(dtype)

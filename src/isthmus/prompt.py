@@ -1,0 +1,68 @@
+"""Examples and prompts as data. Pure: no torch.
+
+An `Example` is a picture (or several, or none), a question and, when it is a demonstration, its
+answer. A `Prompt` is what a template makes of examples: one text in which `<image>` stands once
+for each picture, and the pictures in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isthmus.errors import PromptError
+
+IMAGE_TAG = "<image>"
+END_TAG = "<|endofchunk|>"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about pictures, with its answer when it is a demonstration.
+
+    Attributes:
+        pictures: A picture or a sequence of pictures, in any form that `open_picture` takes.
+        question: What is asked; empty for a caption.
+        answer: What is right; None for the question to be answered.
+        rationale: The steps that lead to the answer, for chain-of-thought prompts.
+
+    Example:
+        >>> Example("cats.jpg", "How many cats?", "2").pictures
+        ('cats.jpg',)
+    """
+
+    pictures: Any = ()
+    question: str = ""
+    answer: str | None = None
+    rationale: str | None = None
+
+    def __post_init__(self) -> None:
+        several = isinstance(self.pictures, Sequence) and not isinstance(
+            self.pictures, (str, bytes)
+        )
+        object.__setattr__(self, "pictures", tuple(self.pictures) if several else (self.pictures,))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        text: The text, with one `<image>` for each picture.
+        pictures: The pictures, in the order of their tags.
+
+    Raises:
+        PromptError: If tags and pictures do not match.
+    """
+
+    text: str
+    pictures: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        tags = self.text.count(IMAGE_TAG)
+        if tags != len(self.pictures):
+            raise PromptError(
+                f"the prompt has {tags} {IMAGE_TAG} tags and {len(self.pictures)} pictures; "
+                "expected one tag for each picture"
+            )

@@ -1,0 +1,81 @@
+"""What a model is made of: parameters, visual tokens and FLOPs, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part.
+
+    Attributes:
+        name: "vision", "language", "connector", "fusion" or "special tokens".
+        what: What it is.
+        frozen: Number of frozen parameters.
+        trained: Number of trained parameters.
+    """
+
+    name: str
+    what: str
+    frozen: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model's parts and the cost of a picture.
+
+    Attributes:
+        parts: The parts in the order a picture meets them.
+        visual_tokens: Visual tokens M that a picture becomes.
+        text_positions: Positions of the language model's sequence that a picture takes.
+        flops: Floating-point operations per picture by part (a multiply-add counts as two).
+            The fusion's are those of projecting a picture's K and V.
+    """
+
+    parts: tuple[Part, ...]
+    visual_tokens: int
+    text_positions: int
+    flops: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<16}{'frozen':>12}{'trained':>12}{'GFLOP/picture':>16}  what"]
+        for part in self.parts:
+            cost = self.flops.get(part.name)
+            gflop = "-" if cost is None else f"{cost / 1e9:.3f}"
+            lines.append(
+                f"{part.name:<16}{part.frozen:>12,}{part.trained:>12,}{gflop:>16}  {part.what}"
+            )
+        frozen = sum(p.frozen for p in self.parts)
+        trained = sum(p.trained for p in self.parts)
+        total = sum(self.flops.values()) / 1e9
+        lines.append(f"{'total':<16}{frozen:>12,}{trained:>12,}{total:>16.3f}")
+        lines.append(
+            f"a picture becomes {self.visual_tokens} visual tokens and takes "
+            f"{self.text_positions} position(s) of the text"
+        )
+        return "\n".join(lines)
+
+
+def count(module: nn.Module) -> tuple[int, int]:
+    """Frozen and trained parameters of a module."""
+    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    return frozen, sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def flops_of(module: Callable[..., Any], *inputs: torch.Tensor) -> int:
+    """Floating-point operations of one call, counted while it runs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*inputs)
+    return int(counter.get_total_flops())

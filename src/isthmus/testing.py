@@ -1,0 +1,298 @@
+"""The conformance suite: what a connector, and a model made with it, must hold.
+
+Run a connector of your own through it:
+
+    from isthmus import testing
+    testing.check_connector(lambda shape, width: MyConnector(shape, width))
+
+Each check is a plain function that raises AssertionError with what was expected; the project's own
+tests run every connector, fusion and language-model family through the same functions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.backbones.vision import FeatureShape
+from isthmus.checkpoint import load, save
+from isthmus.fusion import CrossAttentionFusion
+from isthmus.generation.decode import generate
+from isthmus.model import Batch, VisionLanguageModel
+
+SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
+TOLERANCE = 1e-5
+
+
+def _close(got: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    difference = float((got - expected).abs().max()) if got.numel() else 0.0
+    assert got.shape == expected.shape, f"{what}: {tuple(got.shape)} and {tuple(expected.shape)}"
+    assert difference <= tolerance, f"{what}: they differ by {difference:.2e}"
+
+
+# --- A connector alone --------------------------------------------------------------------------
+
+
+def check_connector(
+    build: Callable[[FeatureShape, int], nn.Module],
+    *,
+    shape: FeatureShape = SHAPE,
+    width: int = 24,
+) -> None:
+    """Checks a connector: shapes, independence of rows, gradients, state, precision.
+
+    Args:
+        build: Makes the connector from the shape of the features and the width of the tokens.
+        shape: Shape of a picture's features.
+        width: Width of the visual tokens.
+
+    Raises:
+        AssertionError: If one of the checks fails.
+
+    Example:
+        >>> from isthmus.connectors.linear import LinearConnector
+        >>> check_connector(lambda shape, width: LinearConnector(shape.width, width, shape.tokens))
+    """
+    torch.manual_seed(0)
+    connector = build(shape, width).eval()
+    features = torch.randn(3, shape.tokens, shape.width, requires_grad=True)
+    tokens: Tensor = connector(features)
+    expected = (3, int(connector.num_tokens), width)  # type: ignore[arg-type]
+    assert tuple(tokens.shape) == expected, f"tokens {tuple(tokens.shape)}, expected {expected}"
+    assert tokens.isfinite().all(), "tokens are not finite"
+    assert int(connector.width) == width, "connector.width is not the width it was built for"  # type: ignore[arg-type]
+
+    _close(connector(features[:1]), tokens[:1], "a picture alone and in a batch")
+
+    (tokens * torch.randn_like(tokens)).sum().backward()  # type: ignore[no-untyped-call]
+    check_gradients(connector)
+    assert features.grad is not None, "no gradient reaches the features"
+    assert features.grad.isfinite().all(), "the features' gradient is not finite"
+
+    other = build(shape, width).eval()
+    other.load_state_dict(connector.state_dict())
+    _close(other(features), tokens, "outputs before and after a state dict", 0.0)
+
+    half = connector.to(torch.bfloat16)(features.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16, f"bfloat16 features gave {half.dtype} tokens"
+
+
+def check_gradients(module: nn.Module) -> None:
+    """Every trainable parameter has a finite gradient, and none is zero throughout."""
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        assert parameter.grad is not None, f"{name} got no gradient"
+        assert parameter.grad.isfinite().all(), f"{name} got a gradient that is not finite"
+
+
+# --- A model ------------------------------------------------------------------------------------
+
+
+def prompts_of(model: VisionLanguageModel, seed: int = 0) -> Batch:
+    """Three prompts with 2, 0 and 1 pictures, padded on the left."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = model.vision.image_size
+    pictures = [torch.randn(3, height, width, generator=generator) for _ in range(3)]
+    texts = ["<image>one<|endofchunk|>a<image>two", "no picture here", "so <image>three"]
+    return model.prepare(texts, [pictures[:2], [], pictures[2:]])
+
+
+def open_gates(model: VisionLanguageModel, value: float = 0.5) -> None:
+    """Opens the gates of a cross-attention model, so that pictures count."""
+    if isinstance(model.fusion, CrossAttentionFusion):
+        for name, parameter in model.fusion.named_parameters():
+            if name.endswith("_gate"):
+                nn.init.constant_(parameter, value)
+
+
+@torch.no_grad()
+def bare_logits(model: VisionLanguageModel, batch: Batch) -> Tensor:
+    """Logits (B, L, V) of the language model alone on text."""
+    model.release()
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if (batch.attention_mask == 0).any():
+        inputs["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+    logits: Tensor = model.language.model(**inputs, use_cache=False).logits
+    return logits
+
+
+@torch.no_grad()
+def check_text_is_untouched(model: VisionLanguageModel) -> None:
+    """A prompt without pictures gives bit for bit the bare language model's logits.
+
+    With open gates too, and again after a prompt with pictures.
+    """
+    open_gates(model)
+    text = model.prepare(["Only words, no picture."])
+    expected = bare_logits(model, text)
+    assert torch.equal(model(text).logits, expected), "a text-only prompt differs"
+    model(prompts_of(model))
+    assert torch.equal(model(text).logits, expected), "a text-only prompt differs after pictures"
+
+
+@torch.no_grad()
+def check_closed_gates(model: VisionLanguageModel) -> None:
+    """With both gates at 0, pictures change nothing: logits bit for bit the bare model's.
+
+    The `<image>` and `<|endofchunk|>` rows are ours, so they are made rows of the frozen table.
+    """
+    assert isinstance(model.fusion, CrossAttentionFusion)
+    open_gates(model, 0.0)
+    known = model.language.encode("ab")[:2]
+    table = model.language.input_embedding
+    model.special_tokens.input_rows.copy_(table(torch.tensor(known)))
+    batch = model.prepare(["<image>one"], [[_picture(model)]])
+    plain = batch.input_ids.clone()
+    plain[plain == model.special_tokens.image_id] = known[0]
+    bare = bare_logits(model, Batch(plain, batch.attention_mask))
+    joined = model(batch).logits[..., : bare.shape[-1]]
+    assert torch.equal(joined, bare), "closed gates change the logits"
+
+
+def _picture(model: VisionLanguageModel, seed: int = 0) -> Tensor:
+    height, width = model.vision.image_size
+    return torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def check_sight(model: VisionLanguageModel) -> None:
+    """Changing the second of two pictures changes no token before it, and some after it.
+
+    With cross-attention to the last picture the first picture must not reach a token behind the
+    second through a block: the layers below and at the first block are looked at.
+    """
+    open_gates(model)
+    text = "x<image>first y<image>second"
+    first, second = _picture(model, 1), _picture(model, 2)
+    batch = model.prepare([text], [[first, second]])
+    logits = model(batch).logits
+    changed = model(model.prepare([text], [[first, second + 1]])).logits
+    tags = (batch.input_ids[0] == model.special_tokens.image_id).nonzero().flatten()
+    start = int(tags[len(tags) // 2])
+    own = slice(0, model.language.vocab_rows)
+    before, after = (logits[0, :start, own], logits[0, start:, own])
+    _close(changed[0, :start, own], before, "tokens before the changed picture")
+    assert not torch.allclose(changed[0, start:, own], after), "the changed picture has no effect"
+
+
+@torch.no_grad()
+def check_padding(model: VisionLanguageModel) -> None:
+    """A row of a padded batch equals the same row alone, padded left and right."""
+    open_gates(model)
+    texts = ["<image>one<|endofchunk|>a<image>two", "words", "so <image>three"]
+    pictures = [[_picture(model, 1), _picture(model, 2)], [], [_picture(model, 3)]]
+    for side in ("left", "right"):
+        batch = model.prepare(texts, pictures, padding_side=side)
+        together = model(batch).logits
+        for i, text in enumerate(texts):
+            alone = model(model.prepare([text], [pictures[i]])).logits[0]
+            kept = together[i][batch.attention_mask[i].bool()]
+            kept = kept[:, : alone.shape[-1]]
+            finite = alone.isfinite()
+            assert torch.equal(finite, kept.isfinite()), "the two rows differ in what may follow"
+            _close(kept[finite], alone[finite], f"row {i} padded {side} and alone", 1e-4)
+
+
+@torch.no_grad()
+def check_decoding(model: VisionLanguageModel, new_tokens: int = 6) -> None:
+    """Cached greedy decoding equals recomputing the whole sequence, token for token.
+
+    A row without pictures equals the language model's own `generate`.
+    """
+    open_gates(model)
+    batch = prompts_of(model)
+    options = {"min_new_tokens": new_tokens, "do_sample": False}
+    ids = generate(model, batch, max_new_tokens=new_tokens, **options)
+    grown = batch
+    for step in range(new_tokens):
+        logits = model(grown, last=1).logits[:, -1]
+        ends = [*model.language.end_ids(), model.special_tokens.end_id]
+        logits[:, [i for i in ends if i < logits.shape[1]]] = float("-inf")
+        chosen = logits.argmax(dim=-1)
+        assert torch.equal(chosen, ids[:, step]), f"token {step} differs from full recomputation"
+        grown = Batch(
+            torch.cat([grown.input_ids, chosen[:, None]], 1),
+            torch.cat([grown.attention_mask, torch.ones_like(chosen[:, None])], 1),
+            pixels=batch.pixels,
+        )
+    text = model.prepare(["no picture here"])
+    bare = model.language.model.generate(
+        input_ids=text.input_ids,
+        attention_mask=text.attention_mask,
+        max_new_tokens=new_tokens,
+        pad_token_id=model.pad_id,
+        **options,
+    )
+    own = generate(model, text, max_new_tokens=new_tokens, **options)
+    assert torch.equal(own, bare[:, text.input_ids.shape[1] :]), "text-only decoding differs"
+
+
+def check_training_step(model: VisionLanguageModel) -> None:
+    """After a step every frozen tensor is the same, and every trained one has a gradient."""
+    open_gates(model)
+    trained = model.trained_parameters()
+    frozen = {
+        n: t.detach().clone()
+        for n, t in [*model.named_parameters(), *model.named_buffers()]
+        if n not in trained
+    }
+    batch = prompts_of(model)
+    batch = Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=batch.input_ids)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    labels[labels == model.special_tokens.image_id] = -100
+    model.train()
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    loss = model(Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=labels)).loss
+    assert loss is not None
+    loss.backward()
+    check_gradients(model)
+    optimizer.step()
+    model.eval()
+    now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, before in frozen.items():
+        assert torch.equal(now[name], before), f"the frozen {name} has changed"
+
+
+@torch.no_grad()
+def check_save_and_load(model: VisionLanguageModel, **parts: object) -> None:
+    """A model that was saved and loaded gives the same logits.
+
+    Args:
+        model: The model.
+        **parts: What `load` needs where parts are objects (`language`, `tokenizer`, ...).
+    """
+    open_gates(model)
+    batch = prompts_of(model)
+    with tempfile.TemporaryDirectory() as folder:
+        again = load(save(model, folder), **parts)  # type: ignore[arg-type]
+    assert torch.equal(again(batch).logits, model(batch).logits), "logits differ after loading"
+
+
+def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
+    """Gradient checkpointing changes neither the loss nor a gradient."""
+    open_gates(model)
+    batch = prompts_of(model)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    labels[labels == model.special_tokens.image_id] = -100
+    batch = Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=labels)
+    results = []
+    for on in (False, True):
+        model.zero_grad(set_to_none=True)
+        if on:
+            model.language.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        loss = model(batch).loss
+        assert loss is not None
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in model.trained_parameters().values()]))
+    model.language.model.gradient_checkpointing_disable()
+    model.eval()
+    _close(results[1][0], results[0][0], "loss with and without checkpointing", 1e-6)
+    for with_, without in zip(results[1][1], results[0][1], strict=True):
+        assert with_ is not None, "a gradient is missing with checkpointing"
+        assert without is not None, "a gradient is missing without checkpointing"
+        _close(with_, without, "gradient with and without checkpointing", 1e-6)

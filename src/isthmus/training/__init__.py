@@ -1,0 +1,1 @@
+"""Training the strip: objectives, optimiser, loop, resumable state."""

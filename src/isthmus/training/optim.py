@@ -1,0 +1,58 @@
+"""AdamW with groups, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from isthmus.config import TrainConfig
+
+
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig
+) -> list[dict[str, object]]:
+    """Groups for AdamW: matrices with weight decay, the rest without, LoRA with its own rate.
+
+    Vectors (biases, norms, gates), latents, queries and embeddings are positions and offsets, not
+    maps; decay would only pull them to zero. Flamingo likewise leaves the resampler without.
+
+    Args:
+        parameters: Trained parameters by name.
+        config: Learning rates and weight decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        lr = config.lr_lora if "lora_" in name else config.lr
+        plain = parameter.ndim < 2 or name.endswith(
+            ("latents", "queries", "rows", "embedding", "positions", "frames")
+        )
+        groups.setdefault((lr, 0.0 if plain else config.weight_decay), []).append(parameter)
+    return [
+        {"params": members, "lr": lr, "peak": lr, "weight_decay": decay}
+        for (lr, decay), members in groups.items()
+    ]
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at a step, counted from 0.
+
+    Linear warm-up to 1, then a cosine down to `final_lr` at the last step.
+
+    Example:
+        >>> config = TrainConfig(steps=100, warmup=10, final_lr=0.1)
+        >>> [round(learning_rate_factor(s, config), 2) for s in (0, 9, 99)]
+        [0.1, 1.0, 0.1]
+    """
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    span = max(1, config.steps - 1 - config.warmup)
+    done = min(1.0, (step - config.warmup) / span)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def optimizer_for(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the groups, betas (0.9, 0.95) as is usual for transformers."""
+    return torch.optim.AdamW(parameter_groups(parameters, config), betas=(0.9, 0.95))

@@ -1,0 +1,17 @@
+"""What every test shares: one thread setting, a fixed seed, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test draws its random weights from the same seed, whatever ran before it."""
+    torch.manual_seed(0)

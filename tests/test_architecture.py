@@ -1,0 +1,154 @@
+"""The shape of the code base: who may import whom, how long a file may be, what is public."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import isthmus
+
+SRC = Path(__file__).parent.parent / "src" / "isthmus"
+MOST_LINES = 400
+
+# Lowest first: a module imports its own layer and those before it. A name is a module or package.
+LAYERS = [
+    {"errors"},
+    {"config", "images", "prompt", "templates", "wheels"},
+    {"assets"},
+    {"attention", "backbones", "summary"},
+    {"connectors"},
+    {"fusion"},
+    {"model"},
+    {"checkpoint", "generation"},
+    {"data"},
+    {"inference"},
+    {"training", "testing"},
+    {"cli"},
+]
+LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+PURE = {"errors", "config", "images", "prompt", "templates", "wheels", "assets"}
+HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a file imports; under TYPE_CHECKING does not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+
+    def visit(body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.Import):
+                found.update(a.name for a in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module)
+                found.update(f"{node.module}.{a.name}" for a in node.names)
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            elif top_level_only and isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            else:
+                for field in ("body", "orelse", "finalbody"):
+                    visit(getattr(node, field, []))
+                for handler in getattr(node, "handlers", []):
+                    visit(handler.body)
+
+    visit(tree.body)
+    return found
+
+
+def layer_name(dotted: str) -> str | None:
+    """The layer's member that `isthmus.x.y` belongs to; None for other packages."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "isthmus" and len(parts) > 1 else None
+
+
+def violations(files: dict[str, set[str]]) -> list[str]:
+    """Imports that point upwards."""
+    bad = []
+    for own, imported in files.items():
+        for dotted in imported:
+            other = layer_name(dotted)
+            if other in LAYER_OF and LAYER_OF[other] > LAYER_OF[own]:
+                bad.append(f"{own} imports {dotted}")
+    return sorted(bad)
+
+
+def sources() -> list[Path]:
+    return [p for p in sorted(SRC.rglob("*.py")) if p != SRC / "__init__.py"]
+
+
+def owner(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {owner(p) for p in sources()} == set(LAYER_OF)
+
+
+def test_dependencies_point_one_way() -> None:
+    found: dict[str, set[str]] = {}
+    for path in sources():
+        found.setdefault(owner(path), set()).update(imports(path))
+    assert violations(found) == []
+
+
+def test_the_direction_test_can_fail() -> None:
+    assert violations({"errors": {"isthmus.model"}}) == ["errors imports isthmus.model"]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(SRC)))
+def test_files_are_readable_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sources() if owner(p) in PURE | {"cli"}], ids=lambda p: p.stem
+)
+def test_pure_modules_import_nothing_heavy_at_the_top(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path, top_level_only=True)}
+    assert not roots & HEAVY
+
+
+def loaded_modules(code: str) -> set[str]:
+    """Modules that a fresh interpreter has loaded after running some code."""
+    script = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+HELP = """
+import contextlib, io
+from isthmus.cli import app
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    app(["--help"])
+"""
+
+
+def test_help_and_the_package_import_no_torch() -> None:
+    assert not loaded_modules(HELP) & HEAVY
+    assert not loaded_modules("import isthmus") & HEAVY
+
+
+def test_the_import_test_can_fail() -> None:
+    assert "torch" in loaded_modules(HELP + "\nimport isthmus; isthmus.compose")
+
+
+def test_every_public_name_resolves_and_is_listed_once() -> None:
+    assert len(set(isthmus.__all__)) == len(isthmus.__all__)
+    for name in isthmus.__all__:
+        assert getattr(isthmus, name).__name__ == name or name == "Connector"
+    assert set(isthmus._HOME_OF) == set(isthmus.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'resampel'"):
+        _ = isthmus.resampel
+
+
+def test_no_public_function_shares_its_name_with_a_module() -> None:
+    modules = {p.stem for p in SRC.glob("*.py")} | {p.name for p in SRC.iterdir() if p.is_dir()}
+    assert not modules & set(isthmus.__all__)
