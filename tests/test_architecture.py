@@ -17,7 +17,8 @@ MOST_LINES = 400
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
     {"errors"},
-    {"config", "images", "prompt", "templates", "wheels"},
+    {"config", "images", "prompt", "wheels"},
+    {"config_file", "templates"},
     {"assets"},
     {"attention", "backbones", "summary"},
     {"connectors"},
@@ -30,7 +31,7 @@ LAYERS = [
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PURE = {"errors", "config", "images", "prompt", "templates", "wheels", "assets"}
+PURE = {"errors", "config", "config_file", "images", "prompt", "templates", "wheels", "assets"}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 
@@ -46,9 +47,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found.add(node.module)
                 found.update(f"{node.module}.{a.name}" for a in node.names)
-            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-                continue
-            elif top_level_only and isinstance(node, ast.FunctionDef | ast.ClassDef):
+            elif (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)) or (top_level_only and isinstance(node, ast.FunctionDef | ast.ClassDef)):
                 continue
             else:
                 for field in ("body", "orelse", "finalbody"):

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
         RunConfig,
         TrainConfig,
         VisionConfig,
-        read_run,
     )
+    from isthmus.config_file import read_run
     from isthmus.connectors import Connector
     from isthmus.data.records import Record, read_records
     from isthmus.errors import (
@@ -76,8 +76,8 @@ _HOMES = {
         "DataConfig",
         "TrainConfig",
         "RunConfig",
-        "read_run",
     ),
+    "isthmus.config_file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
     "isthmus.training.loop": ("train", "DataSet"),
     "isthmus.data.records": ("Record", "read_records"),

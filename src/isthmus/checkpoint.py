@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.backbones.language import load_language
 from isthmus.backbones.vision import load_vision
-from isthmus.config import SHIPPED, model_from_mapping, to_mapping
+from isthmus.config import SHIPPED
+from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
 from isthmus.errors import CheckpointError, suggestion
 from isthmus.fusion import visual_width

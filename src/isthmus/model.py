@@ -7,7 +7,8 @@ M visual tokens a picture, D the language model's width, V the rows of its embed
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -236,30 +237,38 @@ class VisionLanguageModel(nn.Module):
         dtype = next(self.connector.parameters(), features).dtype
         return cast(Tensor, self.connector(features.to(dtype)))
 
-    def embed(self, batch: Batch, *, decoding: bool = False) -> Tensor:
-        """Input embeddings (B, L, D), and the pictures put in sight of the coming forward pass.
+    @contextmanager
+    def in_sight(self, batch: Batch, *, decoding: bool = False) -> Iterator[Tensor]:
+        """Puts a batch's pictures in sight of the language model while the context lasts.
+
+        Outside of it the language model is its bare self, for whoever else holds it.
 
         Args:
             batch: The prompts.
             decoding: Whether tokens will be decoded after the prompt, so that K and V are kept.
+
+        Yields:
+            Input embeddings (B, L, D) for the language model.
         """
         visual = self.visual_tokens(batch)
         is_image = batch.input_ids == self.special_tokens.image_id
         embeddings = self.special_tokens.embed(batch.input_ids)
-        self.special_tokens.rows_with_pictures = None if visual is None else is_image.any(dim=1)
-        if isinstance(self.fusion, InlineFusion):
-            return embeddings if visual is None else self.fusion.embed(embeddings, is_image, visual)
-        self.fusion.sight = None
+        sight = None
         if visual is not None:
-            prompt = picture_of_token(is_image, batch.attention_mask)
-            self.fusion.sight = Sight(visual=visual, prompt=prompt, keep=decoding)
-        return embeddings
-
-    def release(self) -> None:
-        """Takes the pictures out of sight: the language model is its bare self again."""
-        self.special_tokens.rows_with_pictures = None
-        if isinstance(self.fusion, CrossAttentionFusion):
-            self.fusion.sight = None
+            self.special_tokens.rows_with_pictures = is_image.any(dim=1)
+            if isinstance(self.fusion, InlineFusion):
+                embeddings = self.fusion.embed(embeddings, is_image, visual)
+            else:
+                prompt = picture_of_token(is_image, batch.attention_mask)
+                sight = Sight(visual=visual, prompt=prompt, keep=decoding)
+        try:
+            if isinstance(self.fusion, CrossAttentionFusion):
+                self.fusion.show(sight)
+            yield embeddings
+        finally:
+            self.special_tokens.rows_with_pictures = None
+            if isinstance(self.fusion, CrossAttentionFusion):
+                self.fusion.hide()
 
     def forward(self, batch: Batch, *, last: int = 0) -> Output:
         """Logits and loss of a batch.
@@ -277,8 +286,9 @@ class VisionLanguageModel(nn.Module):
         inputs: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": False}
         if self._takes_positions:
             inputs["position_ids"] = (batch.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        inputs["inputs_embeds"] = self.embed(batch)
-        logits: Tensor = self.language.model(**inputs, logits_to_keep=last).logits
+        with self.in_sight(batch) as embeddings:
+            inputs["inputs_embeds"] = embeddings
+            logits: Tensor = self.language.model(**inputs, logits_to_keep=last).logits
         if logits.shape[-1] > self.special_tokens.image_id:
             # a soft cap behind the head would have lifted -inf
             logits[..., self.special_tokens.image_id] = float("-inf")

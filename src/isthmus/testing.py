@@ -112,7 +112,6 @@ def open_gates(model: VisionLanguageModel, value: float = 0.5) -> None:
 @torch.no_grad()
 def bare_logits(model: VisionLanguageModel, batch: Batch) -> Tensor:
     """Logits (B, L, V) of the language model alone on text."""
-    model.release()
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if (batch.attention_mask == 0).any():
         inputs["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)

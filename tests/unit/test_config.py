@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus import config
+from isthmus import config, config_file
 from isthmus.errors import ConfigError
 
 RUN = """
@@ -35,7 +35,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_reads_every_table(tmp_path: Path) -> None:
-    run = config.read_run(write(tmp_path, RUN))
+    run = config_file.read_run(write(tmp_path, RUN))
     assert run.model.connector == config.Resampler(latents=4)
     assert run.model.fusion == config.CrossAttention(every=2)
     assert run.train.lr == 1.0
@@ -45,7 +45,7 @@ def test_reads_every_table(tmp_path: Path) -> None:
 
 def test_overrides_win_and_take_toml_or_bare_strings(tmp_path: Path) -> None:
     path = write(tmp_path, RUN)
-    run = config.read_run(path, ["train.steps=7", "vision.name=timm:vit", "fusion.every = 1"])
+    run = config_file.read_run(path, ["train.steps=7", "vision.name=timm:vit", "fusion.every = 1"])
     assert (run.train.steps, run.model.vision.name) == (7, "timm:vit")
     assert run.model.fusion == config.CrossAttention(every=1)
 
@@ -61,21 +61,25 @@ def test_overrides_win_and_take_toml_or_bare_strings(tmp_path: Path) -> None:
         ('name = "tiny-lm"', "", r'missing key "model.language.name"'),
         ("[train]", "[training]", r'unknown key "training": did you mean "train"'),
         ("every = 2", 'sees = "next"', r'fusion.sees = "next": .*last, previous'),
-        ('questions = ["What is it?"]', 'questions = "Q"', r"data.questions = 'Q': expected a list"),
+        (
+            'questions = ["What is it?"]',
+            'questions = "Q"',
+            r"data.questions = 'Q': expected a list",
+        ),
         ("[vision]", "[vision", "is not TOML"),
     ],
 )
 def test_a_mistake_is_one_clear_error(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in RUN
     with pytest.raises(ConfigError, match=message):
-        config.read_run(write(tmp_path, RUN.replace(old, new)))
+        config_file.read_run(write(tmp_path, RUN.replace(old, new)))
 
 
 def test_a_missing_file_and_a_bad_override_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration file"):
-        config.read_run(tmp_path / "none.toml")
+        config_file.read_run(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"expected section\.key=value"):
-        config.read_run(write(tmp_path, RUN), ["steps=3"])
+        config_file.read_run(write(tmp_path, RUN), ["steps=3"])
 
 
 @pytest.mark.parametrize("name", sorted(config.CONNECTOR_CONFIGS))
@@ -86,4 +90,4 @@ def test_a_model_config_survives_json(name: str) -> None:
         connector=config.CONNECTOR_CONFIGS[name](),
         fusion=config.CrossAttention(every=3),
     )
-    assert config.model_from_mapping(config.to_mapping(original)) == original
+    assert config_file.model_from_mapping(config_file.to_mapping(original)) == original

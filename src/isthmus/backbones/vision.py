@@ -119,7 +119,6 @@ class VisionEncoder(nn.Module):
         """As `forward`, operation by operation, so that they can be counted."""
         return self._features(pixels)[:, self._dropped :]
 
-
     def preprocess(self, picture: Image.Image) -> Tensor:
         """Pixels (3, H, W), float32, of an RGB picture.
 
@@ -283,6 +282,9 @@ def _timm(model: Any, config: VisionConfig) -> Backbone:
     import timm.data
 
     data = timm.data.resolve_model_data_config(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:  # what the model was built for, whatever its weights were trained at
+        data["input_size"] = (3, *size)
     conv = not hasattr(model, "num_prefix_tokens")
 
     def tokens(x: Tensor) -> Tensor:

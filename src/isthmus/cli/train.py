@@ -24,7 +24,7 @@ def train(
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
     """Train the strip between two frozen parts; a stopped run goes on where it was."""
-    from isthmus.config import read_run
+    from isthmus.config_file import read_run
 
     run_config = read_run(config, set_ or ())
     import torch

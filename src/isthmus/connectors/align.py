@@ -104,7 +104,7 @@ class AlignConnector(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _gather(self, features: Tensor) -> Tensor:
-        """u (B, M, D) of unit variance."""
+        """U (B, M, D) of unit variance."""
         patches = self.input_projection(self.norm(features))
         mean = patches.mean(dim=1, keepdim=True)
         context = torch.cat([patches + self.positions, mean], dim=1)

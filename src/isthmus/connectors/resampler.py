@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.attention import MultiHeadAttention, feed_forward
+from isthmus.errors import ConfigError
 
 
 class ResamplerLayer(nn.Module):
@@ -49,7 +50,7 @@ class PerceiverResampler(nn.Module):
         head_dim: Width of a head.
         ffw_mult: Hidden width of the feed-forward, as a multiple.
         activation: Its activation.
-        max_frames: Length of the temporal embedding.
+        max_frames: Length of the temporal embedding; 0 for none, and no clips.
     """
 
     def __init__(
@@ -63,13 +64,15 @@ class PerceiverResampler(nn.Module):
         head_dim: int = 64,
         ffw_mult: int = 4,
         activation: str = "gelu",
-        max_frames: int = 8,
+        max_frames: int = 0,
     ) -> None:
         super().__init__()
         self.num_tokens = latents
         self.width = width
         self.latents = nn.Parameter(torch.randn(latents, in_width))
-        self.frames = nn.Parameter(torch.randn(max_frames, in_width) * 0.02)
+        self.frames: nn.Parameter | None = None
+        if max_frames:
+            self.frames = nn.Parameter(torch.randn(max_frames, in_width) * 0.02)
         self.layers = nn.ModuleList(
             ResamplerLayer(
                 in_width,
@@ -88,7 +91,12 @@ class PerceiverResampler(nn.Module):
 
         Up to `max_frames` frames take the first rows; longer clips stretch all of them by linear
         interpolation, as Flamingo does to evaluate at 30 frames what was trained at 8.
+
+        Raises:
+            ConfigError: If the resampler was built without one.
         """
+        if self.frames is None:
+            raise ConfigError("resampler: a clip needs max_frames of at least 1, got 0")
         if frames <= self.frames.shape[0]:
             return self.frames[:frames]
         stretched = F.interpolate(

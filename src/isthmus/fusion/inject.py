@@ -2,14 +2,18 @@
 
 Forward pre-hooks on the chosen decoder layers run our blocks first. The blocks belong to the
 fusion, so the language model's state-dict keys do not change, and nothing of it is replaced or
-subclassed. Transformers checkpoints a layer's `forward`, not its `__call__`, so under gradient
-checkpointing the hooks run once, outside the recomputed part.
+subclassed.
+
+Gradient checkpointing: newer Transformers recompute a layer's `forward`, outside of which the
+hooks stay; 5.17 recomputes its `__call__`, and the hooks run a second time during the backward
+pass. So what the pictures show outlives the forward pass, until the language model is next called.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.backbones.language import LanguageModel
@@ -29,8 +33,7 @@ class CrossAttentionFusion(nn.Module):
 
     Attributes:
         blocks: The blocks by the number of the layer they stand before.
-        sight: Who sees what in the current batch; None lets the bare language model run. It
-            stays until the next forward pass replaces it, since a backward pass may still read it.
+        sight: Who sees what in the current batch; None lets the bare language model run.
 
     Raises:
         ConfigError: If no layer would get a block.
@@ -54,12 +57,25 @@ class CrossAttentionFusion(nn.Module):
         )
         self.sees = config.sees
         self.sight: Sight | None = None
+        self._shown = False
         language.model.register_forward_pre_hook(self._before_model, with_kwargs=True)
         for i in chosen:
             layers[i].register_forward_pre_hook(self._before_layer(i), with_kwargs=True)
 
+    def show(self, sight: Sight | None) -> None:
+        """Puts pictures in sight of the coming calls of the language model."""
+        self.sight, self._shown = sight, True
+
+    def hide(self) -> None:
+        """Ends `show`; a backward pass may still recompute layers that read the pictures."""
+        self._shown = False
+        if not torch.is_grad_enabled():
+            self.sight = None
+
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Finds out which tokens of the prompt, or after it, this pass is about."""
+        if not self._shown:
+            self.sight = None
         if self.sight is None:
             return
         tokens = kwargs.get("inputs_embeds")

@@ -95,9 +95,9 @@ def generate(
     if streamer is not None:
         streamer = _OwnTokensOnly(streamer, model.language.vocab_rows)
     ends = [*model.language.end_ids(), model.special_tokens.end_id]
-    try:
+    with model.in_sight(batch, decoding=True) as embeddings:
         ids: Tensor = model.language.model.generate(
-            inputs_embeds=model.embed(batch, decoding=True),
+            inputs_embeds=embeddings,
             attention_mask=batch.attention_mask,
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
@@ -106,8 +106,6 @@ def generate(
             streamer=streamer,
             **options,
         )
-    finally:
-        model.release()
     return ids
 
 

@@ -26,7 +26,8 @@ from rich.progress import (
 from torch import Tensor
 
 from isthmus.checkpoint import load_strip, locate, save
-from isthmus.config import RunConfig, TrainConfig, to_mapping
+from isthmus.config import RunConfig, TrainConfig
+from isthmus.config_file import to_mapping
 from isthmus.data.features import FeatureCache
 from isthmus.data.records import Record, read_records, with_questions
 from isthmus.errors import TrainingError

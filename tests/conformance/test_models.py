@@ -1,0 +1,98 @@
+"""Every language-model family x fusion, and every connector x fusion, through the same suite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import isthmus as im
+from isthmus import testing
+from isthmus.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
+from isthmus.model import VisionLanguageModel
+
+FUSIONS: dict[str, Any] = {
+    "inline": im.Inline(),
+    "cross_attention": im.CrossAttention(every=2, heads=2, head_dim=8, ffw_mult=2),
+    "cross_attention_previous": im.CrossAttention(
+        every=2, offset=1, heads=2, head_dim=8, ffw_mult=2, sees="previous"
+    ),
+}
+CONNECTORS: dict[str, Any] = {
+    "linear": im.Linear(),
+    "mlp": im.MLP(),
+    "pixel_shuffle": im.PixelShuffle(factor=2),
+    "pool": im.Pool(tokens=4),
+    "attention_pool": im.AttentionPool(tokens=3, heads=2),
+    "resampler": im.Resampler(latents=3, depth=2, heads=2, head_dim=8),
+    "qformer": im.QFormer(queries=3, depth=2, heads=2, width=16),
+    "c_abstractor": im.CAbstractor(tokens=4, depth=1, hidden=16),
+    "align": im.Align(tokens=3, heads=2, hidden=16, free=1),
+}
+
+
+def model_of(family: str, connector: str, fusion: str) -> VisionLanguageModel:
+    options = FUSIONS[fusion]
+    if connector == "align" and isinstance(options, im.CrossAttention):
+        options = im.CrossAttention(every=2, heads=2, head_dim=8, visual_width=64)
+    torch.manual_seed(0)
+    language = tiny_language_model(family)
+    return im.compose(
+        "tiny-vit", language, CONNECTORS[connector], options, tokenizer=byte_tokenizer()
+    )
+
+
+@pytest.fixture(scope="module", params=[(f, x) for f in FAMILIES for x in FUSIONS], ids="-".join)
+def by_family(request: pytest.FixtureRequest) -> VisionLanguageModel:
+    family, fusion = request.param
+    return model_of(family, "resampler", fusion)
+
+
+def test_text_only_is_bit_for_bit_the_bare_model(by_family: VisionLanguageModel) -> None:
+    testing.check_text_is_untouched(by_family)
+
+
+def test_closed_gates_are_bit_for_bit_the_bare_model(by_family: VisionLanguageModel) -> None:
+    if isinstance(by_family.config.fusion, im.Inline):
+        pytest.skip("inline fusion has no gates")
+    testing.check_closed_gates(by_family)
+
+
+def test_a_token_sees_only_pictures_before_it(by_family: VisionLanguageModel) -> None:
+    testing.check_sight(by_family)
+
+
+def test_a_padded_row_equals_the_row_alone(by_family: VisionLanguageModel) -> None:
+    testing.check_padding(by_family)
+
+
+def test_cached_decoding_equals_recomputation(by_family: VisionLanguageModel) -> None:
+    testing.check_decoding(by_family)
+
+
+def test_gradient_checkpointing_changes_nothing(by_family: VisionLanguageModel) -> None:
+    testing.check_gradient_checkpointing(by_family)
+
+
+def test_frozen_tensors_survive_a_training_step(by_family: VisionLanguageModel) -> None:
+    testing.check_training_step(by_family)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("connector", CONNECTORS)
+def test_every_connector_with_every_fusion(connector: str, fusion: str) -> None:
+    model = model_of("llama", connector, fusion)
+    testing.check_text_is_untouched(model)
+    testing.check_sight(model)
+    testing.check_padding(model)
+    testing.check_decoding(model)
+    testing.check_training_step(model)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("connector", CONNECTORS)
+def test_saved_and_loaded_is_the_same(connector: str, fusion: str) -> None:
+    model = model_of("llama", connector, fusion)
+    language = tiny_language_model("llama")
+    testing.check_save_and_load(model, language=language, tokenizer=byte_tokenizer())
