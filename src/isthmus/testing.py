@@ -282,13 +282,13 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
     for on in (False, True):
         model.zero_grad(set_to_none=True)
         if on:
-            model.language.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.language.checkpoint_activations()
         model.train()
         loss = model(batch).loss
         assert loss is not None
         loss.backward()
         results.append((loss.detach(), [p.grad for p in model.trained_parameters().values()]))
-    model.language.model.gradient_checkpointing_disable()
+    model.language.checkpoint_activations(False)
     model.eval()
     _close(results[1][0], results[0][0], "loss with and without checkpointing", 1e-6)
     for with_, without in zip(results[1][1], results[0][1], strict=True):

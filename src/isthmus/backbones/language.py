@@ -51,6 +51,16 @@ def find_decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleL
     return lists[outer[0]]
 
 
+def _silence_dropout(model: nn.Module) -> None:
+    """Sets every dropout rate of a model to zero: modules, and rates kept as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 class LanguageModel(nn.Module):
     """A frozen causal language model and its tokenizer.
 
@@ -110,17 +120,28 @@ class LanguageModel(nn.Module):
     def train(self, mode: bool = True) -> LanguageModel:
         """Frozen parts never leave evaluation mode, so no dropout comes alive.
 
-        The exception is gradient checkpointing, which Transformers only does in training mode:
-        then the mode changes, and every dropout inside stays off.
+        The exceptions are LoRA and activation checkpointing, which Transformers only does in
+        training mode: then the mode changes, and all dropout inside is set to zero.
         """
         checkpointing = any(
             getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
         )
-        super().train(mode and (checkpointing or self.config.lora_rank > 0))
-        for module in self.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.eval()
+        mode = mode and (checkpointing or self.config.lora_rank > 0)
+        if mode:
+            _silence_dropout(self.model)
+        super().train(mode)
         return self
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recomputes activations in the backward pass instead of keeping them, or stops doing so.
+
+        Transformers renamed the method between the versions that we support.
+        """
+        verb = "enable" if on else "disable"
+        name = f"activation_checkpointing_{verb}"
+        if not hasattr(self.model, name):
+            name = f"gradient_checkpointing_{verb}"
+        getattr(self.model, name)(*([{"use_reentrant": False}] if on else []))
 
     @property
     def start_ids(self) -> list[int]:

@@ -131,7 +131,7 @@ def train(
     features.fill(sorted(pictures), quiet=quiet)
     freeze_in_half(model, config)
     if config.gradient_checkpointing:
-        model.language.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.language.checkpoint_activations()
     model.train()
     optimizer = optimizer_for(parameters, config)
     described = json.dumps({"model": to_mapping(model.config), **to_mapping(config)}, default=str)
