@@ -222,8 +222,13 @@ def load(
     return model.to(device=device, dtype=dtype)
 
 
-def load_strip(model: VisionLanguageModel, folder: str | Path) -> None:
+def load_strip(model: VisionLanguageModel, folder: str | Path, part: str = "") -> None:
     """Reads the strip of a saved model into a model of the same shape.
+
+    Args:
+        model: The model.
+        folder: Where the strip was saved.
+        part: Beginning of the names to read, for example "connector."; all by default.
 
     Raises:
         CheckpointError: If names or shapes differ; the message lists the first of them.
@@ -232,7 +237,8 @@ def load_strip(model: VisionLanguageModel, folder: str | Path) -> None:
         state = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} cannot be read: {error}") from error
-    own = strip_state(model)
+    state = {n: t for n, t in state.items() if n.startswith(part)}
+    own = {n: t for n, t in strip_state(model).items() if n.startswith(part)}
     differences = [
         *(f"{n} is missing" for n in sorted(own.keys() - state.keys())),
         *(f"{n} is unexpected" for n in sorted(state.keys() - own.keys())),

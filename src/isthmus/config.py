@@ -247,6 +247,8 @@ class TrainConfig:
     batch_size: int = 32
     lr: float = 1e-3
     """Peak learning rate of the connector and the fusion."""
+    lr_connector: float | None = None
+    """Another peak for the connector, where it starts from a trained one."""
     lr_lora: float = 2e-4
     weight_decay: float = 0.1
     """For matrices only; vectors, gates, latents and embeddings have none."""
@@ -264,7 +266,10 @@ class TrainConfig:
     """Steps between checkpoints."""
     log_every: int = 20
     init: str | None = None
-    """Folder of a saved model whose connector and fusion this run starts from."""
+    """Folder of a saved model whose connector this run starts from."""
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that stay as they are. Freezing
+    "special_tokens.input_rows" ends the backward pass at the lowest gated block."""
 
 
 @dataclass(frozen=True, kw_only=True)

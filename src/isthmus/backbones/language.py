@@ -221,14 +221,21 @@ def _fetch(name: str) -> tuple[nn.Module, Any]:
 
         rest = str(assets.fetch(rest))
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    shown = logging.is_progress_bar_enabled()
     try:
+        if Path(rest).is_dir():
+            logging.disable_progress_bar()  # a local file is read in a blink
         model = AutoModelForCausalLM.from_pretrained(rest, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(rest)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         place = "folder" if Path(rest).is_dir() else "hub repository"
         raise CheckpointError(f'cannot load the {place} "{rest}": {reason}') from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model, tokenizer
 
 

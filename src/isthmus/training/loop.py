@@ -122,6 +122,9 @@ def train(
     folder = Path(out)
     if config.objective == "vocabulary" and config.init is None:
         _prepare_vocabulary(model, data)
+    for name, parameter in model.named_parameters():
+        if config.freeze and name.startswith(config.freeze):
+            parameter.requires_grad_(False)
     parameters = model.trained_parameters()
     if not parameters or not data:
         raise TrainingError("nothing to train: no trainable parameter, or no data set")
@@ -229,7 +232,7 @@ def run(config: RunConfig, data_root: str | Path, out: str | Path, quiet: bool =
     m = config.model
     model = compose(m.vision, m.language, m.connector, m.fusion, template=m.template)
     if config.train.init is not None:
-        load_strip(model, locate(config.train.init))
+        load_strip(model, locate(config.train.init), part="connector.")
     cache = root / "features"
     train(model, data, config.train, out, cache=cache, quiet=quiet)
     return Path(out)

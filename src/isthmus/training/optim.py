@@ -14,7 +14,7 @@ from isthmus.config import TrainConfig
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], config: TrainConfig
 ) -> list[dict[str, object]]:
-    """Groups for AdamW: matrices with weight decay, the rest without, LoRA with its own rate.
+    """Groups for AdamW: matrices with weight decay, the rest without; rates by part.
 
     Vectors (biases, norms, gates), latents, queries and embeddings are positions and offsets, not
     maps; decay would only pull them to zero. Flamingo likewise leaves the resampler without.
@@ -25,7 +25,11 @@ def parameter_groups(
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        lr = config.lr_lora if "lora_" in name else config.lr
+        lr = config.lr
+        if "lora_" in name:
+            lr = config.lr_lora
+        elif name.startswith("connector.") and config.lr_connector is not None:
+            lr = config.lr_connector
         plain = parameter.ndim < 2 or name.endswith(
             ("latents", "queries", "rows", "embedding", "positions", "frames")
         )
