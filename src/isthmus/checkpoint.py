@@ -51,7 +51,7 @@ def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
     }
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file under a temporary name, syncs it and renames it.
 
     Raises:
@@ -117,7 +117,7 @@ def save(
     }
     write_atomically(target / WEIGHTS, lambda p: save_file(state, p))
     text = json.dumps(description, indent=2) + "\n"
-    write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8") and None)
+    write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8"))
     return target
 
 

@@ -21,9 +21,10 @@ from isthmus.backbones.language import LanguageModel, load_language
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.config import Inline, ModelConfig
-from isthmus.connectors import build_connector
+from isthmus.connectors import Connector, build_connector
 from isthmus.errors import PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
+from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.fusion.sight import Sight, picture_of_token
 from isthmus.prompt import END_TAG, IMAGE_TAG
 from isthmus.summary import Part, Summary, count, flops_of
@@ -126,7 +127,7 @@ class VisionLanguageModel(nn.Module):
             with torch.no_grad():
                 visual = self.connector(connected)
             flops["fusion"] = sum(
-                flops_of(block.attention.context_projection, visual)
+                flops_of(cast(GatedCrossAttentionBlock, block).attention.project_context, visual)
                 for block in self.fusion.blocks.values()
             )
         described = {
@@ -137,7 +138,12 @@ class VisionLanguageModel(nn.Module):
             "language": (self.language, self.config.language.name),
         }
         parts = tuple(Part(name, what, *count(m)) for name, (m, what) in described.items())
-        return Summary(parts, int(self.connector.num_tokens), self.fusion.tokens_in_text, flops)
+        return Summary(
+            parts,
+            int(cast(Connector, self.connector).num_tokens),
+            self.fusion.tokens_in_text,
+            flops,
+        )
 
     # --- from prompts to a batch ------------------------------------------------------------
 
@@ -214,7 +220,7 @@ class VisionLanguageModel(nn.Module):
         if pixels.ndim == 4:
             return cast(Tensor, self.vision(pixels))
         features: Tensor = self.vision(pixels.flatten(0, 1))
-        return features.unflatten(0, pixels.shape[:2])
+        return features.view(*pixels.shape[:2], *features.shape[1:])
 
     def visual_tokens(self, batch: Batch) -> Tensor | None:
         """Visual tokens (P, M, D_visual) of the batch's pictures; None without pictures.

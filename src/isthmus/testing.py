@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ def check_decoding(model: VisionLanguageModel, new_tokens: int = 6) -> None:
     """
     open_gates(model)
     batch = prompts_of(model)
-    options = {"min_new_tokens": new_tokens, "do_sample": False}
+    options: dict[str, Any] = {"min_new_tokens": new_tokens, "do_sample": False}
     ids = generate(model, batch, max_new_tokens=new_tokens, **options)
     grown = batch
     for step in range(new_tokens):

@@ -102,7 +102,7 @@ class LanguageModel(nn.Module):
         return self.model.get_input_embeddings()
 
     @property
-    def output_embedding(self) -> nn.Module:
+    def output_embedding(self) -> nn.Linear:
         """The head that turns hidden states into logits."""
         return self.model.get_output_embeddings()
 

@@ -51,7 +51,7 @@ class SpecialTokens(nn.Module):
         self.image_id = language.vocab_rows
         self.end_id = language.vocab_rows + 1
         table = language.input_embedding.weight.detach().float()
-        ends = language.end_ids()
+        ends: list[int] = language.end_ids()
         # From the mean of all words and from the model's own end of text: in distribution
         # from the first step.
         image, end = table.mean(dim=0), table[ends[0] if ends else 0]

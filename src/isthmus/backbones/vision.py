@@ -154,7 +154,9 @@ def _frozen_graph(model: nn.Module, features: Features, pixels: Tensor) -> Featu
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer is in maintenance, and works
-        traced = torch.jit.trace(Traced().eval(), pixels, check_trace=False)
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            Traced().eval(), pixels, check_trace=False
+        )
         graph: Features = torch.jit.freeze(traced)
     return graph
 

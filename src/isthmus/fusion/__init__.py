@@ -8,6 +8,14 @@ from isthmus.errors import ConfigError, suggestion
 from isthmus.fusion.inject import CrossAttentionFusion
 from isthmus.fusion.inline import InlineFusion
 
+__all__ = [
+    "FUSIONS",
+    "CrossAttentionFusion",
+    "Fusion",
+    "InlineFusion",
+    "build_fusion",
+    "visual_width",
+]
 FUSIONS = {"inline": InlineFusion, "cross_attention": CrossAttentionFusion}
 Fusion = InlineFusion | CrossAttentionFusion
 
