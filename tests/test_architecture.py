@@ -47,7 +47,9 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found.add(node.module)
                 found.update(f"{node.module}.{a.name}" for a in node.names)
-            elif (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)) or (top_level_only and isinstance(node, ast.FunctionDef | ast.ClassDef)):
+            elif (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)) or (
+                top_level_only and isinstance(node, ast.FunctionDef | ast.ClassDef)
+            ):
                 continue
             else:
                 for field in ("body", "orelse", "finalbody"):

@@ -71,9 +71,9 @@ def openclipart(root: Path) -> Iterator[dict[str, Any]]:
 
 def _stamp_name(sentence: str, stem: str) -> str:
     """What a stamp's English sentence calls it: the noun phrase before any further clause."""
-    text = re.split(r"[.,;:!?(–—]| called | which | that | in | on | with | from | at ", sentence)[
-        0
-    ]
+    text = re.split(
+        r"[.,;:!?(\u2013\u2014]| called | which | that | in | on | with | from | at ", sentence
+    )[0]
     name = words.clean(text)
     return name if 0 < len(name.split()) <= 4 else words.clean(stem)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,13 @@ import packages
 import words
 from PIL import Image
 
-PHOTO_FILES = ("explore_farm_animals", "explore_world_animals", "explore_world_music")
+PHOTO_FILES = (
+    "explore_farm_animals",
+    "explore_world_animals",
+    "explore_monuments",
+    "explore_world_music",
+    "categorization",
+)
 _DIRECTORY, _COMPRESSED = 2, 1
 
 
@@ -84,29 +89,13 @@ def word_drawings(root: Path) -> Iterator[dict[str, Any]]:
                     yield record
 
 
-def _titles(qml: str) -> dict[str, str]:
-    """File name of a picture to its English title, from an exploration's data file."""
-    pattern = r'"image":\s*"[^"]*/([^"/]+)".*?"title":\s*qsTr\("([^"]+)"\)'
-    forward = dict(re.findall(pattern, qml, flags=re.S))
-    pattern = r'"title":\s*qsTr\("([^"]+)"\)[^}]*?"image":\s*"[^"]*/([^"/]+)"'
-    return forward | {file: title for title, file in re.findall(pattern, qml, flags=re.S)}
-
-
 def photographs(root: Path) -> Iterator[dict[str, Any]]:
-    """Photographs of animals, instruments and things, named by title or file name."""
+    """Photographs of animals, monuments, musicians and things, named by their files."""
     net = words.wordnet(packages.fetch("wordnet-base", root))
-    for stem in (*PHOTO_FILES, "categorization"):
-        found = list(resources(_files(root) / f"{stem}.rcc"))
-        titles: dict[str, str] = {}
-        for place, content in found:
-            if place.endswith((".qml", ".js")):
-                titles |= _titles(content.decode("utf-8"))
-        for place, content in found:
-            if not place.endswith((".jpg", ".jpeg", ".png", ".webp")):
-                continue
-            if stem == "categorization" and "/images/" not in place:
-                continue
-            label = titles.get(Path(place).name, "" if stem != "categorization" else place)
-            record = label and _record(content, place, Path(label).stem, net, root)
-            if record:
-                yield record
+    for stem in PHOTO_FILES:
+        for place, content in resources(_files(root) / f"{stem}.rcc"):
+            photo = place.endswith((".jpg", ".jpeg", ".webp"))
+            if photo or ("/resource/images/" in place and place.endswith(".png")):
+                record = _record(content, place, Path(place).stem, net, root)
+                if record:
+                    yield record

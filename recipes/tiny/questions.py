@@ -45,8 +45,11 @@ def easy_vqa_names(root: Path) -> Iterator[dict[str, Any]]:
         elif answer in SHAPES:
             shape[number] = answer
         elif (answer == "yes") != (" not " in question):
-            colour |= {number: c for c in COLOURS if f" {c} " in question}
-            shape |= {number: s for s in SHAPES if s in question}
+            named = set(question.rstrip("?").split())
+            for word in named.intersection(COLOURS):
+                colour[number] = word
+            for word in named.intersection(SHAPES):
+                shape[number] = word
     for number in sorted(colour.keys() & shape.keys()):
         name = f"{colour[number]} {shape[number]}"
         image = (images / f"{number}.png").relative_to(root)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from isthmus.checkpoint import load, save
     from isthmus.config import (
         MLP,
-        Align,
         AttentionPool,
         CAbstractor,
+        ConceptBottleneck,
         CrossAttention,
         DataConfig,
         Inline,
@@ -67,7 +67,7 @@ _HOMES = {
         "Resampler",
         "QFormer",
         "CAbstractor",
-        "Align",
+        "ConceptBottleneck",
         "Inline",
         "CrossAttention",
         "VisionConfig",
@@ -102,13 +102,13 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "MLP",
-    "Align",
     "Answer",
     "AssetError",
     "AttentionPool",
     "Batch",
     "CAbstractor",
     "CheckpointError",
+    "ConceptBottleneck",
     "ConfigError",
     "Connector",
     "CrossAttention",

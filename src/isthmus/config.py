@@ -108,26 +108,37 @@ class CAbstractor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Align:
-    """Visual tokens as weighted averages of the language model's own word embeddings.
+class ConceptBottleneck:
+    """Names of what is in the picture, as expected word embeddings, and a few free tokens.
 
-    Learned queries read the patches; each result becomes a distribution over the vocabulary,
-    and the token is the expected embedding (AlignVLM, Masry et al. 2025, equations 1 and 2).
-    A language model that was never trained for pictures can read such tokens from the start.
+    A classifier over named concepts (Koh et al. 2020) whose output is handed on in the language
+    model's own words (AlignVLM, Masry et al. 2025): a language model that was never trained for
+    pictures can read such tokens from the start.
     """
 
-    type: ClassVar[str] = "align"
-    tokens: int = 8
-    """Number of visual tokens M."""
+    type: ClassVar[str] = "concept_bottleneck"
+    concepts: int = 5000
+    """Most concepts that can be named."""
+    length: int = 6
+    """Word pieces of a name."""
+    top: int = 16
+    """How many of the likeliest concepts the expectation is taken over."""
+    free: int = 4
+    """Visual tokens that are no names."""
     heads: int = 8
-    hidden: int = 1024
-    """Width of the attention and of the MLP after it."""
-    free: int = 0
-    """How many of the M tokens are plain vectors instead of expected embeddings."""
+    """Attention heads of the free tokens, each 64 wide."""
 
 
 ConnectorConfig = (
-    Linear | MLP | PixelShuffle | Pool | AttentionPool | Resampler | QFormer | CAbstractor | Align
+    Linear
+    | MLP
+    | PixelShuffle
+    | Pool
+    | AttentionPool
+    | Resampler
+    | QFormer
+    | CAbstractor
+    | ConceptBottleneck
 )
 CONNECTOR_CONFIGS: dict[str, type[Any]] = {
     c.type: c
@@ -140,7 +151,7 @@ CONNECTOR_CONFIGS: dict[str, type[Any]] = {
         Resampler,
         QFormer,
         CAbstractor,
-        Align,
+        ConceptBottleneck,
     )
 }
 
@@ -240,9 +251,9 @@ class DataConfig:
 class TrainConfig:
     """How the strip is trained."""
 
-    objective: Literal["language", "vocabulary"] = "language"
-    """The language model's loss on the answer; or, without running the language model, each
-    visual token's loss on the answer's word of the same rank (align connector only)."""
+    objective: Literal["language", "concepts"] = "language"
+    """The language model's loss on the answer; or, without running the language model, the loss
+    of a concept bottleneck's classifier on the answer."""
     steps: int = 1000
     batch_size: int = 32
     lr: float = 1e-3

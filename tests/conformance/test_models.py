@@ -28,13 +28,13 @@ CONNECTORS: dict[str, Any] = {
     "resampler": im.Resampler(latents=3, depth=2, heads=2, head_dim=8),
     "qformer": im.QFormer(queries=3, depth=2, heads=2, width=16),
     "c_abstractor": im.CAbstractor(tokens=4, depth=1, hidden=16),
-    "align": im.Align(tokens=3, heads=2, hidden=16, free=1),
+    "concept_bottleneck": im.ConceptBottleneck(concepts=5, length=2, top=3, free=1, heads=1),
 }
 
 
 def model_of(family: str, connector: str, fusion: str) -> VisionLanguageModel:
     options = FUSIONS[fusion]
-    if connector == "align" and isinstance(options, im.CrossAttention):
+    if connector == "concept_bottleneck" and isinstance(options, im.CrossAttention):
         options = im.CrossAttention(every=2, heads=2, head_dim=8, visual_width=64)
     torch.manual_seed(0)
     language = tiny_language_model(family)

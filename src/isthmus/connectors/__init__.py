@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from isthmus.config import CONNECTOR_CONFIGS
-from isthmus.connectors.align import AlignConnector
 from isthmus.connectors.attention_pool import AttentionPoolConnector
 from isthmus.connectors.c_abstractor import CAbstractorConnector
+from isthmus.connectors.concept_bottleneck import ConceptBottleneckConnector
 from isthmus.connectors.linear import LinearConnector
 from isthmus.connectors.mlp import MLPConnector
 from isthmus.connectors.pixel_shuffle import PixelShuffleConnector
@@ -53,15 +53,15 @@ def _qformer(options: dict[str, Any], shape: FeatureShape, width: int) -> nn.Mod
     return QFormerConnector(shape.width, width, **options)
 
 
-def _align(
+def _concept_bottleneck(
     options: dict[str, Any], shape: FeatureShape, width: int, words: Tensor | None
 ) -> nn.Module:
     if words is None or words.shape[1] != width:
         raise ConfigError(
-            "align makes tokens of the language model's width from its word embeddings: use it "
+            "concept_bottleneck makes tokens of the language model's width from its word embeddings: use it "
             "with fusion inline, or with cross_attention and visual_width set to that width"
         )
-    return AlignConnector(shape.width, options.pop("tokens"), shape.tokens, words, **options)
+    return ConceptBottleneckConnector(shape.width, words, **options)
 
 
 CONNECTORS: dict[str, Builder] = {
@@ -73,7 +73,7 @@ CONNECTORS: dict[str, Builder] = {
     "resampler": lambda o, s, w, e: PerceiverResampler(s.width, w, **o),
     "qformer": lambda o, s, w, e: _qformer(o, s, w),
     "c_abstractor": lambda o, s, w, e: CAbstractorConnector(s.width, w, s.grid, **o),
-    "align": _align,
+    "concept_bottleneck": _concept_bottleneck,
 }
 
 
@@ -86,7 +86,7 @@ def build_connector(
         options: A dataclass from `isthmus.config`, or a module that fits `Connector`.
         shape: Shape of a picture's features.
         width: Width D that the visual tokens must have.
-        embeddings: (V, D) the language model's word embeddings, which `align` speaks in.
+        embeddings: (V, D) the language model's word embeddings, which `concept_bottleneck` speaks in.
 
     Raises:
         ConfigError: If it is neither, or does not fit the parts.

@@ -32,7 +32,7 @@ from isthmus.data.features import FeatureCache
 from isthmus.data.records import Record, read_records, with_questions
 from isthmus.errors import TrainingError
 from isthmus.model import VisionLanguageModel, compose
-from isthmus.training.objectives import OBJECTIVES, align_connector, name_ids
+from isthmus.training.objectives import OBJECTIVES, name_concepts
 from isthmus.training.optim import learning_rate_factor, optimizer_for
 from isthmus.training.state import load_state, save_state
 
@@ -81,14 +81,6 @@ def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _prepare_vocabulary(model: VisionLanguageModel, data: Sequence[DataSet]) -> None:
-    """Restricts the align connector to the word pieces that the answers use."""
-    connector = align_connector(model)
-    length = connector.num_tokens
-    used = {i for d in data for r in d.records for i in name_ids(model, r.answer, length)}
-    connector.restrict(sorted(used))
-
-
 def train(
     model: VisionLanguageModel,
     data: Sequence[DataSet],
@@ -120,8 +112,8 @@ def train(
             another run. The last saved state is intact.
     """
     folder = Path(out)
-    if config.objective == "vocabulary" and config.init is None:
-        _prepare_vocabulary(model, data)
+    if config.objective == "concepts" and config.init is None:
+        name_concepts(model, (r.answer for d in data for r in d.records))
     for name, parameter in model.named_parameters():
         if config.freeze and name.startswith(config.freeze):
             parameter.requires_grad_(False)

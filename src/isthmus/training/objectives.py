@@ -2,20 +2,19 @@
 
 `language`: the language model's cross-entropy on the answer, given pictures and question.
 
-`vocabulary`: for the align connector, without running the language model at all: visual token k
-must put its probability on the k-th word piece of the answer. Thousands of samples a second on a
-laptop; a strip that has been through it speaks the language model's own vocabulary.
+`concepts`: the classifier of a concept bottleneck must find the answer among all answers, without
+running the language model at all: hundreds of samples a second on a laptop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.connectors.align import AlignConnector
+from isthmus.connectors.concept_bottleneck import ConceptBottleneckConnector
 from isthmus.data.records import Record
 from isthmus.errors import ConfigError
 from isthmus.model import IGNORED, Batch, VisionLanguageModel, pad
@@ -65,37 +64,42 @@ def language_loss(
     return loss
 
 
-def align_connector(model: VisionLanguageModel) -> AlignConnector:
-    """The model's align connector.
+def concept_bottleneck(model: VisionLanguageModel) -> ConceptBottleneckConnector:
+    """The model's concept bottleneck.
 
     Raises:
-        ConfigError: If it has another.
+        ConfigError: If it has another connector.
     """
-    if not isinstance(model.connector, AlignConnector):
+    if not isinstance(model.connector, ConceptBottleneckConnector):
         raise ConfigError(
-            'train.objective = "vocabulary" needs connector.type = "align", '
+            'train.objective = "concepts" needs connector.type = "concept_bottleneck", '
             f"got {type(model.connector).__name__}"
         )
     return model.connector
 
 
-def name_ids(model: VisionLanguageModel, name: str, length: int) -> list[int]:
-    """The first `length` word pieces of a name, filled up with full stops."""
+def name_pieces(model: VisionLanguageModel, name: str) -> tuple[int, ...]:
+    """A name's word pieces, cut or filled up with full stops to a concept's length."""
+    length = concept_bottleneck(model).names.shape[1]
     filler = model.language.encode(FILLER)[:1]
-    return (model.language.encode(f" {name}") + filler * length)[:length]
+    return tuple((model.language.encode(f" {name}") + filler * length)[:length])
 
 
-def vocabulary_loss(
+def name_concepts(model: VisionLanguageModel, answers: Iterable[str]) -> None:
+    """Gives the concept bottleneck one row for each different answer."""
+    pieces = sorted({name_pieces(model, answer) for answer in answers})
+    concept_bottleneck(model).set_names(pieces)
+
+
+def concepts_loss(
     model: VisionLanguageModel, records: Sequence[Record], features: Tensor
 ) -> Tensor:
-    """Mean cross-entropy of visual token k on word piece k of the answer."""
-    connector = align_connector(model)
-    logits = connector.logits(features.to(model.device))  # (B, K, V')
-    places = {int(i): place for place, i in enumerate(connector.vocabulary.tolist())}
-    targets = [[places[i] for i in name_ids(model, r.answer, logits.shape[1])] for r in records]
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), torch.tensor(targets, device=logits.device).flatten()
-    )
+    """Mean cross-entropy of the classifier on the answers' concepts."""
+    connector = concept_bottleneck(model)
+    logits = connector.logits(features.to(model.device))
+    rows = {tuple(name): i for i, name in enumerate(connector.names.tolist())}
+    targets = [rows[name_pieces(model, r.answer)] for r in records]
+    return F.cross_entropy(logits.float(), torch.tensor(targets, device=logits.device))
 
 
-OBJECTIVES: dict[str, Objective] = {"language": language_loss, "vocabulary": vocabulary_loss}
+OBJECTIVES: dict[str, Objective] = {"language": language_loss, "concepts": concepts_loss}
