@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ def test_schedule_warms_up_then_falls_along_a_cosine() -> None:
     assert factors[10] == 1.0
     assert abs(factors[55] - 0.6) < 1e-12  # half way between 10 and 100: the middle of 1 and 0.2
     assert abs(factors[100] - 0.2) < 1e-12
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 def test_only_matrices_decay_and_lora_has_its_own_rate() -> None:
