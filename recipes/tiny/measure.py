@@ -37,6 +37,12 @@ TESTS = {
     "grocery-coarse": "test-grocery-val",
     "easy-vqa": "test-easyvqa",
 }
+# Training pictures, to choose between ways without a look at a test
+DEVELOPMENT = {
+    "dev-emoji": "train-emoji",
+    "dev-grocery": "train-grocery",
+    "dev-easyvqa": "train-easyvqa",
+}
 BATCH = 32
 
 
@@ -56,7 +62,7 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def records_of(test: str, root: Path) -> list[im.Record]:
     """The records of a test, with the naming question where they have none."""
-    records = im.read_records(root / "records" / f"{TESTS[test]}.jsonl", root)
+    records = im.read_records(root / "records" / f"{(TESTS | DEVELOPMENT)[test]}.jsonl", root)
     if test == "twemoji-861":
         records = [r for r in records if r.extra["object_like"]]
     return records
@@ -114,7 +120,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--tests", nargs="*", default=list(TESTS), choices=list(TESTS))
+    parser.add_argument("--tests", nargs="*", default=list(TESTS), choices=[*TESTS, *DEVELOPMENT])
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     model = im.load(options.model)

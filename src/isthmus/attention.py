@@ -10,6 +10,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isthmus.errors import ConfigError, suggestion
+
 
 class SquaredReLU(nn.Module):
     """relu(x)^2, Flamingo's activation (So et al. 2021)."""
@@ -27,6 +29,21 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def build_activation(name: str) -> nn.Module:
+    """An activation by its name in `ACTIVATIONS`.
+
+    Raises:
+        ConfigError: If there is none of that name.
+
+    Example:
+        >>> build_activation("gelu")
+        GELU(approximate='none')
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f'unknown activation "{name}": {suggestion(name, ACTIVATIONS)}')
+    return ACTIVATIONS[name]()
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention of queries over a context (Vaswani et al. 2017, section 3.2).
 
@@ -42,6 +59,7 @@ class MultiHeadAttention(nn.Module):
         out_width: Width of the output; None is the queries'.
 
     Example:
+        >>> import torch
         >>> attention = MultiHeadAttention(8, 6, heads=2, head_dim=4)
         >>> attention(torch.zeros(1, 3, 8), torch.zeros(1, 5, 6)).shape
         torch.Size([1, 3, 8])
@@ -66,7 +84,8 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H * d) as (B, H, T, d)."""
-        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+        heads = (self.heads, x.shape[-1] // self.heads)  # no -1: there may be no tokens at all
+        return x.view(x.shape[0], x.shape[1], *heads).transpose(1, 2)
 
     def project_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, C, d) of a context (B, C, D_context)."""
@@ -98,10 +117,22 @@ class MultiHeadAttention(nn.Module):
 
 
 def feed_forward(width: int, *, mult: int, activation: str) -> nn.Sequential:
-    """LayerNorm, Linear, activation, Linear, without biases in the maps (Flamingo, figure 4)."""
+    """LayerNorm, Linear, activation, Linear, without biases in the maps (Flamingo, figure 4).
+
+    Args:
+        width: Width D of what goes in and comes out.
+        mult: Hidden width as a multiple of D.
+        activation: A name in `ACTIVATIONS`.
+
+    Returns:
+        A module from (..., D) to (..., D), without the residual.
+
+    Raises:
+        ConfigError: If the activation is unknown.
+    """
     return nn.Sequential(
         nn.LayerNorm(width),
         nn.Linear(width, mult * width, bias=False),
-        ACTIVATIONS[activation](),
+        build_activation(activation),
         nn.Linear(mult * width, width, bias=False),
     )

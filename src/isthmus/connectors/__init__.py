@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.config import CONNECTOR_CONFIGS
@@ -58,8 +59,9 @@ def _concept_bottleneck(
 ) -> nn.Module:
     if words is None or words.shape[1] != width:
         raise ConfigError(
-            "concept_bottleneck makes tokens of the language model's width from its word embeddings: use it "
-            "with fusion inline, or with cross_attention and visual_width set to that width"
+            "concept_bottleneck makes tokens of the language model's width from its word "
+            "embeddings: use it with fusion inline, or with cross_attention and visual_width set "
+            "to that width"
         )
     return ConceptBottleneckConnector(shape.width, words, **options)
 
@@ -77,16 +79,62 @@ CONNECTORS: dict[str, Builder] = {
 }
 
 
+MAY_BE_ZERO = {"free", "max_frames"}
+
+
+def _check_ranges(options: dict[str, Any], connector: str) -> None:
+    """Refuses counts and widths below 1."""
+    for key, value in options.items():
+        least = 0 if key in MAY_BE_ZERO else 1
+        if isinstance(value, int) and value < least:
+            raise ConfigError(f"{connector}: {key}={value}, expected at least {least}")
+
+
+def _check_own(connector: nn.Module, shape: FeatureShape, width: int) -> None:
+    """Tries a module of the user's on one picture of zeros, and leaves it as it was."""
+    name = type(connector).__name__
+    if not isinstance(connector, Connector):
+        raise ConfigError(
+            f"{name} is no connector: it needs num_tokens (int), "
+            "width (int) and forward(features) -> tokens"
+        )
+    if not isinstance(connector.num_tokens, int) or connector.num_tokens < 1:
+        raise ConfigError(f"{name}.num_tokens is {connector.num_tokens!r}, expected 1 or more")
+    if connector.width != width:
+        raise ConfigError(f"{name} makes tokens of width {connector.width}, expected {width}")
+    like = next(connector.parameters(), torch.empty(0))
+    features = torch.zeros(1, shape.tokens, shape.width, device=like.device, dtype=like.dtype)
+    modes = {module: module.training for module in connector.modules()}
+    try:
+        with torch.no_grad():
+            tokens = connector.eval()(features)
+    except Exception as error:  # whatever a foreign module raises, it does not fit
+        raise ConfigError(
+            f"{name} cannot read the encoder's features {tuple(features.shape)}: {error}"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+    expected = (1, connector.num_tokens, width)
+    if got != expected:
+        raise ConfigError(
+            f"{name} made {got} of one picture, expected (1, num_tokens, width) = {expected}"
+        )
+
+
 def build_connector(
     options: Any, shape: FeatureShape, width: int, embeddings: Tensor | None = None
 ) -> nn.Module:
     """A connector from its options, or the user's own after a check.
 
     Args:
-        options: A dataclass from `isthmus.config`, or a module that fits `Connector`.
+        options: A dataclass from `isthmus.config`, or a module that fits `Connector`, which is
+            tried on one picture of zeros.
         shape: Shape of a picture's features.
         width: Width D that the visual tokens must have.
-        embeddings: (V, D) the language model's word embeddings, which `concept_bottleneck` speaks in.
+        embeddings: (V, D) the language model's word embeddings, which `concept_bottleneck`
+            speaks in.
 
     Raises:
         ConfigError: If it is neither, or does not fit the parts.
@@ -98,17 +146,11 @@ def build_connector(
         4
     """
     if isinstance(options, nn.Module):
-        if not isinstance(options, Connector):
-            raise ConfigError(
-                f"{type(options).__name__} is no connector: it needs num_tokens (int), "
-                "width (int) and forward(features) -> tokens"
-            )
-        if options.width != width:
-            raise ConfigError(
-                f"{type(options).__name__} makes tokens of width {options.width}, expected {width}"
-            )
+        _check_own(options, shape, width)
         return options
     name = getattr(options, "type", None)
     if name not in CONNECTORS or not isinstance(options, CONNECTOR_CONFIGS[name]):
         raise ConfigError(f"{options!r} is no connector: {suggestion(str(name), CONNECTORS)}")
-    return CONNECTORS[name](asdict(options), shape, width, embeddings)
+    values = asdict(options)
+    _check_ranges(values, name)
+    return CONNECTORS[name](values, shape, width, embeddings)

@@ -23,6 +23,11 @@ class AttentionPoolConnector(nn.Module):
 
     Raises:
         ConfigError: If the heads do not divide the width.
+
+    Example:
+        >>> import torch
+        >>> AttentionPoolConnector(8, 6, tokens=2, heads=2)(torch.zeros(1, 16, 8)).shape
+        torch.Size([1, 2, 6])
     """
 
     def __init__(self, in_width: int, width: int, *, tokens: int = 16, heads: int = 8) -> None:

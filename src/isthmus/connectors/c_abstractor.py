@@ -7,33 +7,42 @@ squeeze-and-excitation (Radosavovic et al. 2020), SiLU and LayerNorm over the ch
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.connectors.pool import require_grid, square_side
+from isthmus.errors import ConfigError
 
-SQUEEZE = 4
+SQUEEZE = 4  # RegNet counts it from the width that enters the block
 
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map (B, D, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised map."""
+        """The normalised map (B, D, h, w)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SqueezeExcite(nn.Module):
-    """Weights channels by what the whole map says (Hu et al. 2018)."""
+    """Weights channels by what the whole map says (Hu et al. 2018).
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: Channels of the map.
+        squeezed: Channels of the bottleneck.
+    """
+
+    def __init__(self, width: int, squeezed: int) -> None:
         super().__init__()
         self.weights = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(width, width // SQUEEZE, 1),
+            nn.Conv2d(width, squeezed, 1),
             nn.SiLU(),
-            nn.Conv2d(width // SQUEEZE, width, 1),
+            nn.Conv2d(squeezed, width, 1),
             nn.Sigmoid(),
         )
 
@@ -44,7 +53,12 @@ class SqueezeExcite(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """1x1, depthwise 3x3, squeeze-and-excitation, 1x1, and the way past them."""
+    """1x1, depthwise 3x3, squeeze-and-excitation, 1x1, and the way past them.
+
+    Args:
+        in_width: Channels that come in.
+        width: Channels that go out.
+    """
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
@@ -55,16 +69,18 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
             ChannelNorm(width),
             nn.SiLU(),
-            SqueezeExcite(width),
+            SqueezeExcite(width, max(1, round(in_width / SQUEEZE))),
             nn.Conv2d(width, width, 1, bias=False),
             ChannelNorm(width),
         )
-        self.shortcut = (
-            nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1, bias=False)
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if in_width != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_width, width, 1, bias=False), ChannelNorm(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map (B, D, h, w)."""
+        """A map (B, D, h, w) of one (B, D_in, h, w)."""
         return F.silu(self.shortcut(x) + self.branch(x))
 
 
@@ -81,6 +97,11 @@ class CAbstractorConnector(nn.Module):
 
     Raises:
         ConfigError: If there is no grid or M is no square.
+
+    Example:
+        >>> abstractor = CAbstractorConnector(8, 6, (4, 4), tokens=4, depth=1, hidden=16)
+        >>> abstractor(torch.zeros(1, 16, 8)).shape
+        torch.Size([1, 4, 6])
     """
 
     def __init__(
@@ -99,17 +120,42 @@ class CAbstractorConnector(nn.Module):
         self.width = width
         self.positions = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], in_width) * 0.02)
         widths = [in_width, *[hidden] * depth]
-        self.before = nn.Sequential(
-            *(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.before = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(widths)))
         self.pool = nn.AdaptiveAvgPool2d(square_side(tokens, "c_abstractor"))
         self.after = nn.Sequential(*(ResidualBlock(hidden, hidden) for _ in range(depth)))
         self.mlp = nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width))
 
+    def position_map(self, patches: int) -> Tensor:
+        """The positional embedding as a map (1, D_vision, h, w) with h * w = patches.
+
+        A square of another size than the grid it was built for, which a larger picture gives,
+        stretches the learned map by bicubic interpolation.
+
+        Args:
+            patches: Number of patches N.
+
+        Raises:
+            ConfigError: If N is neither the grid's number of patches nor a square number.
+        """
+        learned: Tensor = self.positions.T.unflatten(1, self.grid)[None]  # type: ignore[no-untyped-call]
+        if patches == self.positions.shape[0]:
+            return learned
+        side = math.isqrt(patches)
+        if side**2 != patches:
+            raise ConfigError(
+                f"c_abstractor: got {patches} patches, expected {self.grid[0]} x {self.grid[1]} "
+                "or a square number of them"
+            )
+        return F.interpolate(learned, size=(side, side), mode="bicubic", align_corners=False)
+
     def forward(self, features: Tensor) -> Tensor:
-        """Visual tokens (B, M, D) of features (B, N, D_vision)."""
-        placed = features + self.positions.to(features.dtype)
-        grid = placed.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-untyped-call]
-        cells = self.after(self.pool(self.before(grid)))
+        """Visual tokens (B, M, D) of features (B, N, D_vision).
+
+        Raises:
+            ConfigError: As `position_map`.
+        """
+        positions = self.position_map(features.shape[1])
+        grid: Tensor = features.transpose(1, 2).unflatten(2, positions.shape[2:])  # type: ignore[no-untyped-call]
+        cells = self.after(self.pool(self.before(grid + positions.to(features.dtype))))
         tokens: Tensor = self.mlp(cells.flatten(2).transpose(1, 2))
         return tokens

@@ -42,6 +42,7 @@ class ConceptBottleneckConnector(nn.Module):
 
     Attributes:
         names: (C, K) int64 word pieces of each concept, -1 in unused rows; saved with the weights.
+            Until `set_names` is called, each concept is one word piece of the vocabulary.
     """
 
     embeddings: Tensor
@@ -74,7 +75,8 @@ class ConceptBottleneckConnector(nn.Module):
         spread = float(embeddings.detach().float().norm(dim=-1).median())
         nn.init.constant_(self.out_norm.weight, spread / math.sqrt(self.width))
         self.register_buffer("embeddings", embeddings.detach(), persistent=False)
-        self.register_buffer("names", torch.full((concepts, length), UNUSED))
+        pieces = torch.arange(concepts) % embeddings.shape[0]
+        self.register_buffer("names", pieces[:, None].repeat(1, length))
 
     def set_names(self, names: Sequence[Sequence[int]]) -> None:
         """Says what each concept is called.

@@ -12,6 +12,11 @@ class LinearConnector(nn.Module):
         in_width: Width of the features.
         width: Width of the visual tokens.
         patches: Number of patches N, which is the number of visual tokens.
+
+    Example:
+        >>> import torch
+        >>> LinearConnector(8, 6, 16)(torch.zeros(1, 16, 8)).shape
+        torch.Size([1, 16, 6])
     """
 
     def __init__(self, in_width: int, width: int, patches: int) -> None:

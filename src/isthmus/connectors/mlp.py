@@ -12,7 +12,12 @@ class MLPConnector(nn.Module):
         in_width: Width of the features.
         width: Width of the visual tokens, and of the hidden layers.
         patches: Number of patches N, which is the number of visual tokens.
-        depth: Number of linear layers.
+        depth: Number of linear layers, at least 1.
+
+    Example:
+        >>> import torch
+        >>> MLPConnector(8, 6, 16, depth=3)(torch.zeros(1, 16, 8)).shape
+        torch.Size([1, 16, 6])
     """
 
     def __init__(self, in_width: int, width: int, patches: int, *, depth: int = 2) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from isthmus.connectors.pool import require_grid
 from isthmus.errors import ConfigError
 
 
@@ -41,14 +42,17 @@ class PixelShuffleConnector(nn.Module):
 
     Raises:
         ConfigError: If there is no grid, or the factor does not divide it.
+
+    Example:
+        >>> PixelShuffleConnector(8, 6, (4, 6), factor=2).num_tokens
+        6
     """
 
     def __init__(
         self, in_width: int, width: int, grid: tuple[int, int] | None, *, factor: int = 2
     ) -> None:
         super().__init__()
-        if grid is None:
-            raise ConfigError("pixel_shuffle needs patches on a grid: leave keep_cls off")
+        grid = require_grid(grid, "pixel_shuffle")
         if grid[0] % factor or grid[1] % factor:
             fits = [f for f in range(1, min(grid) + 1) if grid[0] % f == 0 and grid[1] % f == 0]
             raise ConfigError(

@@ -13,8 +13,16 @@ from isthmus.errors import ConfigError
 def square_side(tokens: int, connector: str) -> int:
     """Side of a square number of tokens.
 
+    Args:
+        tokens: The number.
+        connector: Who asks, for the message.
+
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If it is no square number.
+
+    Example:
+        >>> square_side(144, "pool")
+        12
     """
     side = math.isqrt(tokens)
     if tokens < 1 or side**2 != tokens:
@@ -26,7 +34,15 @@ def square_side(tokens: int, connector: str) -> int:
 
 
 def require_grid(grid: tuple[int, int] | None, connector: str) -> tuple[int, int]:
-    """The grid, or a ConfigError if there is none."""
+    """The grid (rows, columns), where there is one.
+
+    Args:
+        grid: The grid of the features, or None.
+        connector: Who asks, for the message.
+
+    Raises:
+        ConfigError: If the features have no grid.
+    """
     if grid is None:
         raise ConfigError(f"{connector} needs patches on a grid: leave keep_cls off")
     return grid
@@ -43,6 +59,11 @@ class PoolConnector(nn.Module):
 
     Raises:
         ConfigError: If there is no grid or M is no square.
+
+    Example:
+        >>> import torch
+        >>> PoolConnector(8, 6, (4, 4), tokens=4)(torch.zeros(1, 16, 8)).shape
+        torch.Size([1, 4, 6])
     """
 
     def __init__(

@@ -67,6 +67,12 @@ class QFormerConnector(nn.Module):
 
     Raises:
         ConfigError: If the heads do not divide the hidden width.
+
+    Example:
+        >>> import torch
+        >>> qformer = QFormerConnector(8, 6, queries=3, depth=2, heads=2, hidden=4)
+        >>> qformer(torch.zeros(1, 16, 8)).shape
+        torch.Size([1, 3, 6])
     """
 
     def __init__(

@@ -51,6 +51,15 @@ class PerceiverResampler(nn.Module):
         ffw_mult: Hidden width of the feed-forward, as a multiple.
         activation: Its activation.
         max_frames: Length of the temporal embedding; 0 for none, and no clips.
+
+    Raises:
+        ConfigError: If the activation is unknown.
+
+    Example:
+        >>> import torch
+        >>> resampler = PerceiverResampler(8, 6, latents=3, depth=1, heads=2, max_frames=4)
+        >>> resampler(torch.zeros(1, 16, 8)).shape, resampler(torch.zeros(1, 5, 16, 8)).shape
+        (torch.Size([1, 3, 6]), torch.Size([1, 3, 6]))
     """
 
     def __init__(
@@ -87,10 +96,13 @@ class PerceiverResampler(nn.Module):
         self.projection = nn.Linear(in_width, width) if width != in_width else nn.Identity()
 
     def frame_embedding(self, frames: int) -> Tensor:
-        """(frames, D) temporal embedding.
+        """(frames, D_vision) temporal embedding.
 
         Up to `max_frames` frames take the first rows; longer clips stretch all of them by linear
         interpolation, as Flamingo does to evaluate at 30 frames what was trained at 8.
+
+        Args:
+            frames: Number of frames T.
 
         Raises:
             ConfigError: If the resampler was built without one.
@@ -110,6 +122,9 @@ class PerceiverResampler(nn.Module):
         Args:
             features: (B, N, D_vision) of pictures, which have no place in time; or
                 (B, T, N, D_vision) of clips, to whose frames the temporal embedding is added.
+
+        Raises:
+            ConfigError: If it is a clip, and the resampler has no temporal embedding.
         """
         if features.ndim == 4:
             embedding = self.frame_embedding(features.shape[1])
