@@ -168,7 +168,9 @@ def main() -> None:
     started = time.perf_counter()
     big.sum()
     bandwidth = big.numel() * 4 / (time.perf_counter() - started)
-    print(f"floor {bandwidth / size:.1f} tokens/s: {size / 1e6:.0f} MB at {bandwidth / 1e9:.1f} GB/s")
+    print(
+        f"floor {bandwidth / size:.1f} tokens/s: {size / 1e6:.0f} MB at {bandwidth / 1e9:.1f} GB/s"
+    )
     for name, values in ratios.items():
         low, high = min(values), max(values)
         print(f"# {name}: {low:.2f} to {high:.2f} over {repeats} turns")

@@ -21,7 +21,9 @@ MOST_WORDS = 4
 KEYCAPS = {"keycap: #": "keycap hash", "keycap: *": "keycap asterisk"}
 CODEPOINT = re.compile(r"[0-9a-f]{4,6}(-[0-9a-f]{4,6})*")
 """Hidden icons of some styles are named by code points that no emoji has."""
-OLD_TONES = re.compile(r"tone\d?\b|-(?:light|medium|dark)(?:-skin-tone)?$|skin-tone|-(?:haired|bald)$")
+OLD_TONES = re.compile(
+    r"tone\d?\b|-(?:light|medium|dark)(?:-skin-tone)?$|skin-tone|-(?:haired|bald)$"
+)
 PARTS = ("light", "dark", "medium")
 
 

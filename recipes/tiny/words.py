@@ -46,7 +46,9 @@ PLAIN = frozenset(
 GROUPS = re.compile(
     r"^(?:pair|bunch|cluster|couple|string|head|cup|glass|bottle|tube|slice|loaf|plant) of (?P<thing>.+)"
 )
-PLURAL_OES = frozenset("potato tomato mango volcano buffalo tornado mosquito domino torpedo".split())
+PLURAL_OES = frozenset(
+    "potato tomato mango volcano buffalo tornado mosquito domino torpedo".split()
+)
 NO_PLURAL = frozenset("sheep deer fish moose bison salmon trout shrimp squid aircraft".split())
 
 

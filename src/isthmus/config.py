@@ -184,7 +184,11 @@ class CrossAttention:
     sees: Literal["last", "previous"] = "last"
     """A token attends to the last picture before it, or to all pictures before it."""
     gate: float = 0.0
-    """Initial value of both gates before tanh. At 0 the language model is unchanged."""
+    """Initial value of both gates before tanh. At 0, Flamingo's, the language model is unchanged
+    and only the gates learn at first. With another value the last map of each sublayer starts at
+    zero instead: the language model is unchanged too, and the maps learn from the first step."""
+    inline: bool = False
+    """Whether visual tokens also stand in the text, as in NVLM-H (Dai et al. 2024)."""
     visual_width: int | None = None
     """Width of the visual tokens; None keeps the vision encoder's."""
 

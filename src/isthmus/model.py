@@ -25,7 +25,7 @@ from isthmus.connectors import Connector, build_connector
 from isthmus.errors import PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
-from isthmus.fusion.sight import Sight, picture_of_token
+from isthmus.fusion.sight import Sight, first_of_each, picture_of_token
 from isthmus.prompt import END_TAG, IMAGE_TAG
 from isthmus.summary import Part, Summary, count, flops_of
 
@@ -262,10 +262,12 @@ class VisionLanguageModel(nn.Module):
         sight = None
         if visual is not None:
             self.special_tokens.rows_with_pictures = is_image.any(dim=1)
-            if isinstance(self.fusion, InlineFusion):
-                embeddings = self.fusion.embed(embeddings, is_image, visual)
-            else:
-                prompt = picture_of_token(is_image, batch.attention_mask)
+            inline = self.fusion if isinstance(self.fusion, InlineFusion) else self.fusion.inline
+            if inline is not None:
+                embeddings = inline.embed(embeddings, is_image, visual)
+            if isinstance(self.fusion, CrossAttentionFusion):
+                tags = first_of_each(is_image, self.fusion.tokens_in_text)
+                prompt = picture_of_token(tags, batch.attention_mask)
                 sight = Sight(visual=visual, prompt=prompt, keep=decoding)
         try:
             if isinstance(self.fusion, CrossAttentionFusion):

@@ -141,6 +141,7 @@ def check_closed_gates(model: VisionLanguageModel) -> None:
     The `<image>` and `<|endofchunk|>` rows are ours, so they are made rows of the frozen table.
     """
     assert isinstance(model.fusion, CrossAttentionFusion)
+    assert model.fusion.inline is None, "inline tokens stand in the text whatever the gates are"
     open_gates(model, 0.0)
     known = model.language.encode("ab")[:2]
     table = model.language.input_embedding

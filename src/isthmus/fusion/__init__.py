@@ -26,7 +26,7 @@ def visual_width(config: Inline | CrossAttention, language_width: int, vision_wi
     Inline tokens stand between words and have the language model's width. Flamingo's keep the
     vision encoder's width, unless the configuration names another.
     """
-    if isinstance(config, Inline):
+    if isinstance(config, Inline) or (config.inline and config.visual_width is None):
         return language_width
     return config.visual_width or vision_width
 
@@ -43,5 +43,5 @@ def build_fusion(
     if isinstance(config, Inline):
         return InlineFusion(tokens)
     if isinstance(config, CrossAttention):
-        return CrossAttentionFusion(config, language, width)
+        return CrossAttentionFusion(config, language, width, tokens)
     raise ConfigError(f"{config!r} is no fusion: {suggestion('', FUSIONS)}")

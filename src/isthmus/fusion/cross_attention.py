@@ -43,6 +43,9 @@ class GatedCrossAttentionBlock(nn.Module):
         self.ffw = feed_forward(width, mult=config.ffw_mult, activation=config.activation)
         self.attention_gate = nn.Parameter(torch.full((1,), float(config.gate)))
         self.ffw_gate = nn.Parameter(torch.full((1,), float(config.gate)))
+        if config.gate:
+            nn.init.zeros_(self.attention.out_projection.weight)
+            nn.init.zeros_(self.ffw[-1].weight)
 
     def forward(self, hidden: Tensor, sight: Sight, key: int) -> Tensor:
         """Adds what the pictures say to the hidden states that see one.

@@ -20,6 +20,7 @@ from isthmus.backbones.language import LanguageModel
 from isthmus.config import CrossAttention
 from isthmus.errors import ConfigError
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.fusion.inline import InlineFusion
 from isthmus.fusion.sight import Sight
 
 
@@ -30,8 +31,11 @@ class CrossAttentionFusion(nn.Module):
         config: Placement and size of the blocks.
         language: The language model whose layers are hooked.
         visual_width: Width of the visual tokens.
+        tokens: Visual tokens M of one picture.
 
     Attributes:
+        tokens_in_text: How often `<image>` is repeated: once, or M times where the visual tokens
+            also stand in the text.
         blocks: The blocks by the number of the layer they stand before.
         sight: Who sees what in the current batch; None lets the bare language model run.
 
@@ -39,10 +43,17 @@ class CrossAttentionFusion(nn.Module):
         ConfigError: If no layer would get a block.
     """
 
-    tokens_in_text = 1
-
-    def __init__(self, config: CrossAttention, language: LanguageModel, visual_width: int) -> None:
+    def __init__(
+        self, config: CrossAttention, language: LanguageModel, visual_width: int, tokens: int
+    ) -> None:
         super().__init__()
+        if config.inline and visual_width != language.width:
+            raise ConfigError(
+                f"fusion: inline=true needs visual_width={language.width}, the language model's; "
+                f"got {visual_width}"
+            )
+        self.tokens_in_text = tokens if config.inline else 1
+        self.inline = InlineFusion(tokens) if config.inline else None
         layers = language.layers
         chosen = [
             i for i in range(config.start, len(layers)) if (i + config.offset) % config.every == 0

@@ -39,6 +39,20 @@ def picture_of_token(is_image: Tensor, attention_mask: Tensor) -> Tensor:
     return index.masked_fill((in_row == 0) | (attention_mask == 0), -1)
 
 
+def first_of_each(is_image: Tensor, repeat: int) -> Tensor:
+    """Where each picture begins, if its tag stands `repeat` times in a row.
+
+    Args:
+        is_image: (B, L) bool, where `<image>` stands.
+        repeat: How often it stands for one picture.
+
+    Example:
+        >>> first_of_each(torch.tensor([[0, 1, 1, 1, 1]]).bool(), 2).long().tolist()
+        [[0, 1, 0, 1, 0]]
+    """
+    return is_image & ((is_image.long().cumsum(dim=1) - 1) % repeat == 0)
+
+
 @dataclass
 class Segments:
     """Tokens of one forward pass, grouped by (row, picture).
