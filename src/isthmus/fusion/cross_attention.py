@@ -13,6 +13,8 @@ Letters as in `sight`: B rows, L tokens, P pictures, M visual tokens, S segments
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ class GatedCrossAttentionBlock(nn.Module):
         self.ffw_gate = nn.Parameter(torch.full((1,), float(config.gate)))
         if config.gate:
             nn.init.zeros_(self.attention.out_projection.weight)
-            nn.init.zeros_(self.ffw[-1].weight)
+            nn.init.zeros_(cast(nn.Linear, self.ffw[-1]).weight)
 
     def forward(self, hidden: Tensor, sight: Sight, key: int) -> Tensor:
         """Adds what the pictures say to the hidden states that see one.
