@@ -81,7 +81,11 @@ def open_picture(source: Source) -> Image.Image:
         raise PictureError(
             f"{name} is no picture of a known format: expected one of {', '.join(FORMATS)}"
         ) from None
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except Image.DecompressionBombError as error:  # Pillow looks at the header first, as we do
+        raise PictureError(
+            f"{name} is too large: {error}; expected at most {MOST_PIXELS // 1_000_000} megapixels"
+        ) from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(f"{name} cannot be opened: {error}") from error
     width, height = picture.size
     if width * height > MOST_PIXELS:

@@ -1,0 +1,276 @@
+"""The command line: the answer alone on stdout, and one line and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import isthmus as im
+from isthmus import checkpoint
+from isthmus.cli import main
+
+QUESTION = "What is it?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    made = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+    return im.save(made, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.linear_gradient("L").convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+# --- ask ----------------------------------------------------------------------------------------
+
+
+def test_ask_prints_the_answer_and_nothing_else(run: Any, model: Path, picture: Path) -> None:
+    code, out, err = run("ask", picture, QUESTION, "--model", model, "--max-new-tokens", 5)
+    expected = im.ask(im.load(model), picture, QUESTION, max_new_tokens=5).text
+    assert (code, out.strip(), err) == (0, expected, "")
+
+
+def test_ask_json_has_the_exact_prompt(run: Any, model: Path, picture: Path) -> None:
+    arguments = ("ask", picture, picture, QUESTION, "--model", model, "--json")
+    code, out, _ = run(*arguments, "--max-new-tokens", 2)
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["prompt"] == "<image><image>Question: What is it? Answer:"
+    assert answer["prompt_tokens"] == 2 * 16 + len("Question: What is it? Answer:")
+
+
+def test_ask_streams_the_same_text(run: Any, model: Path, picture: Path) -> None:
+    arguments = ("ask", picture, QUESTION, "--model", model, "--max-new-tokens", 8)
+    plain, streamed = run(*arguments), run(*arguments, "--stream")
+    assert streamed[0] == 0
+    assert streamed[1].strip() == plain[1].strip()
+
+
+def test_ask_reads_a_picture_from_stdin(
+    run: Any, model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (QUESTION, "--model", model, "--max-new-tokens", 3)
+    from_file = run("ask", picture, *arguments)
+    with picture.open("rb") as file:
+
+        class Stdin:
+            buffer = file
+
+        monkeypatch.setattr("sys.stdin", Stdin)
+        assert run("ask", "-", *arguments) == from_file
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size, with next to no data behind it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+
+def bad_pictures(picture: Path) -> dict[str, tuple[bytes | None, str]]:
+    whole = picture.read_bytes()
+    return {
+        "text.png": (b"not a picture at all", "no picture of a known format"),
+        "empty.png": (b"", "0 bytes"),
+        "truncated.png": (whole[: len(whole) // 2], "truncated"),
+        "huge.png": (png_header(100_000, 100_000), "expected at most 40 megapixels"),
+        "missing.png": (None, "no file at"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["text.png", "empty.png", "truncated.png", "huge.png", "missing.png"]
+)
+def test_a_bad_picture(run: Any, model: Path, picture: Path, tmp_path: Path, name: str) -> None:
+    content, message = bad_pictures(picture)[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert_one_line(run("ask", tmp_path / name, QUESTION, "--model", model), message, name)
+
+
+def test_a_folder(run: Any, model: Path, tmp_path: Path) -> None:
+    assert_one_line(run("ask", tmp_path, QUESTION, "--model", model), "is a folder")
+
+
+def test_an_address_without_leave(run: Any, model: Path) -> None:
+    result = run("ask", "https://example.com/a.png", QUESTION, "--model", model)
+    assert_one_line(result, "--allow-url")
+
+
+def test_more_tags_than_pictures(run: Any, model: Path, picture: Path) -> None:
+    result = run("ask", picture, "<image> and what is this?", "--model", model)
+    assert_one_line(result, "more <image> tags than pictures")
+
+
+def test_no_question(run: Any, picture: Path) -> None:
+    assert_one_line(run("ask", picture), "expected at least one picture and then the question")
+
+
+def test_no_such_model(run: Any, picture: Path, tmp_path: Path) -> None:
+    assert_one_line(run("ask", picture, QUESTION, "--model", "tini"), 'did you mean "tiny"')
+    assert_one_line(run("ask", picture, QUESTION, "--model", tmp_path), "holds no isthmus.json")
+
+
+def test_a_checkpoint_of_another_language_model(
+    run: Any, model: Path, picture: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in model.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    description = json.loads((other / checkpoint.DESCRIPTION).read_text())
+    description["parts"]["language"] = "0123456789abcdef"
+    (other / checkpoint.DESCRIPTION).write_text(json.dumps(description))
+    result = run("ask", picture, QUESTION, "--model", other)
+    assert_one_line(result, "language model", "0123456789abcdef")
+
+
+# --- train --------------------------------------------------------------------------------------
+
+CONFIG = """
+[vision]
+name = "tiny-vit"
+[language]
+name = "tiny-lm"
+[connector]
+type = "linear"
+[fusion]
+type = "inline"
+[train]
+steps = 4
+batch_size = 2
+warmup = 1
+save_every = 2
+log_every = 1
+[[data]]
+path = "data.jsonl"
+questions = ["What is it?"]
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with a configuration, two pictures and their names."""
+    for i, name in enumerate(("dark", "light")):
+        Image.new("RGB", (32, 32), (255 * i,) * 3).save(tmp_path / f"{name}.png")
+    lines = [json.dumps({"image": f"{n}.png", "name": n}) for n in ("dark", "light")]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    (tmp_path / "run.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_train_then_ask(run: Any, data: Path) -> None:
+    code, out, _ = run("train", data / "run.toml", "--out", data / "out", "--json")
+    assert code == 0
+    assert json.loads(out) == {"model": str(data / "out"), "steps": 4}
+    code, out, _ = run("ask", data / "dark.png", QUESTION, "--model", data / "out")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('type = "linear"', 'type = "liner"', 'did you mean "linear"'),
+        ("warmup = 1", "warm_up = 1", 'did you mean "warmup"'),
+        ("data.jsonl", "none.jsonl", "no records at"),
+        ("tiny-lm", "tiny-llm", 'did you mean "tiny-lm"'),
+        ('"linear"', '"pixel_shuffle"\nfactor = 3', "does not divide the grid"),
+    ],
+)
+def test_a_bad_configuration(run: Any, data: Path, old: str, new: str, message: str) -> None:
+    (data / "run.toml").write_text(CONFIG.replace(old, new))
+    assert_one_line(run("train", data / "run.toml", "--out", data / "out", "--quiet"), message)
+
+
+def test_another_configuration_does_not_go_on(run: Any, data: Path) -> None:
+    arguments = ("train", data / "run.toml", "--out", data / "out", "--quiet")
+    assert run(*arguments)[0] == 0
+    assert_one_line(run(*arguments, "--set", "train.seed=1"), "differs in", "seed")
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    run: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("train", data / "run.toml", "--out", data / "out", "--quiet")
+    assert run(*arguments)[0] == 0
+    before = {p.name: p.read_bytes() for p in (data / "out").iterdir() if p.is_file()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    model = im.load(data / "out")
+    monkeypatch.setattr("isthmus.checkpoint.os.fsync", full)
+    with pytest.raises(im.CheckpointError, match="No space left"):
+        im.save(model, data / "out")
+    after = {p.name: p.read_bytes() for p in (data / "out").iterdir() if p.is_file()}
+    assert after == before
+    fresh = run("train", data / "run.toml", "--out", data / "new", "--quiet")
+    assert_one_line(fresh, "No space left")
+    left = {p.name for p in (data / "new").rglob("*") if p.is_file()}
+    assert not any("safetensors" in name or name.endswith(".json") for name in left)
+
+
+# --- info and list ------------------------------------------------------------------------------
+
+
+def test_info_counts_what_is_trained(run: Any, model: Path) -> None:
+    code, out, _ = run("info", model, "--json")
+    parts = {p["name"]: p for p in json.loads(out)["parts"]}
+    assert code == 0
+    assert parts["connector"]["trained"] == 32 * 64 + 64
+    assert parts["connector"]["frozen"] == parts["vision"]["trained"] == 0
+    assert json.loads(out)["flops"]["connector"] == 2 * 16 * 32 * 64
+    assert "trained" in run("info", model)[1]
+
+
+def test_list_names_every_connector(run: Any) -> None:
+    from isthmus.config import CONNECTOR_CONFIGS
+
+    code, out, _ = run("list", "--json")
+    assert code == 0
+    assert set(json.loads(out)["connectors"]) == set(CONNECTOR_CONFIGS)
+    assert "resampler" in run("list")[1]
