@@ -62,9 +62,7 @@ def test_equals_the_definition(sees: str) -> None:
     ours = block(sees)
     hidden, visual = torch.randn(2, 7, WIDTH), torch.randn(4, TOKENS, VISUAL)
     got = ours(hidden, sight_of(visual), 0)
-    torch.testing.assert_close(
-        got, by_definition(ours, hidden, visual), rtol=0, atol=TOLERANCE
-    )
+    torch.testing.assert_close(got, by_definition(ours, hidden, visual), rtol=0, atol=TOLERANCE)
     assert torch.equal(got[0, 0], hidden[0, 0])  # before the first picture: untouched
 
 

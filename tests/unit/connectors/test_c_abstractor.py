@@ -10,6 +10,18 @@ from isthmus.connectors.c_abstractor import CAbstractorConnector, SqueezeExcite
 from isthmus.errors import ConfigError
 
 
+def cubic_weights(phase: float, a: float = -0.75) -> list[float]:
+    """Weights of the neighbours at -1, 0, 1, 2 of a point at `phase` between 0 and 1."""
+
+    def near(d: float) -> float:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+
+    def far(d: float) -> float:
+        return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+
+    return [far(1 + phase), near(phase), near(1 - phase), far(2 - phase)]
+
+
 def abstractor(grid: tuple[int, int] | None = (4, 4), tokens: int = 4) -> CAbstractorConnector:
     return CAbstractorConnector(6, 7, grid, tokens=tokens, depth=1, hidden=8)
 
@@ -58,8 +70,9 @@ def test_positions_of_a_larger_picture_are_stretched() -> None:
     assert stretched.shape == (8, 8)
     torch.testing.assert_close(stretched, stretched[:, :1].expand(8, 8))  # rows stay rows
     torch.testing.assert_close(stretched + stretched.flip(0), torch.full((8, 8), 3.0))
-    inner = stretched[2:6, 0]  # where pixel centres fall; a cubic follows a ramp only nearly
-    torch.testing.assert_close(inner, torch.tensor([0.75, 1.25, 1.75, 2.25]), rtol=0, atol=0.09)
+    # row 2 stands at 0.75: a quarter before 1, three quarters behind 0; Keys' cubic, a = -3/4
+    expected = sum(w * v for w, v in zip(cubic_weights(0.75), [0, 0, 1, 2], strict=True))
+    torch.testing.assert_close(stretched[2], torch.full((8,), expected))
     assert made(torch.randn(2, 64, 6)).shape == (2, 4, 7)
 
 

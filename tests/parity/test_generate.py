@@ -1,0 +1,272 @@
+"""Decoding against Transformers' own `generate`, plain loops and a beam search written out."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import isthmus as im
+from isthmus import testing
+from isthmus.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
+from isthmus.generation.decode import generate, text_of
+from isthmus.model import Batch, VisionLanguageModel
+
+FUSIONS: dict[str, Any] = {
+    "inline": im.Inline(),
+    "last": im.CrossAttention(every=2, heads=2, head_dim=8),
+    "previous": im.CrossAttention(every=2, heads=2, head_dim=8, sees="previous"),
+}
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "penalised beams": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.3},
+    "sampling": {"do_sample": True, "temperature": 1.5, "top_k": 40},
+}
+# with one id alone, a random model hardly ever ends; with these, rows end one after another
+MANY_ENDS = [*range(0, VOCABULARY - 3, 12), END]
+LETTERS = [ord(c) for c in string.ascii_lowercase + " "]
+ONLY_LETTERS = {"suppress_tokens": [i for i in range(VOCABULARY) if i not in LETTERS]}
+
+
+def joined(family: str, fusion: str, ends: list[int] | None = None) -> VisionLanguageModel:
+    """A model with open gates; its parts are seeded, and so is every test."""
+    language = tiny_language_model(family)
+    if ends is not None:
+        language.generation_config.eos_token_id = ends
+    connector = im.Resampler(latents=3, depth=1, heads=2, head_dim=8)
+    model = im.compose(
+        "tiny-vit", language, connector, FUSIONS[fusion], tokenizer=byte_tokenizer()
+    ).eval()
+    testing.open_gates(model)
+    return model
+
+
+def pictures(count: int) -> list[Tensor]:
+    return list(torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(7)))
+
+
+TEXTS = ["<image>one<|endofchunk|>a<image>two", "no picture here", "so <image>three"]
+
+
+def rows_of_all_kinds(model: VisionLanguageModel) -> tuple[Batch, list[Batch]]:
+    """Rows with 2, 0 and 1 pictures as one padded batch, and each alone."""
+    own = pictures(3)
+    per_row = [own[:2], [], own[2:]]
+    alone = [model.prepare([t], [p]) for t, p in zip(TEXTS, per_row, strict=True)]
+    return model.prepare(TEXTS, per_row), alone
+
+
+def assert_row(got: Tensor, expected: Tensor, pad_id: int) -> None:
+    """Equal ids; the row of a batch may be padded behind its end."""
+    assert got[: len(expected)].tolist() == expected.tolist()
+    assert (got[len(expected) :] == pad_id).all()
+
+
+# --- Text only ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", [[END], MANY_ENDS], ids=["one end", "many ends"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("family", "fusion"),
+    [("llama", "last"), ("gpt2", "inline"), ("opt", "previous"), ("gemma3", "last")],
+)
+def test_text_alone_decodes_as_the_bare_model(
+    family: str, fusion: str, mode: str, ends: list[int]
+) -> None:
+    """Of two prompts of different length, so that one is padded."""
+    bare = tiny_language_model(family)  # no hook of ours was ever near it
+    bare.generation_config.eos_token_id = ends
+    model = joined(family, fusion, ends)
+    text = model.prepare(["Only words, and many of them.", "few"])
+    torch.manual_seed(5)
+    expected = bare.generate(
+        input_ids=text.input_ids,
+        attention_mask=text.attention_mask,
+        max_new_tokens=10,
+        **MODES[mode],
+    )
+    torch.manual_seed(5)
+    got = generate(model, text, max_new_tokens=10, **MODES[mode])
+    assert torch.equal(got, expected[:, text.input_ids.shape[1] :])
+
+
+# --- With pictures -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def greedy_loop(model: VisionLanguageModel, batch: Batch, steps: int) -> Tensor:
+    """The likeliest token again and again, everything computed anew each time; one row."""
+    ends = {*model.language.end_ids(), model.special_tokens.end_id}
+    ids, start = batch.input_ids, batch.input_ids.shape[1]
+    for _ in range(steps):
+        chosen = model(Batch(ids, torch.ones_like(ids), batch.pixels)).logits[:, -1].argmax(dim=-1)
+        ids = torch.cat([ids, chosen[:, None]], dim=1)
+        if int(chosen) in ends:
+            break
+    return ids[0, start:]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_greedy_equals_a_plain_loop(family: str, fusion: str) -> None:
+    model = joined(family, fusion, MANY_ENDS)
+    batch, alone = rows_of_all_kinds(model)
+    ids = generate(model, batch, max_new_tokens=12)
+    expected = [greedy_loop(model, row, 12) for row in alone]
+    for got, row in zip(ids, expected, strict=True):
+        assert_row(got, row, model.pad_id)
+    assert len({len(row) for row in expected}) > 1  # some ended before others
+
+
+@torch.no_grad()
+def beam_search(model: VisionLanguageModel, batch: Batch, beams: int, steps: int) -> Tensor:
+    """The best of `beams` continuations of exactly `steps` tokens, without a cache; one row."""
+    banned = [*model.language.end_ids(), model.special_tokens.end_id]
+    kept: list[tuple[float, list[int]]] = [(0.0, [])]
+    for _ in range(steps):
+        grown: list[tuple[float, list[int]]] = []
+        for score, tail in kept:
+            ids = torch.cat([batch.input_ids, torch.tensor([tail]).long().view(1, -1)], dim=1)
+            logits = model(Batch(ids, torch.ones_like(ids), batch.pixels)).logits[0, -1]
+            log_probs = logits.log_softmax(dim=-1)
+            log_probs[[i for i in banned if i < len(log_probs)]] = float("-inf")
+            best = log_probs.topk(beams)
+            grown += [
+                (score + p, [*tail, i])
+                for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+        kept = sorted(grown, reverse=True)[:beams]
+    return torch.tensor(kept[0][1])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_beams_equal_a_search_written_out(fusion: str) -> None:
+    model = joined("llama", fusion)
+    batch, alone = rows_of_all_kinds(model)
+    ids = generate(model, batch, max_new_tokens=6, min_new_tokens=6, num_beams=3)
+    expected = [beam_search(model, row, 3, 6) for row in alone]
+    assert ids.tolist() == [row.tolist() for row in expected]
+    greedy = generate(model, batch, max_new_tokens=6, min_new_tokens=6)
+    assert not torch.equal(ids, greedy)  # else the search would show nothing
+
+
+@pytest.mark.parametrize("mode", ["beams", "penalised beams"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_beams_of_a_batch_equal_beams_of_each_row(fusion: str, mode: str) -> None:
+    model = joined("llama", fusion, MANY_ENDS)
+    batch, alone = rows_of_all_kinds(model)
+    ids = generate(model, batch, max_new_tokens=8, **MODES[mode])
+    expected = [
+        row for one in alone for row in generate(model, one, max_new_tokens=8, **MODES[mode])
+    ]
+    for got, row in zip(ids, expected, strict=True):
+        assert_row(got, row, model.pad_id)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_several_samples_of_a_row_equal_the_row_repeated(fusion: str) -> None:
+    model = joined("llama", fusion, MANY_ENDS)
+    own = pictures(3)
+    per_row = [own[:2], [], own[2:]]
+    batch = model.prepare(TEXTS, per_row)
+    repeated = model.prepare(
+        [t for t in TEXTS for _ in range(2)], [p for p in per_row for _ in range(2)]
+    )
+    torch.manual_seed(5)
+    expected = generate(model, repeated, max_new_tokens=8, **MODES["sampling"])
+    torch.manual_seed(5)
+    got = generate(model, batch, max_new_tokens=8, num_return_sequences=2, **MODES["sampling"])
+    assert torch.equal(got, expected)
+    assert not torch.equal(got[::2], got[1::2])
+
+
+# --- Stop strings ------------------------------------------------------------------------------
+
+
+def test_a_stop_string_ends_its_row_alone() -> None:
+    model = joined("llama", "last")
+    batch, _ = rows_of_all_kinds(model)
+    free = generate(model, batch, max_new_tokens=16, **ONLY_LETTERS)
+    texts = [model.special_tokens.decode(row) for row in free]
+    stop = texts[0][3:6]  # two of its rows may not hold what the first row will say
+    assert all(stop not in text for text in (texts[0][:5], *texts[1:]))
+    ids = generate(model, batch, max_new_tokens=16, stop=(stop,), **ONLY_LETTERS)
+    assert ids[0, :6].tolist() == free[0, :6].tolist()
+    assert (ids[0, 6:] == model.pad_id).all()
+    assert torch.equal(ids[1:], free[1:])
+    assert text_of(model, ids[0], (stop,)) == texts[0][:3].strip()
+
+
+def test_the_earliest_of_several_stop_strings_cuts_the_text() -> None:
+    model = joined("llama", "last")
+    own = pictures(1)
+    whole = ask_letters(model, own, stop=()).text
+    assert len(whole) > 12
+    late, early = whole[9:11], whole[4:6]
+    expected = whole[: min(whole.index(late), whole.index(early))].strip()
+    answer = ask_letters(model, own, stop=(late, early))
+    assert answer.text == expected
+    assert answer.new_tokens < 24
+
+
+# --- Streaming ---------------------------------------------------------------------------------
+
+
+def ask_letters(model: VisionLanguageModel, own: Any, **options: Any) -> im.Answer:
+    return im.ask(
+        model, opened(own), "What?", max_new_tokens=24, **{**ONLY_LETTERS, **options}
+    )
+
+
+def opened(own: list[Tensor]) -> list[Any]:
+    """Pictures as files hold them."""
+    from PIL import Image
+
+    return [
+        Image.fromarray((p.sigmoid() * 255).byte().permute(1, 2, 0).contiguous().numpy())
+        for p in own
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("fusion", ["inline", "last"])
+def test_streamed_pieces_are_the_answer(fusion: str, count: int) -> None:
+    """Of any bytes at all, so that tokens are parts of characters and whole answers are odd."""
+    model = joined("llama", fusion)
+    own = opened(pictures(count))
+    for question in ("What?", "Where is it?", "Who, then?"):
+        options: dict[str, Any] = {"max_new_tokens": 40}
+        pieces = list(im.stream(model, own, question, **options))
+        assert "".join(pieces).strip() == im.ask(model, own, question, **options).text
+
+
+@pytest.mark.parametrize("place", [slice(0, 1), slice(5, 6), slice(4, 9), slice(17, 21)])
+def test_streaming_stops_where_asking_does(place: slice) -> None:
+    """At strings of one letter and of more, which arrive in several pieces."""
+    model, own = joined("llama", "last"), pictures(1)
+    whole = ask_letters(model, own, stop=()).text
+    stop = ("never said", whole[place])
+    expected = ask_letters(model, own, stop=stop).text
+    assert expected == whole[: whole.index(whole[place])].strip()
+    options = {**ONLY_LETTERS, "max_new_tokens": 24, "stop": stop}
+    pieces = list(im.stream(model, opened(own), "What?", **options))
+    assert "".join(pieces).strip() == expected
+
+
+def test_an_answer_comes_in_pieces() -> None:
+    model, own = joined("llama", "last"), opened(pictures(1))
+    words = {"suppress_tokens": [i for i in range(VOCABULARY) if i not in (97, 98, 32)]}
+    pieces = list(im.stream(model, own, "What?", max_new_tokens=24, **words))
+    assert len([p for p in pieces if p]) > 1
+
+
+def test_a_failure_while_streaming_reaches_the_reader() -> None:
+    model = joined("llama", "last")
+    with pytest.raises(ValueError, match="beam"):
+        list(im.stream(model, opened(pictures(1)), "What?", num_beams=3))
+    assert im.ask(model, opened(pictures(1)), "What?", max_new_tokens=2).new_tokens == 2
