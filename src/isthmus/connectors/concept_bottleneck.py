@@ -6,10 +6,10 @@ the concept's name,
 
     p = softmax(scale * cos(w_c, phi(features))),   token_k = sum_c p_c E[name_c[k]].
 
-Expected word embeddings are AlignVLM's visual tokens (Masry et al. 2025, arXiv 2502.01341, section
-3.2); taking the expectation over whole names keeps the pieces of a name together. They lie where a
-frozen language model can read them before any training of its own. What no name says goes through
-a few free tokens, gathered by attention.
+Expected word embeddings are the visual tokens of AlignVLM's Align module (Masry et al. 2025, arXiv
+2502.01341); taking the expectation over whole names keeps the pieces of a name together. They lie
+where a frozen language model can read them before any training of its own. What no name says goes
+through a few free tokens, gathered by attention.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class ConceptBottleneckConnector(nn.Module):
             ConfigError: If there are more names than rows, or a name has another length.
         """
         rows, length = self.names.shape
-        if len(names) > rows or any(len(n) != length for n in names):
+        if not 0 < len(names) <= rows or any(len(n) != length for n in names):
             raise ConfigError(
-                f"concept_bottleneck: got {len(names)} names, expected at most {rows} of "
-                f"{length} word pieces: raise connector.concepts"
+                f"concept_bottleneck: got {len(names)} names, expected 1 to {rows} of "
+                f"{length} word pieces: set connector.concepts"
             )
         self.names.fill_(UNUSED)
         self.names[: len(names)] = torch.tensor([list(n) for n in names])

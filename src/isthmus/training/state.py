@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,8 @@ from isthmus.checkpoint import write_atomically
 from isthmus.errors import TrainingError
 
 STATE = "state.safetensors"
+MAY_CHANGE = {"steps", "save_every", "log_every"}
+"""What a run may go on with another value of: a longer run is a continuation of a shorter one."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -91,14 +94,12 @@ def load_state(
         ) from error
 
 
-def _refuse_other(folder: Path, saved: object, own: object) -> None:
+def _refuse_other(folder: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
     """Raises if a run would go on under another configuration."""
-    if saved == own:
+    keys = (saved.keys() | own.keys()) - MAY_CHANGE
+    changed = ", ".join(k for k in sorted(keys) if saved.get(k) != own.get(k))
+    if not changed:
         return
-    changed = "its configuration"
-    if isinstance(saved, dict) and isinstance(own, dict):
-        keys = [k for k in sorted(saved.keys() | own.keys()) if saved.get(k) != own.get(k)]
-        changed = ", ".join(keys)
     raise TrainingError(
         f"{folder} holds a run that differs in: {changed}. Choose another --out, go on with the "
         "configuration it was started with, or remove the folder to start anew"

@@ -47,8 +47,6 @@ def test_every_connector_is_here() -> None:
     assert EVERY.keys() == CONNECTORS.keys()
 
 
-# the suite reads differences off tensors that still have their graph
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True:UserWarning")
 @pytest.mark.parametrize("name", EVERY)
 def test_holds_what_a_connector_must(name: str) -> None:
     """Shape, a row alone, finite gradients, state, bfloat16."""
