@@ -4,8 +4,8 @@
 
 All three decode the same number of tokens greedily with the same SmolLM2-135M weights in fp32.
 Ours and OpenFlamingo's have the same random gated blocks before every 4th layer (8 heads of 64,
-feed-forward 4x, gates open), 64 visual tokens of width 1024 a picture, and the same prompt with 1, 8
-or 32 pictures in it. Visual tokens are given to both, so no encoder is timed. The three take turns.
+feed-forward 4x, gates open), 64 visual tokens of width 1024 a picture, and the same prompt with 1,
+8 or 32 pictures in it. Visual tokens are given to both, so no encoder is timed. The three take turns.
 
     ratio decode             ours with one picture over the bare model's `generate`
     ratio openflamingo_N     ours over OpenFlamingo's with N pictures in context
@@ -38,6 +38,7 @@ class CurrentMixin(FlamingoLMMixin):
     """OpenFlamingo's mixin beside a current Transformers, which leaves out a mask of ones."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **rest: Any) -> Any:
+        """As theirs, with a mask that may be missing."""
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, **rest)
 
 
@@ -47,6 +48,7 @@ class Given(nn.Module):
     num_tokens, width = VISUAL_TOKENS, VISUAL_WIDTH
 
     def forward(self, features: Tensor) -> Tensor:
+        """The features as they are."""
         return features
 
 

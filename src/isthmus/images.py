@@ -7,6 +7,7 @@ comes out is always an RGB picture.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import ipaddress
@@ -102,10 +103,9 @@ def open_picture(source: Source) -> Image.Image:
 
 def _flatten(picture: Image.Image, name: str) -> Image.Image:
     """Upright RGB over white."""
-    try:
+    damaged = (OSError, ValueError, SyntaxError, KeyError, TypeError, ZeroDivisionError)
+    with contextlib.suppress(*damaged):  # damaged metadata may stand beside a sound picture
         picture = ImageOps.exif_transpose(picture)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, ZeroDivisionError):
-        pass  # damaged metadata beside a sound picture
     if picture.mode.startswith(("I;16", "I", "F")):
         low, high = 0.0, 65535.0 if picture.mode != "F" else 1.0
         table = picture.convert("F").point(lambda v: (v - low) * (255.0 / (high - low)))

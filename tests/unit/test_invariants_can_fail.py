@@ -255,7 +255,7 @@ def test_an_end_of_chunk_for_rows_without_pictures(monkeypatch: Patch) -> None:
     broken = made()  # hooks hold the method as it was when they were made
     rows = broken.prepare(["<image>one", "words"], [[testing._picture(broken)], []])
     assert broken(rows).logits[1, -1, -1].isfinite()
-    with pytest.raises(AssertionError, match="decoding differs|from full recomputation"):
+    with pytest.raises(AssertionError, match=r"decoding differs|from full recomputation"):
         testing.check_decoding(ending(broken))
 
 
