@@ -5,9 +5,10 @@
 All three decode the same number of tokens greedily with the same SmolLM2-135M weights in fp32.
 Ours and OpenFlamingo's have the same random gated blocks before every 4th layer (8 heads of 64,
 feed-forward 4x, gates open), 64 visual tokens of width 1024 a picture, and the same prompt with 1,
-8 or 32 pictures in it. Visual tokens are given to both, so no encoder is timed. The three take turns.
+8 or 32 pictures in it. Visual tokens are given to both, so no encoder is timed. The three take
+turns. The first ratio is of the shipped default, with its own blocks and one picture.
 
-    ratio decode             ours with one picture over the bare model's `generate`
+    ratio decode             the shipped default with a picture over the bare model's `generate`
     ratio openflamingo_N     ours over OpenFlamingo's with N pictures in context
 
 The floor is reading all weights once per token at this machine's reading speed. open-flamingo 2.0.1

@@ -63,6 +63,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
+        temporary.chmod(0o644)  # temporary files are private; a saved model is not
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
