@@ -297,9 +297,6 @@ class VisionLanguageModel(nn.Module):
         with self.in_sight(batch) as embeddings:
             inputs["inputs_embeds"] = embeddings
             logits: Tensor = self.language.model(**inputs, logits_to_keep=last).logits
-        if logits.shape[-1] > self.special_tokens.image_id:
-            # a soft cap behind the head would have lifted -inf
-            logits[..., self.special_tokens.image_id] = float("-inf")
         if labels is None:
             return Output(logits)
         targets = labels[:, -logits.shape[1] :][:, 1:]

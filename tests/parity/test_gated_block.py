@@ -15,9 +15,10 @@ from isthmus.fusion.sight import Sight, picture_of_token
 from .reference import TOLERANCE, copy, scramble
 
 WIDTH, VISUAL, HEADS, HEAD_DIM, TOKENS = 12, 10, 3, 4, 5
-# two rows: text before, two pictures with text; one picture at the start, then another at the end
-TAGS = torch.tensor([[0, 1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0, 1]]).bool()
-MEDIA = torch.tensor([[0, 1], [2, 3]])  # picture numbers by row
+# text before, two pictures with text; one at the start, another at the end; two side by side
+TAGS = torch.tensor([[0, 1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 0, 0, 0]]).bool()
+MEDIA = torch.tensor([[0, 1], [2, 3], [4, 5]])  # picture numbers by row
+ROWS, PICTURES = MEDIA.shape[0], MEDIA.numel()
 
 
 def block(sees: str) -> GatedCrossAttentionBlock:
@@ -29,7 +30,7 @@ def block(sees: str) -> GatedCrossAttentionBlock:
 
 def sight_of(visual: Tensor) -> Sight:
     sight = Sight(visual=visual, prompt=picture_of_token(TAGS, torch.ones_like(TAGS).long()))
-    sight.advance(rows=2, length=TAGS.shape[1], past=0)
+    sight.advance(rows=ROWS, length=TAGS.shape[1], past=0)
     return sight
 
 
@@ -60,7 +61,7 @@ def by_definition(ours: GatedCrossAttentionBlock, hidden: Tensor, visual: Tensor
 @pytest.mark.parametrize("sees", ["last", "previous"])
 def test_equals_the_definition(sees: str) -> None:
     ours = block(sees)
-    hidden, visual = torch.randn(2, 7, WIDTH), torch.randn(4, TOKENS, VISUAL)
+    hidden, visual = torch.randn(ROWS, 7, WIDTH), torch.randn(PICTURES, TOKENS, VISUAL)
     got = ours(hidden, sight_of(visual), 0)
     torch.testing.assert_close(got, by_definition(ours, hidden, visual), rtol=0, atol=TOLERANCE)
     assert torch.equal(got[0, 0], hidden[0, 0])  # before the first picture: untouched
@@ -112,14 +113,15 @@ def test_equals_published_implementations(reference: Any, sees: str) -> None:
     config = CrossAttention(heads=HEADS, head_dim=HEAD_DIM, sees=sees)  # type: ignore[arg-type]
     ours = GatedCrossAttentionBlock(width, VISUAL, config)
     copy_block(ours, theirs)
-    hidden = torch.randn(2, 7, width)
-    visual = torch.randn(4, TOKENS, VISUAL)
+    hidden = torch.randn(ROWS, 7, width)
+    visual = torch.randn(PICTURES, TOKENS, VISUAL)
     inputs = [[t.clone().requires_grad_() for t in (hidden, visual)] for _ in range(2)]
     got = ours(inputs[0][0], sight_of(inputs[0][1]), 0)
     expected = theirs(inputs[1][0], inputs[1][1][MEDIA], media_locations=TAGS)
     # where no picture has been seen, theirs still runs its feed-forward, or looks at all pictures
     seeing = TAGS.cumsum(dim=1) > 0
     torch.testing.assert_close(got[seeing], expected[seeing], rtol=0, atol=TOLERANCE)
+    assert torch.equal(got[~seeing], hidden[~seeing])  # ours leaves them bit for bit
     cotangent = torch.randn_like(expected)
     got[seeing].backward(cotangent[seeing])
     expected[seeing].backward(cotangent[seeing])
@@ -132,8 +134,8 @@ def test_equals_published_implementations(reference: Any, sees: str) -> None:
 
 def test_a_zero_gate_stops_everything_but_the_gate() -> None:
     ours = GatedCrossAttentionBlock(WIDTH, VISUAL, CrossAttention(heads=HEADS, head_dim=HEAD_DIM))
-    hidden = torch.randn(2, 7, WIDTH)
-    got = ours(hidden, sight_of(torch.randn(4, TOKENS, VISUAL)), 0)
+    hidden = torch.randn(ROWS, 7, WIDTH)
+    got = ours(hidden, sight_of(torch.randn(PICTURES, TOKENS, VISUAL)), 0)
     assert torch.equal(got, hidden)
     got.backward(torch.randn_like(got))
     assert ours.attention_gate.grad is not None
@@ -145,8 +147,8 @@ def test_a_zero_gate_stops_everything_but_the_gate() -> None:
 def test_another_gate_starts_from_zero_maps_that_learn_at_once() -> None:
     config = CrossAttention(heads=HEADS, head_dim=HEAD_DIM, gate=0.5)
     ours = GatedCrossAttentionBlock(WIDTH, VISUAL, config)
-    hidden = torch.randn(2, 7, WIDTH)
-    got = ours(hidden, sight_of(torch.randn(4, TOKENS, VISUAL)), 0)
+    hidden = torch.randn(ROWS, 7, WIDTH)
+    got = ours(hidden, sight_of(torch.randn(PICTURES, TOKENS, VISUAL)), 0)
     assert torch.equal(got, hidden)
     got.backward(torch.randn_like(got))
     assert ours.attention.out_projection.weight.grad is not None

@@ -13,6 +13,7 @@ import isthmus as im
 from isthmus import testing
 from isthmus.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
 from isthmus.generation.decode import generate, text_of
+from isthmus.inference import _until_stop
 from isthmus.model import Batch, VisionLanguageModel
 
 FUSIONS: dict[str, Any] = {
@@ -221,6 +222,11 @@ def test_the_earliest_of_several_stop_strings_cuts_the_text() -> None:
     assert answer.new_tokens < 24
 
 
+def test_text_is_cut_before_the_first_of_repeated_stops() -> None:
+    ids = torch.tensor(list(b" one; two. three; four. "))
+    assert text_of(joined("llama", "last"), ids, (".", ";")) == "one"
+
+
 # --- Streaming ---------------------------------------------------------------------------------
 
 
@@ -261,6 +267,23 @@ def test_streaming_stops_where_asking_does(place: slice) -> None:
     assert expected == whole[: whole.index(whole[place])].strip()
     pieces = list(im.stream(model, opened(own), "What?", stop=stop, **LONG, **ONLY_LETTERS))
     assert "".join(pieces).strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "expected"),
+    [
+        (["one ST", "O", "P two"], ("STOP",), "one "),  # spread over pieces
+        (["one ST", "ART"], ("STOP",), "one START"),  # begun, and something else after all
+        (["one", " S"], ("STOP",), "one S"),  # begun at the very end
+        (["a; b. c"], (".", ";"), "a"),  # two in one piece: the earlier
+        (["a. ", "b. ", "c"], (".",), "a"),  # nothing more comes behind it
+        (["a", "b"], (), "ab"),
+    ],
+)
+def test_nothing_of_a_stop_string_is_passed_on(
+    pieces: list[str], stop: tuple[str, ...], expected: str
+) -> None:
+    assert "".join(_until_stop(iter(pieces), stop)) == expected
 
 
 def test_an_answer_comes_in_pieces() -> None:

@@ -62,6 +62,7 @@ class SpecialTokens(nn.Module):
         language.input_embedding.register_forward_pre_hook(self._hide_ids)
         language.output_embedding.register_forward_pre_hook(_contiguous)
         language.output_embedding.register_forward_hook(self._add_columns)
+        language.model.register_forward_hook(self._forbid_again)
         self._language = [language]  # in a list: not a submodule of ours
 
     def encode(self, text: str) -> list[int]:
@@ -102,11 +103,24 @@ class SpecialTokens(nn.Module):
         if self.rows_with_pictures is None:
             return logits
         hidden = args[0]
-        may_end = self.rows_with_pictures
-        may_end = may_end.repeat_interleave(logits.shape[0] // may_end.shape[0])
+        may_end = self._may_end(logits.shape[0])
         end = hidden @ self.output_rows.to(hidden.dtype).T
         end = end.masked_fill(~may_end[:, None, None], float("-inf"))
         return torch.cat([logits, torch.full_like(end, float("-inf")), end.to(logits.dtype)], -1)
+
+    def _may_end(self, rows: int) -> Tensor:
+        """(rows,) bool: `rows_with_pictures`, each repeated as beams are."""
+        may_end = self.rows_with_pictures
+        assert may_end is not None
+        return may_end.repeat_interleave(rows // may_end.shape[0])
+
+    def _forbid_again(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Puts back every -inf that a soft cap behind the head has lifted, as Gemma 2's does."""
+        if self.rows_with_pictures is None:
+            return
+        logits: Tensor = output.logits
+        logits[..., self.image_id] = float("-inf")
+        logits[~self._may_end(logits.shape[0]), :, self.end_id] = float("-inf")
 
 
 def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -97,3 +97,24 @@ def test_tags_and_pictures_must_match(model: im.VisionLanguageModel) -> None:
     batch = model.prepare(["<image>a"], [[PICTURE]])
     with pytest.raises(PromptError, match="0 pictures and 1 <image> tokens"):
         model(im.Batch(batch.input_ids, batch.attention_mask))
+
+
+@torch.no_grad()
+def test_a_soft_cap_behind_the_head_lifts_nothing() -> None:
+    """Gemma 2 squeezes its logits into [-30, 30], and so would make -inf a number."""
+    model = im.compose(
+        "tiny-vit",
+        tiny_language_model("gemma2"),
+        im.Linear(),
+        im.CrossAttention(every=2),
+        tokenizer=byte_tokenizer(),
+    )
+    tokens = model.special_tokens
+    batch = model.prepare(["<image>one", "two words"], [[PICTURE], []])
+    with model.in_sight(batch) as embeddings:  # as `generate` sees it too
+        logits = model.language.model(
+            inputs_embeds=embeddings, attention_mask=batch.attention_mask
+        ).logits
+    assert logits[..., tokens.image_id].isneginf().all()
+    assert logits[0, :, tokens.end_id].abs().max() <= 30
+    assert logits[1, :, tokens.end_id].isneginf().all()

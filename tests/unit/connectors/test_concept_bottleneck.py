@@ -94,5 +94,5 @@ def test_the_words_are_neither_trained_nor_saved_and_the_names_are_saved() -> No
 
 @pytest.mark.parametrize("names", [[[1, 2]] * 7, [[1, 2, 3]], [[1]]], ids=["rows", "long", "short"])
 def test_names_that_do_not_fit(names: list[list[int]]) -> None:
-    with pytest.raises(ConfigError, match="expected at most 6 of 2 word pieces"):
+    with pytest.raises(ConfigError, match="expected 1 to 6 of 2 word pieces"):
         bottleneck().set_names(names)

@@ -75,8 +75,8 @@ def test_the_seed_decides(records: list[Record], tmp_path: Path) -> None:
 
 
 def test_eight_pictures_are_learned_by_heart(records: list[Record], tmp_path: Path) -> None:
-    config = im.TrainConfig(steps=120, batch_size=8, warmup=10, lr=5e-3, log_every=1)
-    model = compose(im.MLP(), im.CrossAttention(every=1, gate=0.5))
+    config = im.TrainConfig(steps=120, batch_size=8, warmup=5, lr=1e-2, log_every=1)
+    model = compose(im.MLP(), im.CrossAttention(every=2, heads=2, gate=0.5))
     train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
     assert sum(loss for _, loss in losses(tmp_path / "run")[-10:]) / 10 < 0.05
 
