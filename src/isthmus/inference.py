@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
-from transformers import TextIteratorStreamer
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, TextIteratorStreamer
 
 from isthmus.generation.decode import generate, text_of
 from isthmus.images import open_picture
@@ -114,6 +116,7 @@ def stream(
         model.language.tokenizer, skip_prompt=False, skip_special_tokens=True
     )
     failure: list[BaseException] = []
+    left = Event()
 
     def work() -> None:
         try:
@@ -123,6 +126,7 @@ def stream(
                 max_new_tokens=max_new_tokens,
                 stop=stop,
                 streamer=pieces,
+                stopping_criteria=[_Left(left)],
                 **options,
             )
         except BaseException as error:  # handed to the reading side, which raises it
@@ -131,10 +135,23 @@ def stream(
 
     thread = Thread(target=work, daemon=True)
     thread.start()
-    yield from _until_stop(pieces, stop)
-    thread.join()
+    try:
+        yield from _until_stop(pieces, stop)
+    finally:  # also when the reader has had enough: the pictures must not stay in sight
+        left.set()
+        thread.join()
     if failure:
         raise failure[0]
+
+
+class _Left(StoppingCriteria):
+    """Ends decoding once the reader of a stream has gone."""
+
+    def __init__(self, left: Event) -> None:
+        self.left = left
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.left.is_set(), device=input_ids.device)
 
 
 def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from isthmus.errors import PromptError
 from isthmus.model import Batch, VisionLanguageModel
 
 
@@ -83,12 +84,17 @@ def generate(
     Returns:
         (B * num_return_sequences, L_new) ids of the new tokens alone.
 
+    Raises:
+        PromptError: If tags and pictures do not match, or a stop string is empty.
+
     Example:
         >>> import isthmus as im
         >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
         >>> generate(model, model.prepare(["Hello"]), max_new_tokens=3).shape[1] <= 3
         True
     """
+    if "" in stop:
+        raise PromptError('an empty stop string would end every answer at once: leave "" out')
     criteria = StoppingCriteriaList(options.pop("stopping_criteria", []))
     if stop:
         criteria.append(StopStrings(model, stop))
