@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import io
 import ipaddress
+import os
 import socket
-import urllib.error
+import ssl
+import time
 import urllib.parse
-import urllib.request
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -26,31 +28,19 @@ from isthmus.errors import PictureError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_PIXELS = 40_000_000
 """Largest picture that is decoded: 40 megapixels, 120 MB as RGB."""
-MOST_BYTES = 20_000_000
+MOST_SIDE = 30_000
+"""Longest side, in pixels; a JPEG may claim 65,535."""
+MOST_ASPECT = 200
+"""Longest side over shortest: encoders enlarge the shortest to some hundred pixels first, which
+makes gigabytes of a picture one pixel high."""
+MOST_FILE_BYTES = 200_000_000
+"""Largest file that is read; a bitmap of 40 megapixels with transparency has 160 MB."""
+MOST_BYTES = 10_000_000
 """Largest file that is fetched from an address."""
 TIMEOUT = 10.0
-"""Seconds to wait for an address."""
+"""Seconds to wait for an address to say anything, and for all of the picture."""
 
 Source = str | Path | bytes | BinaryIO | Image.Image
-
-
-def _stream(source: Source) -> tuple[BinaryIO, str]:
-    """A readable stream and what to call it in a message."""
-    if isinstance(source, bytes):
-        return io.BytesIO(source), f"the {len(source)} bytes given"
-    if not isinstance(source, (str, Path)):
-        if isinstance(source, Image.Image) or not hasattr(source, "read"):
-            raise PictureError(f"got {type(source).__name__}: expected a path, bytes or a file")
-        return io.BytesIO(source.read()), "the file given"
-    path = Path(source)
-    if path.is_dir():
-        raise PictureError(f"{path} is a folder: expected a picture file in it")
-    try:
-        return io.BytesIO(path.read_bytes()), str(path)
-    except FileNotFoundError:
-        raise PictureError(f"no file at {path}: check the path") from None
-    except OSError as error:
-        raise PictureError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def open_picture(source: Source) -> Image.Image:
@@ -69,110 +59,255 @@ def open_picture(source: Source) -> Image.Image:
         >>> open_picture(Image.new("RGBA", (2, 1))).getpixel((0, 0))
         (255, 255, 255)
     """
-    if isinstance(source, Image.Image):
-        return _flatten(source, "the picture given")
-    stream, name = _stream(source)
-    if not stream.getbuffer().nbytes:  # type: ignore[attr-defined]
-        raise PictureError(f"{name} is empty (0 bytes): expected a picture")
+    with warnings.catch_warnings():
+        # Pillow warns of sizes that are checked here, and of damaged metadata, which is ignored
+        warnings.simplefilter("ignore")
+        if isinstance(source, Image.Image):
+            return _decode(source, "the picture given")
+        data, name = _read(source)
+        if not data:
+            raise PictureError(f"{name} is empty (0 bytes): expected a picture")
+        try:
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise PictureError(
+                f"{name} is no picture of a known format, or damaged: expected one of "
+                f"{', '.join(FORMATS)}"
+            ) from None
+        except Image.DecompressionBombError as error:  # Pillow looks at the header, as we do
+            raise PictureError(
+                f"{name} is too large: {_line(error)}; expected at most "
+                f"{MOST_PIXELS // 1_000_000} megapixels"
+            ) from error
+        except Exception as error:  # Pillow's own for damaged files, and struct.error, zlib.error
+            raise PictureError(f"{name} cannot be opened: {_line(error)}") from error
+        return _decode(picture, name)
+
+
+def _line(text: object) -> str:
+    """Something as one line that is not too long for a message."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+def _read(source: str | Path | bytes | BinaryIO) -> tuple[bytes, str]:
+    """The bytes of a file, and what to call it in a message."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), f"the {len(source)} bytes given"
+    if isinstance(source, (str, os.PathLike)):
+        if is_url(str(source)):
+            raise PictureError(f"{_line(source)} is an address: fetch it and pass the file")
+        return _read_file(Path(source))
+    if not hasattr(source, "read"):
+        raise PictureError(
+            f"got {type(source).__name__}: expected a path, bytes, a binary file or a PIL picture"
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(stream, formats=FORMATS)
-    except UnidentifiedImageError:
+        data = source.read(MOST_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # a closed file, or text that is no text
+        raise PictureError(f"cannot read the file given: {_line(error)}") from error
+    if not isinstance(data, bytes):
+        raise PictureError('the file given was opened as text: open it with "rb"')
+    return _limited(data, "the file given"), "the file given"
+
+
+def _read_file(path: Path) -> tuple[bytes, str]:
+    name = _line(path)
+    try:
+        if path.is_dir():
+            raise PictureError(f"{name} is a folder: expected a picture file in it")
+        with path.open("rb") as file:
+            return _limited(file.read(MOST_FILE_BYTES + 1), name), name
+    except PictureError:
+        raise
+    except FileNotFoundError:
+        raise PictureError(f"no file at {name}: check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or _line(error)
+        raise PictureError(f"cannot read {name}: {reason}") from error
+
+
+def _limited(data: bytes, name: str) -> bytes:
+    if len(data) > MOST_FILE_BYTES:
         raise PictureError(
-            f"{name} is no picture of a known format: expected one of {', '.join(FORMATS)}"
-        ) from None
-    except Image.DecompressionBombError as error:  # Pillow looks at the header first, as we do
-        raise PictureError(
-            f"{name} is too large: {error}; expected at most {MOST_PIXELS // 1_000_000} megapixels"
-        ) from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(f"{name} cannot be opened: {error}") from error
+            f"{name} has more than {MOST_FILE_BYTES // 1_000_000} MB: expected a picture; "
+            "make it smaller first"
+        )
+    return data
+
+
+def _decode(picture: Image.Image, name: str) -> Image.Image:
+    """Upright RGB over white, of a picture of which only the header may have been read."""
     width, height = picture.size
-    if width * height > MOST_PIXELS:
+    short, long = min(width, height), max(width, height)
+    if short < 1:
+        raise PictureError(f"{name} has {width} x {height} pixels: expected at least 1 x 1")
+    if width * height > MOST_PIXELS or long > MOST_SIDE:
         raise PictureError(
             f"{name} claims {width} x {height} pixels: expected at most "
-            f"{MOST_PIXELS // 1_000_000} megapixels; make it smaller first"
+            f"{MOST_PIXELS // 1_000_000} megapixels and {MOST_SIDE} a side; make it smaller first"
+        )
+    if long > MOST_ASPECT * short:
+        raise PictureError(
+            f"{name} has {width} x {height} pixels: expected a longer side of at most "
+            f"{MOST_ASPECT} times the shorter; cut it into parts"
         )
     try:
         picture.load()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{name} is truncated or damaged: {error}") from error
-    return _flatten(picture, name)
-
-
-def _flatten(picture: Image.Image, name: str) -> Image.Image:
-    """Upright RGB over white."""
-    damaged = (OSError, ValueError, SyntaxError, KeyError, TypeError, ZeroDivisionError)
-    with contextlib.suppress(*damaged):  # damaged metadata may stand beside a sound picture
+    except Exception as error:
+        raise PictureError(f"{name} is truncated or damaged: {_line(error)}") from error
+    with contextlib.suppress(Exception):  # damaged metadata beside a sound picture
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I;16", "I", "F")):
-        low, high = 0.0, 65535.0 if picture.mode != "F" else 1.0
-        table = picture.convert("F").point(lambda v: (v - low) * (255.0 / (high - low)))
-        return table.convert("L").convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+    try:
+        return _rgb(picture)
+    except ValueError as error:
+        raise PictureError(
+            f"{name} has the mode {picture.mode}: expected colours, or shades of grey"
+        ) from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """RGB over white."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith(("I", "F")):  # 16 bits to a shade, or 0 to 1
+        scale = 255 if picture.mode == "F" else 255 / 65535
+        # Rounded: from F to L the fraction is cut off
+        return picture.convert("F").point(lambda v: v * scale + 0.5).convert("L").convert("RGB")
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    try:
-        return picture.convert("RGB")
-    except ValueError as error:
-        raise PictureError(f"{name} has the mode {picture.mode}: expected a photograph") from error
+    return picture.convert("RGB")
 
 
-def content_hash(picture: Image.Image) -> str:
-    """SHA-256 of a picture's size and RGB pixels, 32 hexadecimal digits."""
-    rgb = picture.convert("RGB")
-    digest = hashlib.sha256(f"{rgb.size}".encode())
-    digest.update(rgb.tobytes())
+def content_hash(source: Source) -> str:
+    """SHA-256 of a picture's size and RGB pixels, 32 hexadecimal digits of it.
+
+    It is the same for the same pixels, whatever format they were stored in.
+
+    Args:
+        source: Anything that `open_picture` takes.
+
+    Raises:
+        PictureError: If it is no picture.
+
+    Example:
+        >>> content_hash(Image.new("L", (2, 3))) == content_hash(Image.new("RGB", (2, 3)))
+        True
+    """
+    picture = open_picture(source)
+    digest = hashlib.sha256(f"{picture.width} {picture.height} ".encode())
+    digest.update(picture.tobytes())
     return digest.hexdigest()[:32]
+
+
+# --- Addresses -----------------------------------------------------------------------------------
 
 
 def is_url(text: str) -> bool:
     """Whether a string is an http or https address and not a path."""
-    return text.startswith(("http://", "https://"))
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect could lead to an address that was never checked."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _refuse_private(url: str) -> None:
-    """Raises unless every address behind the host is a public one."""
-    parts = urllib.parse.urlsplit(url)
-    try:
-        found = socket.getaddrinfo(parts.hostname or "", parts.port or 443)
-    except (OSError, ValueError, UnicodeError) as error:
-        raise PictureError(f"cannot find the host of {url}: {error}") from error
-    for *_, address in found:
-        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-            raise PictureError(
-                f"{url} leads to {address[0]}, which is not a public address: download the "
-                "picture yourself and pass the file"
-            )
+    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def fetch_url(url: str) -> bytes:
     """The bytes behind a public http(s) address.
 
-    Private, loopback and link-local addresses are refused, redirects are not followed, size and
-    time are limited. It is meant for a person's own command line; a server must not call it.
+    Private, loopback, link-local and reserved addresses are refused: the name is resolved once,
+    and the connection made to what was checked. Redirects are not followed, proxies not used,
+    size and time are limited. It is meant for a person's own command line.
 
     Raises:
-        PictureError: If the address is refused, or does not answer with at most 20 MB.
+        PictureError: If the address is refused, or does not answer within 10 s with 10 MB or less.
     """
     if not is_url(url):
-        raise PictureError(f"{url} is no http(s) address")
-    _refuse_private(url)
-    opener = urllib.request.build_opener(_NoRedirects)
+        raise PictureError(f"{_line(url)} is no http(s) address")
+    deadline = time.monotonic() + TIMEOUT
     try:
-        with opener.open(url, timeout=TIMEOUT) as answer:
-            data: bytes = answer.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise PictureError(f"cannot fetch {url}: {error}") from error
-    if len(data) > MOST_BYTES:
-        raise PictureError(f"{url} is larger than {MOST_BYTES // 1_000_000} MB")
+        parts = urllib.parse.urlsplit(url)
+        link = _Secure if parts.scheme == "https" else _Plain
+        # Without a port http.client would look for one behind the colons of an IPv6 address
+        port = parts.port or link.default_port
+        connection = link(parts.hostname or "", port, timeout=TIMEOUT)
+        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        with contextlib.closing(connection):
+            connection.request(
+                "GET",
+                urllib.parse.quote(target, safe="/?&=%:@!$'()*+,;~"),
+                headers={"Accept": "image/*", "User-Agent": "isthmus"},
+            )
+            with connection.getresponse() as answer:
+                return _body(answer, _line(url), deadline)
+    except PictureError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise PictureError(f"cannot fetch {_line(url)}: {_line(error)}") from error
+
+
+def _body(answer: http.client.HTTPResponse, url: str, deadline: float) -> bytes:
+    """What was answered, as long as it is neither too large nor too slow."""
+    too_large = PictureError(
+        f"{url} is larger than {MOST_BYTES // 1_000_000} MB: download it and make it smaller"
+    )
+    if 300 <= answer.status < 400:
+        onward = _line(answer.headers.get("Location", "another address"))
+        raise PictureError(
+            f"{url} redirects ({answer.status}) to {onward}: pass the address of the picture itself"
+        )
+    if answer.status != 200:
+        raise PictureError(f"cannot fetch {url}: {answer.status} {_line(answer.reason)}")
+    if (answer.length or 0) > MOST_BYTES:
+        raise too_large
+    data = b""
+    while piece := answer.read1(1 << 16):
+        data += piece
+        if len(data) > MOST_BYTES:
+            raise too_large
+        if time.monotonic() > deadline:  # a socket's own timeout starts anew with every byte
+            raise PictureError(f"cannot fetch {url}: not done after {TIMEOUT:.0f} s")
+    if answer.length:
+        raise PictureError(f"cannot fetch {url}: {answer.length} bytes are missing at the end")
     return data
+
+
+def _is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet, also behind a translation of it."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64: the last 32 bits are IPv4
+            return _is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is not None:
+            return _is_public(str(inner))
+        if ip.teredo is not None:
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+
+
+def _connect(host: str, port: int, timeout: float | None) -> socket.socket:
+    """A connection to a host all of whose addresses are public ones."""
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for address in found:
+        if not _is_public(address):
+            raise PictureError(
+                f"{host} leads to {address}, which is not a public address: download the "
+                "picture yourself and pass the file"
+            )
+    for address in found[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((address, port), timeout)
+    return socket.create_connection((found[-1], port), timeout)
+
+
+class _Plain(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = _connect(self.host, self.port, self.timeout)
+
+
+class _Secure(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        plain = _connect(self.host, self.port, self.timeout)
+        # The certificate must still be the name's, though the connection is to its address
+        self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)

@@ -8,23 +8,36 @@ Letters: B pictures, N patches (with CLS and registers where they are kept), D w
 
 from __future__ import annotations
 
+import difflib
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from isthmus.backbones.adapters import (
+    Backbone,
+    Features,
+    Preprocess,
+    from_object,
+    from_open_clip,
+    from_timm,
+    from_transformers,
+    open_clip_library,
+)
 from isthmus.config import VisionConfig
-from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
+from isthmus.errors import CheckpointError, ConfigError, IsthmusError, suggestion
+from isthmus.images import open_picture
+
+__all__ = ["Backbone", "FeatureShape", "Preprocess", "VisionEncoder", "load_vision"]
 
 PREFIXES = ("timm:NAME", "hf:REPO", "open_clip:ARCH/PRETRAINED", "asset:NAME", "tiny-vit")
 WHITE = (255, 255, 255)
-
-Preprocess = Callable[[Image.Image], Tensor]
-Features = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,32 +53,6 @@ class FeatureShape:
     width: int
     tokens: int
     grid: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A vision model in the one form that `VisionEncoder` needs, whatever library it is from.
-
-    Attributes:
-        model: The model, whose parameters are frozen.
-        features: Pixels (B, 3, H, W) to all tokens (B, prefix + N, D) of the chosen layer.
-        preprocess: A picture to pixels (3, H, W), the library's own way.
-        size: (H, W) of its input.
-        prefix: How many CLS and register tokens stand before the patches.
-        mean: Its normalisation, per channel.
-        std: Its normalisation, per channel.
-        convolutional: Whether it is a convolutional network, which a CPU runs several times
-            faster as one traced graph (normalisation folded into convolutions).
-    """
-
-    model: nn.Module
-    features: Features
-    preprocess: Preprocess
-    size: tuple[int, int]
-    prefix: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    convolutional: bool = False
 
 
 class VisionEncoder(nn.Module):
@@ -88,16 +75,36 @@ class VisionEncoder(nn.Module):
         self._features = backbone.features
         self._own = backbone.preprocess
         self._normalisation = (backbone.mean, backbone.std)
-        self._dropped = 0 if config.keep_cls else backbone.prefix
         self._convolutional = backbone.convolutional
-        self._graph: Features | None = None
+        # None: not tried yet; empty: the model cannot be traced. In a tuple, since a module that
+        # is an attribute becomes a part of the encoder, and this one is only a faster copy of it.
+        self._traced: tuple[Features, ...] | None = None
         self.requires_grad_(False)
         self.eval()
-        with torch.no_grad():
-            _, tokens, width = self(torch.zeros(1, 3, *backbone.size)).shape
-        patches = tokens - (backbone.prefix - self._dropped)
-        grid = _grid(patches, backbone.size)
-        self.shape = FeatureShape(width, tokens, grid if patches == tokens else None)
+        self._dropped, self.shape = self._probe(backbone)
+
+    @torch.no_grad()
+    def _probe(self, backbone: Backbone) -> tuple[int, FeatureShape]:
+        """How many tokens in front are dropped, and what then remains."""
+        found = self._features(torch.zeros(1, 3, *backbone.size, dtype=self._dtype))
+        if found.ndim == 4:  # a feature map: its grid is in sight, and nothing stands before it
+            _, width, rows, columns = found.shape
+            return 0, FeatureShape(width, rows * columns, (rows, columns))
+        _, tokens, width = found.shape
+        grid, prefix = backbone.grid, backbone.prefix
+        if grid is not None and (patches := grid[0] * grid[1]) <= tokens:
+            prefix = tokens - patches if prefix is None else prefix
+        prefix = prefix or 0
+        patches = tokens - prefix
+        if grid is None or grid[0] * grid[1] != patches:  # models that merge patches on the way
+            grid = _grid(patches, backbone.size)
+        if self.config.keep_cls and prefix:
+            return 0, FeatureShape(width, tokens, None)
+        return prefix, FeatureShape(width, patches, grid)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
 
     def train(self, mode: bool = True) -> VisionEncoder:
         """A frozen encoder never leaves evaluation mode."""
@@ -106,29 +113,77 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, N, D) of pixels (B, 3, H, W), in the model's precision."""
-        weight = next(self.model.parameters())
-        pixels = pixels.to(weight.dtype)
-        if self._convolutional and weight.device.type == "cpu" and weight.dtype == torch.float32:
-            if self._graph is None:
-                self._graph = _frozen_graph(self.model, self._features, pixels)
-            return self._graph(pixels)[:, self._dropped :]
-        return self._features(pixels)[:, self._dropped :]
+        pixels = pixels.to(self._dtype)
+        graph = self._graph(pixels)
+        return self._tokens(graph(pixels)) if graph else self.eager(pixels)
 
     @torch.no_grad()
     def eager(self, pixels: Tensor) -> Tensor:
         """As `forward`, operation by operation, so that they can be counted."""
-        return self._features(pixels)[:, self._dropped :]
+        return self._tokens(self._features(pixels))
+
+    def _tokens(self, found: Tensor) -> Tensor:
+        """The patches (B, N, D), row by row, of tokens or of a feature map (B, D, h, w)."""
+        if found.ndim == 4:
+            return found.flatten(2).transpose(1, 2)
+        return found[:, self._dropped :]
+
+    def _graph(self, pixels: Tensor) -> Features | None:
+        """The traced model, where there is one and it takes these pixels.
+
+        A CPU runs a convolutional network several times faster as one graph with its
+        normalisation folded into its convolutions.
+        """
+        if not self._convolutional or pixels.device.type != "cpu":
+            return None
+        if pixels.dtype != torch.float32 or tuple(pixels.shape[2:]) != self.image_size:
+            return None
+        if self._traced is None:
+            self._traced = _frozen_graph(self.model, self._features, self.image_size)
+        return self._traced[0] if self._traced else None
+
+    # The graph holds copies of the weights, so it goes when they are replaced or moved, and it is
+    # not part of a copy of the encoder.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionEncoder:
+        self._traced = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._traced = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_traced": None}
 
     def preprocess(self, picture: Image.Image) -> Tensor:
-        """Pixels (3, H, W), float32, of an RGB picture.
+        """Pixels (3, H, W), float32, of a picture; transparency is laid over white.
 
         As the encoder's own library does it ("own"), or the whole picture, padded with white to
         the encoder's aspect ("pad") or squeezed into it ("squash").
+
+        Raises:
+            ConfigError: If the encoder was handed in without its preprocessing, or its own gives
+                pixels of another size than the encoder's.
         """
+        if picture.mode != "RGB":
+            picture = open_picture(picture)
         if self.config.resize == "own":
-            return self._own(picture.convert("RGB"))
+            pixels = self._own(picture).float()
+            if tuple(pixels.shape) != (3, *self.image_size):
+                raise ConfigError(
+                    f"preprocessing gave {tuple(pixels.shape)}: expected "
+                    f'{(3, *self.image_size)}; pass resize="squash" or "pad", or another preprocess'
+                )
+            return pixels
+        mean, std = self._normalisation
+        if mean is None or std is None:
+            raise ConfigError(
+                f'resize="{self.config.resize}" needs the mean and standard deviation that '
+                f"{self.config.name} was trained with: pass its image processor as preprocess="
+            )
         height, width = self.image_size
-        picture = picture.convert("RGB")
         if self.config.resize == "pad":
             fitted = ImageOps.contain(picture, (width, height), Image.Resampling.BICUBIC)
             picture = Image.new("RGB", (width, height), WHITE)
@@ -137,12 +192,18 @@ class VisionEncoder(nn.Module):
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         pixels = pixels.view(height, width, 3).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(v)[:, None, None] for v in self._normalisation)
-        return (pixels - mean) / std
+        return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def _frozen_graph(model: nn.Module, features: Features, pixels: Tensor) -> Features:
-    """The model as one traced graph with its weights frozen in."""
+def _frozen_graph(
+    model: nn.Module, features: Features, size: tuple[int, int]
+) -> tuple[Features, ...]:
+    """The model as one traced graph with its weights frozen in; empty if that is not the model.
+
+    A trace follows one example and may take its numbers for constants, the number of pictures
+    among them (attention between convolutions does that). So it is made from two pictures and
+    must agree with the model on one.
+    """
 
     class Traced(nn.Module):
         def __init__(self) -> None:
@@ -152,13 +213,19 @@ def _frozen_graph(model: nn.Module, features: Features, pixels: Tensor) -> Featu
         def forward(self, x: Tensor) -> Tensor:
             return features(x)
 
+    two = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer is in maintenance, and works
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            Traced().eval(), pixels, check_trace=False
-        )
-        graph: Features = torch.jit.freeze(traced)
-    return graph
+        try:
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                Traced().eval(), two, check_trace=False
+            )
+            graph: Features = torch.jit.freeze(traced)
+            got, expected = graph(two[:1]), features(two[:1])
+        except RuntimeError:
+            return ()
+    same = got.shape == expected.shape and (got - expected).abs().max() <= 1e-3 * expected.std()
+    return (graph,) if same else ()
 
 
 def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -173,7 +240,10 @@ def load_vision(
     source: str | VisionConfig | nn.Module,
     *,
     pretrained: bool = True,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | Any = None,
+    feature_layer: int | None = None,
+    keep_cls: bool | None = None,
+    resize: Literal["own", "pad", "squash"] | None = None,
 ) -> VisionEncoder:
     """Loads a vision encoder by name, or wraps one.
 
@@ -181,210 +251,146 @@ def load_vision(
         source: "timm:NAME", "hf:REPO" (a hub name or a folder), "open_clip:ARCH/PRETRAINED",
             "asset:NAME", "tiny-vit", a `VisionConfig`, or a model of one of those libraries.
         pretrained: Whether to fetch weights; without, they are random.
-        preprocess: A picture to pixels (3, H, W), in place of the encoder's own.
+        preprocess: A picture to pixels (3, H, W), in place of the encoder's own; or, for a
+            Transformers model, its image processor.
+        feature_layer: Which block's output, in place of the configuration's; what the numbers
+            mean in each library is told by `isthmus.backbones.adapters`.
+        keep_cls: Whether class and register tokens stay, in place of the configuration's.
+        resize: How a picture is made to fit, in place of the configuration's.
 
     Raises:
-        ConfigError: If the name has an unknown form.
-        CheckpointError: If the weights cannot be fetched.
+        ConfigError: If the name has an unknown form, or the model has no such layer.
+        CheckpointError: If its library has no such model, or the weights cannot be fetched.
         MissingExtraError: If open_clip is asked for and not installed.
 
     Example:
         >>> load_vision("tiny-vit").shape
         FeatureShape(width=32, tokens=16, grid=(4, 4))
     """
+    options = {"feature_layer": feature_layer, "keep_cls": keep_cls, "resize": resize}
+    changes: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
     if isinstance(source, VisionEncoder):
+        if changes or preprocess is not None:
+            raise ConfigError(
+                "got a VisionEncoder, which is fixed, and options for it: pass the model that it "
+                "was made of"
+            )
         return source
+    processor = preprocess if hasattr(preprocess, "image_mean") else None
     if isinstance(source, nn.Module):
-        config = VisionConfig(name=f"object:{type(source).__name__}")
-        backbone = _wrap(source, config, None)
+        config = VisionConfig(name=f"object:{type(source).__name__}", **changes)
+        backbone = from_object(source, config, processor)
     else:
         config = VisionConfig(name=source) if isinstance(source, str) else source
-        try:
-            backbone = _fetch(config, pretrained)
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f'cannot load "{config.name}": {reason}') from error
-    if preprocess is not None:
+        config = replace(config, **changes)
+        backbone = _fetch(config, pretrained, processor)
+    if preprocess is not None and processor is None:
         backbone = replace(backbone, preprocess=preprocess)
     return VisionEncoder(backbone, config)
 
 
-def _fetch(config: VisionConfig, pretrained: bool) -> Backbone:
+def _fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     """The model behind a name."""
     if config.name == "tiny-vit":
         from isthmus.backbones.tiny import tiny_vit_model
 
-        return _timm(tiny_vit_model(), config)
+        return from_timm(tiny_vit_model(), config)
     scheme, _, rest = config.name.partition(":")
-    if scheme == "timm" and rest:
-        import timm
-
-        return _timm(timm.create_model(rest, pretrained=pretrained, num_classes=0), config)
-    if scheme == "asset" and rest:
-        import timm
-
-        from isthmus import assets
-
-        weights = assets.fetch(rest) / "model.safetensors"
-        model = timm.create_model("tf_efficientnet_lite2", checkpoint_path=str(weights))
-        return _timm(model, config)
-    if scheme == "hf" and rest:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-        model = (
-            AutoModel.from_pretrained(rest)
-            if pretrained
-            else AutoModel.from_config(AutoConfig.from_pretrained(rest))
-        )
-        return _transformers(model, config, AutoImageProcessor.from_pretrained(rest))
-    if scheme == "open_clip" and rest:
-        open_clip = _open_clip_library()
-        arch, _, weights_name = rest.partition("/")
-        model, _, transform = open_clip.create_model_and_transforms(
-            arch, pretrained=weights_name if pretrained and weights_name else None
-        )
-        return _open_clip(model, config, transform)
-    raise ConfigError(
-        f'unknown vision encoder "{config.name}": {suggestion(config.name, PREFIXES)}'
-    )
-
-
-def _open_clip_library() -> Any:
+    if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
+        raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')
     try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtraError("an open_clip vision encoder", "clip") from error
-    return open_clip
+        if scheme == "timm":
+            return from_timm(_timm_model(rest, pretrained), config)
+        if scheme == "asset":
+            return from_timm(_asset_model(rest), config)
+        if scheme == "hf":
+            return from_transformers(*_transformers_model(rest, pretrained, config, processor))
+        return from_open_clip(*_open_clip_model(rest, pretrained, config))
+    except IsthmusError:
+        raise
+    except Exception as error:  # the libraries' own, and their network clients', of many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f'cannot load "{config.name}": {type(error).__name__}: {reason}; check the name and '
+            "the network, or pass a folder or a model"
+        ) from error
 
 
-def _wrap(model: nn.Module, config: VisionConfig, transform: Any) -> Backbone:
-    """Finds out which library an object is from."""
-    from transformers import PreTrainedModel
+def _meant(name: str) -> str:
+    """The form of a name that was probably meant, and all forms."""
+    forms = {form.partition(":")[0]: form for form in PREFIXES}
+    close = difflib.get_close_matches(name, forms, n=1)
+    return suggestion(forms[close[0]] if close else name, PREFIXES)
 
-    if isinstance(model, PreTrainedModel):
-        return _transformers(model, config, None)
-    if hasattr(model, "forward_features") and hasattr(model, "pretrained_cfg"):
-        return _timm(model, config)
-    if hasattr(model, "visual") or type(model).__module__.startswith("open_clip"):
-        return _open_clip(model, config, transform)
-    raise ConfigError(
-        f"{type(model).__name__} is no timm, Transformers or open_clip vision model; give it "
-        "the form of isthmus.backbones.vision.Backbone and pass VisionEncoder(backbone, config)"
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """For names of which there are too many to list."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f"did you mean {', '.join(close)}?" if close else "check the spelling"
+
+
+def _timm_model(name: str, pretrained: bool) -> Any:
+    import timm
+
+    if ":" not in name and not timm.is_model(name.partition(".")[0]):
+        hint = _near(name, timm.list_models())
+        raise CheckpointError(f'cannot load "timm:{name}": timm has no such model; {hint}')
+    return timm.create_model(name, pretrained=pretrained, num_classes=0)
+
+
+def _asset_model(name: str) -> Any:
+    import timm
+
+    from isthmus import assets
+
+    folder: Path = assets.fetch(name)
+    settings = folder / "config.json"
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    if "architecture" not in told:
+        raise ConfigError(f'the asset "{name}" is no vision encoder; try asset:efficientnet-lite2')
+    return timm.create_model(
+        told["architecture"],
+        checkpoint_path=str(folder / "model.safetensors"),
+        pretrained_cfg=told["pretrained_cfg"],
     )
 
 
-def _timm(model: Any, config: VisionConfig) -> Backbone:
-    """A timm model. Feature maps (B, D, h, w) become tokens row by row.
+def _transformers_model(
+    name: str, pretrained: bool, config: VisionConfig, processor: Any
+) -> tuple[Any, VisionConfig, Any]:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    Layer -1 is `forward_features`, final norm included; -2 and below are earlier blocks'
-    outputs, by timm's own `forward_intermediates`.
-    """
-    import timm.data
-
-    data = timm.data.resolve_model_data_config(model)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if size is not None:  # what the model was built for, whatever its weights were trained at
-        data["input_size"] = (3, *size)
-    conv = not hasattr(model, "num_prefix_tokens")
-
-    def tokens(x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
-
-    def features(pixels: Tensor) -> Tensor:
-        if conv:
-            # the layout in which convolutions are fastest; the values are the same
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        if config.feature_layer == -1:
-            return tokens(model.forward_features(pixels))
-        kept = model.forward_intermediates(
-            pixels,
-            indices=-config.feature_layer,
-            intermediates_only=True,
-            **({} if conv else {"output_fmt": "NLC", "return_prefix_tokens": True}),
-        )[0]
-        if isinstance(kept, tuple):
-            patches, prefix = kept
-            return torch.cat([prefix, patches], dim=1)
-        return tokens(kept)
-
-    return Backbone(
-        model=model.to(memory_format=torch.channels_last) if conv else model,
-        features=features,
-        preprocess=timm.data.create_transform(**data, is_training=False),
-        size=tuple(data["input_size"][1:]),
-        prefix=getattr(model, "num_prefix_tokens", 0),
-        mean=data["mean"],
-        std=data["std"],
-        convolutional=conv,
-    )
+    if pretrained:
+        model = AutoModel.from_pretrained(name)
+    else:
+        model = AutoModel.from_config(AutoConfig.from_pretrained(name))
+    return model, config, processor or AutoImageProcessor.from_pretrained(name)
 
 
-def _transformers(model: Any, config: VisionConfig, processor: Any) -> Backbone:
-    """A Transformers vision model, or the vision tower of a dual encoder.
-
-    Layers count as in `hidden_states`, as LLaVA does: -1 is the last block's output before any
-    final norm, -2 the one before it.
-    """
-    tower = getattr(model, "vision_model", model)
-    if hasattr(tower, "vision_model"):
-        tower = tower.vision_model
-    size = tower.config.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    patch = tower.config.patch_size
-    patches = (size[0] // patch) * (size[1] // patch)
-
-    def features(pixels: Tensor) -> Tensor:
-        states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-        hidden: Tensor = states[config.feature_layer]
-        return hidden
-
-    with torch.no_grad():
-        found = features(torch.zeros(1, 3, *size, dtype=tower.dtype)).shape[1]
-    mean = tuple(getattr(processor, "image_mean", None) or (0.5,) * 3)
-    std = tuple(getattr(processor, "image_std", None) or (0.5,) * 3)
-
-    def preprocess(picture: Image.Image) -> Tensor:
-        if processor is None:
-            raise ConfigError("a Transformers model handed in as an object needs preprocess=")
-        pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-        return pixels
-
-    return Backbone(tower, features, preprocess, size, found - patches, mean, std)
-
-
-def _open_clip(model: Any, config: VisionConfig, transform: Any) -> Backbone:
-    """An open_clip model's visual tower, before pooling and projection.
-
-    Since open_clip 2.23 its own token output passes through the final LayerNorm, before it did
-    not (OpenFlamingo's released weights expect the latter). Here layer -1 is always the last
-    block's output without it.
-    """
-    visual = getattr(model, "visual", model)
-    if not hasattr(visual, "transformer"):
-        raise ConfigError(
-            f"open_clip's {type(visual).__name__} has no patch tokens; name a ViT, or take the "
-            "same tower from timm"
-        )
-    size = visual.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-
-    def features(pixels: Tensor) -> Tensor:
-        kept = visual.forward_intermediates(
-            pixels,
-            indices=-config.feature_layer,
-            intermediates_only=True,
-            normalize_intermediates=False,
-            output_fmt="NLC",
-            output_extra_tokens=True,
-        )
-        patches: Tensor = kept["image_intermediates"][0]
-        prefix: Tensor = kept["image_intermediates_prefix"][0]
-        return torch.cat([prefix, patches], dim=1)
-
-    mean = getattr(visual, "image_mean", None) or (0.48145466, 0.4578275, 0.40821073)
-    std = getattr(visual, "image_std", None) or (0.26862954, 0.26130258, 0.27577711)
-    if transform is None:
-        transform = _open_clip_library().image_transform(size, False, mean=mean, std=std)
-    return Backbone(visual, features, transform, size, 1, tuple(mean), tuple(std))
+def _open_clip_model(
+    name: str, pretrained: bool, config: VisionConfig
+) -> tuple[Any, VisionConfig, Any]:
+    library = open_clip_library()
+    options: dict[str, Any] = {}
+    if ":" in name:  # open_clip's own forms, hf-hub:REPO and local-dir:FOLDER
+        arch, options["load_weights"] = name, pretrained
+    else:
+        arch, _, tag = name.partition("/")
+        if arch not in library.list_models():
+            hint = _near(arch, library.list_models())
+            raise CheckpointError(
+                f'cannot load "{config.name}": open_clip has no model {arch}; {hint}'
+            )
+        tags = library.list_pretrained_tags_by_model(arch)
+        if pretrained and tag not in tags and not Path(tag).is_file():
+            raise CheckpointError(
+                f'cannot load "{config.name}": open_clip has no weights "{tag}" of {arch}, but: '
+                f"{', '.join(tags) or 'none'}"
+            )
+        trained = library.get_pretrained_cfg(arch, tag) or {}
+        # open_clip only warns of another activation than the weights were trained with
+        options["force_quick_gelu"] = trained.get("quick_gelu", False)
+        if pretrained:
+            options["pretrained"] = tag
+    model, _, transform = library.create_model_and_transforms(arch, **options)
+    return model, config, transform

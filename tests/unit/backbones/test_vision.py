@@ -54,10 +54,7 @@ def transformers_tower(kind: str) -> Any:
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_transformers_towers(kind: str, prefix: int, layer: int) -> None:
     tower = transformers_tower(kind)
-    config = VisionConfig(name="object:tower", feature_layer=layer)
-    from isthmus.backbones import vision
-
-    encoder = vision.VisionEncoder(vision._transformers(tower, config, None), config)
+    encoder = load_vision(tower, feature_layer=layer)
     expected = tower(pixel_values=PIXELS, output_hidden_states=True).hidden_states[layer]
     assert torch.equal(encoder(PIXELS), expected[:, prefix:])
     assert encoder.shape == FeatureShape(32, 16, (4, 4))
@@ -87,10 +84,7 @@ def test_timm_transformers_with_and_without_their_class_token() -> None:
     model = timm_vit()
     whole = model.forward_features(PIXELS)
     assert torch.equal(load_vision(model)(PIXELS), whole[:, 1:])
-    from isthmus.backbones import vision
-
-    kept = VisionConfig(name="object:vit", keep_cls=True)
-    encoder = vision.VisionEncoder(vision._timm(model, kept), kept)
+    encoder = load_vision(model, keep_cls=True)
     assert torch.equal(encoder(PIXELS), whole)
     assert encoder.shape == FeatureShape(whole.shape[2], 17, None)
 
