@@ -76,6 +76,7 @@ def count(module: nn.Module) -> tuple[int, int]:
 
 def flops_of(module: Callable[..., Any], *inputs: torch.Tensor) -> int:
     """Floating-point operations of one call, counted while it runs."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # with gradients on: the counter's module tracker fails on parameters that are inputs without
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return int(counter.get_total_flops())
