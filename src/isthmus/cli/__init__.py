@@ -1,7 +1,8 @@
 """The command line: one file per verb, each the twin of a Python function.
 
 Nothing heavy is imported here or at the top of a verb's file, so that `isthmus --help` answers at
-once. Every error raised on purpose ends as one line on stderr and exit code 2.
+once. Every error raised on purpose, and every one of the machine (a full disk, a folder that may
+not be written), ends as one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ def main() -> None:
         app()
     except IsthmusError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a full disk, a folder that cannot be made: the machine's, not ours
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

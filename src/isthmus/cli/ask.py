@@ -36,6 +36,10 @@ def ask(
             f'got only "{arguments[0]}": expected at least one picture and then the question, '
             'as in: isthmus ask cat.jpg "What is in the picture?"'
         )
+    if stream and (json_ or beams > 1):
+        raise InputError(
+            f"--stream cannot go with {'--json' if json_ else '--beams'}: leave one of them out"
+        )
     *sources, question = arguments
     pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
@@ -45,7 +49,7 @@ def ask(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if beams > 1:
         options["num_beams"] = beams
-    if stream and not json_ and beams == 1:
+    if stream:
         for piece in inference.stream(loaded, pictures, question, **options):
             print(piece, end="", flush=True)
         print()
@@ -65,4 +69,4 @@ def _open(source: str, allow_url: bool) -> Any:
                 f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
             )
         return open_picture(fetch_url(source))
-    return open_picture(sys.stdin.buffer.read() if source == "-" else source)
+    return open_picture(sys.stdin.buffer if source == "-" else source)

@@ -10,6 +10,7 @@ is killed while filling loses at most the row it was writing.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from isthmus.errors import PictureError
 from isthmus.images import open_picture
 
 CHUNK = 16
+LINE_BYTES = 33
+"""A line of the index: 32 hexadecimal digits and a line break."""
 
 
 def file_hash(path: Path) -> str:
@@ -87,15 +90,18 @@ class FeatureCache:
             {self._hash(p): p for p in pictures if self._hash(p) not in self.rows}.items()
         )
         chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
-        with self.path.open("r+b") as data, self.index.open("a", encoding="ascii") as index:
-            data.seek(len(self.rows) * self._row_bytes)
-            data.truncate()
+        with self.path.open("r+b") as data, self.index.open("r+b") as index:
+            # Both are cut to the rows that both have: a line that outlived its row, or half a
+            # line, would shift every line after it
+            for file, size in ((data, self._row_bytes), (index, LINE_BYTES)):
+                file.truncate(len(self.rows) * size)
+                file.seek(0, os.SEEK_END)
             for chunk in track(chunks, description="Features", disable=quiet or not chunks):
                 pixels = [self.encoder.preprocess(open_picture(path)) for _, path in chunk]
                 features = self.encoder(torch.stack(pixels)).to("cpu", torch.float16)
                 data.write(features.numpy().tobytes())
                 data.flush()
-                index.write("".join(f"{h}\n" for h, _ in chunk))
+                index.write("".join(f"{h}\n" for h, _ in chunk).encode("ascii"))
                 index.flush()
                 for h, _ in chunk:
                     self.rows[h] = len(self.rows)

@@ -30,7 +30,7 @@ from isthmus.config import RunConfig, TrainConfig
 from isthmus.config_file import to_mapping
 from isthmus.data.features import FeatureCache
 from isthmus.data.records import Record, read_records, with_questions
-from isthmus.errors import TrainingError
+from isthmus.errors import ConfigError, TrainingError
 from isthmus.model import VisionLanguageModel, compose
 from isthmus.training.objectives import OBJECTIVES, name_concepts
 from isthmus.training.optim import learning_rate_factor, optimizer_for
@@ -81,6 +81,16 @@ def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def _check(data: Sequence[DataSet], config: TrainConfig) -> None:
+    """Refuses counts and shares with which no step could be made."""
+    for key in ("steps", "batch_size", "log_every", "save_every"):
+        if (value := getattr(config, key)) < 1:
+            raise ConfigError(f"train.{key} is {value}: expected at least 1")
+    weights = [d.weight for d in data]
+    if data and not (all(0 <= w < np.inf for w in weights) and sum(weights) > 0):
+        raise ConfigError(f"data.weight is {weights}: expected none below 0 and one above it")
+
+
 def train(
     model: VisionLanguageModel,
     data: Sequence[DataSet],
@@ -108,10 +118,12 @@ def train(
         The model.
 
     Raises:
+        ConfigError: If a number of steps or a data set's weight is out of range.
         TrainingError: If there is nothing to train, the loss is not finite, or `out` holds
             another run. The last saved state is intact.
     """
     folder = Path(out)
+    _check(data, config)
     if config.objective == "concepts" and config.init is None:
         name_concepts(model, (r.answer for d in data for r in d.records))
     for name, parameter in model.named_parameters():

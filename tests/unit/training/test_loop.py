@@ -11,7 +11,7 @@ from PIL import Image
 import isthmus as im
 from isthmus.data.features import FeatureCache
 from isthmus.data.records import Record
-from isthmus.errors import PictureError, TrainingError
+from isthmus.errors import ConfigError, PictureError, TrainingError
 from isthmus.training.loop import LOG, DataSet, draw, train
 from isthmus.training.objectives import concept_bottleneck, language_batch
 
@@ -155,6 +155,42 @@ def test_a_cache_cut_short_fills_what_is_missing(records: list[Record], tmp_path
     again = FeatureCache(tmp_path / "cache", model.vision)
     assert again.fill(paths, quiet=True) == len(paths) - 2
     assert torch.equal(again.get(paths), whole)
+
+
+@pytest.mark.parametrize("lines", [8, 3.5])
+def test_an_index_that_does_not_match_its_rows_is_cut_too(
+    records: list[Record], tmp_path: Path, lines: float
+) -> None:
+    model = compose()
+    paths = [r.picture for r in records]
+    cache = FeatureCache(tmp_path / "cache", model.vision)
+    cache.fill(paths, quiet=True)
+    whole = cache.get(paths)
+    with cache.path.open("r+b") as file:
+        file.truncate(16 * 32 * 2 * (3 if lines < 8 else 2))
+    with cache.index.open("r+b") as file:
+        file.truncate(int(33 * lines))
+    FeatureCache(tmp_path / "cache", model.vision).fill(paths[::-1], quiet=True)
+    again = FeatureCache(tmp_path / "cache", model.vision)
+    assert again.fill(paths, quiet=True) == 0
+    assert torch.equal(again.get(paths), whole)
+
+
+@pytest.mark.parametrize("key", ["steps", "batch_size", "log_every", "save_every"])
+def test_counts_below_one_are_refused(records: list[Record], tmp_path: Path, key: str) -> None:
+    config = im.TrainConfig(**{**vars(CONFIG), key: 0})
+    with pytest.raises(ConfigError, match=rf"train\.{key} is 0: expected at least 1"):
+        train(compose(), [DataSet(records)], config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -0.5), (1.0, float("nan"))])
+def test_shares_that_are_none_are_refused(
+    records: list[Record], tmp_path: Path, weights: tuple[float, float]
+) -> None:
+    data = [DataSet(records, w) for w in weights]
+    with pytest.raises(ConfigError, match=r"data\.weight"):
+        train(compose(), data, CONFIG, tmp_path / "run", quiet=True)
 
 
 def test_a_picture_that_is_not_there(tmp_path: Path) -> None:
