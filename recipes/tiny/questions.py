@@ -44,7 +44,7 @@ def easy_vqa_names(root: Path) -> Iterator[dict[str, Any]]:
             colour[number] = answer
         elif answer in SHAPES:
             shape[number] = answer
-        elif (answer == "yes") != (" not " in question):
+        elif (answer == "yes") == set(question.split()).isdisjoint(("no", "not")):
             named = set(question.rstrip("?").split())
             for word in named.intersection(COLOURS):
                 colour[number] = word
