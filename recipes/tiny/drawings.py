@@ -10,32 +10,101 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import resvg_py
+from numpy.typing import NDArray
 from PIL import Image
 
 SIDE = 260
 """The vision encoder's own input size in pixels."""
+LEAST_INK = 0.003
+"""Pictures with less than this share of pixels that are not white are blank."""
+WHITE = 247
+PIXELS = {"pt": 1.25, "mm": 90 / 25.4, "cm": 90 / 2.54, "in": 90.0}
+"""Pixels in a unit, at the 90 an inch that drawing programs of the time meant."""
+SVG_TAG = re.compile(r"<svg[^>]*>")
+SIZE = re.compile(
+    r"""(?P<name>\s(?:width|height)\s*=\s*["'])(?P<number>[\d.]+)\s*(?P<unit>pt|mm|cm|in)(?P<quote>["'])"""
+)
+MARGIN = 0.04
 
 
-def render(svg: str, side: int = SIDE) -> Image.Image:
-    """An SVG over white, its longer side as long as asked for."""
-    # sizes in pt or mm, of which some old files have one, are read as pixels
-    svg = re.sub(r'(<svg[^>]*?\s(?:width|height)="[\d.]+)(?:pt|mm|cm|in)"', r'\1"', svg)
-    data = resvg_py.svg_to_bytes(svg_string=svg, width=side)
-    return over_white(Image.open(io.BytesIO(bytes(data))), side)
+def rasterise(svg: str, width: int = SIDE) -> Image.Image:
+    """An SVG as RGBA, as wide as asked for.
+
+    Raises:
+        ValueError: If it is no SVG that can be drawn.
+    """
+    data = resvg_py.svg_to_bytes(svg_string=_in_pixels(svg), width=width)
+    return Image.open(io.BytesIO(bytes(data))).convert("RGBA")
 
 
-def over_white(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """RGB over white, no side longer than asked for."""
-    layer = picture.convert("RGBA")
-    layer.thumbnail((side, side), Image.Resampling.LANCZOS)
+def _in_pixels(svg: str) -> str:
+    """An SVG with its width and height in pixels: the renderer refuses other units."""
+
+    def pixels(size: re.Match[str]) -> str:
+        return f"{size['name']}{float(size['number']) * PIXELS[size['unit']]:.2f}{size['quote']}"
+
+    return SVG_TAG.sub(lambda tag: SIZE.sub(pixels, tag[0]), svg, count=1)
+
+
+def render(svg: str) -> Image.Image:
+    """An SVG over white, its longer side at most `SIDE`."""
+    return over_white(rasterise(svg))
+
+
+def render_cropped(svg: str) -> Image.Image:
+    """An SVG over white, cut to what is drawn: clip art often fills a corner of its page."""
+    layer = rasterise(svg, 2 * SIDE)
+    box = _drawn(layer)
+    if box is None:
+        return over_white(layer)
+    longer = max(box[2] - box[0], box[3] - box[1])
+    if longer < SIDE:
+        finer = rasterise(svg, min(8 * SIDE, 2 * SIDE * SIDE // longer))
+        layer, box = finer, _drawn(finer) or (0, 0, *finer.size)
+    return cropped(layer, box)
+
+
+def cropped(layer: Image.Image, box: tuple[int, int, int, int] | None = None) -> Image.Image:
+    """A picture over white, cut to what is drawn and a margin."""
+    left, top, right, bottom = box or _drawn(layer) or (0, 0, *layer.size)
+    edge = round(MARGIN * max(right - left, bottom - top))
+    # beyond its edges a crop is transparent, and so becomes white
+    return over_white(layer.crop((left - edge, top - edge, right + edge, bottom + edge)))
+
+
+def _drawn(layer: Image.Image) -> tuple[int, int, int, int] | None:
+    """The box of what is neither transparent nor white."""
+    flat = np.asarray(_flat(layer)).min(axis=-1) < WHITE
+    rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
+    if not rows.size:
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _flat(layer: Image.Image) -> Image.Image:
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
+def over_white(picture: Image.Image) -> Image.Image:
+    """RGB over white, no side longer than `SIDE`."""
+    layer = picture.convert("RGBA")
+    layer.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return _flat(layer)
+
+
 def is_blank(picture: Image.Image) -> bool:
-    """Whether a picture is of one colour."""
-    return all(low == high for low, high in picture.getextrema())  # type: ignore[misc]
+    """Whether there is next to nothing on the white."""
+    return float((np.asarray(picture).min(axis=-1) < WHITE).mean()) < LEAST_INK
+
+
+def signature(picture: Image.Image) -> NDArray[np.float32]:
+    """A picture as 16 x 16 colours, its shape last: near copies are near."""
+    small = picture.resize((16, 16), Image.Resampling.BOX)
+    shape = 1000 * np.log(picture.width / picture.height)
+    return np.append(np.asarray(small, np.float32).ravel(), np.float32(shape))
 
 
 def save(picture: Image.Image, root: Path, name: str) -> str:
@@ -47,10 +116,14 @@ def save(picture: Image.Image, root: Path, name: str) -> str:
 
 
 def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
-    """Writes records as JSONL, atomically; returns their number."""
+    """Writes records as JSONL, atomically; returns their number. No records, no file."""
     lines = [json.dumps(r, ensure_ascii=False) for r in records]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
     return len(lines)

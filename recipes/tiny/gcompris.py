@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,13 +15,29 @@ import packages
 import words
 from PIL import Image
 
-PHOTO_FILES = (
-    "explore_farm_animals",
-    "explore_world_animals",
-    "explore_monuments",
-    "explore_world_music",
-    "categorization",
+EXPLORED = ("explore_farm_animals", "explore_world_animals", "explore_monuments")
+TITLES = re.compile(
+    r'"title":\s*qsTr\("(?P<title>[^"]+)"\).*?"image2":\s*"qrc:(?P<image>[^"]+)"', re.DOTALL
 )
+"""Titles and photographs in an exploration's boards."""
+UNSEEN = re.compile(r"/images/(?:alphabets|numbers|oddEven|colors|shapes)/|buffetset")
+"""Photographs of letters and numbers as such, and one whose name is no word."""
+WHOLE = {
+    "solar": "solar panel",
+    "geothermal": "geothermal power plant",
+    "plier": "pliers",
+    "tweezer": "tweezers",
+    "bulb": "light bulb",
+    "blackslate": "blackboard",
+    "spray": "spray bottle",
+    "burj": "burj khalifa",
+    "screw driver": "screwdriver",
+    "us capitol": "capitol",
+    "empire state": "empire state building",
+}
+"""Names that are cut short in file names."""
+PHOTOS = (".webp", ".jpg", ".png")
+NOT_WORDS = ("background", "wordsgame")
 _DIRECTORY, _COMPRESSED = 2, 1
 
 
@@ -61,19 +78,22 @@ def _files(root: Path) -> Path:
     return packages.fetch("gcompris-qt-data", root) / "usr/share/gcompris-qt/rcc"
 
 
-def _record(content: bytes, place: str, label: str, net: words.WordNet, root: Path) -> Any:
-    name = words.clean(label)
+def _picture(content: bytes, place: str) -> Image.Image:
+    """A resource over white."""
     if place.endswith(".svg"):
-        picture = drawings.render(content.decode("utf-8"))
-    else:
-        with Image.open(io.BytesIO(content)) as opened:
-            picture = drawings.over_white(opened)
-    if not name or drawings.is_blank(picture):
-        return None
+        return drawings.render(content.decode("utf-8"))
+    with Image.open(io.BytesIO(content)) as opened:
+        return drawings.over_white(opened)
+
+
+def _record(
+    picture: Image.Image, place: str, name: str, domain: str, net: words.WordNet, root: Path
+) -> dict[str, Any]:
+    short = place.removeprefix("/gcompris/src/activities/").rsplit(".", 1)[0]
     return {
-        "image": drawings.save(picture, root, f"gcompris{place.rsplit('.', 1)[0]}"),
+        "image": drawings.save(picture, root, f"gcompris/{short}"),
         "name": name,
-        "names": words.accepted(name, net),
+        "names": words.accepted(name, net, domain),
         "source": "gcompris",
     }
 
@@ -83,19 +103,36 @@ def word_drawings(root: Path) -> Iterator[dict[str, Any]]:
     net = words.wordnet(packages.fetch("wordnet-base", root))
     for path in sorted(_files(root).glob("*.rcc")):
         for place, content in resources(path):
-            if "/words" in place and place.endswith((".png", ".svg", ".webp", ".jpg")):
-                record = _record(content, place, Path(place).stem, net, root)
-                if record:
-                    yield record
+            name = words.clean_file(Path(place).stem)
+            is_picture = place.endswith((".png", ".svg", ".webp", ".jpg"))
+            if "/words" in place and is_picture and name not in NOT_WORDS:
+                yield _record(_picture(content, place), place, name, "animals", net, root)
 
 
 def photographs(root: Path) -> Iterator[dict[str, Any]]:
-    """Photographs of animals, monuments, musicians and things, named by their files."""
+    """Photographs of animals, monuments and things.
+
+    Explorations name theirs by a title, the categories by the file. The exploration of the world's
+    music is left out: its titles are countries, which the photographs of musicians do not show.
+    """
+    yield from _explored(root)
     net = words.wordnet(packages.fetch("wordnet-base", root))
-    for stem in PHOTO_FILES:
-        for place, content in resources(_files(root) / f"{stem}.rcc"):
-            photo = place.endswith((".jpg", ".jpeg", ".webp"))
-            if photo or ("/resource/images/" in place and place.endswith(".png")):
-                record = _record(content, place, Path(place).stem, net, root)
-                if record:
-                    yield record
+    for place, content in resources(_files(root) / "categorization.rcc"):
+        if "/resource/images/" in place and place.endswith(PHOTOS) and not UNSEEN.search(place):
+            name = words.clean_file(Path(place).stem)
+            name = WHOLE.get(name, name)
+            domain = "animals" if "/fishes/" in place else "tools"
+            yield _record(_picture(content, place), place, name, domain, net, root)
+
+
+def _explored(root: Path) -> Iterator[dict[str, Any]]:
+    net = words.wordnet(packages.fetch("wordnet-base", root))
+    for stem in EXPLORED:
+        files = dict(resources(_files(root) / f"{stem}.rcc"))
+        boards = [b for p, b in sorted(files.items()) if "/board/" in p and p.endswith(".qml")]
+        for board in boards:
+            for found in TITLES.finditer(board.decode("utf-8")):
+                title, place = found["title"].split(",")[0], found["image"]
+                name = words.without_article(words.clean(title))
+                domain = "animals" if "animals" in stem else ""
+                yield _record(_picture(files[place], place), place, name, domain, net, root)

@@ -22,13 +22,12 @@ NPM = {
     "@iconify-json/fxemoji": "1.2.2",
     "emojibase-data": "17.0.0",
 }
-DEBIAN = (
-    "tuxpaint-stamps-default",
-    "openclipart-png",
-    "openclipart-svg",
-    "gcompris-qt-data",
-    "wordnet-base",
-)
+DEBIAN = {
+    "tuxpaint-stamps-default": "2022.06.04-1",
+    "openclipart-svg": "1:0.18+dfsg-19",
+    "gcompris-qt-data": "3.1-2",
+    "wordnet-base": "1:3.0-37",
+}
 
 
 def _run(*command: str, folder: Path) -> None:
@@ -44,7 +43,7 @@ def _download(name: str, folder: Path) -> None:
     elif name in NPM:
         _run("npm", "pack", "--silent", f"{name}@{NPM[name]}", folder=folder)
     else:
-        _run("apt-get", "download", "--quiet", name, folder=folder)
+        _run("apt-get", "download", "--quiet", f"{name}={DEBIAN[name]}", folder=folder)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -65,7 +64,7 @@ def fetch(name: str, root: Path) -> Path:
     What was downloaded is written down in `downloads/MANIFEST.json` with its SHA-256.
 
     Args:
-        name: A key of `PYTHON` or `NPM`, or one of `DEBIAN`.
+        name: A key of `PYTHON`, `NPM` or `DEBIAN`.
         root: The data folder.
     """
     safe = name.strip("@").replace("/", "-")
@@ -73,13 +72,14 @@ def fetch(name: str, root: Path) -> Path:
     if target.is_dir():
         return target
     downloads = root / "downloads" / safe
-    downloads.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(downloads, ignore_errors=True)  # what an interrupted download left
+    downloads.mkdir(parents=True)
     _download(name, downloads)
     (archive,) = downloads.iterdir()
     manifest_path = root / "downloads" / "MANIFEST.json"
     manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
     manifest[archive.name] = hashlib.sha256(archive.read_bytes()).hexdigest()
-    manifest_path.write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    manifest_path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     partial = target.with_name(f".{safe}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

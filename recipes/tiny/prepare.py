@@ -1,19 +1,24 @@
 """Prepares the data of the shipped default: pictures and records, from packages.
 
-    pip install "isthmus[train]" resvg-py
+    pip install pillow numpy resvg-py timm
     python recipes/tiny/prepare.py --out FOLDER [--grocery GROCERY] [--photo-list LIST]
+        [--sources emoji openclipart ...]
 
 Packages come by their ordinary clients (pip, npm, apt-get; call `apt-get update` once first), in
-pinned versions. Each record file is written once; remove it to make it anew. `train-*` may be
-trained on; `test-*` never is. GROCERY is a folder of the Grocery Store Dataset with
-`labels.jsonl`, LIST a JSON list of the Tux Paint stamps that are photographs; without them the
-recipe works with less data.
+pinned versions, with their SHA-256 in `downloads/MANIFEST.json`. Each record file is written once,
+atomically; remove it to make it anew. Nothing is drawn at random. `train-*` may be trained on;
+`test-*` never is. GROCERY is a folder of the Grocery Store Dataset with `labels.jsonl`, LIST a JSON
+list of the Tux Paint stamps that are photographs; without them the recipe works with less data.
+
+The rule of the names, the same for train and test, is in `words.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,47 +27,109 @@ import clipart
 import drawings
 import emoji
 import gcompris
+import imagenet
 import questions
 
 Records = Callable[[], Iterator[dict[str, Any]]]
+PUBLISHED = {
+    "openmoji": 1949,
+    "openmoji-extra": 574,
+    "noto": 1699,
+    "fluent-emoji-flat": 1594,
+    "fluent-3d": 1609,
+    "emojione": 1095,
+    "emojione-extra": 319,
+    "twemoji": 1940,
+    "fxemoji": 609,
+    "train-tuxpaint-drawings": 649,
+    "test-tuxpaint-photos": 365,
+    "train-gcompris-words": 116,
+    "test-gcompris-photos": 222,
+    "train-openclipart": 3103,
+    "train-grocery": 2640,
+    "test-grocery-val": 296,
+    "train-easyvqa-names": 4000,
+    "train-easyvqa": 38575,
+    "test-easyvqa": 9673,
+    "imagenet-names": 1000,
+}
+"""How many records a survey of these packages counted, to print beside ours."""
 
 
-def sources(root: Path, grocery: Path | None, photo_list: Path | None) -> dict[str, Records]:
-    """Every record file and what makes it."""
+def makers(
+    root: Path, grocery: Path | None, photo_list: Path | None
+) -> dict[str, dict[str, Records]]:
+    """Source to its record files and what makes each."""
     return {
-        "imagenet-names": lambda: questions.imagenet_names(root),
-        "train-emoji": lambda: emoji.training(root),
-        "train-easyvqa": lambda: questions.easy_vqa(root, "train"),
-        "train-easyvqa-names": lambda: questions.easy_vqa_names(root),
-        "train-grocery": lambda: questions.grocery(root, grocery, "train"),
-        "test-twemoji": lambda: emoji.test("twemoji", root),
-        "test-fxemoji": lambda: emoji.test("fxemoji", root),
-        "test-easyvqa": lambda: questions.easy_vqa(root, "test"),
-        "test-grocery-val": lambda: questions.grocery(root, grocery, "val"),
-        "train-tuxpaint-drawings": lambda: clipart.stamps(root, photo_list, photos=False),
-        "test-tuxpaint-photos": lambda: clipart.stamps(root, photo_list, photos=True),
-        "train-gcompris-words": lambda: gcompris.word_drawings(root),
-        "test-gcompris-photos": lambda: gcompris.photographs(root),
-        "train-openclipart": lambda: clipart.openclipart(root),
+        "imagenet": {"imagenet-names": lambda: imagenet.imagenet_names(root)},
+        "emoji": {
+            "train-emoji": lambda: emoji.training(root),
+            "test-twemoji": lambda: emoji.twemoji(root),
+            "test-fxemoji": lambda: emoji.fxemoji(root),
+        },
+        "easyvqa": {
+            "train-easyvqa": lambda: questions.easy_vqa(root, "train"),
+            "train-easyvqa-names": lambda: questions.easy_vqa_names(root),
+            "test-easyvqa": lambda: questions.easy_vqa(root, "test"),
+        },
+        "grocery": {
+            "train-grocery": lambda: questions.grocery(root, grocery, "train"),
+            "test-grocery-val": lambda: questions.grocery(root, grocery, "val"),
+        },
+        "tuxpaint": {
+            "train-tuxpaint-drawings": lambda: clipart.stamps(root, photo_list, photos=False),
+            "test-tuxpaint-photos": lambda: clipart.stamps(root, photo_list, photos=True),
+        },
+        "gcompris": {
+            "train-gcompris-words": lambda: gcompris.word_drawings(root),
+            "test-gcompris-photos": lambda: gcompris.photographs(root),
+        },
+        "openclipart": {"train-openclipart": lambda: clipart.openclipart(root)},
     }
 
 
+def print_counts(path: Path) -> None:
+    """A line for each source in a record file, beside the published count."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        groups[record.get("source", path.stem)].append(record)
+    for source, records in groups.items():
+        published = PUBLISHED.get(path.stem, PUBLISHED.get(source, 0))
+        pictures = len({r.get("image", r.get("index")) for r in records})
+        names = len({r.get("name", r.get("answer")) for r in records})
+        print(f"{path.stem:<25}{source:<19}{len(records):>8}{pictures:>9}{names:>7}{published:>10}")
+
+
 def main() -> None:
-    """Makes the record files that are missing, and prints a line for each."""
+    """Makes the record files that are missing, and prints a table of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--grocery", type=Path)
     parser.add_argument("--photo-list", type=Path)
-    parser.add_argument("--only", nargs="*", default=[], help="names of record files")
+    parser.add_argument("--sources", nargs="*", default=[])
     options = parser.parse_args()
     root: Path = options.out.resolve()
-    for name, make in sources(root, options.grocery, options.photo_list).items():
+    sources = makers(root, options.grocery, options.photo_list)
+    if unknown := set(options.sources) - set(sources):
+        parser.error(f"no source {', '.join(sorted(unknown))}: choose from {', '.join(sources)}")
+    chosen = [
+        file
+        for source, files in sources.items()
+        if source in options.sources or not options.sources
+        for file in files.items()
+    ]
+    for name, make in chosen:
         path = root / "records" / f"{name}.jsonl"
-        if path.is_file() or (options.only and name not in options.only):
-            continue
-        started = time.monotonic()
-        count = drawings.write_records(make(), path)
-        print(f"{name:<26}{count:>7} records {time.monotonic() - started:6.0f} s", flush=True)
+        if not path.is_file():
+            started = time.monotonic()
+            count = drawings.write_records(make(), path)
+            print(f"{name}: {count} records, {time.monotonic() - started:.0f} s", flush=True)
+    print(f"\n{'file':<25}{'source':<19}{'records':>8}{'pictures':>9}{'names':>7}{'published':>10}")
+    for name, _ in chosen:
+        path = root / "records" / f"{name}.jsonl"
+        if path.is_file():
+            print_counts(path)
 
 
 if __name__ == "__main__":

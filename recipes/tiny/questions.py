@@ -1,4 +1,4 @@
-"""easy-VQA's questions, the Grocery Store photographs, and ImageNet's class names."""
+"""easy-VQA's questions, and the Grocery Store photographs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from typing import Any
 
 import packages
 import words
-from timm.data import ImageNetInfo
 
 COLOURS = ("black", "gray", "red", "green", "blue", "teal", "brown", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 
 
-def _easy_vqa(root: Path, split: str) -> tuple[Path, list[list[Any]]]:
+def _easy_vqa(root: Path, split: str) -> list[list[Any]]:
+    """Question, answer and picture of each row of a split; its pictures are copied."""
     base = packages.fetch("easy-vqa", root) / "easy_vqa/data" / split
-    return base / "images", json.loads((base / "questions.json").read_text())
+    target = root / "pictures/easy-vqa" / split
+    if not target.is_dir():
+        shutil.copytree(base / "images", target.with_suffix(".partial"), dirs_exist_ok=True)
+        target.with_suffix(".partial").rename(target)
+    rows = json.loads((base / "questions.json").read_text())
+    return [[q, a, f"pictures/easy-vqa/{split}/{number}.png"] for q, a, number in rows]
 
 
 def easy_vqa(root: Path, split: str) -> Iterator[dict[str, Any]]:
     """Questions and answers of the official train or test split."""
-    images, rows = _easy_vqa(root, split)
-    for question, answer, number in rows:
-        image = (images / f"{number}.png").relative_to(root)
+    for question, answer, image in _easy_vqa(root, split):
         yield {
-            "image": str(image),
+            "image": image,
             "question": question[0].upper() + question[1:],
             "answer": answer,
             "source": "easy-vqa",
@@ -35,31 +38,32 @@ def easy_vqa(root: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def easy_vqa_names(root: Path) -> Iterator[dict[str, Any]]:
-    """Colour and shape of each training picture, as its training questions give them away."""
-    images, rows = _easy_vqa(root, "train")
-    colour: dict[int, str] = {}
-    shape: dict[int, str] = {}
-    for question, answer, number in rows:
-        if answer in COLOURS:
-            colour[number] = answer
-        elif answer in SHAPES:
-            shape[number] = answer
-        elif (answer == "yes") == set(question.split()).isdisjoint(("no", "not")):
-            named = set(question.rstrip("?").split())
-            for word in named.intersection(COLOURS):
-                colour[number] = word
-            for word in named.intersection(SHAPES):
-                shape[number] = word
-    for number in sorted(colour.keys() & shape.keys()):
-        name = f"{colour[number]} {shape[number]}"
-        image = (images / f"{number}.png").relative_to(root)
-        yield {"image": str(image), "name": name, "names": [name], "source": "easy-vqa"}
+    """Colour and shape of each training picture, where its training questions give them away.
+
+    A question with a colour or a shape for an answer says all it names ("what color is the
+    circle?", "teal"); of the others a "yes" confirms, or of three shapes (eight colours) all others
+    are denied. "Is no circle present?" is denied by "no". Pixels and test questions are not looked
+    at.
+    """
+    left: dict[str, list[set[str]]] = {}
+    for question, answer, image in _easy_vqa(root, "train"):
+        kinds = left.setdefault(image, [set(COLOURS), set(SHAPES)])
+        asked = set(question.rstrip("?").split())
+        is_so = answer not in ("yes", "no") or (answer == "yes") == asked.isdisjoint(("no", "not"))
+        for kind in kinds:
+            if named := kind & (asked | {answer}):
+                kind &= named if is_so else kind - named
+    for image, (colours, shapes) in sorted(left.items()):
+        if len(colours) == len(shapes) == 1:
+            name = f"{colours.pop()} {shapes.pop()}"
+            yield {"image": image, "name": name, "names": [name], "source": "easy-vqa"}
 
 
 def grocery(root: Path, folder: Path | None, split: str) -> Iterator[dict[str, Any]]:
     """Grocery Store photographs with their coarse names."""
     if folder is None:
         return
+    net = words.wordnet(packages.fetch("wordnet-base", root))
     for line in (folder / "labels.jsonl").read_text().splitlines():
         row = json.loads(line)
         if row["split"] != split:
@@ -72,29 +76,7 @@ def grocery(root: Path, folder: Path | None, split: str) -> Iterator[dict[str, A
         yield {
             "image": str(image),
             "name": name,
-            "names": [name, *words.number_variants(name)[1:]],
+            "names": net.numbers(name),
             "source": "grocery",
             "fine": words.clean(row["fine"]),
         }
-
-
-def imagenet_names(root: Path) -> Iterator[dict[str, Any]]:
-    """The 1,000 classes in the order of the head's rows: name, synonyms, basic-level names."""
-    net = words.wordnet(packages.fetch("wordnet-base", root))
-    info = ImageNetInfo()
-    for index in range(1000):
-        wnid = info.index_to_label_name(index)
-        lemmas = [words.clean(w) for w in info.index_to_description(index).split(",")]
-        variants = [v for w in lemmas for v in words.number_variants(w)]
-        yield {
-            "index": index,
-            "wnid": wnid,
-            "name": lemmas[0],
-            "names": list(dict.fromkeys([*lemmas, *variants])),
-            "hypernyms": basic_of(wnid, net),
-        }
-
-
-def basic_of(wnid: str, net: words.WordNet) -> list[str]:
-    """Basic-level names of a class, at most two."""
-    return words.basic_names(wnid[1:], net)[:2]

@@ -1,40 +1,87 @@
 """Names: what a picture may rightly be called. One rule for training and test.
 
-The accepted names of a picture are its label, that label's variants, and the synonyms that
-WordNet lists for it:
+The first accepted name of a picture is its source's own label. The others come from that label and
+from WordNet 3.0, never from loose tags:
 
-1. lower case, `_` and `-` as spaces, no digits at the end, no article, nothing in brackets;
-2. of an emoji label "dog face" also "dog" (a face of a thing is that thing; not for people);
-3. singular and plural of the last word;
-4. the other words of the first noun sense of the label in WordNet 3.0.
+1. Lower case, no accents, `_` and `-` as spaces, nothing in brackets. Words of file names are
+   parted at capitals and lose their digits.
+2. Leading words that only say colour, size, number or state (`PLAIN`) may be left out where
+   WordNet lists what remains and not the whole: "red apple" is also "apple"; "black widow" stays.
+3. Singular and plural of the last word, where WordNet knows it (irregular ones from its own list)
+   and no preposition makes another word the head.
+4. The other words of the label's first noun sense that can be seen (`SEEN`: an animal, an artefact,
+   a body part, food, a natural object, a person, a plant...). The source's own group decides first:
+   among animals "seal" is the animal, and never the wax.
+
+Emoji have three more (`emoji.py`): "dog face" is a dog, "OK button" is also "ok", and of "cup with
+straw" the part before "with" is enough.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import cache
 from pathlib import Path
 
+SEEN = ("05", "06", "08", "13", "17", "18", "19", "20", "25", "27")
+"""WordNet's lexicographer files of things that can be seen."""
+DOMAINS = {
+    "animals": ("05",),
+    "animals-nature": ("05", "20"),
+    "food": ("13", "20"),
+    "food-drink": ("13", "20"),
+    "plants": ("20",),
+    "people": ("18", "08"),
+    "space": ("17",),
+    "tools": ("06",),
+    "vehicles": ("06",),
+    "objects": ("06",),
+    "activities": ("06",),
+    "travel-places": ("06", "17"),
+}
+"""The files in which a group of pictures looks first."""
+PLAIN = frozenset(
+    """
+    red green blue yellow brown black white pink purple orange grey gray silver golden colorful dark
+    light big large huge little small tiny very long short tall old new modern young baby adult male
+    female happy sad angry sleeping sitting standing singing flying eating lit wrapped sliced whole
+    ripe closed open folded empty full wooden metal toy cartoon two three some another our hot
+    """.split()  # noqa: SIM905 (a word list reads better than 70 lines)
+)
+GROUPS = re.compile(
+    r"^(?:(?:pair|bunch|cluster|couple|string|head|cup|glass|tube|slice|loaf|plant) of|baby of an?)"
+    r" (?P<thing>.+)"
+)
+HEAD_FIRST = re.compile(r" (?:of|de|du|des|at|on|in|with|behind|showing|the) ")
+PLURAL_OES = frozenset(
+    ("potato", "tomato", "mango", "volcano", "buffalo", "tornado", "mosquito", "domino", "torpedo")
+)
+PLURAL_MANS = frozenset(("human", "shaman", "talisman", "ottoman", "caiman"))
+LATIN = ("ae", "i", "a", "busses")
+"""Irregular plurals that have a regular one beside them."""
+NO_PLURAL = frozenset(
+    ("sheep", "deer", "fish", "moose", "bison", "salmon", "trout", "shrimp", "squid", "aircraft")
+)
+
 
 def clean(label: str) -> str:
-    """Rule 1."""
-    text = re.sub(r"\(.*?\)|\[.*?\]", " ", label.lower().replace("_", " ").replace("-", " "))
-    text = re.sub(r"[^a-z' ]+", " ", text)
-    text = re.sub(r"^\s*(a|an|the|some)\s+", "", text)
-    return " ".join(text.split())
+    """Rule 1, for a label."""
+    text = unicodedata.normalize("NFKD", label.replace("\u2019", "'").replace("\u00df", "ss"))
+    text = "".join(c for c in text if not unicodedata.combining(c)).lower()
+    text = re.sub(r"\(.*?\)|\[.*?\]", " ", text)
+    return " ".join(re.sub(r"[^a-z0-9']+", " ", text).replace(" '", " ").split())
 
 
-def number_variants(name: str) -> list[str]:
-    """Rule 3: singular and plural of the last word."""
-    if name.endswith("ies"):
-        return [name, name[:-3] + "y"]
-    if name.endswith(("ses", "xes", "ches", "shes")):
-        return [name, name[:-2]]
-    if name.endswith("s") and not name.endswith("ss"):
-        return [name, name[:-1]]
-    if name.endswith("y") and name[-2:-1] not in "aeiou":
-        return [name, name[:-1] + "ies"]
-    return [name, name + ("es" if name.endswith(("s", "x", "ch", "sh")) else "s")]
+def clean_file(stem: str) -> str:
+    """Rule 1, for the name of a file."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)
+    return clean(re.sub(r"\d+", " ", parted))
+
+
+def without_article(name: str) -> str:
+    """A name without its leading article."""
+    return re.sub(r"^(?:a|an|the|some|this|another|our)\s+", "", name)
 
 
 class WordNet:
@@ -42,38 +89,104 @@ class WordNet:
 
     Args:
         folder: The unpacked `wordnet-base` package.
+
+    Attributes:
+        synsets: Offset to lexicographer file, words in their own case, and hypernyms.
+        senses: Name in lower case to its synsets, commonest first.
     """
 
     def __init__(self, folder: Path) -> None:
         files = folder / "usr/share/wordnet"
-        self.synsets: dict[str, tuple[list[str], list[str]]] = {}
-        self.first_sense: dict[str, str] = {}
+        self.synsets: dict[str, tuple[str, list[str], list[str]]] = {}
+        self.senses: dict[str, list[str]] = {}
+        self.singular: dict[str, str] = {}
+        self.plurals: dict[str, list[str]] = {}
+        self.common: set[str] = set()
         for line in (files / "data.noun").read_text(encoding="latin-1").splitlines():
             if line.startswith("  "):
                 continue
             fields = line.split(" | ")[0].split()
             count = int(fields[3], 16)
-            words = [clean(w) for w in fields[4 : 4 + 2 * count : 2]]
+            names = [w.replace("_", " ") for w in fields[4 : 4 + 2 * count : 2]]
             pointers = fields[5 + 2 * count :]
             parents = [pointers[i + 1] for i, p in enumerate(pointers) if p in ("@", "@i")]
-            self.synsets[fields[0]] = (words, parents)
+            self.synsets[fields[0]] = (fields[1], names, parents)
+            self.common.update(clean(name) for name in names if name == name.lower())
         for line in (files / "index.noun").read_text(encoding="latin-1").splitlines():
             if not line.startswith("  "):
                 fields = line.split()
-                self.first_sense[fields[0].replace("_", " ")] = fields[-int(fields[2])]
+                self.senses.setdefault(clean(fields[0]), fields[-int(fields[2]) :])
+        for line in (files / "noun.exc").read_text(encoding="latin-1").splitlines():
+            plural, *singulars = line.split()
+            self.singular[plural] = singulars[0]
+            self.plurals.setdefault(singulars[0], []).append(plural)
 
-    def synonyms(self, name: str) -> list[str]:
-        """Words of the first noun sense of a name; empty if it is not in WordNet."""
-        offset = self.first_sense.get(name)
-        return [w for w in self.synsets[offset][0] if w] if offset else []
+    def sense(self, name: str, domain: str = "") -> str | None:
+        """The first synset of a name, in any number, that can be seen; None if there is none.
 
-    def ancestors(self, offset: str) -> list[list[str]]:
-        """The words of each hypernym of a synset, nearest first, along first parents."""
-        chain = []
-        while self.synsets[offset][1]:
-            offset = self.synsets[offset][1][0]
-            chain.append(self.synsets[offset][0])
-        return chain
+        Args:
+            name: A cleaned name.
+            domain: A key of `DOMAINS`, looked in first.
+        """
+        offsets = self.senses.get(name) or self.senses.get(self.to_singular(name) or "", [])
+        for files in (DOMAINS.get(domain, ()), SEEN):
+            for offset in offsets:
+                if self.synsets[offset][0] in files:
+                    return offset
+        return None
+
+    def synonyms(self, name: str, domain: str = "") -> list[str]:
+        """The words of `sense`; empty if there is none."""
+        offset = self.sense(name, domain)
+        return [clean(w) for w in self.synsets[offset][1]] if offset else []
+
+    def is_thing(self, name: str) -> bool:
+        """Whether a name is a common noun for something that can be seen."""
+        known = name in self.common or self.to_singular(name) in self.common
+        return known and self.sense(name) is not None
+
+    def to_singular(self, name: str) -> str | None:
+        """The singular of a name whose last word is a plural, else None."""
+        *before, last = name.split() or [""]
+        found = self.singular.get(last)
+        if found is None and last not in self.common:
+            for end, instead in (("ies", "y"), ("men", "man"), ("s", ""), ("es", "")):
+                if last.endswith(end) and last.removesuffix(end) + instead in self.common:
+                    found = last.removesuffix(end) + instead
+                    break
+        return " ".join([*before, found]) if found else None
+
+    def to_plurals(self, name: str) -> list[str]:
+        """The plurals of a name whose last word WordNet lists as a common noun."""
+        *before, last = name.split() or [""]
+        if last not in self.common or last in NO_PLURAL or self.to_singular(name):
+            return []
+        irregular = self.plurals.get(last, [])
+        if irregular and not irregular[0].endswith(LATIN):
+            endings = irregular
+        elif last.endswith("man") and last not in PLURAL_MANS:
+            endings = [last.removesuffix("man") + "men"]
+        elif last.endswith("y") and last[-2:-1] not in "aeiou":
+            endings = [last[:-1] + "ies"]
+        elif last.endswith(("ss", "us", "x", "ch", "sh")) or last in PLURAL_OES:
+            endings = [last + "es"]
+        else:
+            endings = [] if last.endswith("s") else [last + "s"]
+        return [" ".join([*before, ending]) for ending in dict.fromkeys([*endings, *irregular])]
+
+    def numbers(self, name: str) -> list[str]:
+        """Rule 3: a name, and the same in the other number."""
+        if HEAD_FIRST.search(name):
+            return [name]
+        singular = self.to_singular(name)
+        return [name, *([singular] if singular else self.to_plurals(name))]
+
+    def ancestors(self, offset: str) -> list[str]:
+        """All hypernyms of a synset, nearest first."""
+        found = list(self.synsets[offset][2])
+        for parent in found:
+            found += [p for p in self.synsets[parent][2] if p not in found]
+        return found
 
 
 @cache
@@ -82,253 +195,30 @@ def wordnet(folder: Path) -> WordNet:
     return WordNet(folder)
 
 
-def accepted(label: str, net: WordNet, *, face: bool = False) -> list[str]:
-    """All accepted names of a label, the canonical one first.
+def plain(name: str, net: WordNet) -> str | None:
+    """Rule 2: a name without its leading plain words; None if nothing may be left out."""
+    group = GROUPS.match(name)
+    if group:
+        return group["thing"]
+    parts = name.split()
+    start = 0
+    while start < len(parts) - 1 and parts[start] in PLAIN:
+        start += 1
+    rest = " ".join(parts[start:])
+    return rest if start and name not in net.senses and net.is_thing(rest) else None
+
+
+def accepted(label: str, net: WordNet, domain: str = "", also: tuple[str, ...] = ()) -> list[str]:
+    """All accepted names of a cleaned label, the label first.
 
     Args:
         label: The source's own label.
         net: WordNet.
-        face: Whether rule 2 applies.
+        domain: The source's group, a key of `DOMAINS`.
+        also: Further names that the source itself gives.
     """
-    name = clean(label)
-    names = [name]
-    if face and name.endswith(" face"):
-        names = [name.removesuffix(" face"), name]
-    for known in list(names):
-        names += number_variants(known)
-    for known in [names[0], *number_variants(names[0])]:
-        if net.synonyms(known):
-            names += net.synonyms(known)
-            break
-    return list(dict.fromkeys(n for n in names if n))
-
-
-# What a person says for a fine class, if one of these stands above it in WordNet.
-BASIC = frozenset(
-    [
-        "dog",
-        "cat",
-        "bird",
-        "fish",
-        "shark",
-        "snake",
-        "lizard",
-        "turtle",
-        "frog",
-        "salamander",
-        "crocodile",
-        "dinosaur",
-        "spider",
-        "scorpion",
-        "crab",
-        "lobster",
-        "insect",
-        "beetle",
-        "butterfly",
-        "bee",
-        "ant",
-        "fly",
-        "cockroach",
-        "grasshopper",
-        "dragonfly",
-        "snail",
-        "slug",
-        "worm",
-        "jellyfish",
-        "coral",
-        "starfish",
-        "monkey",
-        "ape",
-        "bear",
-        "wolf",
-        "fox",
-        "lion",
-        "tiger",
-        "elephant",
-        "horse",
-        "zebra",
-        "pig",
-        "cow",
-        "sheep",
-        "goat",
-        "deer",
-        "antelope",
-        "camel",
-        "llama",
-        "rabbit",
-        "hare",
-        "mouse",
-        "rat",
-        "squirrel",
-        "beaver",
-        "hamster",
-        "hedgehog",
-        "bat",
-        "whale",
-        "dolphin",
-        "seal",
-        "otter",
-        "weasel",
-        "skunk",
-        "badger",
-        "mongoose",
-        "kangaroo",
-        "koala",
-        "wombat",
-        "sloth",
-        "armadillo",
-        "anteater",
-        "duck",
-        "goose",
-        "swan",
-        "hen",
-        "cock",
-        "owl",
-        "eagle",
-        "vulture",
-        "hawk",
-        "parrot",
-        "penguin",
-        "pelican",
-        "flamingo",
-        "crane",
-        "heron",
-        "hummingbird",
-        "woodpecker",
-        "finch",
-        "thrush",
-        "jay",
-        "ostrich",
-        "peacock",
-        "quail",
-        "partridge",
-        "grouse",
-        "car",
-        "truck",
-        "bus",
-        "van",
-        "train",
-        "locomotive",
-        "bicycle",
-        "motorcycle",
-        "boat",
-        "ship",
-        "airplane",
-        "aircraft",
-        "helicopter",
-        "balloon",
-        "wagon",
-        "cart",
-        "tractor",
-        "tank",
-        "submarine",
-        "chair",
-        "table",
-        "bed",
-        "desk",
-        "sofa",
-        "bench",
-        "cabinet",
-        "bookcase",
-        "lamp",
-        "clock",
-        "watch",
-        "door",
-        "fence",
-        "wall",
-        "bridge",
-        "tower",
-        "house",
-        "building",
-        "church",
-        "temple",
-        "castle",
-        "shop",
-        "store",
-        "boat",
-        "guitar",
-        "piano",
-        "drum",
-        "violin",
-        "trumpet",
-        "flute",
-        "organ",
-        "harp",
-        "saxophone",
-        "accordion",
-        "computer",
-        "keyboard",
-        "screen",
-        "telephone",
-        "camera",
-        "television",
-        "radio",
-        "printer",
-        "bottle",
-        "cup",
-        "glass",
-        "bowl",
-        "plate",
-        "pot",
-        "pan",
-        "basket",
-        "box",
-        "bag",
-        "bucket",
-        "jar",
-        "barrel",
-        "hat",
-        "cap",
-        "helmet",
-        "shirt",
-        "coat",
-        "dress",
-        "skirt",
-        "trousers",
-        "shoe",
-        "boot",
-        "sandal",
-        "sock",
-        "glove",
-        "scarf",
-        "mask",
-        "necktie",
-        "knife",
-        "sword",
-        "gun",
-        "rifle",
-        "hammer",
-        "screwdriver",
-        "saw",
-        "drill",
-        "shovel",
-        "axe",
-        "ball",
-        "racket",
-        "fruit",
-        "vegetable",
-        "mushroom",
-        "flower",
-        "bread",
-        "cake",
-        "pizza",
-        "sandwich",
-        "soup",
-        "meat",
-        "beverage",
-        "wine",
-        "coffee",
-        "mountain",
-        "beach",
-        "lake",
-        "sea",
-        "valley",
-        "volcano",
-    ]
-)
-
-
-def basic_names(offset: str, net: WordNet) -> list[str]:
-    """Basic-level names above a synset, nearest first."""
-    above = [word for words in net.ancestors(offset) for word in words]
-    return list(dict.fromkeys(word for word in above if word in BASIC))
+    names = [label, *also]
+    for name in names:  # which grows: "head of red lettuce", "red lettuce", "lettuce"
+        names += [shorter for shorter in [plain(name, net)] if shorter]
+    numbers = [variant for name in names for variant in net.numbers(name)]
+    return list(dict.fromkeys([*names, *numbers, *net.synonyms(label, domain)]))
