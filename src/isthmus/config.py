@@ -244,11 +244,19 @@ class DataConfig:
     """One data set of a run."""
 
     path: str
-    """A JSONL file of records, relative to the run's data folder."""
+    """A folder of pictures, a JSONL, CSV or Parquet file, or tar shards ("shards/{000..009}.tar",
+    "shards/*.tar"), relative to the run's data folder."""
     weight: float = 1.0
     """Share of the draws, relative to the other data sets."""
+    loss_weight: float = 1.0
+    """What a token of this data set counts for in the loss (Flamingo's lambda, section 2.4)."""
     questions: tuple[str, ...] = ()
     """Questions to draw from for records that have a name or a text but no question."""
+    next_picture: float = 0.0
+    """Probability that in a document the pictures stand before the text in front of them instead
+    of behind it (Flamingo's p_next, appendix A.3.2: 0.5)."""
+    held_out: float = 0.0
+    """Share of the records that is kept for evaluation and never trained on; 1 for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +268,17 @@ class TrainConfig:
     of a concept bottleneck's classifier on the answer."""
     steps: int = 1000
     batch_size: int = 32
+    """Samples of one optimiser step, over all processes."""
+    micro_batch_size: int | None = None
+    """Samples of one forward pass in one process; None is as many as a step has for it. A smaller
+    number accumulates gradients, and changes no result."""
+    mixture: Literal["draw", "accumulate"] = "draw"
+    """Each sample is drawn from a data set by its weight; or each step takes `batch_size * weight`
+    samples of every data set and adds up their gradients (Flamingo, section 2.4)."""
+    pack: int = 0
+    """Length in tokens of rows that several samples are packed into; 0 gives each its own row."""
+    max_tokens: int = 2048
+    """Longest sample; a longer one is cut at its end, never inside of a picture."""
     lr: float = 1e-3
     """Peak learning rate of the connector and the fusion."""
     lr_connector: float | None = None
@@ -268,20 +287,39 @@ class TrainConfig:
     weight_decay: float = 0.1
     """For matrices only; vectors, gates, latents and embeddings have none."""
     warmup: int = 100
-    """Steps of linear warm-up, before the cosine."""
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
     final_lr: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the frozen parts and of activations; trained parameters stay fp32."""
     gradient_checkpointing: bool = False
+    augment: bool = False
+    """Random crops and mirror images. Features are then computed anew for every sample."""
+    feature_cache: bool = True
+    """Whether frozen features are kept on disk; never used together with `augment`."""
+    workers: int = 2
+    """Threads that open pictures ahead of the step that needs them."""
+    broken_share: float = 0.05
+    """Largest share of drawn samples whose pictures cannot be read, before the run stops."""
+    evaluate_every: int = 0
+    """Steps between evaluations on what `data.held_out` kept; 0 for none."""
+    samples: int = 4
+    """Answers generated at each evaluation, for people to read."""
     save_every: int = 500
     """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept, the newest ones; the best by evaluation is kept besides."""
     log_every: int = 20
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: every process holds all parameters, or each a shard (FSDP2)."""
     init: str | None = None
-    """Folder of a saved model whose connector this run starts from."""
+    """Folder of a saved model that this run starts from: every tensor of its strip that the new
+    model has too."""
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that stay as they are. Freezing
     "special_tokens.input_rows" ends the backward pass at the lowest gated block."""

@@ -1,105 +1,142 @@
-"""One record type for picture-text pairs and questions, read from JSONL. Pure: no torch.
+"""One record type for everything a model learns from. Pure: no torch.
 
-One JSON object a line; paths are relative to the folder that `root` names:
-
-    {"image": "a.jpg", "text": "a dog on a sofa"}                     a caption
-    {"image": "a.jpg", "name": "dog", "names": ["dog", "puppy"]}      a name, and synonyms
-    {"image": "a.jpg", "question": "How many?", "answer": "2"}        a question
-    {"features": "a.npy", "question": "...", "answer": "..."}         features computed before
-
-Other keys are kept in `extra` and ignored.
+A record is a conversation about pictures (`turns`), or a document in which pictures stand between
+sentences (`text` and `pictures_in_text`). A caption is a conversation of one turn without a
+question, plain text is a document without pictures, and a clip is a tuple of pictures where
+otherwise one would stand. Nothing is opened before it is needed: a `Picture` says where the bytes
+are.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from isthmus.errors import ConfigError
+from isthmus.errors import PictureError
+from isthmus.prompt import IMAGE_TAG, Example
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where the bytes of a picture are: a file, a stretch of a file, or memory.
+
+    Attributes:
+        path: The file; for a picture in memory, a name to call it by.
+        start: First byte of the picture in the file (a member of a tar shard).
+        size: Number of bytes; None reads to the end of the file.
+        member: The picture's name inside of the file, for messages.
+        data: The bytes themselves, where there is no file.
+    """
+
+    path: Path
+    start: int = 0
+    size: int | None = None
+    member: str = ""
+    data: bytes | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    @property
+    def is_features(self) -> bool:
+        """Whether these are features (N, D_vision) in an `.npy` file, and no pixels."""
+        return Path(self.member or self.path).suffix == ".npy"
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            PictureError: If the file is missing or cannot be read.
+        """
+        if self.data is not None:
+            return self.data
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                return file.read(-1 if self.size is None else self.size)
+        except OSError as error:
+            raise PictureError(f"cannot read {self}: {error.strerror or error}") from error
+
+
+Medium = Picture | tuple[Picture, ...]
+"""A picture, or a clip: its frames in order."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A picture and what is to be said about it.
+    """What a model learns from: a conversation about pictures, or a document with pictures.
 
     Attributes:
-        picture: Path of the picture, or of an `.npy` file of its features (N, D_vision).
-        question: What is asked; empty for a caption.
-        answer: What is right.
-        names: Other answers that are also right; the answer itself is the first.
-        extra: The other keys of the line.
+        turns: Question and answer in turn, each with the pictures that are shown with it; an empty
+            question is a caption's.
+        text: A document: `<image>` stands where a picture does. None for a conversation.
+        pictures_in_text: The document's pictures, in the order of their tags.
+        names: Other answers to the first question that are also right, itself the first.
+        extra: What else the source says.
+        origin: Where the record was read, for messages: "pairs.jsonl, line 3".
+
+    Example:
+        >>> record = Record.of("cat.jpg", "What is it?", "a cat")
+        >>> record.question, record.answer, len(record.pictures)
+        ('What is it?', 'a cat', 1)
     """
 
-    picture: Path
-    question: str
-    answer: str
+    turns: tuple[Example, ...] = ()
+    text: str | None = None
+    pictures_in_text: tuple[Medium, ...] = ()
     names: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (not self.turns):
+            raise ValueError("a record has turns or a text, and not both")
+        tags = 0 if self.text is None else self.text.count(IMAGE_TAG)
+        if tags != len(self.pictures_in_text):
+            raise ValueError(
+                f"the text has {tags} {IMAGE_TAG} tags and {len(self.pictures_in_text)} pictures"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        picture: str | Path | Medium | None,
+        question: str,
+        answer: str,
+        names: Sequence[str] = (),
+        **rest: Any,
+    ) -> Record:
+        """A record of one turn about one picture, or about none."""
+        medium = Picture(Path(picture)) if isinstance(picture, (str, Path)) else picture
+        pictures = () if medium is None else (medium,)
+        return cls((Example(pictures, question, answer),), names=tuple(names) or (answer,), **rest)
 
     @property
-    def is_features(self) -> bool:
-        """Whether `picture` holds features and not pixels."""
-        return self.picture.suffix == ".npy"
+    def pictures(self) -> tuple[Medium, ...]:
+        """All pictures and clips, in the order in which their tags will stand."""
+        return self.pictures_in_text or tuple(m for turn in self.turns for m in turn.pictures)
+
+    @property
+    def question(self) -> str:
+        """The first question; empty for a caption or a document."""
+        return self.turns[0].question if self.turns else ""
+
+    @property
+    def answer(self) -> str:
+        """The first answer, or a document's text."""
+        return (self.turns[0].answer or "") if self.turns else (self.text or "")
+
+    def asked(self, question: str) -> Record:
+        """The same record with a first question, if it is a conversation that has none."""
+        if not self.turns or self.question:
+            return self
+        return replace(self, turns=(replace(self.turns[0], question=question), *self.turns[1:]))
 
 
-def _record(values: dict[str, Any], root: Path) -> Record:
-    """A record from one line's object. Raises KeyError or TypeError if it is none."""
-    picture = values.pop("features", None) or values.pop("image")
-    names = tuple(values.pop("names", ()))
-    name = values.pop("name", None)
-    answer = values.pop("answer", None) or name or values.pop("text", None) or names[0]
-    if not isinstance(answer, str) or not isinstance(picture, str):
-        raise TypeError("the picture and the answer must be strings")
-    return Record(
-        picture=root / picture,
-        question=str(values.pop("question", "")),
-        answer=answer,
-        names=names or (answer,),
-        extra=values,
-    )
-
-
-def read_records(path: str | Path, root: str | Path | None = None) -> list[Record]:
-    """Reads a JSONL file of records.
-
-    Args:
-        path: The file.
-        root: What the pictures' paths are relative to; None is the file's own folder.
-
-    Raises:
-        ConfigError: If the file is missing, or a line is no record; the message names the line.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"no records at {file}: expected a JSONL file")
-    base = Path(root) if root is not None else file.parent
-    records: list[Record] = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                records.append(_record(json.loads(line), base))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                raise ConfigError(
-                    f"{file}, line {number} is no record ({error!r}): expected "
-                    '{"image": ..., "question": ..., "answer": ...} or {"image": ..., "text": ...}'
-                ) from error
-    if not records:
-        raise ConfigError(f"{file} is empty: expected at least one record")
-    return records
-
-
-def with_questions(records: Sequence[Record], questions: Sequence[str]) -> list[Record]:
+def with_questions(records: Sequence[Record], questions: Sequence[str]) -> Sequence[Record]:
     """Gives records without a question one of `questions`, in turn."""
     if not questions:
-        return list(records)
-    return [
-        r
-        if r.question
-        else Record(r.picture, questions[i % len(questions)], r.answer, r.names, r.extra)
-        for i, r in enumerate(records)
-    ]
+        return records
+    return [r.asked(questions[i % len(questions)]) for i, r in enumerate(records)]
