@@ -23,6 +23,7 @@ LAYERS = [
     {"attention", "backbones", "summary"},
     {"connectors"},
     {"fusion"},
+    {"batch"},
     {"model"},
     {"checkpoint", "generation"},
     {"data"},

@@ -25,7 +25,7 @@ import isthmus as im
 from isthmus.data.features import FeatureCache
 from isthmus.generation.decode import text_of
 from isthmus.inference import STOPS
-from isthmus.model import Batch, pad
+from isthmus.batch import Batch, pad
 from isthmus.templates import template_named
 
 QUESTION = "What is in the picture?"

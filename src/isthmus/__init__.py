@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from isthmus.generation.decode import generate
     from isthmus.images import open_picture
     from isthmus.inference import Answer, ask, stream
-    from isthmus.model import Batch, Output, VisionLanguageModel, compose
+    from isthmus.batch import Batch, Output
+    from isthmus.model import VisionLanguageModel, compose
     from isthmus.prompt import Example, Prompt
     from isthmus.training.loop import DataSet, train
 
@@ -57,7 +58,8 @@ _HOMES = {
     "isthmus.checkpoint": ("load", "save"),
     "isthmus.inference": ("ask", "stream", "Answer"),
     "isthmus.prompt": ("Example", "Prompt"),
-    "isthmus.model": ("compose", "VisionLanguageModel", "Batch", "Output"),
+    "isthmus.batch": ("Batch", "Output"),
+    "isthmus.model": ("compose", "VisionLanguageModel"),
     "isthmus.config": (
         "Linear",
         "MLP",

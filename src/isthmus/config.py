@@ -254,7 +254,7 @@ class DataConfig:
     """Questions to draw from for records that have a name or a text but no question."""
     next_picture: float = 0.0
     """Probability that in a document the pictures stand before the text in front of them instead
-    of behind it (Flamingo's p_next, appendix A.3.2: 0.5)."""
+    of behind it (p_next in Flamingo, which used 0.5)."""
     held_out: float = 0.0
     """Share of the records that is kept for evaluation and never trained on; 1 for all."""
 

@@ -13,7 +13,8 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 
 from isthmus.generation.decode import generate, text_of
 from isthmus.images import open_picture
-from isthmus.model import Batch, VisionLanguageModel
+from isthmus.batch import Batch
+from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example
 from isthmus.templates import template_named
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,54 +19,21 @@ from torch.nn import functional as F
 from isthmus.backbones.language import LanguageModel, load_language
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.vision import VisionEncoder, load_vision
+from isthmus.batch import IGNORED, Batch, Output, pad
 from isthmus.config import Inline, ModelConfig
 from isthmus.connectors import Connector, build_connector
-from isthmus.errors import PromptError
+from isthmus.errors import ConfigError, PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
-from isthmus.fusion.sight import Sight, first_of_each, picture_of_token
+from isthmus.fusion.sight import (
+    Sight,
+    first_of_each,
+    first_picture,
+    picture_of_token,
+    samples_with_pictures,
+)
 from isthmus.prompt import END_TAG, IMAGE_TAG
 from isthmus.summary import Part, Summary, count, flops_of
-
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prompts ready for the model.
-
-    Attributes:
-        input_ids: (B, L) int64; `<image>` stands `tokens_in_text` times for each picture.
-        attention_mask: (B, L) int64, 0 at padding.
-        pixels: (P, 3, H, W) or (P, T, 3, H, W) the pictures or clips in reading order.
-        features: (P, N, D_vision) or (P, T, N, D_vision), in place of `pixels`.
-        labels: (B, L) int64, -100 where a token costs nothing.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    pixels: Tensor | None = None
-    features: Tensor | None = None
-    labels: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
-        return replace(self, **moved)
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a forward pass returns.
-
-    Attributes:
-        logits: (B, K, V) for the last K positions; (B, K, V + 2) when the batch has pictures,
-            the two being `<image>` (always -inf) and `<|endofchunk|>`.
-        loss: Mean cross-entropy over the labelled tokens, a scalar; None without labels.
-    """
-
-    logits: Tensor
-    loss: Tensor | None = None
 
 
 class VisionLanguageModel(nn.Module):
@@ -244,7 +210,9 @@ class VisionLanguageModel(nn.Module):
         return cast(Tensor, self.connector(features.to(dtype)))
 
     @contextmanager
-    def in_sight(self, batch: Batch, *, decoding: bool = False) -> Iterator[Tensor]:
+    def in_sight(
+        self, batch: Batch, *, decoding: bool = False, chosen: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Puts a batch's pictures in sight of the language model while the context lasts.
 
         Outside of it the language model is its bare self, for whoever else holds it.
@@ -252,6 +220,7 @@ class VisionLanguageModel(nn.Module):
         Args:
             batch: The prompts.
             decoding: Whether tokens will be decoded after the prompt, so that K and V are kept.
+            chosen: (B, L) bool, the positions that logits are wanted of; None for all.
 
         Yields:
             Input embeddings (B, L, D) for the language model.
@@ -261,20 +230,25 @@ class VisionLanguageModel(nn.Module):
         embeddings = self.special_tokens.embed(batch.input_ids)
         sight = None
         if visual is not None:
-            self.special_tokens.rows_with_pictures = is_image.any(dim=1)
+            self.special_tokens.may_end = samples_with_pictures(is_image, batch.positions)
             inline = self.fusion if isinstance(self.fusion, InlineFusion) else self.fusion.inline
             if inline is not None:
                 embeddings = inline.embed(embeddings, is_image, visual)
             if isinstance(self.fusion, CrossAttentionFusion):
                 tags = first_of_each(is_image, self.fusion.tokens_in_text)
-                prompt = picture_of_token(tags, batch.attention_mask)
-                sight = Sight(visual=visual, prompt=prompt, keep=decoding)
+                sight = Sight(
+                    visual=visual,
+                    prompt=picture_of_token(tags, batch.attention_mask, batch.positions),
+                    begin=first_picture(tags, batch.positions),
+                    keep=decoding,
+                )
+        self.special_tokens.chosen = chosen
         try:
             if isinstance(self.fusion, CrossAttentionFusion):
                 self.fusion.show(sight)
             yield embeddings
         finally:
-            self.special_tokens.rows_with_pictures = None
+            self.special_tokens.may_end = self.special_tokens.chosen = None
             if isinstance(self.fusion, CrossAttentionFusion):
                 self.fusion.hide()
 
@@ -284,43 +258,43 @@ class VisionLanguageModel(nn.Module):
         Args:
             batch: The prompts, with labels if a loss is wanted.
             last: Logits are computed for the last so many positions; 0 means all. With labels
-                it is found from them, since most of a prompt costs nothing.
+                only the positions before a labelled token have logits.
+
+        Raises:
+            ConfigError: If rows hold several samples and the language model takes no positions.
         """
-        labels = batch.labels
+        labels, chosen = batch.labels, None
         if labels is not None:
-            labelled = (labels != IGNORED).any(dim=0).nonzero()
-            first = int(labelled[0]) if len(labelled) else labels.shape[1] - 1
-            last = min(labels.shape[1], labels.shape[1] - first + 1)
-        inputs: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": False}
-        if self._takes_positions:
-            inputs["position_ids"] = (batch.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        with self.in_sight(batch) as embeddings:
-            inputs["inputs_embeds"] = embeddings
-            logits: Tensor = self.language.model(**inputs, logits_to_keep=last).logits
-        if labels is None:
+            chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+            last = 0
+        with self.in_sight(batch, chosen=chosen) as embeddings:
+            logits: Tensor = self.language.model(
+                inputs_embeds=embeddings, logits_to_keep=last, **self._places(batch)
+            ).logits
+        if labels is None or chosen is None:
             return Output(logits)
-        targets = labels[:, -logits.shape[1] :][:, 1:]
-        loss = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED
-        )
-        return Output(logits, loss)
+        after = chosen[:, :-1]
+        losses = F.cross_entropy(logits[0].float(), labels[:, 1:][after], reduction="none")
+        if batch.weights is None:
+            loss = losses.sum() / max(1, len(losses))
+        else:
+            loss = losses @ batch.weights[:, 1:][after].to(losses)
+        return Output(logits, loss, losses.detach())
 
-
-def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> tuple[Tensor, Tensor]:
-    """Token rows as one (B, L) tensor and its mask, padded on a side.
-
-    Example:
-        >>> pad([[1, 2], [3]], 0, "left")[0].tolist()
-        [[1, 2], [0, 3]]
-    """
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), value, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.long)
-        mask[i, place] = 1
-    return ids, mask
+    def _places(self, batch: Batch) -> dict[str, Any]:
+        """Mask and positions as the language model takes them."""
+        if batch.positions is not None:
+            if not self._takes_positions:
+                raise ConfigError(
+                    f"{type(self.language.model).__name__} takes no position_ids, so its samples "
+                    "cannot be packed: set train.pack = 0"
+                )
+            # Without a mask, positions that start anew tell Transformers where samples begin
+            return {"attention_mask": None, "position_ids": batch.positions, "use_cache": False}
+        places: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": False}
+        if self._takes_positions:
+            places["position_ids"] = (batch.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        return places
 
 
 def compose(

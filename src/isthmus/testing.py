@@ -22,7 +22,8 @@ from isthmus.backbones.vision import FeatureShape
 from isthmus.checkpoint import load, save
 from isthmus.fusion import CrossAttentionFusion, InlineFusion
 from isthmus.generation.decode import generate
-from isthmus.model import Batch, VisionLanguageModel
+from isthmus.batch import Batch
+from isthmus.model import VisionLanguageModel
 
 SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
 TOLERANCE = 1e-5

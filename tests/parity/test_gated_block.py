@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from isthmus.config import CrossAttention
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
-from isthmus.fusion.sight import Sight, picture_of_token
+from isthmus.fusion.sight import Sight, first_picture, picture_of_token
 
 from .reference import TOLERANCE, copy, scramble
 
@@ -29,7 +29,11 @@ def block(sees: str) -> GatedCrossAttentionBlock:
 
 
 def sight_of(visual: Tensor) -> Sight:
-    sight = Sight(visual=visual, prompt=picture_of_token(TAGS, torch.ones_like(TAGS).long()))
+    sight = Sight(
+        visual=visual,
+        prompt=picture_of_token(TAGS, torch.ones_like(TAGS).long()),
+        begin=first_picture(TAGS),
+    )
     sight.advance(rows=ROWS, length=TAGS.shape[1], past=0)
     return sight
 

@@ -14,7 +14,8 @@ from isthmus import testing
 from isthmus.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
 from isthmus.generation.decode import generate, text_of
 from isthmus.inference import _until_stop
-from isthmus.model import Batch, VisionLanguageModel
+from isthmus.batch import Batch
+from isthmus.model import VisionLanguageModel
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),

@@ -91,7 +91,7 @@ def test_a_block_that_also_changes_tokens_without_a_picture(monkeypatch: Patch) 
 
     def always(seen: Sight | None) -> None:
         nothing = torch.full((1, 64), -1)
-        show(seen or Sight(visual=torch.zeros(1, 3, 32), prompt=nothing))
+        show(seen or Sight(visual=torch.zeros(1, 3, 32), prompt=nothing, begin=nothing))
 
     monkeypatch.setattr(model.fusion, "show", always)
     with pytest.raises(AssertionError, match="a text-only prompt differs"):
@@ -123,7 +123,8 @@ def test_pictures_that_stay_in_sight(monkeypatch: Patch) -> None:
         if seen is not None:
             shown.append(seen.visual)
         elif shown:
-            seen = Sight(visual=shown[-1], prompt=torch.zeros(1, 64).long())
+            prompt = torch.zeros(1, 64).long()
+            seen = Sight(visual=shown[-1], prompt=prompt, begin=prompt)
         show(seen)
 
     monkeypatch.setattr(model.fusion, "show", once_shown_always_shown)
@@ -138,7 +139,7 @@ def seen_by(shift: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tens
     """`picture_of_token` with the number of the picture changed where there is one."""
     right = sight.picture_of_token
 
-    def wrong(is_image: Tensor, mask: Tensor) -> Tensor:
+    def wrong(is_image: Tensor, mask: Tensor, positions: Any = None) -> Tensor:
         numbers = right(is_image, mask)
         changed = shift(numbers, is_image).clamp(0, int(is_image.sum()) - 1)
         return torch.where(numbers < 0, numbers, changed)
@@ -235,7 +236,7 @@ def test_pictures_counted_without_the_rows_before(monkeypatch: Patch) -> None:
     testing.check_padding(model)
     right = sight.picture_of_token
 
-    def by_row(is_image: Tensor, mask: Tensor) -> Tensor:
+    def by_row(is_image: Tensor, mask: Tensor, positions: Any = None) -> Tensor:
         rows = [right(is_image[i : i + 1], mask[i : i + 1]) for i in range(len(mask))]
         return torch.cat(rows)
 
@@ -251,8 +252,8 @@ def test_an_end_of_chunk_for_rows_without_pictures(monkeypatch: Patch) -> None:
     add = SpecialTokens._add_columns
 
     def for_all(self: SpecialTokens, module: nn.Module, args: Any, logits: Tensor) -> Tensor:
-        if self.rows_with_pictures is not None:
-            self.rows_with_pictures = torch.ones_like(self.rows_with_pictures)
+        if self.may_end is not None:
+            self.may_end = torch.ones_like(self.may_end)
         return add(self, module, args, logits)
 
     monkeypatch.setattr(SpecialTokens, "_add_columns", for_all)
@@ -263,7 +264,7 @@ def test_an_end_of_chunk_for_rows_without_pictures(monkeypatch: Patch) -> None:
 
 def first_instead_of_last(self: Sight) -> None:
     """`narrow` that keeps each row's first picture."""
-    index = self.first.clamp(max=self.visual.shape[0] - 1)
+    index = self.begin[:, 0].clamp(max=self.visual.shape[0] - 1)
     self.visual = self.visual[index]
     self.keys_values = {b: (k[index], v[index]) for b, (k, v) in self.keys_values.items()}
     rows = torch.arange(len(index))
@@ -278,7 +279,7 @@ def keys_values_left_behind(self: Sight) -> None:
 
 def values_of_the_first(self: Sight) -> None:
     """`narrow` that is right about everything but the values."""
-    last, first = self.last, self.first.clamp(max=self.visual.shape[0] - 1)
+    last, first = self.last, self.begin[:, 0].clamp(max=self.visual.shape[0] - 1)
     index = last.clamp(min=0)
     self.visual = self.visual[index]
     self.keys_values = {b: (k[index], v[first]) for b, (k, v) in self.keys_values.items()}

@@ -36,8 +36,11 @@ class SpecialTokens(nn.Module):
         end_id: Id of `<|endofchunk|>`, one above.
         input_rows: (2, D), what the tokens look like to the language model.
         output_rows: (1, D), the head's row of `<|endofchunk|>`.
-        rows_with_pictures: (B,) bool or None; which rows of the current batch may end a chunk.
-            None, the state at rest, leaves the head's logits alone.
+        may_end: (B,) or (B, L) bool or None; which rows, or tokens, of the current batch may end a
+            chunk: those of samples with pictures. None, the state at rest, leaves the head's
+            logits alone.
+        chosen: (B, L) bool or None; positions of the current batch that logits are wanted of. They
+            come out as one row. None computes what the language model is asked for.
     """
 
     def __init__(self, language: LanguageModel) -> None:
@@ -58,9 +61,10 @@ class SpecialTokens(nn.Module):
         self.input_rows = nn.Parameter(torch.stack([image, end]))
         head = language.output_embedding.weight.detach().float()
         self.output_rows = nn.Parameter(head[ends[0] if ends else 0][None].clone())
-        self.rows_with_pictures: Tensor | None = None
+        self.may_end: Tensor | None = None
+        self.chosen: Tensor | None = None
         language.input_embedding.register_forward_pre_hook(self._hide_ids)
-        language.output_embedding.register_forward_pre_hook(_contiguous)
+        language.output_embedding.register_forward_pre_hook(self._choose)
         language.output_embedding.register_forward_hook(self._add_columns)
         language.model.register_forward_hook(self._forbid_again)
         self._language = [language]  # in a list: not a submodule of ours
@@ -98,35 +102,40 @@ class SpecialTokens(nn.Module):
         ids, *rest = args
         return (ids.masked_fill(ids >= self.image_id, 0), *rest)
 
+    def _choose(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """Hands the head only the positions that are wanted, in one piece.
+
+        Most tokens of a training batch cost nothing, and the head is the largest matrix there is.
+        The last positions of each row, on the other hand, are a view with gaps, for which a CPU's
+        matrix product copies the head's whole weight once per row: half of a training step.
+        """
+        hidden, *rest = args
+        if self.chosen is not None:
+            hidden = hidden[self.chosen][None]
+        return (hidden.contiguous(), *rest)
+
     def _add_columns(self, module: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
         """Appends the columns of the two ids to logits (B, L, V), if pictures are in sight."""
-        if self.rows_with_pictures is None:
+        if self.may_end is None:
             return logits
         hidden = args[0]
-        may_end = self._may_end(logits.shape[0])
         end = hidden @ self.output_rows.to(hidden.dtype).T
-        end = end.masked_fill(~may_end[:, None, None], float("-inf"))
+        end = end.masked_fill(~self._may_end(logits)[..., None], float("-inf"))
         return torch.cat([logits, torch.full_like(end, float("-inf")), end.to(logits.dtype)], -1)
 
-    def _may_end(self, rows: int) -> Tensor:
-        """(rows,) bool: `rows_with_pictures`, each repeated as beams are."""
-        may_end = self.rows_with_pictures
+    def _may_end(self, logits: Tensor) -> Tensor:
+        """`may_end` for the positions of logits (B, K, V), rows repeated as beams are."""
+        may_end = self.may_end
         assert may_end is not None
-        return may_end.repeat_interleave(rows // may_end.shape[0])
+        if self.chosen is not None:
+            return may_end.view(len(may_end), -1).expand_as(self.chosen)[self.chosen][None]
+        may_end = may_end.repeat_interleave(logits.shape[0] // may_end.shape[0], dim=0)
+        return may_end.view(len(may_end), -1)[:, -logits.shape[1] :].expand(logits.shape[:2])
 
     def _forbid_again(self, module: nn.Module, args: Any, output: Any) -> None:
         """Puts back every -inf that a soft cap behind the head has lifted, as Gemma 2's does."""
-        if self.rows_with_pictures is None:
+        if self.may_end is None:
             return
         logits: Tensor = output.logits
         logits[..., self.image_id] = float("-inf")
-        logits[~self._may_end(logits.shape[0]), :, self.end_id] = float("-inf")
-
-
-def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Hands the head its hidden states in one piece; the values stay the same.
-
-    The last positions of each row are a view with gaps, and for such a view a CPU's matrix
-    product copies the head's whole weight once per row: half of a training step.
-    """
-    return (args[0].contiguous(), *args[1:])
+        logits[..., self.end_id].masked_fill_(~self._may_end(logits), float("-inf"))

@@ -95,18 +95,21 @@ class GatedCrossAttentionBlock(nn.Module):
 
     def _read_previous(self, hidden: Tensor, sight: Sight, keys: Tensor, values: Tensor) -> Tensor:
         """Each token attends to all pictures of its row up to its own, as one sequence."""
-        seen = sight.seen
+        seen, begin = sight.seen, sight.seen_from
         assert seen is not None
-        first = sight.first.repeat_interleave(seen.shape[0] // sight.prompt.shape[0])
-        ordinal = seen - first[:, None]  # (B, L): 0 for the row's first picture
+        assert begin is not None
+        # The row's context runs from its first picture, whatever sample of the row that is of
+        first = begin[:, :1]
+        ordinal = seen - first  # (B, L): 0 for the row's first picture
         depth = int(ordinal.max()) + 1
-        picture = first[:, None] + torch.arange(depth, device=seen.device)  # (B, K)
-        picture = picture.clamp(max=keys.shape[0] - 1)
+        numbers = torch.arange(depth, device=seen.device)
+        picture = (first + numbers).clamp(max=keys.shape[0] - 1)  # (B, K)
 
         def row_context(t: Tensor) -> Tensor:  # (P, H, M, d) -> (B, H, K * M, d)
             return t[picture].transpose(1, 2).flatten(2, 3)
 
-        allowed = torch.arange(depth, device=seen.device) <= ordinal[..., None]  # (B, L, K)
+        allowed = numbers <= ordinal[..., None]  # (B, L, K)
+        allowed &= numbers >= (begin - first)[..., None]
         blind = seen < 0
         allowed = allowed | blind[..., None]  # never an empty softmax; undone below
         mask = allowed.repeat_interleave(keys.shape[2], dim=2)[:, None]

@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 
 
-def picture_of_token(is_image: Tensor, attention_mask: Tensor) -> Tensor:
+def picture_of_token(
+    is_image: Tensor, attention_mask: Tensor, positions: Tensor | None = None
+) -> Tensor:
     """For every token the number of the last picture at or before it.
 
     Args:
         is_image: (B, L) bool, where `<image>` stands.
         attention_mask: (B, L), 0 at padding.
+        positions: (B, L) positions that start at 0 again with each sample, where rows hold
+            several; a token then sees no picture of another sample.
 
     Returns:
         (B, L) int64, an index into the batch's pictures in reading order; -1 where no picture
@@ -32,11 +36,30 @@ def picture_of_token(is_image: Tensor, attention_mask: Tensor) -> Tensor:
         >>> tags = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]]).bool()
         >>> picture_of_token(tags, torch.ones(2, 4)).tolist()
         [[-1, 0, 0, 1], [-1, -1, 2, 2]]
+        >>> packed = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]])
+        >>> picture_of_token(tags, torch.ones(2, 4), packed).tolist()
+        [[-1, 0, -1, 1], [-1, -1, 2, -1]]
     """
-    in_row = is_image.long().cumsum(dim=1)
-    before_row = in_row[:, -1].cumsum(dim=0) - in_row[:, -1]
-    index = in_row + before_row[:, None] - 1
-    return index.masked_fill((in_row == 0) | (attention_mask == 0), -1)
+    begin = first_picture(is_image, positions)
+    index = is_image.long().flatten().cumsum(dim=0).view_as(is_image) - 1
+    return index.masked_fill((index < begin) | (attention_mask == 0), -1)
+
+
+def first_picture(is_image: Tensor, positions: Tensor | None = None) -> Tensor:
+    """For every token the number of the first picture of its sample, there or yet to come.
+
+    Args:
+        is_image: (B, L) bool, where `<image>` stands.
+        positions: (B, L) as for `picture_of_token`; None where a row is one sample.
+
+    Returns:
+        (B, L) int64, the number of pictures in all samples before.
+    """
+    before = is_image.long().flatten().cumsum(dim=0).view_as(is_image) - is_image.long()
+    if positions is None:
+        return before[:, :1].expand_as(before)
+    starts = before.masked_fill(positions != 0, 0)
+    return starts.cummax(dim=1).values  # counts never fall along a row
 
 
 def first_of_each(is_image: Tensor, repeat: int) -> Tensor:
@@ -51,6 +74,21 @@ def first_of_each(is_image: Tensor, repeat: int) -> Tensor:
         [[0, 1, 0, 1, 0]]
     """
     return is_image & ((is_image.long().cumsum(dim=1) - 1) % repeat == 0)
+
+
+def samples_with_pictures(is_image: Tensor, positions: Tensor | None) -> Tensor:
+    """(B,) which rows have a picture; (B, L) the tokens of which samples, where rows hold several.
+
+    Args:
+        is_image: (B, L) bool, where `<image>` stands.
+        positions: (B, L) as in `Batch`.
+    """
+    if positions is None:
+        return is_image.any(dim=1)
+    sample = (positions == 0).long().flatten().cumsum(dim=0)  # every row begins with a 0
+    found = torch.zeros(int(sample[-1]) + 1, dtype=torch.bool, device=sample.device)
+    found[sample[is_image.flatten()]] = True
+    return found[sample].view_as(is_image)
 
 
 @dataclass
@@ -99,29 +137,27 @@ class Sight:
     Attributes:
         visual: (P, M, D_visual) visual tokens of the batch's pictures.
         prompt: (B, L) as `picture_of_token` gives it.
+        begin: (B, L) as `first_picture` gives it.
         keep: Whether K and V are kept between forward passes: while decoding, never in training.
         keys_values: K and V (P, H, M, D_head) per block, computed once and kept while decoding.
         segments: The grouping of the forward pass under way.
         seen: (B', L') the part of `prompt`, or what lies behind it, that is under way.
+        seen_from: (B', L') likewise of `begin`.
     """
 
     visual: Tensor
     prompt: Tensor
+    begin: Tensor
     keep: bool = False
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     segments: Segments | None = None
     seen: Tensor | None = None
+    seen_from: Tensor | None = None
 
     @property
     def last(self) -> Tensor:
         """(B,) the picture that every decoded token sees, -1 for none."""
         return self.prompt.amax(dim=1)
-
-    @property
-    def first(self) -> Tensor:
-        """(B,) the row's first picture (undefined for a row without)."""
-        count = self.visual.shape[0]
-        return self.prompt.masked_fill(self.prompt < 0, count).amin(dim=1)
 
     def narrow(self) -> None:
         """Forgets all but each row's last picture: no decoded token sees another.
@@ -134,6 +170,7 @@ class Sight:
         self.visual = self.visual[index]
         self.keys_values = {b: (k[index], v[index]) for b, (k, v) in self.keys_values.items()}
         self.prompt = torch.where(last < 0, last, rows)[:, None]
+        self.begin = rows[:, None]
 
     def advance(self, rows: int, length: int, past: int) -> None:
         """Looks at the tokens of the coming forward pass.
@@ -143,9 +180,11 @@ class Sight:
             length: Tokens L' of the pass.
             past: Tokens already in the language model's cache.
         """
-        here = self.prompt[:, past : past + length]
-        if here.shape[1] < length:
-            decoded = self.last[:, None].expand(-1, length - here.shape[1])
-            here = torch.cat([here, decoded], dim=1)
-        self.seen = here.repeat_interleave(rows // here.shape[0], dim=0)
+        here, begin = (t[:, past : past + length] for t in (self.prompt, self.begin))
+        if (decoded := length - here.shape[1]) > 0:
+            here = torch.cat([here, self.last[:, None].expand(-1, decoded)], dim=1)
+            begin = torch.cat([begin, self.begin[:, -1:].expand(-1, decoded)], dim=1)
+        repeat = rows // here.shape[0]
+        self.seen = here.repeat_interleave(repeat, dim=0)
+        self.seen_from = begin.repeat_interleave(repeat, dim=0)
         self.segments = group_tokens(self.seen)

@@ -16,7 +16,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from isthmus.errors import PromptError
-from isthmus.model import Batch, VisionLanguageModel
+from isthmus.batch import Batch
+from isthmus.model import VisionLanguageModel
 
 
 class StopStrings(StoppingCriteria):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.fusion.sight import Sight, group_tokens, picture_of_token
+from isthmus.fusion.sight import Sight, first_picture, group_tokens, picture_of_token
 
 
 def brute_force(tags: list[list[int]], mask: list[list[int]]) -> list[list[int]]:
@@ -54,8 +54,9 @@ def test_segments_cover_each_seeing_token_once(tags: list[list[int]]) -> None:
 
 
 def test_decoded_tokens_see_the_last_picture_and_beams_repeat_rows() -> None:
-    prompt = picture_of_token(torch.tensor([[1, 0, 1], [0, 0, 0]]).bool(), torch.ones(2, 3))
-    sight = Sight(visual=torch.zeros(2, 1, 1), prompt=prompt)
+    tags = torch.tensor([[1, 0, 1], [0, 0, 0]]).bool()
+    prompt = picture_of_token(tags, torch.ones(2, 3))
+    sight = Sight(visual=torch.zeros(2, 1, 1), prompt=prompt, begin=first_picture(tags))
     sight.advance(rows=4, length=2, past=2)
     assert sight.seen is not None
     assert sight.seen.tolist() == [[1, 1], [1, 1], [-1, -1], [-1, -1]]
@@ -64,9 +65,11 @@ def test_decoded_tokens_see_the_last_picture_and_beams_repeat_rows() -> None:
 
 
 def test_narrowing_keeps_one_picture_a_row() -> None:
-    prompt = picture_of_token(torch.tensor([[1, 1], [0, 0], [1, 0]]).bool(), torch.ones(3, 2))
+    tags = torch.tensor([[1, 1], [0, 0], [1, 0]]).bool()
+    prompt = picture_of_token(tags, torch.ones(3, 2))
     visual = torch.arange(3.0)[:, None, None]
-    sight = Sight(visual=visual, prompt=prompt, keys_values={0: (visual, visual)})
+    kept = {0: (visual, visual)}
+    sight = Sight(visual=visual, prompt=prompt, begin=first_picture(tags), keys_values=kept)
     sight.narrow()
     assert sight.visual[[0, 2], 0, 0].tolist() == [1.0, 2.0]
     assert sight.last.tolist() == [0, -1, 2]
