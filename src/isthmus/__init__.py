@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isthmus.backbones.language import LanguageModel, load_language
     from isthmus.backbones.vision import VisionEncoder, load_vision
+    from isthmus.batch import Batch, Output
     from isthmus.checkpoint import load, save
     from isthmus.config import (
         MLP,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from isthmus.generation.decode import generate
     from isthmus.images import open_picture
     from isthmus.inference import Answer, ask, stream
-    from isthmus.batch import Batch, Output
     from isthmus.model import VisionLanguageModel, compose
     from isthmus.prompt import Example, Prompt
     from isthmus.training.loop import DataSet, train

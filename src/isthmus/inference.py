@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
+from isthmus.batch import Batch
 from isthmus.generation.decode import generate, text_of
 from isthmus.images import open_picture
-from isthmus.batch import Batch
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example
 from isthmus.templates import template_named

@@ -6,7 +6,6 @@ M visual tokens a picture, D the language model's width, V the rows of its embed
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -22,7 +21,7 @@ from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.batch import IGNORED, Batch, Output, pad
 from isthmus.config import Inline, ModelConfig
 from isthmus.connectors import Connector, build_connector
-from isthmus.errors import ConfigError, PromptError
+from isthmus.errors import PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.fusion.sight import (
@@ -66,8 +65,6 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         self.special_tokens = SpecialTokens(language)
         self.fusion = build_fusion(config.fusion, language, connector)
-        accepted = inspect.signature(language.model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
 
     @property
     def device(self) -> torch.device:
@@ -261,15 +258,17 @@ class VisionLanguageModel(nn.Module):
                 only the positions before a labelled token have logits.
 
         Raises:
-            ConfigError: If rows hold several samples and the language model takes no positions.
+            ConfigError: If rows hold several samples and the language model cannot keep them apart.
         """
         labels, chosen = batch.labels, None
         if labels is not None:
             chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))
             last = 0
+        # asked before the pictures are in sight: it may try the language model out
+        places = self.language.places(batch.attention_mask, batch.positions)
         with self.in_sight(batch, chosen=chosen) as embeddings:
             logits: Tensor = self.language.model(
-                inputs_embeds=embeddings, logits_to_keep=last, **self._places(batch)
+                inputs_embeds=embeddings, logits_to_keep=last, use_cache=False, **places
             ).logits
         if labels is None or chosen is None:
             return Output(logits)
@@ -280,21 +279,6 @@ class VisionLanguageModel(nn.Module):
         else:
             loss = losses @ batch.weights[:, 1:][after].to(losses)
         return Output(logits, loss, losses.detach())
-
-    def _places(self, batch: Batch) -> dict[str, Any]:
-        """Mask and positions as the language model takes them."""
-        if batch.positions is not None:
-            if not self._takes_positions:
-                raise ConfigError(
-                    f"{type(self.language.model).__name__} takes no position_ids, so its samples "
-                    "cannot be packed: set train.pack = 0"
-                )
-            # Without a mask, positions that start anew tell Transformers where samples begin
-            return {"attention_mask": None, "position_ids": batch.positions, "use_cache": False}
-        places: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": False}
-        if self._takes_positions:
-            places["position_ids"] = (batch.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        return places
 
 
 def compose(

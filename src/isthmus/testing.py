@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.backbones.vision import FeatureShape
+from isthmus.batch import Batch
 from isthmus.checkpoint import load, save
+from isthmus.data.records import Picture
+from isthmus.data.samples import Sample, collate
 from isthmus.fusion import CrossAttentionFusion, InlineFusion
 from isthmus.generation.decode import generate
-from isthmus.batch import Batch
 from isthmus.model import VisionLanguageModel
 
 SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
@@ -332,3 +336,34 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
         assert with_ is not None, "a gradient is missing with checkpointing"
         assert without is not None, "a gradient is missing without checkpointing"
         _close(with_, without, "gradient with and without checkpointing", 1e-6)
+
+
+@torch.no_grad()
+def check_packing(model: VisionLanguageModel) -> None:
+    """Samples that share a row have the losses that each has alone: none sees another.
+
+    Packed with and without pictures, several in a row and out of order, beside padding.
+    """
+    open_gates(model)
+    encode, image = model.special_tokens.encode, model.special_tokens.image_id
+    samples, pictures = [], []
+    for text in ("<image>a bc<image>d<|endofchunk|>", "efg hi", "<image>jk", "l mnop", "<image>q"):
+        repeat = model.fusion.tokens_in_text
+        ids = [i for i in encode(text) for _ in range(repeat if i == image else 1)]
+        learned = [at > 0 and i != image for at, i in enumerate(ids)]
+        samples.append(Sample(ids, learned, ()))
+        pictures.append(torch.randn(text.count("<image>"), 3, *model.vision.image_size))
+    shown = [(Picture(Path(str(i))),) * len(p) for i, p in enumerate(pictures)]
+    samples = [replace(s, pictures=p) for s, p in zip(samples, shown, strict=True)]
+    longest = max(len(s.ids) for s in samples)
+    packed = collate(model, samples, torch.cat(pictures), features=False, pack=longest + 8)
+    assert packed.batch.positions is not None
+    rows = len(packed.batch.input_ids)
+    assert rows < len(samples), "nothing was packed"
+    together = model(packed.batch).token_losses
+    for number, (sample, own) in enumerate(zip(samples, pictures, strict=True)):
+        alone = collate(model, [sample], own if len(own) else None, features=False)
+        expected = model(alone.batch).token_losses
+        assert expected is not None
+        assert together is not None
+        _close(together[packed.owner == number], expected, f"sample {number} packed and alone")

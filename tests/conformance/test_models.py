@@ -74,6 +74,10 @@ def test_a_padded_row_equals_the_row_alone(by_family: VisionLanguageModel) -> No
     testing.check_padding(by_family)
 
 
+def test_packed_samples_do_not_see_each_other(by_family: VisionLanguageModel) -> None:
+    testing.check_packing(by_family)
+
+
 def test_cached_decoding_equals_recomputation(by_family: VisionLanguageModel) -> None:
     testing.check_decoding(by_family)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 import isthmus as im
 from isthmus import testing
 from isthmus.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
+from isthmus.batch import Batch
 from isthmus.generation.decode import generate, text_of
 from isthmus.inference import _until_stop
-from isthmus.batch import Batch
 from isthmus.model import VisionLanguageModel
 
 FUSIONS: dict[str, Any] = {

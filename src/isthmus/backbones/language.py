@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,23 @@ def find_decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleL
     return lists[outer[0]]
 
 
+def block_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive mask (B, 1, L, L) under which each sample of a row sees itself and no later token.
+
+    Args:
+        positions: (B, L) int64, starting at 0 again with each sample.
+        dtype: Of the mask; what may not be seen has its smallest number.
+
+    Example:
+        >>> (block_mask(torch.tensor([[0, 1, 0]]), torch.float32) == 0).int().tolist()
+        [[[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]]
+    """
+    sample = (positions == 0).cumsum(dim=1)
+    allowed = (sample[:, :, None] == sample[:, None, :]).tril()
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
 def _silence_dropout(model: nn.Module) -> None:
     """Sets every dropout rate of a model to zero: modules, and rates kept as plain numbers."""
     for module in model.modules():
@@ -89,6 +107,8 @@ class LanguageModel(nn.Module):
         model.requires_grad_(False)
         if config.lora_rank:
             self._add_lora(config.lora_rank)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._packs_by: str | None = None
         self.eval()
 
     @property
@@ -142,6 +162,59 @@ class LanguageModel(nn.Module):
         if not hasattr(self.model, name):
             name = f"gradient_checkpointing_{verb}"
         getattr(self.model, name)(*([{"use_reentrant": False}] if on else []))
+
+    def places(self, attention_mask: Tensor, positions: Tensor | None) -> dict[str, Any]:
+        """Mask and positions as the model's `forward` takes them.
+
+        Args:
+            attention_mask: (B, L) int64, 0 at padding.
+            positions: (B, L) int64, starting at 0 again with each sample, where rows hold several;
+                None where a row is one sample.
+
+        Raises:
+            ConfigError: If rows hold several samples and the model cannot keep them apart.
+        """
+        if positions is None:
+            if not self._takes_positions:
+                return {"attention_mask": attention_mask}
+            own = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+            return {"attention_mask": attention_mask, "position_ids": own}
+        if self._packs_by is None:
+            self._packs_by = self._find_packing()
+        mask = None
+        if self._packs_by == "mask":
+            mask = block_mask(positions, self.input_embedding.weight.dtype)
+        return {"attention_mask": mask, "position_ids": positions}
+
+    @torch.no_grad()
+    def _find_packing(self) -> str:
+        """How samples of one row are kept apart: "positions" or "mask".
+
+        Most families of Transformers read it off positions that start anew, which also keeps
+        sliding windows; OPT does not, and would let samples see each other without a word. So it
+        is tried: the second sample's logits must not depend on the first, bit for bit.
+        """
+        device = self.input_embedding.weight.device
+        positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
+        if self._takes_positions:
+            for way, mask in (
+                ("positions", None),
+                ("mask", block_mask(positions, self.input_embedding.weight.dtype)),
+            ):
+                second = [
+                    self.model(
+                        input_ids=torch.tensor([[*first, 4, 5, 6]], device=device),
+                        attention_mask=mask,
+                        position_ids=positions,
+                        use_cache=False,
+                    ).logits[:, 3:]
+                    for first in ([1, 2, 3], [3, 0, 1])
+                ]
+                if torch.equal(*second):
+                    return way
+        raise ConfigError(
+            f"{type(self.model).__name__} cannot keep samples of one row apart: set train.pack = 0"
+        )
 
     @property
     def start_ids(self) -> list[int]:

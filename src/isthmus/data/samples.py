@@ -18,7 +18,7 @@ from isthmus.data.packing import packed_rows
 from isthmus.data.records import Medium, Record
 from isthmus.errors import ConfigError
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG, Example
+from isthmus.prompt import END_TAG, IMAGE_TAG
 from isthmus.templates import template_named
 
 Span = tuple[str, bool]

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from isthmus.errors import PromptError
 from isthmus.batch import Batch
+from isthmus.errors import PromptError
 from isthmus.model import VisionLanguageModel
 
 
