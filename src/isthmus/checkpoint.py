@@ -97,26 +97,50 @@ def save(
     Raises:
         CheckpointError: If it cannot be written; what was there before is untouched.
     """
-    target = Path(folder)
-    config = to_mapping(model.config) if model.config.connector is not None else None
-    if config is None:  # a connector of the user's own: the name says whose it was
+    return write_model(
+        folder, {**description_of(model), **(extra or {})}, strip_state(model), dtype
+    )
+
+
+def description_of(model: VisionLanguageModel) -> dict[str, Any]:
+    """What `isthmus.json` says of a model: its configuration and what it was trained between."""
+    config = to_mapping(model.config)
+    if model.config.connector is None:  # one of the user's own: the name says whose it was
         own = type(model.connector)
-        config = to_mapping(model.config)
         config["connector"] = {"type": "own", "class": f"{own.__module__}.{own.__qualname__}"}
-    description = {
+    return {
         "format_version": FORMAT_VERSION,
         "config": config,
         "parts": {
             "vision": fingerprint(model.vision.model),
             "language": fingerprint(model.language.model),
         },
-        **(extra or {}),
     }
-    state = {
+
+
+def write_model(
+    folder: str | Path,
+    description: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a model's strip and description, the weights first.
+
+    Args:
+        folder: Where to; made if missing.
+        description: As `description_of` gives it, and anything else.
+        state: As `strip_state` gives it, tensors in whole.
+        dtype: Precision of the file; None keeps the tensors'.
+
+    Raises:
+        CheckpointError: If it cannot be written; what was there before is untouched.
+    """
+    target = Path(folder)
+    tensors = {
         name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
-        for name, t in strip_state(model).items()
+        for name, t in state.items()
     }
-    write_atomically(target / WEIGHTS, lambda p: save_file(state, p))
+    write_atomically(target / WEIGHTS, lambda p: save_file(tensors, p))
     text = json.dumps(description, indent=2) + "\n"
     write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8"))
     return target
@@ -273,13 +297,16 @@ def load(
     return model.to(device=device, dtype=dtype)
 
 
-def load_strip(model: VisionLanguageModel, folder: str | Path, part: str = "") -> None:
+def load_strip(
+    model: VisionLanguageModel, folder: str | Path, *, partly: bool = False
+) -> None:
     """Reads the strip of a saved model into a model of the same shape.
 
     Args:
         model: The model.
         folder: Where the strip was saved.
-        part: Beginning of the names to read, for example "connector."; all by default.
+        partly: Whether each may have tensors that the other lacks, as a new stage of training
+            does; they must share some.
 
     Raises:
         CheckpointError: If names or shapes differ; the message lists the first of them.
@@ -288,20 +315,19 @@ def load_strip(model: VisionLanguageModel, folder: str | Path, part: str = "") -
         state = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} cannot be read: {error}") from error
-    state = {n: t for n, t in state.items() if n.startswith(part)}
-    own = {n: t for n, t in strip_state(model).items() if n.startswith(part)}
-    differences = [
-        *(f"{n} is missing" for n in sorted(own.keys() - state.keys())),
-        *(f"{n} is unexpected" for n in sorted(state.keys() - own.keys())),
-        *(
-            f"{n} is {tuple(state[n].shape)}, expected {tuple(own[n].shape)}"
-            for n in sorted(own.keys() & state.keys())
-            if own[n].shape != state[n].shape
-        ),
+    own = strip_state(model)
+    shared = own.keys() & state.keys()
+    missing = [f"{n} is missing" for n in sorted(own.keys() - state.keys())]
+    unexpected = [f"{n} is unexpected" for n in sorted(state.keys() - own.keys())]
+    differences = [] if partly and shared else [*missing, *unexpected]
+    differences += [
+        f"{n} is {tuple(state[n].shape)}, expected {tuple(own[n].shape)}"
+        for n in sorted(shared)
+        if own[n].shape != state[n].shape
     ]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise CheckpointError(
             f"{folder} does not fit the model: {'; '.join(differences[:3])}{more}"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({n: state[n] for n in shared}, strict=False)

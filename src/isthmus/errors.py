@@ -54,6 +54,10 @@ class TrainingError(IsthmusError):
     """A training run cannot start, or cannot go on."""
 
 
+class TrainingStopped(TrainingError):  # noqa: N818 - not a fault: somebody asked for it
+    """A training run was asked to end (SIGTERM), and has saved its state."""
+
+
 class MissingExtraError(IsthmusError, ImportError):
     """An optional dependency is not installed.
 

@@ -277,7 +277,8 @@ class VisionLanguageModel(nn.Module):
         if batch.weights is None:
             loss = losses.sum() / max(1, len(losses))
         else:
-            loss = losses @ batch.weights[:, 1:][after].to(losses)
+            # no matrix product: autocast would put that into half precision
+            loss = (losses * batch.weights[:, 1:][after]).sum()
         return Output(logits, loss, losses.detach())
 
 

@@ -33,10 +33,13 @@ app.command()(assets)
 
 def main() -> None:
     """Runs the command line; the console script."""
-    from isthmus.errors import IsthmusError
+    from isthmus.errors import IsthmusError, TrainingStopped
 
     try:
         app()
+    except TrainingStopped as error:  # what a shell reports of a process ended by SIGTERM
+        print(error, file=sys.stderr)
+        raise SystemExit(143) from None
     except IsthmusError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

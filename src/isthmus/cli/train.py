@@ -1,4 +1,4 @@
-"""`isthmus train CONFIG`."""
+"""`isthmus train [CONFIG] --data DATA --out FOLDER`."""
 
 from __future__ import annotations
 
@@ -10,29 +10,55 @@ import typer
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML configuration file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model, its state and its log.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A TOML configuration file [without: the shipped default learns more]."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model, its checkpoints and its log.")
+    ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder that the data sets' paths are relative to [the config's]."),
+        typer.Option(
+            help="Pictures with captions, or a file of records; with CONFIG the folder that its "
+            "data sets' paths are relative to [the config's]."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and train nothing.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="CONFIG on tiny parts and made-up data, in seconds.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [all].")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
-    """Train the strip between two frozen parts; a stopped run goes on where it was."""
-    from isthmus.config_file import read_run
+    """Train the strip between two frozen parts; a stopped run goes on where it was.
 
-    run_config = read_run(config, set_ or ())
+    Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 143 stopped by SIGTERM after saving.
+    """
+    from isthmus.errors import ConfigError
+
+    if config is None and data is None:
+        raise ConfigError("nothing to train on: expected a CONFIG, or --data FOLDER")
+    if out is None and not dry_run:
+        raise ConfigError("expected --out FOLDER for the model, its checkpoints and its log")
     import torch
 
-    from isthmus.training import loop
+    from isthmus.training import run
 
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = loop.run(run_config, data or config.parent, out, quiet=quiet or json_)
-    steps = run_config.train.steps
+    job = run.job(config, data, set_ or (), smoke=smoke)
+    if dry_run:
+        plan = run.plan_of(job)
+        print(json.dumps(plan.to_json()) if json_ else plan)
+        return
+    assert out is not None
+    steps = job.config.train.steps
+    folder = run.work(job, out, quiet=quiet or json_)
     print(json.dumps({"model": str(folder), "steps": steps}) if json_ else f"saved {folder}")

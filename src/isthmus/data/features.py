@@ -29,10 +29,10 @@ LINE_BYTES = 33
 """A line of the index: 32 hexadecimal digits and a line break."""
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path) -> str:
     """SHA-256 of a file's bytes, 32 hexadecimal digits of it."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        return hashlib.sha256(path.read()).hexdigest()[:32]
     except OSError as error:
         raise PictureError(f"cannot read {path}: {error.strerror}") from error
 
@@ -97,7 +97,7 @@ class FeatureCache:
                 file.truncate(len(self.rows) * size)
                 file.seek(0, os.SEEK_END)
             for chunk in track(chunks, description="Features", disable=quiet or not chunks):
-                pixels = [self.encoder.preprocess(open_picture(path)) for _, path in chunk]
+                pixels = [self.encoder.preprocess(open_picture(path.read())) for _, path in chunk]
                 features = self.encoder(torch.stack(pixels)).to("cpu", torch.float16)
                 data.write(features.numpy().tobytes())
                 data.flush()
@@ -119,8 +119,8 @@ class FeatureCache:
         shape = (len(self.rows), *self.shape)
         array = np.memmap(self.path, np.float16, "r", shape=shape) if self.rows else None
         for path in pictures:
-            if path.suffix == ".npy":
-                features = np.load(path, allow_pickle=False)
+            if path.is_features:
+                features = np.load(path.path, allow_pickle=False)
                 if features.shape != self.shape:
                     raise PictureError(f"{path} is {features.shape}, expected {self.shape}")
                 yield features.astype(np.float16)

@@ -91,7 +91,10 @@ class GatedCrossAttentionBlock(nn.Module):
             flat[segments.index], keys[segments.picture], values[segments.picture], None
         )
         valid = segments.valid
-        return flat.index_put((segments.index[valid],), states[valid]).view_as(hidden)
+        place = segments.index[valid]
+        length = hidden.shape[1]
+        # not through `flat`: FSDP2 wants a tensor of its own, no view
+        return hidden.index_put((place // length, place % length), states[valid])
 
     def _read_previous(self, hidden: Tensor, sight: Sight, keys: Tensor, values: Tensor) -> Tensor:
         """Each token attends to all pictures of its row up to its own, as one sequence."""

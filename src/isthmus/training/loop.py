@@ -1,73 +1,228 @@
 """The training loop: small enough to read, exact enough to resume.
 
-Which records step s draws depends on the seed and on s alone, so a run that was stopped goes on
-with the same losses as one that was not.
+Which samples step s draws depends on the seed and on s alone, and a step is the same sum whatever
+it is split into: over forward passes, or over processes.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from torch import Tensor
 
-from isthmus.checkpoint import load_strip, locate, save
-from isthmus.config import RunConfig, TrainConfig
+from isthmus.checkpoint import description_of, strip_state, write_model
+from isthmus.config import TrainConfig
 from isthmus.config_file import to_mapping
 from isthmus.data.features import FeatureCache
-from isthmus.data.records import Record, read_records, with_questions
-from isthmus.errors import ConfigError, TrainingError
-from isthmus.model import VisionLanguageModel, compose
-from isthmus.training.objectives import OBJECTIVES, name_concepts
-from isthmus.training.optim import learning_rate_factor, optimizer_for
-from isthmus.training.state import load_state, save_state
+from isthmus.data.records import Record
+from isthmus.data.sources import read_data
+from isthmus.errors import ConfigError, TrainingError, TrainingStopped
+from isthmus.fusion import CrossAttentionFusion
+from isthmus.model import VisionLanguageModel
+from isthmus.training.evaluate import answers, held_out_losses
+from isthmus.training.feed import DataSet, Feed, PictureSource
+from isthmus.training.log import RunLog
+from isthmus.training.objectives import Concepts, Language, Objective, name_concepts
+from isthmus.training.optim import optimizer_for
+from isthmus.training.processes import Processes, shard, whole
+from isthmus.training.progress import ProgressBar
+from isthmus.training.state import BEST, Progress, load_state, state_tensors, write_checkpoint
+from isthmus.training.step import DTYPES, LossScale, Stepper, StepResult
 
-LOG = "log.jsonl"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FP16_SCALE = 2.0**16
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """Records and their share of the draws."""
+def train(
+    model: VisionLanguageModel,
+    data: str | Path | Sequence[Record] | Sequence[DataSet],
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    evaluation: Sequence[DataSet] = (),
+    cache: str | Path | None = None,
+    quiet: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+) -> VisionLanguageModel:
+    """Trains the strip of a model, and saves it.
 
-    records: Sequence[Record]
-    weight: float = 1.0
-
-
-def draw(data: Sequence[DataSet], size: int, seed: int, step: int) -> list[Record]:
-    """The records of one step, decided by the seed and the step alone.
+    A run that finds its own state in `out` goes on from there, with the losses that it would have
+    had. Started by `torchrun` or `accelerate launch`, all processes share the work of each step.
 
     Args:
-        data: Data sets; each draw picks one by weight, then a record of it at random.
-        size: Number of records.
-        seed: The run's seed.
-        step: The step, counted from 0.
+        model: The model; its frozen parts are not changed, only put into the run's precision.
+        data: A folder, a file or shards; records; or data sets with their shares.
+        config: Objective, steps, learning rate, seed, precision, ...
+        out: Folder of the run: the newest model, checkpoints and `log.jsonl`.
+        evaluation: Data sets that `config.evaluate_every` looks at; never trained on.
+        cache: Folder of the feature cache; None is `out`/features.
+        quiet: No progress bar.
+        on_step: Called with the number of steps done and the loss.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: If a number is out of range, or the data has nothing in it.
+        TrainingError: If there is nothing to train, the loss is not finite, too many pictures are
+            broken, or `out` holds another run. The last saved state is intact.
+        TrainingStopped: If the process was asked to end (SIGTERM); the state is saved.
+        CheckpointError: If a checkpoint cannot be written; the one before is intact.
+
+    Example:
+        >>> import isthmus as im, tempfile
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear())
+        >>> records = [im.Record.of(None, "1 + 1?", "2")]
+        >>> config = im.TrainConfig(steps=1, batch_size=1)
+        >>> model = im.train(model, records, config, tempfile.mkdtemp(), quiet=True)
     """
-    generator = np.random.default_rng([seed, step])
-    weights = np.array([d.weight for d in data], dtype=np.float64)
-    chosen = generator.choice(len(data), size=size, p=weights / weights.sum())
-    return [data[i].records[generator.integers(len(data[i].records))] for i in chosen]
+    folder = Path(out)
+    data = _data_sets(data)
+    _check(data, config)
+    processes = Processes(model.device)
+    if config.objective == "concepts" and config.init is None:
+        name_concepts(model, (d.record(i).answer for d in data for i in range(len(d.records))))
+    for name, parameter in model.named_parameters():
+        if config.freeze and name.startswith(config.freeze):
+            parameter.requires_grad_(False)
+    if not model.trained_parameters():
+        raise TrainingError("nothing to train: no parameter is trainable")
+    torch.manual_seed(config.seed)
+    pictures, plain = _pictures(
+        model, [*data, *evaluation], config, cache or folder / "features", quiet
+    )
+    described = json.dumps({"model": to_mapping(model.config), **to_mapping(config)}, default=str)
+    description = description_of(model)
+    freeze_in_half(model, config)
+    model.to(processes.device)
+    if config.gradient_checkpointing:
+        model.language.checkpoint_activations()
+    sharded = config.sharding == "fsdp" and processes.count > 1
+    if sharded:
+        shard(model, processes)
+    model.train()
+    parameters = model.trained_parameters()
+    optimizer = optimizer_for(parameters, config, foreach=False if sharded else None)
+    state = load_state(folder, parameters, optimizer, described)
+    if state.step == 0 and config.precision == "fp16":
+        state = replace(state, scale=FP16_SCALE)
+    objective: Objective = Concepts()
+    if config.objective == "language":
+        objective = Language(config.pack, always_pictures=sharded)
+    scale = LossScale(state.scale, state.good_steps)
+    stepper = Stepper(model, data, config, objective, processes, optimizer, parameters, scale)
+    feed = Feed(model, data, config, pictures, rank=processes.rank, processes=processes.count)
+    log = RunLog(folder, step=state.step) if processes.is_main else None
+    broken = Broken(config.broken_share)
+    bar = ProgressBar(config.steps, state.step, quiet=quiet or not processes.is_main)
+
+    def save(step: int, best: float) -> None:
+        """All processes gather, the first writes."""
+        tensors = state_tensors(parameters, optimizer)
+        strip = {n: whole(t).cpu() for n, t in strip_state(model).items()}
+        if processes.is_main:
+            progress = Progress(step, best, scale.value, scale.good_steps)
+            how = {"train": {**to_mapping(config), "steps_done": step}}
+            args = (tensors, {**description, **how}, strip, described, config.keep)
+            write_checkpoint(folder, progress, *args)
+        processes.wait()
+
+    def evaluate(step: int, best: float) -> float:
+        """Held-out loss and answers; the best model is kept."""
+        model.eval()
+        losses = held_out_losses(model, evaluation, config, objective, plain, processes)
+        model_loss = sum(losses.values()) / len(losses) if losses else float("inf")
+        strip = {n: whole(t).cpu() for n, t in strip_state(model).items()}
+        if log is not None:
+            log.write({"step": step, "evaluation": losses, "held_out_loss": model_loss})
+            if config.samples and not sharded and config.objective == "language":
+                log.write(
+                    {"step": step, "answers": answers(model, evaluation, config, plain, folder)}
+                )
+            if model_loss < best:
+                write_model(folder / BEST, description, strip)
+        processes.wait()
+        model.train()
+        return min(best, model_loss)
+
+    best = state.best
+    with _asked_to_stop() as asked, bar:
+        steps = feed.steps(state.step, config.steps)
+        for step, items in enumerate(steps, start=state.step + 1):
+            result = stepper.take(step - 1, items, stop=asked.is_set())
+            last = step == config.steps
+            bar.update(step, result.loss, result.samples, result.tokens)
+            if log is not None and result.broken:
+                named = [{"picture": p, "why": w} for p, w in result.broken]
+                log.write({"step": step, "broken": named})
+            if last or step % config.log_every == 0:
+                entry = {**_entry(step, result, optimizer), **bar.rates(), **gates(model)}
+                if log is not None:
+                    log.write(entry)
+            broken.add(result)
+            if on_step is not None:
+                on_step(step, result.loss)
+            if evaluation and config.evaluate_every and (last or step % config.evaluate_every == 0):
+                best = evaluate(step, best)
+            if last or result.stop or step % config.save_every == 0:
+                save(step, best)
+            if result.stop and not last:
+                raise TrainingStopped(
+                    f"stopped after step {step} of {config.steps}, as asked; the same command "
+                    "goes on from here"
+                )
+    if log is not None:
+        log.close()
+    model.eval()
+    return model
 
 
-def _autocast(device: torch.device, config: TrainConfig) -> AbstractContextManager[object]:
-    """Half precision for activations; trained parameters stay fp32."""
-    if config.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[config.precision])
+class Broken:
+    """Counts samples that could not be used, and ends a run that has too many.
+
+    Args:
+        most: Largest share of all samples.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self.samples = 0
+        self.found: dict[str, str] = {}
+        self.count = 0
+
+    def add(self, result: StepResult) -> None:
+        """After each step. Raises TrainingError past the limit, with the list."""
+        self.samples += result.samples + len(result.broken)
+        self.count += len(result.broken)
+        self.found.update(result.broken)
+        # One in a few says nothing yet; a run whose first samples are all broken does
+        if self.count > max(self.most * self.samples, 2):
+            listed = "; ".join(f"{name}: {why}" for name, why in list(self.found.items())[:10])
+            raise TrainingError(
+                f"{self.count} of {self.samples} samples cannot be used, more than "
+                f"train.broken_share = {self.most}; `isthmus data check` lists them all. {listed}"
+            )
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, while the context lasts."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
@@ -81,162 +236,77 @@ def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def _data_sets(data: Any) -> list[DataSet]:
+    """What was passed as data sets."""
+    if isinstance(data, (str, Path)):
+        return [DataSet(read_data(data), name=Path(str(data)).stem)]
+    if data and not isinstance(data[0], DataSet):
+        return [DataSet(data)]
+    return list(data)
+
+
 def _check(data: Sequence[DataSet], config: TrainConfig) -> None:
     """Refuses counts and shares with which no step could be made."""
-    for key in ("steps", "batch_size", "log_every", "save_every"):
+    for key in ("steps", "batch_size", "log_every", "save_every", "keep", "max_tokens"):
         if (value := getattr(config, key)) < 1:
             raise ConfigError(f"train.{key} is {value}: expected at least 1")
     weights = [d.weight for d in data]
     if data and not (all(0 <= w < np.inf for w in weights) and sum(weights) > 0):
         raise ConfigError(f"data.weight is {weights}: expected none below 0 and one above it")
+    if empty := [d.name for d in data if not len(d.records)]:
+        raise ConfigError(f"nothing to train on in {', '.join(empty)}: all records are held out")
+    if not data:
+        raise TrainingError("nothing to train on: no data set")
+    if config.augment and config.objective == "concepts":
+        raise ConfigError('train.augment is for train.objective = "language"')
 
 
-def train(
+def _pictures(
     model: VisionLanguageModel,
     data: Sequence[DataSet],
     config: TrainConfig,
-    out: str | Path,
-    *,
-    cache: str | Path | None = None,
-    quiet: bool = False,
-    on_step: Callable[[int, float], None] | None = None,
-) -> VisionLanguageModel:
-    """Trains the strip of a model, and saves it.
-
-    A run that finds its own state in `out` goes on from there.
-
-    Args:
-        model: The model; its frozen parts are not changed, only put into the run's precision.
-        data: Data sets with their shares.
-        config: Objective, steps, learning rate, seed, precision, ...
-        out: Folder for the model, `state.safetensors` and `log.jsonl`.
-        cache: Folder of the feature cache; None is `out`/features.
-        quiet: No progress bar.
-        on_step: Called with the number of steps done and the loss.
-
-    Returns:
-        The model.
-
-    Raises:
-        ConfigError: If a number of steps or a data set's weight is out of range.
-        TrainingError: If there is nothing to train, the loss is not finite, or `out` holds
-            another run. The last saved state is intact.
-    """
-    folder = Path(out)
-    _check(data, config)
-    if config.objective == "concepts" and config.init is None:
-        name_concepts(model, (r.answer for d in data for r in d.records))
-    for name, parameter in model.named_parameters():
-        if config.freeze and name.startswith(config.freeze):
-            parameter.requires_grad_(False)
-    parameters = model.trained_parameters()
-    if not parameters or not data:
-        raise TrainingError("nothing to train: no trainable parameter, or no data set")
-    torch.manual_seed(config.seed)
-    features = FeatureCache(cache or folder / "features", model.vision)
-    pictures = {r.picture for d in data for r in d.records if not r.is_features}
-    features.fill(sorted(pictures), quiet=quiet)
-    freeze_in_half(model, config)
-    if config.gradient_checkpointing:
-        model.language.checkpoint_activations()
-    model.train()
-    optimizer = optimizer_for(parameters, config)
-    described = json.dumps({"model": to_mapping(model.config), **to_mapping(config)}, default=str)
-    done = load_state(folder, parameters, optimizer, described)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def checkpoint(step: int) -> None:
-        save(model, folder, extra={"train": {**to_mapping(config), "steps_done": step}})
-        save_state(folder, step, parameters, optimizer, described)
-
-    objective = OBJECTIVES[config.objective]
-    started = time.monotonic()
-    with (folder / LOG).open("a", encoding="utf-8") as log, _bar(quiet) as bar:
-        task = bar.add_task("Training", total=config.steps, completed=done, loss="-", rate="-")
-        for step in range(done, config.steps):
-            records = draw(data, config.batch_size, config.seed, step)
-            inputs = features.get([r.picture for r in records])
-            with _autocast(model.device, config):
-                loss = objective(model, records, inputs)
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                named = ", ".join(str(r.picture) for r in records[:3])
-                raise TrainingError(
-                    f"the loss of step {step} is {value}; the last good state is in {folder}. "
-                    f"Lower train.lr, or look at the records: {named}, ..."
-                )
-            norm = _update(loss, parameters, optimizer, config, step)
-            rate = (step + 1 - done) * config.batch_size / (time.monotonic() - started)
-            bar.update(task, advance=1, loss=f"{value:.3f}", rate=f"{rate:.0f}")
-            if on_step is not None:
-                on_step(step + 1, value)
-            last = step + 1 == config.steps
-            if last or (step + 1) % config.log_every == 0:
-                entry = {"step": step + 1, "loss": round(value, 5), "norm": round(norm, 4)}
-                log.write(json.dumps({**entry, "samples_per_second": round(rate, 1)}) + "\n")
-                log.flush()
-            if last or (step + 1) % config.save_every == 0:
-                checkpoint(step + 1)
-    model.eval()
-    return model
+    cache: str | Path,
+    quiet: bool,
+) -> tuple[PictureSource, PictureSource]:
+    """Where pictures come from, for training and for evaluation; fills the cache first."""
+    store = None
+    if config.feature_cache:
+        store = FeatureCache(cache, model.vision)
+        store.fill(
+            (
+                p
+                for d in ([] if config.augment else data)
+                for i in range(len(d.records))
+                for m in d.records[i].pictures
+                for p in (m if isinstance(m, tuple) else (m,))
+                if not p.is_features
+            ),
+            quiet=quiet,
+        )
+    if config.augment:
+        return PictureSource(model, None, config.seed), PictureSource(model, None)
+    return PictureSource(model, store), PictureSource(model, store)
 
 
-def _update(
-    loss: Tensor,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    step: int,
-) -> float:
-    """One optimiser step; returns the gradient's norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * learning_rate_factor(step, config)
-    optimizer.step()
-    return float(norm)
+def _entry(step: int, result: StepResult, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A step as the log has it."""
+    return {
+        "step": step,
+        "loss": round(result.loss, 5),
+        "losses": {n: round(v, 5) for n, v in result.losses.items()},
+        "norm": round(result.norm, 4),
+        "lr": max(g["lr"] for g in optimizer.param_groups),
+        "samples": result.samples,
+        "tokens": result.tokens,
+    }
 
 
-def _bar(quiet: bool) -> Progress:
-    """A progress bar with loss, rate and time left, on stderr."""
-    from rich.console import Console
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TextColumn("{task.fields[rate]} samples/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
-
-
-def run(config: RunConfig, data_root: str | Path, out: str | Path, quiet: bool = False) -> Path:
-    """Does what a configuration file says.
-
-    Args:
-        config: The run.
-        data_root: Folder that the data sets' paths and their pictures' are relative to.
-        out: The run's folder.
-        quiet: No progress bar.
-
-    Returns:
-        The folder of the trained model.
-    """
-    root = Path(data_root)
-    data = [
-        DataSet(with_questions(read_records(root / d.path, root), d.questions), d.weight)
-        for d in config.data
-    ]
-    torch.manual_seed(config.train.seed)  # the strip's first values are part of the run
-    m = config.model
-    model = compose(m.vision, m.language, m.connector, m.fusion, template=m.template)
-    if config.train.init is not None:
-        load_strip(model, locate(config.train.init), part="connector.")
-    cache = root / "features"
-    train(model, data, config.train, out, cache=cache, quiet=quiet)
-    return Path(out)
+def gates(model: VisionLanguageModel) -> dict[str, Any]:
+    """How far each gated block is open, tanh of both gates; all processes must call it together."""
+    if not isinstance(model.fusion, CrossAttentionFusion):
+        return {}
+    opened = {
+        n: [whole(g.detach()).tanh().item() for g in (block.attention_gate, block.ffw_gate)]
+        for n, block in model.fusion.blocks.items()
+    }
+    return {"gates": {n: [round(v, 5) for v in pair] for n, pair in opened.items()}}

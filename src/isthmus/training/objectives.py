@@ -1,6 +1,6 @@
 """What a training step minimises.
 
-`language`: the language model's cross-entropy on the answer, given pictures and question.
+`language`: the language model's cross-entropy on what is learned of each sample.
 
 `concepts`: the classifier of a concept bottleneck must find the answer among all answers, without
 running the language model at all: hundreds of samples a second on a laptop.
@@ -8,60 +8,109 @@ running the language model at all: hundreds of samples a second on a laptop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from isthmus.connectors.concept_bottleneck import ConceptBottleneckConnector
-from isthmus.data.records import Record
+from isthmus.data.samples import Sample, collate
 from isthmus.errors import ConfigError
-from isthmus.model import IGNORED, Batch, VisionLanguageModel, pad
-from isthmus.prompt import END_TAG, Example
-from isthmus.templates import template_named
-
-Objective = Callable[[VisionLanguageModel, Sequence[Record], Tensor], Tensor]
+from isthmus.model import VisionLanguageModel
+from isthmus.training.feed import Item
 
 FILLER = "."
 
 
-def language_batch(
-    model: VisionLanguageModel, records: Sequence[Record], features: Tensor
-) -> Batch:
-    """Prompts with their answers, labels on the answer and its `<|endofchunk|>` alone.
+@dataclass(frozen=True)
+class Loss:
+    """What a forward pass found.
 
-    Rows are padded on the left, so that answers stand at the right edge and logits are only
-    computed there.
-
-    Args:
-        model: Its template and tokens.
-        records: B records with one picture each.
-        features: (B, N, D_vision).
+    Attributes:
+        total: Weighted sum over everything that is learned, a scalar with a gradient.
+        losses: (T,) each learned token's own, unweighted and detached.
+        owner: (T,) the number of the item it belongs to.
     """
-    template = template_named(model.config.template)
-    rows: list[list[int]] = []
-    lengths: list[int] = []
-    for record in records:
-        prompt = template([], Example(record.picture, record.question)).text
-        answer = model.special_tokens.encode(f" {record.answer}{END_TAG}")
-        rows.append([*model.encode_text(prompt, pictures=1), *answer])
-        lengths.append(len(answer))
-    ids, mask = pad(rows, model.pad_id, "left")
-    labels = torch.full_like(ids, IGNORED)
-    for i, length in enumerate(lengths):
-        labels[i, -length:] = ids[i, -length:]
-    batch = Batch(input_ids=ids, attention_mask=mask, labels=labels, features=features)
-    return batch.to(model.device)
+
+    total: Tensor
+    losses: Tensor
+    owner: Tensor
 
 
-def language_loss(
-    model: VisionLanguageModel, records: Sequence[Record], features: Tensor
-) -> Tensor:
-    """The language model's mean cross-entropy per answer token."""
-    loss = model(language_batch(model, records, features)).loss
-    assert loss is not None
-    return loss
+class Objective(Protocol):
+    """How items become a loss."""
+
+    def count(self, item: Item) -> int:
+        """How many terms an item adds to the loss."""
+        ...
+
+    def losses(
+        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+    ) -> Iterator[Loss]:
+        """Forward passes over items, each term of item i counting `weights[i]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Language:
+    """The language model's cross-entropy.
+
+    Attributes:
+        pack: Length of packed rows; 0 for one sample a row.
+        always_pictures: Whether each forward pass must run the whole strip, so that processes that
+            share its parameters stay together. A picture that nobody looks at is added where there
+            is none.
+    """
+
+    pack: int = 0
+    always_pictures: bool = False
+
+    def count(self, item: Item) -> int:
+        """Learned tokens."""
+        return sum(item.sample.learned)
+
+    def losses(
+        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+    ) -> Iterator[Loss]:
+        """One forward pass for each kind of picture: features, pixels, clips of a length."""
+        numbers = sorted(range(len(items)), key=lambda i: _kind(items[i]))
+        groups = [list(g) for _, g in groupby(numbers, key=lambda i: _kind(items[i]))]
+        if len(groups) > 1 and _kind(items[groups[0][0]]) == "":  # text goes with anything
+            text = groups.pop(0)
+            groups[0] = text + groups[0]
+        if self.always_pictures and len(groups) > 1:
+            raise ConfigError(
+                'train.sharding = "fsdp" needs pictures of one kind in each forward pass: all '
+                "pictures, or all clips of one length"
+            )
+        for group in groups or [[]]:
+            chosen = [items[i] for i in group]
+            samples = [i.sample for i in chosen]
+            shown = [i.pictures for i in chosen if i.pictures is not None]
+            features = any(i.is_features for i in chosen)
+            if self.always_pictures and not shown:
+                image = [model.special_tokens.image_id] * model.fusion.tokens_in_text
+                samples.append(Sample([*image, model.pad_id], [False] * (len(image) + 1), (None,)))  # type: ignore[arg-type]
+                shown.append(torch.zeros(1, 3, *model.vision.image_size))
+            pictures = torch.cat(shown) if shown else None
+            collated = collate(model, samples, pictures, features=features, pack=self.pack)
+            batch = collated.weighted([*(weights[i] for i in group), 0.0]).to(model.device)
+            output = model(batch)
+            assert output.token_losses is not None
+            assert output.loss is not None
+            owner = torch.tensor(group, dtype=torch.long)[collated.owner]
+            yield Loss(output.loss, output.token_losses, owner)
+
+
+def _kind(item: Item) -> str:
+    """Items of one kind can stand in one batch; "" stands with any."""
+    if item.pictures is None:
+        return ""
+    return f"{'features' if item.is_features else 'pixels'} {tuple(item.pictures.shape[1:])}"
 
 
 def concept_bottleneck(model: VisionLanguageModel) -> ConceptBottleneckConnector:
@@ -91,15 +140,31 @@ def name_concepts(model: VisionLanguageModel, answers: Iterable[str]) -> None:
     concept_bottleneck(model).set_names(pieces)
 
 
-def concepts_loss(
-    model: VisionLanguageModel, records: Sequence[Record], features: Tensor
-) -> Tensor:
-    """Mean cross-entropy of the classifier on the answers' concepts."""
-    connector = concept_bottleneck(model)
-    logits = connector.logits(features.to(model.device))
-    rows = {tuple(name): i for i, name in enumerate(connector.names.tolist())}
-    targets = [rows[name_pieces(model, r.answer)] for r in records]
-    return F.cross_entropy(logits.float(), torch.tensor(targets, device=logits.device))
+@dataclass(frozen=True)
+class Concepts:
+    """Cross-entropy of the classifier on the answers' concepts, of records with one picture."""
 
+    def count(self, item: Item) -> int:
+        """One."""
+        return 1
 
-OBJECTIVES: dict[str, Objective] = {"language": language_loss, "concepts": concepts_loss}
+    def losses(
+        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+    ) -> Iterator[Loss]:
+        """One pass over all items."""
+        connector = concept_bottleneck(model)
+        shown = torch.cat([i.pictures[:1] for i in items if i.pictures is not None])
+        if not items[0].is_features:
+            shown = model.encode_pictures(shown.to(model.device))
+        logits = connector.logits(shown.to(model.device))
+        rows = {tuple(name): i for i, name in enumerate(connector.names.tolist())}
+        found = [rows.get(name_pieces(model, i.record.answer)) for i in items]
+        if None in found:
+            raise ConfigError(
+                f"no concept is called {items[found.index(None)].record.answer!r}: the names were "
+                "set by the model in train.init"
+            )
+        targets = torch.tensor(found, device=logits.device)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        total = (losses * torch.tensor(list(weights)).to(losses)).sum()
+        yield Loss(total, losses.detach(), torch.arange(len(items)))

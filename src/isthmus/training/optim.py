@@ -43,7 +43,7 @@ def parameter_groups(
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at a step, counted from 0.
 
-    Linear warm-up to 1, then a cosine down to `final_lr` at the last step.
+    Linear warm-up to 1, then a cosine or a line down to `final_lr` at the last step, or 1.
 
     Example:
         >>> config = TrainConfig(steps=100, warmup=10, final_lr=0.1)
@@ -53,10 +53,24 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
     span = max(1, config.steps - 1 - config.warmup)
+    if config.schedule == "constant":
+        return 1.0
     done = min(1.0, (step - config.warmup) / span)
+    if config.schedule == "linear":
+        return 1 - (1 - config.final_lr) * done
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def optimizer_for(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the groups, betas (0.9, 0.95) as is usual for transformers."""
-    return torch.optim.AdamW(parameter_groups(parameters, config), betas=(0.9, 0.95))
+def optimizer_for(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig, *, foreach: bool | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the groups, betas (0.9, 0.95) as is usual for transformers.
+
+    Args:
+        parameters: Trained parameters by name.
+        config: Learning rates and weight decay.
+        foreach: As for `torch.optim.AdamW`; False where some parameters are spread over processes.
+    """
+    return torch.optim.AdamW(
+        parameter_groups(parameters, config), betas=(0.9, 0.95), foreach=foreach
+    )

@@ -1,14 +1,24 @@
-"""A run's state on disk: enough to go on as if it had never stopped.
+"""A run on disk: checkpoints that are there in whole or not at all.
 
-`state.safetensors` holds the trained parameters and the optimiser's moments in full precision,
-and the step in its metadata. Which records a step draws depends on the seed and the step alone,
-so there is nothing else to keep.
+    out/step-000500/   model.safetensors, isthmus.json   the model
+                       state.safetensors                 what else it takes to go on exactly
+    out/               model.safetensors, isthmus.json   the newest model, for `isthmus.load`
+    out/best/          likewise, the best by held-out loss
+
+`state.safetensors` holds the trained parameters and the optimiser's moments in full precision, and
+the step in its metadata. Which samples a step draws depends on the seed and the step alone, so
+there is nothing else to keep. A checkpoint is written into a folder of another name, synced and
+renamed; killed at any moment, a run finds the one before.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +27,127 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from isthmus.checkpoint import write_atomically
-from isthmus.errors import TrainingError
+from isthmus.checkpoint import DESCRIPTION, WEIGHTS, write_atomically, write_model
+from isthmus.errors import CheckpointError, TrainingError
+from isthmus.training.processes import assign, whole
 
 STATE = "state.safetensors"
-MAY_CHANGE = {"steps", "save_every", "log_every"}
-"""What a run may go on with another value of: a longer run is a continuation of a shorter one."""
+BEST = "best"
+MAY_CHANGE = {
+    "steps",
+    "save_every",
+    "log_every",
+    "evaluate_every",
+    "samples",
+    "keep",
+    "workers",
+    "micro_batch_size",
+    "sharding",
+    "gradient_checkpointing",
+    "broken_share",
+    "feature_cache",
+}
+"""What a run may go on with another value of: none of them changes which samples are drawn."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_STEP = re.compile(r"step-(\d+)")
 
 
-def save_state(
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Steps done.
+        best: Lowest held-out loss so far.
+        scale, good_steps: The loss scale of fp16.
+    """
+
+    step: int = 0
+    best: float = float("inf")
+    scale: float = 1.0
+    good_steps: int = 0
+
+
+def state_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Parameters and moments in whole, on the CPU; all processes must call it together."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"parameter.{name}"] = whole(parameter.detach()).cpu()
+        for key in _MOMENTS:
+            if key in optimizer.state[parameter]:
+                tensors[f"{key}.{name}"] = whole(optimizer.state[parameter][key]).cpu()
+    return tensors
+
+
+def write_checkpoint(
     folder: Path,
-    step: int,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    strip: Mapping[str, Tensor],
     config: str,
+    keep: int,
 ) -> None:
-    """Writes the state of a run after `step` steps, atomically.
+    """Writes a checkpoint, makes its model the run's, and removes the oldest.
 
     Args:
         folder: The run's folder.
-        step: Steps done.
-        parameters: Trained parameters by name.
-        optimizer: Its moments are written beside the parameters.
+        progress: How far it has come.
+        tensors: As `state_tensors` gives them.
+        description, strip: Of the model, as `write_model` takes them.
         config: The run's configuration as text; resuming with another is refused.
+        keep: How many checkpoints stay.
 
     Raises:
-        CheckpointError: If it cannot be written; the last good state is untouched.
+        CheckpointError: If it cannot be written; the checkpoint before is untouched.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"parameter.{name}"] = parameter.detach().contiguous()
-        for key in _MOMENTS:
-            if key in optimizer.state[parameter]:
-                tensors[f"{key}.{name}"] = optimizer.state[parameter][key].contiguous()
-    metadata = {"step": str(step), "config": config}
-    write_atomically(folder / STATE, lambda path: save_file(tensors, path, metadata))
+    final = folder / f"step-{progress.step:06d}"
+    partial = folder / f".{final.name}.partial"
+    metadata = {"progress": json.dumps(vars(progress)), "config": config}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        write_model(partial, description, strip)
+        contiguous = {n: t.contiguous() for n, t in tensors.items()}
+        write_atomically(partial / STATE, lambda path: save_file(contiguous, path, metadata))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
+        publish(final, folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {final}: {error}; the checkpoint before is untouched"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def publish(checkpoint: Path, target: Path) -> None:
+    """Makes a checkpoint's model the one of another folder, weights first."""
+    for name in (WEIGHTS, DESCRIPTION):
+        write_atomically(
+            target / name, lambda path, name=name: shutil.copyfile(checkpoint / name, path)
+        )  # type: ignore[misc]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest last."""
+    found = [p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and (p / STATE).is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in a folder last beyond a power cut."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def load_state(
@@ -60,38 +155,46 @@ def load_state(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     config: str,
-) -> int:
-    """Reads the state of a run, if there is one.
+) -> Progress:
+    """Reads the newest state of a run, if there is one.
 
     Returns:
-        The steps already done; 0 for a fresh run.
+        How far it had come; `Progress()` for a fresh run.
 
     Raises:
         TrainingError: If the state is damaged, or was written by another configuration.
     """
-    path = folder / STATE
-    if not path.is_file():
-        return 0
+    found = checkpoints(folder)
+    if not found:
+        return Progress()
+    path = found[-1] / STATE
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             _refuse_other(folder, json.loads(metadata["config"]), json.loads(config))
             names = set(file.keys())
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(file.get_tensor(f"parameter.{name}"))
-                    optimizer.state[parameter] = {
-                        key: file.get_tensor(f"{key}.{name}").to(
-                            "cpu" if key == "step" else parameter.device
-                        )
-                        for key in _MOMENTS
-                        if f"{key}.{name}" in names
-                    }
-            return int(metadata["step"])
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            for name, parameter in parameters.items():
+                assign(parameter, file.get_tensor(f"parameter.{name}"))
+                optimizer.state[parameter] = {
+                    key: _moment(parameter, key, file.get_tensor(f"{key}.{name}"))
+                    for key in _MOMENTS
+                    if f"{key}.{name}" in names
+                }
+            return Progress(**json.loads(metadata["progress"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise TrainingError(
-            f"{path} cannot be read ({error}): choose another --out, or remove it to start anew"
+            f"{path} cannot be read ({error}): remove its folder to go on from the checkpoint "
+            "before, or choose another --out"
         ) from error
+
+
+def _moment(parameter: nn.Parameter, key: str, value: Tensor) -> Tensor:
+    """A moment where the optimiser keeps it: beside its parameter, its step on the CPU."""
+    if key == "step":
+        return value
+    moment = torch.zeros_like(parameter)
+    assign(moment, value)
+    return moment
 
 
 def _refuse_other(folder: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:

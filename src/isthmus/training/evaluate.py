@@ -1,0 +1,148 @@
+"""Looking at a run from outside: loss on records kept aside, and answers for people to read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isthmus.batch import Batch, pad
+from isthmus.config import TrainConfig
+from isthmus.data.mixture import Draw
+from isthmus.data.records import Picture
+from isthmus.data.samples import Sample
+from isthmus.errors import PictureError
+from isthmus.generation.decode import generate, text_of
+from isthmus.images import open_picture
+from isthmus.model import VisionLanguageModel
+from isthmus.prompt import Example
+from isthmus.templates import template_named
+from isthmus.training.feed import DataSet, Feed, Item, PictureSource
+from isthmus.training.objectives import Objective
+from isthmus.training.processes import Processes
+from isthmus.training.step import autocast, parts
+
+MOST_RECORDS = 512
+"""Records of each data set that an evaluation reads, the first ones."""
+SIDE = 256
+"""Longest side of the pictures kept beside answers, in pixels."""
+
+
+@torch.no_grad()
+def held_out_losses(
+    model: VisionLanguageModel,
+    data: Sequence[DataSet],
+    config: TrainConfig,
+    objective: Objective,
+    pictures: PictureSource,
+    processes: Processes,
+) -> dict[str, float]:
+    """Mean loss per token of each data set, by name, over all processes.
+
+    Args:
+        model: The model, in evaluation mode.
+        data: What was kept aside, none of it empty.
+        config: The run's.
+        objective: What is measured.
+        pictures: Where pictures come from; never augmented.
+        processes: All of them; each reads its share.
+    """
+    losses = {}
+    for one in data:
+        feed = Feed(model, [one], config, pictures, processes=1)
+        count = min(MOST_RECORDS, len(one.records))
+        own = [Draw(i, 0, i, 0) for i in range(processes.rank, count, processes.count)]
+        items = list(feed.items(own))
+        # Every process makes as many passes as the others: some share parameters
+        missing = -(-count // processes.count) - len(items)
+        filler = Item(Draw(0, 0, 0, 0), one.record(0), Sample([], [], ()), why_not="filler")
+        items += [filler] * missing
+        total = tokens = 0.0
+        size = config.micro_batch_size or max(1, config.batch_size // processes.count)
+        for part in parts(items, size):
+            kept = [i for i in part if not i.why_not]
+            if not kept and not getattr(objective, "always_pictures", False):
+                continue
+            with autocast(processes.device, config):
+                for loss in objective.losses(model, kept, [0.0] * len(kept)):
+                    total += float(loss.losses.double().sum())
+                    tokens += len(loss.losses)
+        total, tokens = processes.sum([total, tokens]).tolist()
+        if tokens:
+            losses[one.name] = total / tokens
+    return losses
+
+
+@torch.inference_mode()
+def answers(
+    model: VisionLanguageModel,
+    data: Sequence[DataSet],
+    config: TrainConfig,
+    pictures: PictureSource,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """What the model answers to the first records that ask something, as the log has it.
+
+    Args:
+        model: The model, in evaluation mode.
+        data: Where to take records from, in turn.
+        config: For how many.
+        pictures: Where pictures come from.
+        folder: The run's folder; small copies of the pictures go to `samples/` in it.
+    """
+    found: list[dict[str, Any]] = []
+    rounds = max((len(d.records) for d in data), default=0)
+    for index in range(min(rounds, config.samples)):
+        for one in data:
+            if len(found) == config.samples or index >= len(one.records):
+                continue
+            record = one.record(index)
+            if not record.turns:
+                continue
+            with autocast(model.device, config):
+                entry = _answer(model, record.turns[0], pictures, folder)
+            if entry is not None:
+                found.append(entry)
+    return found
+
+
+def _answer(
+    model: VisionLanguageModel, turn: Example, pictures: PictureSource, folder: Path
+) -> dict[str, Any] | None:
+    """One turn's answer; None if its pictures cannot be used."""
+    prompt = template_named(model.config.template)([], Example(turn.pictures, turn.question))
+    shown: dict[str, Any] = {}
+    try:
+        if prompt.pictures:
+            tensor, features = pictures.load(prompt.pictures, 0)
+            shown["features" if features else "pixels"] = tensor
+        frames = [p for m in prompt.pictures for p in (m if isinstance(m, tuple) else (m,))]
+        kept = [_keep(p, folder) for p in frames]
+    except PictureError:
+        return None
+    ids, mask = pad([model.encode_text(prompt.text, len(prompt.pictures))], model.pad_id, "left")
+    batch = Batch(ids, mask, **shown).to(model.device)
+    row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
+    return {
+        "pictures": [name for name in kept if name],
+        "question": turn.question,
+        "answer": text_of(model, row),
+        "expected": turn.answer,
+    }
+
+
+def _keep(picture: Picture, folder: Path) -> str | None:
+    """A small copy of a picture in the run's folder, by its content; None for features."""
+    if picture.is_features:
+        return None
+    data = picture.read()
+    name = f"samples/{hashlib.sha256(data).hexdigest()[:16]}.jpg"
+    if not (folder / name).exists():
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        small = open_picture(data)
+        small.thumbnail((SIDE, SIDE))
+        small.save(folder / name, quality=85)
+    return name

@@ -1,0 +1,246 @@
+"""What each step of a process works on: records drawn, tokenized, their pictures opened ahead."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from isthmus.config import TrainConfig
+from isthmus.data.features import FeatureCache
+from isthmus.data.mixture import Draw, Mixture
+from isthmus.data.prefetch import prefetch
+from isthmus.data.records import Medium, Picture, Record
+from isthmus.data.samples import Sample, tokenize
+from isthmus.errors import ConfigError, InputError, PictureError
+from isthmus.images import open_picture
+from isthmus.model import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Records, and how they take part in a run.
+
+    Attributes:
+        records: Any sequence; read when they are drawn.
+        weight: Share of the draws.
+        loss_weight: What a token counts for in the loss.
+        next_picture: Probability that a document's pictures stand before the text in front of
+            them.
+        questions: Questions for records without one, in turn.
+        name: What logs call it.
+    """
+
+    records: Sequence[Record]
+    weight: float = 1.0
+    loss_weight: float = 1.0
+    next_picture: float = 0.0
+    questions: tuple[str, ...] = ()
+    name: str = "data"
+
+    def record(self, index: int) -> Record:
+        """A record, with a question if it has none."""
+        record = self.records[index]
+        if not self.questions:
+            return record
+        return record.asked(self.questions[index % len(self.questions)])
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a step.
+
+    Attributes:
+        draw: Which it is.
+        record: Its record.
+        sample: Its tokens.
+        pictures: (P, ...) features or pixels of its pictures or clips; None without any.
+        is_features: Which of the two.
+        why_not: What is wrong with it, if it cannot be used.
+    """
+
+    draw: Draw
+    record: Record
+    sample: Sample
+    pictures: Tensor | None = None
+    is_features: bool = False
+    why_not: str = ""
+
+
+def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
+    """A data set for training and one for evaluation, that share no picture.
+
+    Which side a record is on depends on its first picture's name (or its text) and the seed alone.
+
+    Args:
+        data: The whole.
+        share: Share of the second, from 0 to 1.
+        seed: The run's seed.
+    """
+    if share <= 0:
+        return data, replace(data, records=[])
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for index in range(len(data.records)):
+        record = data.record(index)
+        key = str(record.pictures[0]) if record.pictures else record.answer
+        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        sides[int.from_bytes(digest[:8]) < share * 2.0**64].append(record)
+    return replace(data, records=sides[0]), replace(data, records=sides[1])
+
+
+class PictureSource:
+    """Pictures as the model takes them: cached features, or pixels.
+
+    Args:
+        model: For its vision encoder's preprocessing.
+        cache: Features computed before; None gives pixels.
+        seed: Of random crops; None for no augmentation.
+    """
+
+    def __init__(
+        self, model: VisionLanguageModel, cache: FeatureCache | None, seed: int | None = None
+    ) -> None:
+        self.preprocess = model.vision.preprocess
+        self.cache = cache
+        self.seed = seed
+
+    def load(self, media: Sequence[Medium], number: int) -> tuple[Tensor, bool]:
+        """Pictures or clips of one sample as one tensor (P, ...), and whether they are features.
+
+        Args:
+            media: At least one.
+            number: The sample's number, which decides random crops.
+
+        Raises:
+            PictureError: If one cannot be opened, or pictures and clips are mixed.
+        """
+        frames = [m if isinstance(m, tuple) else (m,) for m in media]
+        lengths = {
+            len(f) if isinstance(m, tuple) else 0 for m, f in zip(media, frames, strict=True)
+        }
+        if len(lengths) > 1:
+            raise PictureError(
+                "a sample mixes pictures and clips, or clips of several lengths: expected one kind"
+            )
+        flat = [p for clip in frames for p in clip]
+        features = self.cache is not None
+        if self.cache is not None:
+            tensor = self.cache.get(flat)
+        else:
+            tensor = torch.stack([self._pixels(p, number, i) for i, p in enumerate(flat)])
+        if frames := lengths.pop():
+            tensor = tensor.view(len(media), frames, *tensor.shape[1:])
+        return tensor, features
+
+    def _pixels(self, picture: Picture, number: int, place: int) -> Tensor:
+        if picture.is_features:
+            raise PictureError(
+                f"{picture} holds features: they are read through the feature cache; set "
+                "train.feature_cache = true and train.augment = false"
+            )
+        opened = open_picture(picture.read())
+        if self.seed is not None:
+            opened = augmented(opened, np.random.default_rng([self.seed, 2, number, place]))
+        return self.preprocess(opened)
+
+
+def augmented(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """A random crop of at least 60% of the area, mirrored half of the time."""
+    share = generator.uniform(0.6, 1.0) ** 0.5
+    width, height = picture.size
+    w, h = max(1, round(width * share)), max(1, round(height * share))
+    left = int(generator.integers(width - w + 1))
+    top = int(generator.integers(height - h + 1))
+    crop = picture.crop((left, top, left + w, top + h))
+    return ImageOps.mirror(crop) if generator.random() < 0.5 else crop
+
+
+class Feed:
+    """The samples of a run, for one of its processes.
+
+    Args:
+        model: The model, for its tokens.
+        data: Data sets, none of them empty.
+        config: Batch size, mixture, seed, lengths.
+        pictures: Where pictures come from.
+        rank: Number of this process.
+        processes: How many there are; each takes every so many-th sample of a step.
+
+    Raises:
+        ConfigError: If a step cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        data: Sequence[DataSet],
+        config: TrainConfig,
+        pictures: PictureSource,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.model, self.data, self.config, self.pictures = model, data, config, pictures
+        self.mixture = Mixture(
+            [len(d.records) for d in data],
+            [d.weight for d in data],
+            batch_size=config.batch_size,
+            seed=config.seed,
+            accumulate=config.mixture == "accumulate",
+        )
+        if self.mixture.batch_size % processes:
+            raise ConfigError(
+                f"a step has {self.mixture.batch_size} samples for {processes} processes: expected "
+                "a multiple; change train.batch_size"
+            )
+        self.rank, self.processes = rank, processes
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Item]]:
+        """This process's samples of each step, with their pictures opened ahead."""
+        size = self.mixture.batch_size // self.processes
+        own = slice(self.rank, None, self.processes)
+        draws = (d for s in range(start, stop) for d in self.mixture.step(s)[own])
+        step: list[Item] = []
+        for item in self.items(draws):
+            step.append(item)
+            if len(step) == size:
+                yield step
+                step = []
+
+    def items(self, draws: Iterable[Draw]) -> Iterator[Item]:
+        """Samples in order, with their pictures opened ahead."""
+        return prefetch(
+            (self._tokenized(d) for d in draws),
+            self._with_pictures,
+            workers=self.config.workers,
+            ahead=2 * self.mixture.batch_size // self.processes,
+        )
+
+    def _tokenized(self, draw: Draw) -> Item:
+        data = self.data[draw.data]
+        record = data.record(draw.index)
+        turned = False
+        if data.next_picture:
+            chance = np.random.default_rng([self.config.seed, 3, draw.number]).random()
+            turned = chance < data.next_picture
+        limit = min(self.config.max_tokens, self.config.pack or self.config.max_tokens)
+        try:
+            sample = tokenize(self.model, record, max_tokens=limit, next_picture=turned)
+        except InputError as error:
+            why = " ".join(str(error).split())
+            return Item(draw, record, Sample([], [], ()), why_not=why)
+        return Item(draw, record, sample)
+
+    def _with_pictures(self, item: Item) -> Item:
+        if not item.sample.pictures:
+            return item
+        try:
+            pictures, features = self.pictures.load(item.sample.pictures, item.draw.number)
+        except PictureError as error:
+            return replace(item, why_not=" ".join(str(error).split()))
+        return replace(item, pictures=pictures, is_features=features)
