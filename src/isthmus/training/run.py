@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from isthmus.checkpoint import describe, load_strip, locate
 from isthmus.config import DataConfig, RunConfig, TrainConfig
-from isthmus.config_file import model_from_mapping
+from isthmus.config_file import model_from_mapping, read_run, run_from_mapping, to_mapping
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.model import VisionLanguageModel, compose
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
+from isthmus.training.plan import Plan, plan
+from isthmus.training.smoke import smoke as smoke_run
 
 PASSES = 6
 """How often a run without a configuration goes through its data."""
@@ -111,30 +113,78 @@ def build(config: RunConfig) -> VisionLanguageModel:
     return model
 
 
-def run(
-    config: RunConfig,
-    data_root: str | Path,
-    out: str | Path,
-    *,
-    cache: str | Path | None = None,
-    quiet: bool = False,
-) -> Path:
-    """Does what a configuration says.
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to start.
+
+    Attributes:
+        config: All of its choices.
+        training, evaluation: Its data sets.
+        cache: Folder of the feature cache; None is in the run's own.
+    """
+
+    config: RunConfig
+    training: list[DataSet]
+    evaluation: list[DataSet]
+    cache: Path | None = None
+
+
+def job(
+    config: Path | None, data: Path | None, overrides: Sequence[str] = (), *, smoke: bool = False
+) -> Job:
+    """The run that a configuration file, a data folder, or both describe.
 
     Args:
-        config: The run.
-        data_root: Folder that the data sets' paths and their pictures' are relative to.
+        config: A TOML file; None trains the shipped default on `data`.
+        data: With a configuration the folder that its paths are relative to, by default its own;
+            without one the data itself.
+        overrides: Strings `section.key=value`.
+        smoke: Whether to shrink the run to tiny parts and made-up data.
+
+    Raises:
+        ConfigError: If anything in it is unknown or missing.
+    """
+    if config is None:
+        assert data is not None
+        found = read_data(data)
+        values = to_mapping(default_run(data.resolve(), len(found)))
+        chosen = run_from_mapping({**values.pop("model"), **values}, overrides)
+        root, cache = data.resolve().parent, None
+    else:
+        chosen = read_run(config, overrides)
+        root = data or config.parent
+        cache = root / "features"
+    if smoke:
+        chosen, records = smoke_run(chosen)
+        return Job(chosen, [DataSet(records)], [])
+    training, evaluation = data_sets(chosen.data, root, chosen.train.seed)
+    return Job(chosen, training, evaluation, cache)
+
+
+def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
+    """Does a job.
+
+    Args:
+        job: The run.
         out: The run's folder.
-        cache: Folder of the feature cache; None is `features` in the data folder, where other
-            runs find it too.
         quiet: No progress bar.
 
     Returns:
         The folder of the trained model.
     """
-    root = Path(data_root)
-    training, evaluation = data_sets(config.data, root, config.train.seed)
-    model = build(config)
-    store = root / "features" if cache is None else cache
-    train(model, training, config.train, out, evaluation=evaluation, cache=store, quiet=quiet)
+    model = build(job.config)
+    train(
+        model,
+        job.training,
+        job.config.train,
+        out,
+        evaluation=job.evaluation,
+        cache=job.cache,
+        quiet=quiet,
+    )
     return Path(out)
+
+
+def plan_of(job: Job) -> Plan:
+    """What a job would cost, with the time of a step measured here."""
+    return plan(build(job.config), job.config, {d.name: len(d.records) for d in job.training})
