@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from isthmus.config import LanguageConfig
 from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
