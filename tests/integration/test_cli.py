@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -166,10 +167,7 @@ def test_no_such_model(run: Any, picture: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_language_model(
     run: Any, model: Path, picture: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in model.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = shutil.copytree(model, tmp_path / "other")
     description = json.loads((other / checkpoint.DESCRIPTION).read_text())
     description["parts"]["language"] = "0123456789abcdef"
     (other / checkpoint.DESCRIPTION).write_text(json.dumps(description))
@@ -182,10 +180,7 @@ def test_a_wheel_with_another_hash(
 ) -> None:
     from isthmus import assets
 
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in model.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = shutil.copytree(model, tmp_path / "other")
     description = json.loads((other / checkpoint.DESCRIPTION).read_text())
     name = next(iter(assets.ASSETS))
     description["config"]["language"]["name"] = f"asset:{name}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from isthmus.config import LanguageConfig
 from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
@@ -310,8 +310,3 @@ def _fetch(name: str) -> tuple[nn.Module, Any]:
         if shown:
             logging.enable_progress_bar()
     return model, tokenizer
-
-
-def typical_embedding_norm(table: Tensor) -> float:
-    """Median Euclidean norm of the rows of an embedding table (V, D)."""
-    return float(table.detach().float().norm(dim=-1).median())
