@@ -22,10 +22,10 @@ from pathlib import Path
 from rich.progress import track
 
 import isthmus as im
+from isthmus.batch import Batch, pad
 from isthmus.data.features import FeatureCache
 from isthmus.generation.decode import text_of
 from isthmus.inference import STOPS
-from isthmus.batch import Batch, pad
 from isthmus.templates import template_named
 
 QUESTION = "What is in the picture?"
@@ -76,9 +76,13 @@ def answers(
     steps = range(0, len(records), BATCH)
     for i in track(steps, description=label):
         chunk = records[i : i + BATCH]
-        prompts = [template([], im.Example(r.picture, r.question or QUESTION)).text for r in chunk]
+        shown = [r.pictures[0] for r in chunk]
+        prompts = [
+            template([], im.Example(p, r.question or QUESTION)).text
+            for p, r in zip(shown, chunk, strict=True)
+        ]
         ids, mask = pad([model.encode_text(p, 1) for p in prompts], model.pad_id, "left")
-        batch = Batch(ids, mask, features=cache.get([r.picture for r in chunk]))
+        batch = Batch(ids, mask, features=cache.get(shown))
         rows = im.generate(model, batch, max_new_tokens=12, stop=STOPS)
         yield from (text_of(model, row, STOPS) for row in rows)
 
@@ -90,7 +94,7 @@ def measure(
     records = records_of(test, root)
     if limit is not None:
         records = records[:: max(1, len(records) // limit)][:limit]
-    cache.fill([r.picture for r in records])
+    cache.fill([r.pictures[0] for r in records])
     right = anywhere = empty = 0
     examples = []
     for record, answer in zip(records, answers(model, records, cache, test), strict=True):
@@ -98,7 +102,8 @@ def measure(
         right += got in names
         anywhere += any(re.search(rf"\b{re.escape(n)}\b", got) for n in names)
         empty += not got
-        examples.append({"picture": record.picture.name, "answer": answer, "name": record.answer})
+        picture = Path(str(record.pictures[0])).name
+        examples.append({"picture": picture, "answer": answer, "name": record.answer})
     n = len(records)
     majority = Counter(r.answer for r in records).most_common(1)[0]
     low, high = wilson(right, n)

@@ -79,11 +79,12 @@ def main() -> None:
     names = [json.loads(line) for line in lines]
     pictures = sorted(
         {
-            record.picture
+            record.pictures[0]
             for file in BACKGROUNDS
             if (root / "records" / file).is_file()
             for record in read_records(root / "records" / file, root)
-        }
+        },
+        key=str,
     )
     cache = FeatureCache(root / "features", load_vision(ENCODER))
     cache.fill(pictures)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     )
     from isthmus.config_file import read_run
     from isthmus.connectors import Connector
-    from isthmus.data.records import Record, read_records
+    from isthmus.data.records import Picture, Record
+    from isthmus.data.sources import read_data, read_records
     from isthmus.errors import (
         AssetError,
         CheckpointError,
@@ -46,13 +47,15 @@ if TYPE_CHECKING:
         PictureError,
         PromptError,
         TrainingError,
+        TrainingStopped,
     )
     from isthmus.generation.decode import generate
     from isthmus.images import open_picture
     from isthmus.inference import Answer, ask, stream
     from isthmus.model import VisionLanguageModel, compose
     from isthmus.prompt import Example, Prompt
-    from isthmus.training.loop import DataSet, train
+    from isthmus.training.feed import DataSet
+    from isthmus.training.loop import train
 
 _HOMES = {
     "isthmus.checkpoint": ("load", "save"),
@@ -81,8 +84,10 @@ _HOMES = {
     ),
     "isthmus.config_file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
-    "isthmus.training.loop": ("train", "DataSet"),
-    "isthmus.data.records": ("Record", "read_records"),
+    "isthmus.training.loop": ("train",),
+    "isthmus.training.feed": ("DataSet",),
+    "isthmus.data.records": ("Record", "Picture"),
+    "isthmus.data.sources": ("read_data", "read_records"),
     "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
     "isthmus.backbones.language": ("LanguageModel", "load_language"),
     "isthmus.connectors": ("Connector",),
@@ -96,6 +101,7 @@ _HOMES = {
         "CheckpointError",
         "AssetError",
         "TrainingError",
+        "TrainingStopped",
         "MissingExtraError",
     ),
 }
@@ -126,6 +132,7 @@ __all__ = [
     "MissingExtraError",
     "ModelConfig",
     "Output",
+    "Picture",
     "PictureError",
     "PixelShuffle",
     "Pool",
@@ -137,6 +144,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "TrainingError",
+    "TrainingStopped",
     "VisionConfig",
     "VisionEncoder",
     "VisionLanguageModel",
@@ -147,6 +155,7 @@ __all__ = [
     "load_language",
     "load_vision",
     "open_picture",
+    "read_data",
     "read_records",
     "read_run",
     "save",

@@ -297,9 +297,7 @@ def load(
     return model.to(device=device, dtype=dtype)
 
 
-def load_strip(
-    model: VisionLanguageModel, folder: str | Path, *, partly: bool = False
-) -> None:
+def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool = False) -> None:
     """Reads the strip of a saved model into a model of the same shape.
 
     Args:

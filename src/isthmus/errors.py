@@ -54,7 +54,7 @@ class TrainingError(IsthmusError):
     """A training run cannot start, or cannot go on."""
 
 
-class TrainingStopped(TrainingError):  # noqa: N818 - not a fault: somebody asked for it
+class TrainingStopped(TrainingError):
     """A training run was asked to end (SIGTERM), and has saved its state."""
 
 

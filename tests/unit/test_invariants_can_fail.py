@@ -16,13 +16,13 @@ from torch import Tensor, nn
 import isthmus as im
 from isthmus import model as model_module
 from isthmus import testing
-from isthmus.backbones.language import LanguageModel
+from isthmus.backbones.language import LanguageModel, block_mask
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.fusion import cross_attention, sight
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.fusion.inline import InlineFusion
-from isthmus.fusion.sight import Sight
+from isthmus.fusion.sight import Sight, picture_of_token
 from isthmus.model import VisionLanguageModel
 
 Patch = pytest.MonkeyPatch
@@ -372,3 +372,48 @@ def test_modules_that_are_used_are_the_ones_patched() -> None:
     """The names that the tests above replace are those the model looks up."""
     assert model_module.picture_of_token is sight.picture_of_token
     assert cross_attention.Sight is Sight
+
+
+def test_packing_that_leaks(monkeypatch: Patch) -> None:
+    """One mask of ones over a row of several samples lets each see those before it."""
+    model = made()
+    testing.check_packing(model)
+    places = LanguageModel.places
+
+    def of_one_sample(self: LanguageModel, mask: Tensor, positions: Tensor | None) -> Any:
+        return places(self, mask, None)
+
+    monkeypatch.setattr(LanguageModel, "places", of_one_sample)
+    with pytest.raises(AssertionError, match=r"sample \d packed and alone: they differ"):
+        testing.check_packing(model)
+
+
+def test_pictures_of_the_sample_before(monkeypatch: Patch) -> None:
+    """A packed sample without a picture must not see its neighbour's."""
+    model = made()
+    testing.check_packing(model)
+
+    def across(tags: Tensor, mask: Tensor, positions: Any = None) -> Tensor:
+        return picture_of_token(tags, mask)
+
+    monkeypatch.setattr(model_module, "picture_of_token", across)
+    with pytest.raises(AssertionError, match=r"sample \d packed and alone: they differ"):
+        testing.check_packing(model)
+
+
+def test_positions_that_go_on_through_a_row(monkeypatch: Patch) -> None:
+    """Packed positions that do not start anew give other logits, with absolute positions."""
+    model = made("gpt2")
+    testing.check_packing(model)
+    places = LanguageModel.places
+
+    def running(self: LanguageModel, mask: Tensor, positions: Tensor | None) -> Any:
+        found = places(self, mask, positions)
+        if positions is not None:
+            found["attention_mask"] = block_mask(positions, torch.float32)
+            found["position_ids"] = torch.arange(positions.shape[1]).expand_as(positions)
+        return found
+
+    monkeypatch.setattr(LanguageModel, "places", running)
+    with pytest.raises(AssertionError, match=r"sample \d packed and alone: they differ"):
+        testing.check_packing(model)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isthmus.config import LanguageConfig
 from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
@@ -53,7 +53,7 @@ def find_decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleL
 
 
 def block_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive mask (B, 1, L, L) under which each sample of a row sees itself and no later token.
+    """An additive mask (B, 1, L, L) under which each sample of a row sees itself alone.
 
     Args:
         positions: (B, L) int64, starting at 0 again with each sample.

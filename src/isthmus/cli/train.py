@@ -12,7 +12,9 @@ import typer
 def train(
     config: Annotated[
         Path | None,
-        typer.Argument(help="A TOML configuration file [without: the shipped default learns more]."),
+        typer.Argument(
+            help="A TOML configuration file [without: the shipped default learns more]."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model, its checkpoints and its log.")

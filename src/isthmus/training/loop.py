@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def train(
         return min(best, model_loss)
 
     best = state.best
-    with _asked_to_stop() as asked, bar:
+    with _asked_to_stop() as asked, bar, nullcontext() if log is None else closing(log):
         steps = feed.steps(state.step, config.steps)
         for step, items in enumerate(steps, start=state.step + 1):
             result = stepper.take(step - 1, items, stop=asked.is_set())
@@ -178,8 +178,6 @@ def train(
                     f"stopped after step {step} of {config.steps}, as asked; the same command "
                     "goes on from here"
                 )
-    if log is not None:
-        log.close()
     model.eval()
     return model
 

@@ -96,7 +96,8 @@ def write_checkpoint(
         folder: The run's folder.
         progress: How far it has come.
         tensors: As `state_tensors` gives them.
-        description, strip: Of the model, as `write_model` takes them.
+        description: Of the model, as `write_model` takes it.
+        strip: Of the model, as `write_model` takes it.
         config: The run's configuration as text; resuming with another is refused.
         keep: How many checkpoints stay.
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,13 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.data.features import FeatureCache
-from isthmus.data.records import Record
-from isthmus.errors import ConfigError, PictureError, TrainingError
-from isthmus.training.loop import LOG, DataSet, draw, train
-from isthmus.training.objectives import concept_bottleneck, language_batch
+from isthmus.data.records import Picture, Record
+from isthmus.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped
+from isthmus.training import state as state_module
+from isthmus.training.feed import DataSet, split
+from isthmus.training.loop import train
+from isthmus.training.objectives import concept_bottleneck
+from isthmus.training.state import checkpoints
 
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
 
@@ -24,7 +29,7 @@ def records(tmp_path: Path) -> list[Record]:
     for i, name in enumerate(NAMES):
         path = tmp_path / f"{name}.png"
         Image.effect_noise((32, 32), 40 + 20 * i).convert("RGB").rotate(i * 45).save(path)
-        made.append(Record(path, "What is it?", name, (name,)))
+        made.append(Record.of(path, "What is it?", name))
     return made
 
 
@@ -34,8 +39,8 @@ def compose(connector: object = None, fusion: object = None) -> im.VisionLanguag
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
-    lines = (folder / LOG).read_text().splitlines()
-    return [(e["step"], e["loss"]) for e in map(json.loads, lines)]
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [(e["step"], e["loss"]) for e in map(json.loads, lines) if "loss" in e]
 
 
 CONFIG = im.TrainConfig(steps=6, batch_size=4, warmup=2, save_every=2, log_every=1, lr=1e-3)
@@ -61,7 +66,8 @@ def test_a_killed_run_goes_on_loss_for_loss(
     resumed = train(compose(fusion=fusion), data, CONFIG, tmp_path / "cut", quiet=True)
     cut = losses(tmp_path / "cut")
     assert dict(cut) == dict(losses(tmp_path / "whole"))
-    assert [s for s, _ in cut].count(5) == 1  # it went on after step 4, the last that was saved
+    steps = [s for s, _ in cut]
+    assert (steps.count(4), steps.count(5)) == (1, 2)  # it went on after 4, the last saved
     for name, parameter in whole.trained_parameters().items():
         assert torch.equal(parameter, resumed.trained_parameters()[name]), name
 
@@ -89,7 +95,7 @@ def test_concepts_are_learned_without_the_language_model(
     train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
     connector = concept_bottleneck(model)
     cache = FeatureCache(tmp_path / "run" / "features", model.vision)
-    best = connector.logits(cache.get([r.picture for r in records])).argmax(dim=-1)
+    best = connector.logits(cache.get([r.pictures[0] for r in records])).argmax(dim=-1)
     spelled = [model.special_tokens.decode(connector.names[i]) for i in best]
     assert spelled == [f" {n}..."[:4] for n in NAMES]
     assert (connector.names[8] == -1).all()
@@ -105,75 +111,10 @@ def test_an_infinite_loss_stops_and_keeps_the_last_state(
             with torch.no_grad():
                 next(model.connector.parameters()).fill_(float("nan"))
 
-    with pytest.raises(TrainingError, match=r"step 3 is nan.*\.png"):
+    with pytest.raises(TrainingError, match=r"step 4 is nan.*\.png"):
         train(model, [DataSet(records)], CONFIG, tmp_path / "run", quiet=True, on_step=poison)
     kept = im.load(tmp_path / "run")
     assert all(p.isfinite().all() for p in kept.trained_parameters().values())
-
-
-def test_shares_of_the_draws(records: list[Record]) -> None:
-    data = [DataSet(records[:4], 3.0), DataSet(records[4:], 1.0)]
-    drawn = Counter(r.answer for s in range(400) for r in draw(data, 10, 0, s))
-    share = sum(drawn[n] for n in NAMES[:4]) / 4000
-    assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 4000) ** 0.5
-    assert [draw(data, 5, 7, 3)] == [draw(data, 5, 7, 3)]
-    assert draw(data, 5, 7, 3) != draw(data, 5, 8, 3)
-
-
-def test_labels_stand_on_the_answer_and_its_end_alone(records: list[Record]) -> None:
-    model = compose()
-    features = torch.zeros(2, 16, 32)
-    pair = [records[0], Record(records[1].picture, "Q?", "a longer answer")]
-    batch = language_batch(model, pair, features)
-    assert batch.labels is not None
-    for row, record in zip(batch.labels, pair, strict=True):
-        kept = row[row != -100]
-        assert int(kept[-1]) == model.special_tokens.end_id
-        assert model.special_tokens.decode(kept) == f" {record.answer}"
-
-
-def test_the_cache_holds_the_encoders_features(records: list[Record], tmp_path: Path) -> None:
-    model = compose()
-    paths = [r.picture for r in records]
-    cache = FeatureCache(tmp_path / "cache", model.vision)
-    assert cache.fill(paths, quiet=True) == len(paths)
-    pixels = torch.stack([model.vision.preprocess(im.open_picture(p)) for p in paths])
-    torch.testing.assert_close(cache.get(paths), model.vision(pixels).half().float())
-    again = FeatureCache(tmp_path / "cache", model.vision)
-    assert again.fill(paths, quiet=True) == 0
-    assert torch.equal(again.get(paths), cache.get(paths))
-
-
-def test_a_cache_cut_short_fills_what_is_missing(records: list[Record], tmp_path: Path) -> None:
-    model = compose()
-    paths = [r.picture for r in records]
-    cache = FeatureCache(tmp_path / "cache", model.vision)
-    cache.fill(paths, quiet=True)
-    whole = cache.get(paths)
-    with cache.path.open("r+b") as file:  # killed in the middle of the third row
-        file.truncate(16 * 32 * 2 * 2 + 100)
-    again = FeatureCache(tmp_path / "cache", model.vision)
-    assert again.fill(paths, quiet=True) == len(paths) - 2
-    assert torch.equal(again.get(paths), whole)
-
-
-@pytest.mark.parametrize("lines", [8, 3.5])
-def test_an_index_that_does_not_match_its_rows_is_cut_too(
-    records: list[Record], tmp_path: Path, lines: float
-) -> None:
-    model = compose()
-    paths = [r.picture for r in records]
-    cache = FeatureCache(tmp_path / "cache", model.vision)
-    cache.fill(paths, quiet=True)
-    whole = cache.get(paths)
-    with cache.path.open("r+b") as file:
-        file.truncate(16 * 32 * 2 * (3 if lines < 8 else 2))
-    with cache.index.open("r+b") as file:
-        file.truncate(int(33 * lines))
-    FeatureCache(tmp_path / "cache", model.vision).fill(paths[::-1], quiet=True)
-    again = FeatureCache(tmp_path / "cache", model.vision)
-    assert again.fill(paths, quiet=True) == 0
-    assert torch.equal(again.get(paths), whole)
 
 
 @pytest.mark.parametrize("key", ["steps", "batch_size", "log_every", "save_every"])
@@ -193,7 +134,194 @@ def test_shares_that_are_none_are_refused(
         train(compose(), data, CONFIG, tmp_path / "run", quiet=True)
 
 
-def test_a_picture_that_is_not_there(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path, compose().vision)
-    with pytest.raises(PictureError, match="cannot read"):
-        cache.fill([tmp_path / "none.png"], quiet=True)
+# --- A step is the same sum, whatever it is split into ------------------------------------------
+
+MIXED = {
+    "parts": {"micro_batch_size": 3},
+    "packed": {"pack": 96},
+    "packed in parts": {"pack": 96, "micro_batch_size": 2},
+}
+
+
+def documents(records: list[Record]) -> list[Record]:
+    """Pictures in documents, chats and text without any picture."""
+    first, second, third = (r.pictures[0] for r in records[:3])
+    return [
+        *records[:3],
+        Record(text="a <image>b <image>cd", pictures_in_text=(first, second)),
+        Record(text="no picture here"),
+        Record((im.Example((second, third), "Two?", "yes"), im.Example((), "Sure?", "no"))),
+        Record.of(None, "1 + 1?", "2"),
+    ]
+
+
+def steps_of(
+    data: list[DataSet], folder: Path, fusion: object = None, **changes: object
+) -> list[float]:
+    fusion = fusion or im.CrossAttention(every=2, heads=2, gate=0.5)
+    config = im.TrainConfig(**{**vars(CONFIG), "batch_size": 8, "steps": 3, **changes})
+    found: list[float] = []
+    model = compose(im.Pool(tokens=4), fusion)
+    train(model, data, config, folder, quiet=True, on_step=lambda _, loss: found.append(loss))
+    return found
+
+
+@pytest.mark.parametrize("fusion", [im.Inline(), im.CrossAttention(every=2, heads=2, gate=0.5)])
+@pytest.mark.parametrize("way", MIXED)
+def test_parts_and_packing_change_no_loss(
+    records: list[Record], tmp_path: Path, fusion: object, way: str
+) -> None:
+    data = [DataSet(documents(records))]
+    whole = steps_of(data, tmp_path / "whole", fusion)
+    assert steps_of(data, tmp_path / "split", fusion, **MIXED[way]) == pytest.approx(
+        whole, abs=1e-4
+    )
+
+
+def test_without_a_cache_the_losses_are_those_with_one(
+    records: list[Record], tmp_path: Path
+) -> None:
+    data = [DataSet(documents(records))]
+    cached = steps_of(data, tmp_path / "cached")
+    assert (tmp_path / "cached" / "features").is_dir()
+    bare = steps_of(data, tmp_path / "bare", feature_cache=False)
+    assert not (tmp_path / "bare" / "features").exists()
+    assert bare == pytest.approx(cached, abs=2e-3)  # cached features are rounded to half precision
+
+
+def test_augmentation_goes_around_the_cache(records: list[Record], tmp_path: Path) -> None:
+    data = [DataSet(records)]
+    plain = steps_of(data, tmp_path / "plain", feature_cache=False)
+    crops = steps_of(data, tmp_path / "crops", augment=True)
+    again = steps_of(data, tmp_path / "again", augment=True)
+    assert crops == again != plain
+    (array,) = (tmp_path / "crops" / "features").glob("*.f16")
+    assert array.stat().st_size == 0
+
+
+def test_loss_weights_and_accumulation(records: list[Record], tmp_path: Path) -> None:
+    """Accumulated, the loss is the weighted sum of each data set's own mean."""
+    sets = [DataSet(records[:4], name="a"), DataSet(records[4:], loss_weight=0.2, name="b")]
+    config = {"steps": 1, "batch_size": 4, "mixture": "accumulate"}
+    (both,) = steps_of(sets, tmp_path / "both", **config)
+    entry = json.loads((tmp_path / "both" / "log.jsonl").read_text().splitlines()[0])
+    assert set(entry["losses"]) == {"a", "b"}
+    assert both == pytest.approx(entry["losses"]["a"] + 0.2 * entry["losses"]["b"], abs=1e-4)
+
+
+# --- What goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_broken_picture_is_skipped_and_named(records: list[Record], tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(b"no picture")
+    steps_of([DataSet(records)], tmp_path / "run", broken_share=0.5)
+    entries = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    broken = [b for e in entries for b in e.get("broken", [])]
+    assert {Path(b["picture"]).name for b in broken} == {"red.png"}
+    assert len(broken) == 3  # once in each step of eight
+
+
+def test_too_many_broken_pictures_end_the_run(records: list[Record], tmp_path: Path) -> None:
+    for record in records[:4]:
+        picture = record.pictures[0]
+        assert isinstance(picture, Picture)
+        picture.path.unlink()
+    with pytest.raises(TrainingError, match=r"4 of 8 samples cannot be used.*(red|green)\.png"):
+        steps_of([DataSet(records)], tmp_path / "run", broken_share=0.3)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    write = state_module.save_file
+
+    def full(tensors: object, path: Path, metadata: object = None) -> None:
+        if len(checkpoints(folder)) == 1:
+            raise OSError(28, "No space left on device")
+        write(tensors, path, metadata)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(state_module, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(compose(), [DataSet(records)], CONFIG, folder, quiet=True)
+    assert [p.name for p in checkpoints(folder)] == ["step-000002"]
+    assert not list(folder.glob(".*"))
+    monkeypatch.undo()
+    train(compose(), [DataSet(records)], CONFIG, folder, quiet=True)
+    train(compose(), [DataSet(records)], CONFIG, tmp_path / "whole", quiet=True)
+    assert dict(losses(folder)) == dict(losses(tmp_path / "whole"))
+
+
+def test_sigterm_saves_and_says_so(records: list[Record], tmp_path: Path) -> None:
+    def ask(step: int, loss: float) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingStopped, match="after step 4 of 6"):
+        train(compose(), [DataSet(records)], CONFIG, tmp_path / "cut", quiet=True, on_step=ask)
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(compose(), [DataSet(records)], CONFIG, tmp_path / "cut", quiet=True)
+    train(compose(), [DataSet(records)], CONFIG, tmp_path / "whole", quiet=True)
+    assert dict(losses(tmp_path / "cut")) == dict(losses(tmp_path / "whole"))
+
+
+def test_training_in_a_thread_leaves_signals_alone(records: list[Record], tmp_path: Path) -> None:
+    args = (compose(), [DataSet(records)], CONFIG, tmp_path / "run")
+    thread = threading.Thread(target=train, args=args, kwargs={"quiet": True})
+    thread.start()
+    thread.join()
+    assert len(losses(tmp_path / "run")) == 6
+
+
+# --- What stays and what is kept aside ------------------------------------------------------------
+
+
+def test_only_the_newest_checkpoints_stay_and_the_best(
+    records: list[Record], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    config = im.TrainConfig(**{**vars(CONFIG), "steps": 9, "evaluate_every": 3, "lr": 1e-2})
+    held = [DataSet(records[:3], name="aside")]
+    train(compose(), [DataSet(records[3:])], config, folder, evaluation=held, quiet=True)
+    assert [p.name for p in checkpoints(folder)] == ["step-000008", "step-000009"]
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    found = {e["step"]: e["held_out_loss"] for e in entries if "evaluation" in e}
+    assert sorted(found) == [3, 6, 9]
+    best = im.load(folder / "best")
+    newest = im.load(folder)
+    same = all(
+        torch.equal(a, b)
+        for a, b in zip(best.state_dict().values(), newest.state_dict().values(), strict=True)
+    )
+    assert same == (min(found, key=lambda s: found[s]) == 9)
+    answered = [a for e in entries for a in e.get("answers", [])]
+    assert {a["expected"] for a in answered} <= {"red", "green", "blue"}
+    assert all((folder / p).is_file() for a in answered for p in a["pictures"])
+
+
+def test_a_split_shares_no_picture(records: list[Record]) -> None:
+    twice = [*records, *(Record.of(r.pictures[0], "Again?", r.answer) for r in records)]
+    training, aside = split(DataSet(twice), 0.4, seed=0)
+    shown = [{str(r.pictures[0]) for r in d.records} for d in (training, aside)]
+    assert not shown[0] & shown[1]
+    assert len(training.records) + len(aside.records) == len(twice)
+    assert 0 < len(aside.records) < len(twice)
+    everything = split(DataSet(twice), 1.0, seed=0)
+    assert [len(d.records) for d in everything] == [0, len(twice)]
+
+
+def test_a_second_stage_starts_from_the_first(records: list[Record], tmp_path: Path) -> None:
+    first = train(compose(), [DataSet(records)], CONFIG, tmp_path / "first", quiet=True)
+    config = im.LanguageConfig(name="tiny-lm", lora_rank=2)
+    torch.manual_seed(1)
+    second = im.compose("tiny-vit", config, im.MLP(), im.Inline())
+    from isthmus.checkpoint import load_strip
+
+    load_strip(second, tmp_path / "first", partly=True)
+    for name, parameter in first.trained_parameters().items():
+        assert torch.equal(second.trained_parameters()[name], parameter)
+    train(second, [DataSet(records)], CONFIG, tmp_path / "second", quiet=True)
+    again = im.load(tmp_path / "second")
+    for name, parameter in second.trained_parameters().items():
+        assert torch.equal(again.trained_parameters()[name], parameter)
