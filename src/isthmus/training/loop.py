@@ -100,8 +100,8 @@ def train(
     )
     described = json.dumps({"model": to_mapping(model.config), **to_mapping(config)}, default=str)
     description = description_of(model)
-    freeze_in_half(model, config)
     model.to(processes.device)
+    freeze_in_half(model, config)
     if config.gradient_checkpointing:
         model.language.checkpoint_activations()
     sharded = config.sharding == "fsdp" and processes.count > 1

@@ -8,6 +8,7 @@ part without pictures leaves the connector without a gradient.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from isthmus.model import VisionLanguageModel
 class Processes:
     """This process among those of the run.
 
+    Args:
+        device: Where a process that is alone computes; several take a GPU each, or the CPU.
+
     Attributes:
         rank: Number of this process.
         count: How many there are.
@@ -32,7 +36,9 @@ class Processes:
     """
 
     def __init__(self, device: torch.device) -> None:
-        state = PartialState(cpu=device.type == "cpu")
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        on_cpu = not torch.cuda.is_available() if several else device.type == "cpu"
+        state = PartialState(cpu=on_cpu)
         self.rank = int(state.process_index)
         self.count = int(state.num_processes)
         self.device = torch.device(state.device) if self.count > 1 else device

@@ -104,13 +104,13 @@ def data_sets(
 
 
 def build(config: RunConfig) -> VisionLanguageModel:
-    """The model of a run, its strip new or started from `train.init`."""
+    """The model of a run, its strip new or started from `train.init`, on a GPU if there is one."""
     torch.manual_seed(config.train.seed)  # the strip's first values are part of the run
     m = config.model
     model = compose(m.vision, m.language, m.connector, m.fusion, template=m.template)
     if config.train.init is not None:
         load_strip(model, locate(config.train.init), partly=True)
-    return model
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
