@@ -96,7 +96,7 @@ def train(
         raise TrainingError("nothing to train: no parameter is trainable")
     torch.manual_seed(config.seed)
     pictures, plain = _pictures(
-        model, [*data, *evaluation], config, cache or folder / "features", quiet
+        model, [*data, *evaluation], config, cache or folder / "features", processes, quiet
     )
     described = json.dumps({"model": to_mapping(model.config), **to_mapping(config)}, default=str)
     description = description_of(model)
@@ -264,6 +264,7 @@ def _pictures(
     data: Sequence[DataSet],
     config: TrainConfig,
     cache: str | Path,
+    processes: Processes,
     quiet: bool,
 ) -> tuple[PictureSource, PictureSource]:
     """Where pictures come from, for training and for evaluation; fills the cache first."""
@@ -279,7 +280,8 @@ def _pictures(
                 for p in (m if isinstance(m, tuple) else (m,))
                 if not p.is_features
             ),
-            quiet=quiet,
+            quiet=quiet or not processes.is_main,
+            part=(processes.rank, processes.count),
         )
     if config.augment:
         return PictureSource(model, None, config.seed), PictureSource(model, None)
