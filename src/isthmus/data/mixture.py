@@ -48,6 +48,10 @@ class Mixture:
         accumulate: Each step takes `batch_size * weight` samples of every data set, at least one,
             instead of `batch_size` samples of all together.
 
+    Attributes:
+        batch_size: Samples of a step.
+        blocks: How many of them stand together: those of each data set, or all.
+
     Example:
         >>> mixture = Mixture([10, 2], [3.0, 1.0], batch_size=4, seed=0)
         >>> sorted(draw.data for draw in mixture.step(0))
@@ -71,6 +75,7 @@ class Mixture:
         self._each = [max(1, round(batch_size * w)) if w > 0 else 0 for w in weights]
         self._accumulate = accumulate
         self.batch_size = sum(self._each) if accumulate else batch_size
+        self.blocks = self._each if accumulate else [batch_size]
         self._offset = float(np.random.default_rng([seed, 0]).random())
         self._counted = (0, [0] * len(self.sizes))
         self._orders: dict[int, tuple[int, np.ndarray]] = {}

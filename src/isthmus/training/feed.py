@@ -193,11 +193,12 @@ class Feed:
             seed=config.seed,
             accumulate=config.mixture == "accumulate",
         )
-        if self.mixture.batch_size % processes:
-            raise ConfigError(
-                f"a step has {self.mixture.batch_size} samples for {processes} processes: expected "
-                "a multiple; change train.batch_size"
-            )
+        for samples in self.mixture.blocks:
+            if samples % processes:
+                raise ConfigError(
+                    f"a step has {samples} samples for {processes} processes: expected a "
+                    "multiple; change train.batch_size, or data.weight"
+                )
         self.rank, self.processes = rank, processes
 
     def steps(self, start: int, stop: int) -> Iterator[list[Item]]:

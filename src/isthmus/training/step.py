@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -89,10 +90,20 @@ def token_weights(
     return [d.loss_weight / max(1, sum(counts)) for d in data]
 
 
-def parts(items: Sequence[Item], size: int | None) -> list[list[Item]]:
-    """Samples in parts of one forward pass each; None for one part."""
+def parts(items: Sequence[Item], size: int | None, *, by_data: bool = False) -> list[list[Item]]:
+    """Samples in parts of one forward pass each.
+
+    Args:
+        items: In their order.
+        size: Most samples of a part; None for as many as there are.
+        by_data: Whether no part has samples of several data sets, whose pictures may be of several
+            kinds.
+    """
     size = size or max(1, len(items))
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+    groups = [list(items)]
+    if by_data:
+        groups = [list(g) for _, g in groupby(items, key=lambda i: i.draw.data)]
+    return [g[i : i + size] for g in groups for i in range(0, len(g), size)]
 
 
 @dataclass
@@ -158,7 +169,8 @@ class Stepper:
         """Gradients of this process; summed losses of each data set, and the weighted total."""
         self.optimizer.zero_grad(set_to_none=True)
         sums, total = [0.0] * len(self.data), 0.0
-        for part in parts(items, self.config.micro_batch_size):
+        by_data = self.config.mixture == "accumulate"
+        for part in parts(items, self.config.micro_batch_size, by_data=by_data):
             kept = [i for i in part if not i.why_not]
             if not kept and not getattr(self.objective, "always_pictures", False):
                 continue
