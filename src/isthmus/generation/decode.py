@@ -7,7 +7,8 @@ model's own cache and, with cross-attention, the K and V of the one picture in s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def generate(
     if streamer is not None:
         streamer = _OwnTokensOnly(streamer, model.language.vocab_rows)
     ends = [*model.language.end_ids(), model.special_tokens.end_id]
-    with model.in_sight(batch, decoding=True) as embeddings:
+    with model.in_sight(batch, decoding=True) as embeddings, _two_more_words(model, batch):
         ids: Tensor = model.language.model.generate(
             inputs_embeds=embeddings,
             attention_mask=batch.attention_mask,
@@ -114,6 +115,22 @@ def generate(
             **options,
         )
     return ids
+
+
+@contextmanager
+def _two_more_words(model: VisionLanguageModel, batch: Batch) -> Iterator[None]:
+    """Says that logits have two more columns than the language model has words.
+
+    Up to Transformers 5.17 at least, beam search reads their number from the configuration.
+    """
+    config = model.language.model.config.get_text_config()
+    words = config.vocab_size
+    if batch.pixels is not None or batch.features is not None:
+        config.vocab_size = model.special_tokens.end_id + 1
+    try:
+        yield
+    finally:
+        config.vocab_size = words
 
 
 def text_of(model: VisionLanguageModel, ids: Tensor, stop: Sequence[str] = ()) -> str:
