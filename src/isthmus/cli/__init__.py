@@ -13,6 +13,8 @@ import typer
 
 from isthmus.cli.ask import ask
 from isthmus.cli.assets import assets
+from isthmus.cli.data import data
+from isthmus.cli.features import features
 from isthmus.cli.info import info
 from isthmus.cli.list import list_
 from isthmus.cli.train import train
@@ -29,6 +31,8 @@ app.command()(train)
 app.command()(info)
 app.command("list")(list_)
 app.command()(assets)
+app.command()(features)
+app.add_typer(data, name="data")
 
 
 def main() -> None:

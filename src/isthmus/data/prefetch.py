@@ -1,49 +1,60 @@
-"""Work done ahead in threads, its results in order."""
+"""Work done ahead of need, by threads, in order. Pure: no torch.
+
+Decoding and resizing pictures runs outside of Python's lock, and so does reading files, so threads
+are enough: nothing is copied between processes, and nothing is left over when one is killed.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
+from isthmus.errors import ConfigError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def prefetch(
-    items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead: int
-) -> Iterator[R]:
-    """`map(work, items)`, up to `ahead` items of it computed before they are asked for.
+    items: Iterable[Item], work: Callable[[Item], Result], *, workers: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Results of `work` for each item, in order, computed ahead by threads.
 
-    Items are taken, and results handed out, in the caller's thread and in order; an exception of
-    `work` is raised where its item's result would stand.
+    Items are drawn in the caller's thread, and only as they are needed, so that an endless
+    iterator is fine. Closing the iterator drops what has not begun; nothing waits for it.
 
     Args:
-        items: May be endless; taken no further ahead than needed.
-        work: Runs in a thread.
-        workers: Threads; 0 computes each result when it is asked for.
-        ahead: Most results that wait, at least one.
+        items: What to work on.
+        work: Called in a thread, once per item.
+        workers: Number of threads; 0 works in the caller's thread, when a result is asked for.
+        ahead: Most items that are drawn and whose results have not been taken.
+
+    Raises:
+        ConfigError: If `workers` is below 0 or `ahead` below 1.
+        Exception: Whatever `work` raises, at its item's place; nothing comes after it.
 
     Example:
-        >>> list(prefetch("abc", str.upper, workers=2, ahead=2))
-        ['A', 'B', 'C']
+        >>> list(prefetch(range(4), lambda i: i * i, workers=2, ahead=3))
+        [0, 1, 4, 9]
     """
-    if workers == 0:
-        yield from map(work, items)
-        return
-    source = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in islice(source, max(1, ahead)):
-                waiting.append(pool.submit(work, item))
-            while waiting:
-                result = waiting.popleft().result()
-                for item in islice(source, 1):
-                    waiting.append(pool.submit(work, item))
-                yield result
-        finally:  # also where the caller stops early: what has not begun never will
-            for future in waiting:
-                future.cancel()
+    if workers < 0 or ahead < 1:
+        raise ConfigError(f"workers is {workers} and ahead {ahead}: expected at least 0 and 1")
+    return _pooled(items, work, workers, ahead) if workers else (work(item) for item in items)
+
+
+def _pooled(
+    items: Iterable[Item], work: Callable[[Item], Result], workers: int, ahead: int
+) -> Generator[Result, None, None]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
+    begun: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) == ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -86,7 +86,10 @@ def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
         return data, replace(data, records=[])
     sides: tuple[list[Record], list[Record]] = ([], [])
     for index in range(len(data.records)):
-        record = data.record(index)
+        try:
+            record = data.record(index)
+        except InputError:  # of a shard: `isthmus data check` names them
+            continue
         key = str(record.pictures[0]) if record.pictures else record.answer
         digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
         sides[int.from_bytes(digest[:8]) < share * 2.0**64].append(record)
@@ -133,8 +136,8 @@ class PictureSource:
             tensor = self.cache.get(flat)
         else:
             tensor = torch.stack([self._pixels(p, number, i) for i, p in enumerate(flat)])
-        if frames := lengths.pop():
-            tensor = tensor.view(len(media), frames, *tensor.shape[1:])
+        if length := lengths.pop():
+            tensor = tensor.view(len(media), length, *tensor.shape[1:])
         return tensor, features
 
     def _pixels(self, picture: Picture, number: int, place: int) -> Tensor:
@@ -224,7 +227,11 @@ class Feed:
 
     def _tokenized(self, draw: Draw) -> Item:
         data = self.data[draw.data]
-        record = data.record(draw.index)
+        try:
+            record = data.record(draw.index)
+        except InputError as error:  # a line of a shard that is no record
+            nothing = Record(text=" ", origin=f"{data.name}, record {draw.index}")
+            return Item(draw, nothing, Sample([], [], ()), why_not=" ".join(str(error).split()))
         turned = False
         if data.next_picture:
             chance = np.random.default_rng([self.config.seed, 3, draw.number]).random()

@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from isthmus.checkpoint import description_of, strip_state, write_model
 from isthmus.config import TrainConfig
 from isthmus.config_file import to_mapping
 from isthmus.data.features import FeatureCache
-from isthmus.data.records import Record
+from isthmus.data.records import Picture, Record
 from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, TrainingError, TrainingStopped
+from isthmus.errors import ConfigError, InputError, TrainingError, TrainingStopped
 from isthmus.fusion import CrossAttentionFusion
+from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.model import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
 from isthmus.training.feed import DataSet, Feed, PictureSource
@@ -109,7 +110,7 @@ def train(
         shard(model, processes)
     model.train()
     parameters = model.trained_parameters()
-    optimizer = optimizer_for(parameters, config, foreach=False if sharded else None)
+    optimizer = optimizer_for(parameters, config, spread=sharded)
     state = load_state(folder, parameters, optimizer, described)
     if state.step == 0 and config.precision == "fp16":
         state = replace(state, scale=FP16_SCALE)
@@ -271,18 +272,8 @@ def _pictures(
     store = None
     if config.feature_cache:
         store = FeatureCache(cache, model.vision)
-        store.fill(
-            (
-                p
-                for d in ([] if config.augment else data)
-                for i in range(len(d.records))
-                for m in d.records[i].pictures
-                for p in (m if isinstance(m, tuple) else (m,))
-                if not p.is_features
-            ),
-            quiet=quiet or not processes.is_main,
-            part=(processes.rank, processes.count),
-        )
+        shown = () if config.augment else _all_pictures(data)
+        store.fill(shown, quiet=quiet or not processes.is_main)
     if config.augment:
         return PictureSource(model, None, config.seed), PictureSource(model, None)
     return PictureSource(model, store), PictureSource(model, store)
@@ -301,12 +292,22 @@ def _entry(step: int, result: StepResult, optimizer: torch.optim.Optimizer) -> d
     }
 
 
+def _all_pictures(data: Sequence[DataSet]) -> Iterator[Picture]:
+    """Every picture of data sets; records that cannot be read are named when they are drawn."""
+    for one in data:
+        for index in range(len(one.records)):
+            with suppress(InputError):
+                for medium in one.records[index].pictures:
+                    yield from medium if isinstance(medium, tuple) else (medium,)
+
+
 def gates(model: VisionLanguageModel) -> dict[str, Any]:
     """How far each gated block is open, tanh of both gates; all processes must call it together."""
     if not isinstance(model.fusion, CrossAttentionFusion):
         return {}
-    opened = {
-        n: [whole(g.detach()).tanh().item() for g in (block.attention_gate, block.ffw_gate)]
-        for n, block in model.fusion.blocks.items()
-    }
+    opened = {}
+    for name, block in model.fusion.blocks.items():
+        assert isinstance(block, GatedCrossAttentionBlock)
+        pair = (block.attention_gate, block.ffw_gate)
+        opened[name] = [whole(g.detach()).tanh().item() for g in pair]
     return {"gates": {n: [round(v, 5) for v in pair] for n, pair in opened.items()}}

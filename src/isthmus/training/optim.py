@@ -62,15 +62,16 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def optimizer_for(
-    parameters: Mapping[str, nn.Parameter], config: TrainConfig, *, foreach: bool | None = None
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig, *, spread: bool = False
 ) -> torch.optim.AdamW:
     """AdamW over the groups, betas (0.9, 0.95) as is usual for transformers.
 
     Args:
         parameters: Trained parameters by name.
         config: Learning rates and weight decay.
-        foreach: As for `torch.optim.AdamW`; False where some parameters are spread over processes.
+        spread: Whether some parameters are spread over processes, which rules out fused updates.
     """
-    return torch.optim.AdamW(
-        parameter_groups(parameters, config), betas=(0.9, 0.95), foreach=foreach
-    )
+    groups = parameter_groups(parameters, config)
+    if spread:
+        return torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)

@@ -15,7 +15,7 @@ from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.model import VisionLanguageModel, compose
 from isthmus.training.feed import DataSet, split
-from isthmus.training.loop import train
+from isthmus.training.loop import freeze_in_half, train
 from isthmus.training.plan import Plan, plan
 from isthmus.training.smoke import smoke as smoke_run
 
@@ -187,4 +187,6 @@ def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
 
 def plan_of(job: Job) -> Plan:
     """What a job would cost, with the time of a step measured here."""
-    return plan(build(job.config), job.config, {d.name: len(d.records) for d in job.training})
+    model = build(job.config)
+    freeze_in_half(model, job.config.train)
+    return plan(model, job.training, job.config.train)

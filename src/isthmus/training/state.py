@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,7 @@ def write_checkpoint(
 def publish(checkpoint: Path, target: Path) -> None:
     """Makes a checkpoint's model the one of another folder, weights first."""
     for name in (WEIGHTS, DESCRIPTION):
-        write_atomically(
-            target / name, lambda path, name=name: shutil.copyfile(checkpoint / name, path)
-        )  # type: ignore[misc]
+        write_atomically(target / name, bound(shutil.copyfile, checkpoint / name))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -180,8 +180,8 @@ class Stepper:
                 (loss.total * self.scale.value).backward()  # type: ignore[no-untyped-call]
                 total += float(loss.total.detach())
                 found = loss.losses.double().cpu()
-                for number in loss.owner.unique().tolist():
-                    sums[kept[number].draw.data] += float(found[loss.owner == number].sum())
+                for number, value in zip(loss.owner.tolist(), found.tolist(), strict=True):
+                    sums[kept[number].draw.data] += value
         return sums, total
 
     def _next(self, passes: Iterator[Loss]) -> Loss | None:

@@ -2,70 +2,94 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from isthmus.data.prefetch import prefetch
+from isthmus.errors import ConfigError
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("ahead", [1, 5, 100])
-def test_results_are_in_order(workers: int, ahead: int) -> None:
-    def work(n: int) -> int:
-        time.sleep(0.002 * (n % 3))  # later ones are done first
-        return n * n
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("ahead", [1, 3, 100])
+def test_results_come_in_order(workers: int, ahead: int) -> None:
+    gates = [threading.Event() for _ in range(4)]
 
-    found = list(prefetch(range(20), work, workers=workers, ahead=ahead))
-    assert found == [n * n for n in range(20)]
+    def work(i: int) -> int:
+        # With four threads and room, the first four end in reverse order
+        if workers == 4 and ahead == 100 and i < 4:
+            if i < 3:
+                assert gates[i + 1].wait(10)
+            gates[i].set()
+        return i * i
+
+    assert list(prefetch(range(20), work, workers=workers, ahead=ahead)) == [
+        i * i for i in range(20)
+    ]
 
 
-def test_it_takes_no_more_items_ahead_than_it_may() -> None:
-    taken = []
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_more_is_drawn_than_ahead(workers: int) -> None:
+    drawn = 0
 
-    def items() -> Iterator[int]:
-        for n in itertools.count():
-            taken.append(n)
-            yield n
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        for i in itertools.count():
+            drawn += 1
+            yield i
 
-    results = prefetch(items(), lambda n: n, workers=2, ahead=4)
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert len(taken) == 3 + 4
+    results = prefetch(endless(), str, workers=workers, ahead=5)
+    assert drawn == 0
+    for taken in range(1, 10):
+        assert next(results) == str(taken - 1)
+        assert drawn == (taken + 4 if workers else taken)
     results.close()
+    assert drawn <= 13
 
 
-def test_an_error_stands_in_its_items_place() -> None:
-    def work(n: int) -> float:
-        return 1 / (2 - n)
+def test_work_runs_at_the_same_time() -> None:
+    meeting = threading.Barrier(3)  # passed only by three threads at once
+    results = prefetch(range(6), lambda i: meeting.wait(10) * 0 + i, workers=3, ahead=6)
+    assert list(results) == list(range(6))
 
-    results = prefetch(range(5), work, workers=2, ahead=5)
-    assert [next(results), next(results)] == [0.5, 1.0]
-    with pytest.raises(ZeroDivisionError):
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_an_exception_stands_at_its_items_place(workers: int) -> None:
+    def work(i: int) -> int:
+        if i == 4:
+            raise KeyError("four")
+        return i
+
+    results = prefetch(range(10), work, workers=workers, ahead=8)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(KeyError, match="four"):
         next(results)
+    assert list(results) == []
 
 
-def test_stopping_early_leaves_no_thread_and_starts_nothing_new() -> None:
-    begun = []
-    gate = threading.Event()
+def test_closing_early_waits_for_nothing() -> None:
+    release, begun, finished = threading.Event(), threading.Event(), []
 
-    def work(n: int) -> int:
-        begun.append(n)
-        if n > 0:
-            gate.wait(5)
-        return n
+    def work(i: int) -> int:
+        if i:
+            begun.set()
+            release.wait(30)
+            finished.append(i)
+        return i
 
-    results = prefetch(range(100), work, workers=1, ahead=50)
+    results = prefetch(range(100), work, workers=2, ahead=50)
     assert next(results) == 0
-    threading.Timer(0.05, gate.set).start()
-    results.close()
-    assert len(begun) <= 3
-    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+    assert begun.wait(10)
+    results.close()  # would hang here if it waited: nothing has set `release`
+    threads = [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+    release.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(finished) <= 2  # what was waiting was dropped
 
 
-def test_it_really_works_ahead() -> None:
-    ready = threading.Event()
-    results = prefetch([0, 1], lambda n: ready.set() if n else None, workers=1, ahead=2)
-    next(results)
-    assert ready.wait(5), "the second item was not begun before it was asked for"
-    results.close()
+@pytest.mark.parametrize(("workers", "ahead"), [(-1, 1), (1, 0)])
+def test_counts_out_of_range(workers: int, ahead: int) -> None:
+    with pytest.raises(ConfigError, match=f"workers is {workers} and ahead {ahead}"):
+        prefetch([], str, workers=workers, ahead=ahead)

@@ -4,49 +4,47 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.data.records import read_records, with_questions
-from isthmus.errors import ConfigError
+from isthmus.data.records import Picture, Record, with_questions
+from isthmus.errors import PictureError
 
 
-def write(tmp_path: Path, *lines: str) -> Path:
-    path = tmp_path / "r.jsonl"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
+def test_a_picture_is_a_stretch_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(b"0123456789")
+    assert Picture(path, start=3, size=4).read() == b"3456"
+    assert Picture(path, start=3).read() == b"3456789"
+    assert Picture(path, data=b"memory").read() == b"memory"
 
 
-def test_each_kind_of_line(tmp_path: Path) -> None:
-    path = write(
-        tmp_path,
-        '{"image": "a.jpg", "text": "a dog"}',
-        "",
-        '{"image": "b.jpg", "name": "dog", "names": ["dog", "puppy"], "source": "s"}',
-        '{"features": "c.npy", "question": "How many?", "answer": "2"}',
-    )
-    caption, name, question = read_records(path)
-    assert (caption.answer, caption.question, caption.names) == ("a dog", "", ("a dog",))
-    assert (name.names, name.extra) == (("dog", "puppy"), {"source": "s"})
-    assert (question.question, question.answer, question.is_features) == ("How many?", "2", True)
-    assert caption.picture == tmp_path / "a.jpg"
+def test_a_missing_picture_is_named_with_its_member(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"cannot read .*none\.tar:a\.jpg: No such file"):
+        Picture(tmp_path / "none.tar", member="a.jpg").read()
 
 
-@pytest.mark.parametrize("line", ["{", '{"image": "a.jpg"}', "3", '{"image": 1, "text": "a"}'])
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match=r"line 2 is no record"):
-        read_records(write(tmp_path, '{"image": "a.jpg", "text": "a"}', line))
+def test_features_are_told_by_the_member_s_ending() -> None:
+    assert Picture(Path("a.npy")).is_features
+    assert Picture(Path("s.tar"), member="a.npy").is_features
+    assert not Picture(Path("a.npy"), member="a.jpg").is_features
 
 
-def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no records at"):
-        read_records(tmp_path / "none.jsonl")
-    with pytest.raises(ConfigError, match="is empty"):
-        read_records(write(tmp_path, ""))
+def test_a_record_has_as_many_tags_as_pictures() -> None:
+    cat = Picture(Path("cat.jpg"))
+    assert Record(text="<image>A cat.", pictures_in_text=(cat,)).pictures == (cat,)
+    with pytest.raises(ValueError, match="2 <image> tags and 1 pictures"):
+        Record(text="<image><image>", pictures_in_text=(cat,))
+    with pytest.raises(ValueError, match="turns or a text"):
+        Record()
 
 
-def test_questions_go_to_those_without_one(tmp_path: Path) -> None:
-    path = write(
-        tmp_path,
-        '{"image": "a", "text": "x"}',
-        '{"image": "b", "question": "own", "answer": "y"}',
-        '{"image": "c", "text": "z"}',
-    )
-    assert [r.question for r in with_questions(read_records(path), ["p", "q"])] == ["p", "own", "p"]
+def test_a_clip_is_one_medium() -> None:
+    clip = (Picture(Path("1.jpg")), Picture(Path("2.jpg")))
+    assert Record.of(clip, "", "a walk").pictures == (clip,)
+    assert Record.of(None, "Why?", "Because.").pictures == ()
+
+
+def test_questions_go_to_those_without_one() -> None:
+    records = [Record.of("a", "", "x"), Record.of("b", "own", "y"), Record.of("c", "", "z")]
+    asked = with_questions(records, ["p", "q"])
+    assert [r.question for r in asked] == ["p", "own", "p"]
+    assert [r.answer for r in asked] == ["x", "y", "z"]
+    assert with_questions([Record(text="words")], ["p"])[0].text == "words"

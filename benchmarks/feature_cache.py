@@ -1,0 +1,182 @@
+"""A training step with features from the cache, against features computed in the step.
+
+    python benchmarks/feature_cache.py [--quick] [--model tiny] [--batch 16] [--threads 2]
+                                       [--precision bf16]
+
+The step is stage 2 of the shipped default's training (`recipes/tiny/hybrid.toml`): connector and
+gated blocks, forward, backward and AdamW, the same batches on both sides, taking turns. Pictures
+are JPEG files, painted here. Opening and preprocessing them belongs to the side without a cache,
+reading rows to the side with one. How much the language model costs beside the encoder decides
+`ratio feature_cache`; `ratio feature_lookup` is the picture side of the step alone, and
+`ratio feature_cache_concepts` a step of stage 1 (`recipes/tiny/words.toml`), which trains the
+connector's classifier without running the language model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import isthmus as im
+from isthmus.data.features import FeatureCache
+from isthmus.data.records import Picture
+from isthmus.model import IGNORED, pad
+from isthmus.prompt import END_TAG
+from isthmus.templates import template_named
+
+QUESTION = "What is in the picture?"
+ANSWERS = ("a cat", "a red bell pepper", "a rocket", "a cup of coffee on a saucer")
+FREEZE = (
+    "special_tokens.input_rows",
+    "connector.classifier",
+    "connector.norm",
+    "connector.log_scale",
+)
+
+
+def paint(folder: Path, count: int) -> list[Picture]:
+    """JPEG files of 500 x 400 pixels, cut out of one of the examples."""
+    source = im.open_picture(Path(__file__).parent.parent / "examples" / "cat.jpg")
+    source = source.resize((800, 700))
+    random = np.random.default_rng(0)
+    pictures = []
+    for i in range(count):
+        x, y = (int(v) for v in random.integers(0, 300, 2))
+        source.crop((x, y, x + 500, y + 400)).save(folder / f"{i}.jpg", quality=90)
+        pictures.append(Picture(folder / f"{i}.jpg"))
+    return pictures
+
+
+def texts(model: im.VisionLanguageModel, batch: int) -> im.Batch:
+    """Prompts with their answers, labels on the answers, without pictures."""
+    prompt = template_named(model.config.template)(
+        [], im.Example(Image.new("RGB", (1, 1)), QUESTION)
+    )
+    rows, lengths = [], []
+    for i in range(batch):
+        answer = model.special_tokens.encode(f" {ANSWERS[i % len(ANSWERS)]}{END_TAG}")
+        rows.append([*model.encode_text(prompt.text, pictures=1), *answer])
+        lengths.append(len(answer))
+    ids, mask = pad(rows, model.pad_id, "left")
+    labels = torch.full_like(ids, IGNORED)
+    for i, length in enumerate(lengths):
+        labels[i, -length:] = ids[i, -length:]
+    return im.Batch(ids, mask, labels=labels)
+
+
+def turns(sides: dict[str, Callable[[int], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side's runs, one after the other, after one each that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(-1, repeats):
+        for name, work in sides.items():
+            started = time.perf_counter()
+            work(max(i, 0))
+            if i >= 0:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def main() -> None:
+    """Prints the table and the `ratio` lines."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    repeats, batches = (2, 2) if options.quick else (20, 10)
+
+    model = im.load(options.model).train()
+    for name, parameter in model.named_parameters():
+        if name.startswith(FREEZE):
+            parameter.requires_grad_(False)
+    half = options.precision == "bf16"
+    if half:  # as the training loop does it on a CPU
+        model.language.model.set_attn_implementation("eager")
+        for parameter in model.language.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    trained = list(model.trained_parameters().values())
+    # Rates of 0: what is timed is the same in every step
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    text = texts(model, options.batch)
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = paint(Path(folder), batches * options.batch)
+        cache = FeatureCache(Path(folder) / "cache", model.vision)
+        started = time.perf_counter()
+        cache.fill(pictures, quiet=True)
+        filling = len(pictures) / (time.perf_counter() - started)
+
+        def of(i: int) -> list[Picture]:
+            first = i % batches * options.batch
+            return pictures[first : first + options.batch]
+
+        def look_up(i: int) -> torch.Tensor:
+            return cache.get(of(i))
+
+        def open_(i: int) -> torch.Tensor:
+            return torch.stack([model.vision.preprocess(im.open_picture(p.path)) for p in of(i)])
+
+        def step(features: torch.Tensor | None, pixels: torch.Tensor | None) -> None:
+            batch = im.Batch(text.input_ids, text.attention_mask, pixels, features, text.labels)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = model(batch).loss
+            assert loss is not None
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+
+        classifier = copy.deepcopy(model.connector).requires_grad_(True)
+        still = torch.optim.AdamW(classifier.parameters(), lr=0.0)
+        targets = torch.arange(options.batch)
+
+        def concepts(features: torch.Tensor) -> None:
+            still.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(classifier.logits(features), targets).backward()
+            still.step()
+
+        sides: dict[str, Callable[[int], object]] = {
+            "step, cached": lambda i: step(look_up(i), None),
+            "step, computed": lambda i: step(None, open_(i)),
+            "concepts, cached": lambda i: concepts(look_up(i)),
+            "concepts, computed": lambda i: concepts(model.vision(open_(i))),
+            "pictures, cached": look_up,
+            "pictures, computed": lambda i: model.vision(open_(i)),
+        }
+        times = turns(sides, repeats)
+
+    print(f"{'part':<22}{'median ms':>10}{'min':>9}{'max':>9}{'samples/s':>11}")
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    for name, t in times.items():
+        low, high = min(t) * 1e3, max(t) * 1e3
+        rate = options.batch / medians[name]
+        print(f"{name:<22}{medians[name] * 1e3:>10.1f}{low:>9.1f}{high:>9.1f}{rate:>11.1f}")
+    rest = medians["step, cached"] - medians["pictures, cached"]
+    share = (medians["step, computed"] - rest) / medians["step, computed"]
+    print(f"filling the cache: {filling:.1f} pictures/s")
+    print(
+        f"pictures are {share:.0%} of the step without a cache: no cache makes it more than ",
+        end="",
+    )
+    print(f"{medians['step, computed'] / rest:.2f} times as fast")
+    lookup = medians["pictures, computed"] / medians["pictures, cached"]
+    print(f"ratio feature_lookup {lookup:.2f}")
+    ratio = medians["concepts, computed"] / medians["concepts, cached"]
+    print(f"ratio feature_cache_concepts {ratio:.2f}")
+    print(f"ratio feature_cache {medians['step, computed'] / medians['step, cached']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

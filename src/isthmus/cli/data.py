@@ -1,0 +1,109 @@
+"""`isthmus data check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from isthmus.data.check import Report, Trouble
+
+FIRST = 10
+"""Broken files that are named on the screen."""
+
+data = typer.Typer(help="Look at training data before training on it.", no_args_is_help=True)
+
+
+@data.callback()
+def _verbs() -> None:
+    """Look at training data before training on it."""
+
+
+@data.command()
+def check(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help='A folder of pictures, a JSONL, CSV or Parquet file, or tar shards ("s/*.tar", '
+            '"s/{000..009}.tar").'
+        ),
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that PATH and the pictures in it are relative to, as --data is "
+            "for train; by default the file's own."
+        ),
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option(help="Decode every picture, or only read the headers: faster.")
+    ] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Count, measure and test the records of a data set.
+
+    Exit code 0: fit for training. 1: some pictures or records are broken. 2: nothing is usable,
+    or PATH cannot be read.
+
+    isthmus data check pairs.jsonl
+
+    isthmus data check "shards/{000..009}.tar" --no-decode --json
+    """
+    from isthmus.data.check import check as examine
+
+    report = examine(path, root, decode=decode, quiet=quiet or json_)
+    if json_:
+        print(json.dumps(report.as_dict()))
+    else:
+        _show(report)
+    raise typer.Exit(report.exit_code)
+
+
+def _show(report: Report) -> None:
+    """Prints a table, what is broken, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    small = f"{report.small:.1%}" if report.width else "-"
+    rows = {
+        "records": report.records,
+        "  usable": report.usable,
+        "  turns": report.turns,
+        "  documents": report.documents,
+        "  clips": report.clips,
+        "  repeated": report.duplicate_records,
+        "  empty answers": report.empty_answers,
+        "  unreadable": len(report.broken_records),
+        "pictures": report.pictures,
+        "  features": report.features,
+        "  same as another": report.duplicate_pictures,
+        "  broken": len(report.broken_pictures),
+        "  below 224 pixels": small,
+        "width, pixels (min / median / max)": report.width or "-",
+        "height, pixels": report.height or "-",
+        "text, characters": report.characters or "-",
+        "text, words": report.words or "-",
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    console = Console()
+    console.print(table)
+    for troubles, what in (
+        (report.broken_pictures, "broken pictures"),
+        (report.broken_records, "unreadable records"),
+    ):
+        _name(troubles, what)
+    print(report.verdict)
+
+
+def _name(troubles: tuple[Trouble, ...], what: str) -> None:
+    """Names the first of what is broken; plainly, for names may hold brackets."""
+    for trouble in troubles[:FIRST]:
+        print(f"  {' '.join(trouble.why.split())}")
+    if len(troubles) > FIRST:
+        print(f"  and {len(troubles) - FIRST} more {what}: --json names them all")

@@ -1,0 +1,319 @@
+"""What is in a data set, and whether a model can be trained on it. Pure: no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from isthmus.data.records import Medium, Picture, Record
+from isthmus.data.sources import read_data
+from isthmus.errors import ConfigError, PictureError
+from isthmus.images import FORMATS, content_hash, open_picture
+from isthmus.prompt import IMAGE_TAG
+
+SMALL = 224
+"""Pixels: encoders enlarge a picture whose shorter side is below it, which adds nothing."""
+MUCH = 0.2
+"""Share of a data set from which on a finding is worth a word in the verdict."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, middle and largest of some numbers."""
+
+    min: float
+    median: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """The spread of values; None if there are none."""
+        if not values:
+            return None
+        return cls(min(values), statistics.median(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.min:g} / {self.median:g} / {self.max:g}"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A picture or a record that cannot be used, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        records: Number of records.
+        usable: Records that can be read, have a text and only whole pictures.
+        pictures: Different pictures; a clip's frames count one by one.
+        clips: Clips in all records.
+        documents: Records that are a text, with pictures in it or not.
+        turns: Questions and captions in all conversations.
+        features: Pictures that are features, computed before.
+        width, height: Pixels of the pictures, EXIF orientation not applied.
+        small: Share of the pictures whose shorter side is below 224 pixels.
+        characters, words: Length of a record's text, questions and answers, without tags.
+        duplicate_pictures: Pictures in another place with the same content.
+        duplicate_records: Records with the same texts and the same pictures as one before.
+        empty_answers: Turns and documents without a text.
+        broken_pictures: Pictures that are missing or damaged.
+        broken_records: Records that cannot be read.
+        decoded: Whether pictures were decoded, or only their headers read.
+    """
+
+    records: int = 0
+    usable: int = 0
+    pictures: int = 0
+    clips: int = 0
+    documents: int = 0
+    turns: int = 0
+    features: int = 0
+    width: Spread | None = None
+    height: Spread | None = None
+    small: float = 0.0
+    characters: Spread | None = None
+    words: Spread | None = None
+    duplicate_pictures: int = 0
+    duplicate_records: int = 0
+    empty_answers: int = 0
+    broken_pictures: tuple[Trouble, ...] = ()
+    broken_records: tuple[Trouble, ...] = ()
+    decoded: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """2 if nothing is usable, 1 if a picture or a record is broken, otherwise 0."""
+        if not self.usable:
+            return 2
+        return 1 if self.broken_pictures or self.broken_records else 0
+
+    @property
+    def verdict(self) -> str:
+        """In words, whether the set is fit for training."""
+        broken = [
+            _count(len(self.broken_pictures), "broken picture"),
+            _count(len(self.broken_records), "unreadable record"),
+        ]
+        broken = [text for text in broken if text]
+        if not self.usable:
+            why = f": {' and '.join(broken)}" if broken else ""
+            return f"Not fit for training: none of {self.records} records is usable{why}."
+        remarks: list[str] = []
+        if self.empty_answers:
+            remarks.append(f"{_count(self.empty_answers, 'empty answer')} teach to say nothing")
+        if self.duplicate_records > MUCH * self.records:
+            remarks.append(
+                f"{self.duplicate_records / self.records:.0%} of the records are repeats"
+            )
+        if self.small > MUCH:
+            remarks.append(f"{self.small:.0%} of the pictures are below {SMALL} pixels")
+        if broken:
+            fit = f"Fit for training only without {' and '.join(broken)}"
+        else:
+            fit = "Fit for training"
+        note = f" But {'; '.join(remarks)}." if remarks else ""
+        return f"{fit}: {self.usable} of {self.records} records are usable.{note}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return asdict(self) | {"verdict": self.verdict, "exit_code": self.exit_code}
+
+
+def _count(number: int, what: str) -> str:
+    """As in "3 broken pictures"; nothing for none."""
+    return f"{number} {what}{'s' if number > 1 else ''}" if number else ""
+
+
+@dataclass
+class _Tally:
+    """What was seen so far."""
+
+    decode: bool
+    hashes: dict[tuple[Path, int, str, int], str | None] = field(default_factory=dict)
+    """Content of each picture by its place; None for a broken one."""
+    contents: set[str] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
+    widths: list[float] = field(default_factory=list)
+    heights: list[float] = field(default_factory=list)
+    characters: list[float] = field(default_factory=list)
+    words: list[float] = field(default_factory=list)
+    broken: list[Trouble] = field(default_factory=list)
+    unreadable: list[Trouble] = field(default_factory=list)
+    usable: int = 0
+    clips: int = 0
+    documents: int = 0
+    turns: int = 0
+    features: int = 0
+    twins: int = 0
+    repeats: int = 0
+    empty: int = 0
+
+    def picture(self, picture: Picture) -> str | None:
+        """The content's hash, from the first look at it; None if it is broken."""
+        # Pictures in memory may all be called the same
+        place = (picture.path, picture.start, picture.member, hash(picture.data))
+        if place in self.hashes:
+            return self.hashes[place]
+        self.hashes[place] = None
+        try:
+            content, size = look(picture, decode=self.decode)
+        except ValueError as error:  # PictureError, or a zero byte in the name
+            self.broken.append(Trouble(str(picture), str(error)))
+            return None
+        if size is None:
+            self.features += 1
+        else:
+            self.widths.append(size[0])
+            self.heights.append(size[1])
+        self.twins += content in self.contents
+        self.contents.add(content)
+        self.hashes[place] = content
+        return content
+
+    def record(self, record: Record) -> None:
+        """Counts a record."""
+        if record.text is not None:
+            self.documents += 1
+            answers, said = [record.text], [record.text.replace(IMAGE_TAG, "")]
+        else:
+            self.turns += len(record.turns)
+            answers = [turn.answer or "" for turn in record.turns]
+            said = [text for t in record.turns for text in (t.question, t.answer) if text]
+        empty = sum(not answer.strip() for answer in answers)
+        self.empty += empty
+        self.characters.append(sum(map(len, said)))
+        self.words.append(sum(len(text.split()) for text in said))
+        self.clips += sum(isinstance(medium, tuple) for medium in record.pictures)
+        contents = [self.picture(p) for medium in record.pictures for p in frames(medium)]
+        # A document of pictures only has a text, its tags, but nothing that could be learnt
+        self.usable += None not in contents and not empty and any(map(str.strip, said))
+        told = [record.text, *((t.question, t.answer, len(t.pictures)) for t in record.turns)]
+        key = hashlib.sha256(repr((told, contents)).encode()).hexdigest()
+        self.repeats += key in self.texts
+        self.texts.add(key)
+
+
+def frames(medium: Medium) -> tuple[Picture, ...]:
+    """The pictures of a medium: itself, or a clip's frames."""
+    return (medium,) if isinstance(medium, Picture) else medium
+
+
+def look(picture: Picture, *, decode: bool = True) -> tuple[str, tuple[int, int] | None]:
+    """Hash of a picture's content, and its width and height in pixels.
+
+    Args:
+        picture: A picture, or features.
+        decode: Decode it, and hash its pixels: the same for the same pixels in another format.
+            Otherwise only the header is read, and the file's bytes are hashed.
+
+    Returns:
+        The hash, and the size; None in place of the size for features.
+
+    Raises:
+        PictureError: If it is missing or damaged.
+    """
+    data = picture.read()
+    if picture.size is not None and len(data) < picture.size:
+        raise PictureError(f"{picture} ends after {len(data)} of {picture.size} bytes")
+    plain = hashlib.sha256(data).hexdigest()[:32]
+    if picture.is_features:
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+            sound = array.ndim == 2 and bool(np.isfinite(array).all())
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise PictureError(f"{picture} is no array of numbers: {error}") from error
+        if not sound:
+            raise PictureError(f"{picture} is {array.shape}: expected finite (N, D_vision)")
+        return plain, None
+    if not data:
+        raise PictureError(f"{picture} is empty (0 bytes): expected a picture")
+    try:
+        if decode:
+            opened = open_picture(data)
+            return content_hash(opened), opened.size
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            return plain, header.size
+    except PictureError as error:
+        why = str(error).replace(f"the {len(data)} bytes given", str(picture))
+        raise PictureError(why) from error
+    except Exception as error:  # Pillow's own, and struct.error of damaged headers
+        raise PictureError(f"{picture} cannot be opened: no known format, or damaged") from error
+
+
+def check(
+    source: str | Path | Any,
+    root: str | Path | None = None,
+    *,
+    decode: bool = True,
+    quiet: bool = True,
+) -> Report:
+    """Reads all of a data set and says what is in it.
+
+    Args:
+        source: Anything that `read_data` takes.
+        root: What `source` and its pictures are relative to.
+        decode: Decode every picture; without, damage behind a header goes unseen.
+        quiet: No progress bar.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigError: If the source as a whole cannot be read.
+
+    Example:
+        >>> check([Record(text="Only words.")]).verdict
+        'Fit for training: 1 of 1 records are usable.'
+    """
+    records = read_data(source, root=root)
+    tally = _Tally(decode)
+    console = Console(stderr=True)
+    numbers = track(range(len(records)), "Checking", console=console, disable=quiet)
+    for record in _readable(records, iter(numbers), tally):
+        tally.record(record)
+    pixels = list(zip(tally.widths, tally.heights, strict=True))
+    return Report(
+        records=len(records),
+        usable=tally.usable,
+        pictures=len(tally.hashes),
+        clips=tally.clips,
+        documents=tally.documents,
+        turns=tally.turns,
+        features=tally.features,
+        width=Spread.of(tally.widths),
+        height=Spread.of(tally.heights),
+        small=sum(min(size) < SMALL for size in pixels) / max(len(pixels), 1),
+        characters=Spread.of(tally.characters),
+        words=Spread.of(tally.words),
+        duplicate_pictures=tally.twins,
+        duplicate_records=tally.repeats,
+        empty_answers=tally.empty,
+        broken_pictures=tuple(tally.broken),
+        broken_records=tuple(tally.unreadable),
+        decoded=decode,
+    )
+
+
+def _readable(records: Sequence[Record], numbers: Iterator[int], tally: _Tally) -> Iterator[Record]:
+    """The records that can be read; the others are noted."""
+    for number in numbers:
+        try:
+            yield records[number]
+        except ConfigError as error:
+            tally.unreadable.append(Trouble(f"record {number + 1}", str(error)))

@@ -1,0 +1,215 @@
+"""One row of any file, a line of JSON or of a table, made into a record. Pure: no torch.
+
+    {"image": "a.jpg", "text": "a dog on a sofa"}                     a caption (also "caption")
+    {"image": "a.jpg", "name": "dog", "names": ["dog", "puppy"]}      a name, and synonyms
+    {"image": "a.jpg", "question": "How many?", "answer": "2"}        a question
+    {"images": ["a.jpg", "b.jpg"], "question": "...", "answer": "..."}   about several pictures
+    {"features": "a.npy", "question": "...", "answer": "..."}         features computed before
+    {"video": ["1.jpg", "2.jpg"], "text": "..."}                      a clip, or a folder of frames
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>..."}, ...]}   LLaVA
+    {"messages": [{"role": "user", "content": [...]}, ...]}           OpenAI, Transformers
+    {"text": "A cat. <image>A dog.", "images": ["dog.jpg"]}           a document
+    {"texts": ["A cat.", null], "images": [null, "dog.jpg"]}          OBELICS
+    {"text_list": [...], "image_info": [...]}                         Multimodal C4
+    {"text": "words only"}                                            plain text
+
+Other keys are kept in `extra`. A picture is a path, an object with `bytes` or `path` (Hugging
+Face), a `data:` address or a PIL picture, which becomes PNG.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from isthmus.data.chats import take_tags, turns
+from isthmus.data.interleaved import (
+    Document,
+    Find,
+    decode_base64,
+    from_aligned,
+    from_mmc4,
+    from_tagged,
+    plain,
+)
+from isthmus.data.records import Medium, Picture, Record
+from isthmus.errors import ConfigError
+from isthmus.images import is_url
+from isthmus.prompt import IMAGE_TAG, Example
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+"""Endings of pictures' names."""
+ONE_PICTURE = ("features", "image", "file_name")
+CLIP = ("video", "frames")
+ANSWERS = ("answer", "name", "text", "caption")
+EXPECTED = '{"image": ..., "question": ..., "answer": ...} or {"image": ..., "text": ...}'
+
+
+def to_record(values: Any, find: Find, origin: str) -> Record:
+    """The record of a row.
+
+    Args:
+        values: The row.
+        find: Finds a picture by the name that the row gives.
+        origin: Where the row stands, for messages: "pairs.jsonl, line 3".
+
+    Raises:
+        ConfigError: If it is none; the message begins with `origin`.
+
+    Example:
+        >>> to_record({"image": "a.jpg", "text": "a dog"}, lambda n: Picture(Path(n)), "x").answer
+        'a dog'
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{origin} is no record: expected an object, {EXPECTED}")
+    try:
+        return _record(dict(values), find, origin)
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{origin} is no record ({why}): expected {EXPECTED}") from error
+
+
+def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
+    """The record of a row that is taken to pieces."""
+
+    def picture(value: Any) -> Picture:
+        return to_picture(value, find, origin)
+
+    if row.get("text_list") is not None:
+        document = from_mmc4(row, find, origin)
+        return _document(document, row, origin, "text_list", "image_info", "similarity_matrix")
+    if row.get("texts") is not None:
+        document = from_aligned(row["texts"], row.get("images") or (), picture)
+        return _document(document, row, origin, "texts", "images")
+
+    several = row.get("images") is not None
+    media = _media(row, picture)
+    for key in ("conversations", "messages"):
+        chat = row.pop(key, None)
+        if chat is not None:
+            talk = turns(chat, media, picture, lambda v: to_clip(v, picture))
+            return Record(talk, names=(talk[0].answer or "",), extra=row, origin=origin)
+
+    text = row.get("text")
+    told = {key for key in ("question", "answer", "name", "names") if row.get(key) is not None}
+    if isinstance(text, str) and not told and (not media or (several and IMAGE_TAG in text)):
+        return _document(from_tagged(text, media), row, origin, "text")
+    return _turn(row, media, origin)
+
+
+def _turn(row: dict[str, Any], media: list[Medium], origin: str) -> Record:
+    """A record of one turn: a caption, a name or a question."""
+    names = tuple(plain(n, "a name") for n in _strings(row.pop("names", None)))
+    given = [value for key in ANSWERS if (value := row.pop(key, None)) is not None]
+    # An empty answer is a record still: `check` counts it, with a better message than one here
+    answer = next((v for v in [*given, *names] if v), given[0] if given else None)
+    if answer is None:
+        raise ValueError('neither "answer" nor "name" nor "text"')
+    question = row.pop("question", None)
+    if not media and question is None:
+        raise ValueError("no picture")
+    waiting = list(media)
+    if question is None:
+        question = ""
+    elif IMAGE_TAG in question:
+        question, shown = take_tags(question, waiting)
+        if waiting:
+            raise ValueError(f"{len(shown)} {IMAGE_TAG} tags and {len(media)} pictures")
+    answer = plain(answer, "the answer")
+    turn = Example(tuple(media), plain(question, "the question"), answer)
+    return Record((turn,), names=names or (answer,), extra=row, origin=origin)
+
+
+def _document(document: Document, row: dict[str, Any], origin: str, *used: str) -> Record:
+    text, media = document
+    extra = {key: value for key, value in row.items() if key not in used}
+    return Record(text=text, pictures_in_text=media, extra=extra, origin=origin)
+
+
+def _strings(value: Any) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        raise TypeError("expected a list of strings, got one string")
+    return tuple(value)
+
+
+def _media(row: dict[str, Any], picture: Callable[[Any], Picture]) -> list[Medium]:
+    """Takes pictures and clips out of a row."""
+    single = [value for key in ONE_PICTURE if (value := row.pop(key, None)) is not None]
+    several = _strings(row.pop("images", None))
+    clips = [value for key in CLIP if (value := row.pop(key, None)) is not None]
+    if single and several:
+        raise ValueError('both "image" and "images"')
+    # "features" stand for the picture that "image" names
+    media: list[Medium] = [picture(value) for value in [*single[:1], *several]]
+    media.extend(to_clip(value, picture) for value in clips)
+    return media
+
+
+def to_picture(value: Any, find: Find, origin: str) -> Picture:
+    """A picture of what a row has for it.
+
+    Raises:
+        TypeError: If it is nothing that can be one.
+        ValueError: If it is an address.
+        LookupError: If there is none of this name.
+    """
+    if isinstance(value, Image.Image):
+        return Picture(Path(origin), member="image.png", data=png(value))
+    if isinstance(value, bytes):
+        return Picture(Path(origin), member="image", data=value)
+    if isinstance(value, Mapping):
+        name, data = value.get("path"), value.get("bytes")
+        if data is not None:
+            return Picture(Path(origin), member=Path(name or "image").name, data=data)
+        value = name
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"a picture must be a path, got {value!r:.60}")
+    if value.startswith("data:"):
+        return Picture(Path(origin), member="image", data=decode_base64(value.partition(",")[2]))
+    if is_url(value):
+        raise ValueError(f"{value:.80} is an address: download it, and name the file")
+    return find(value)
+
+
+def to_clip(value: Any, picture: Callable[[Any], Picture]) -> tuple[Picture, ...]:
+    """The frames of a clip: a list of pictures, or a folder of them in the order of their numbers.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not isinstance(value, str):
+        frames = tuple(picture(frame) for frame in _strings(value))
+    else:
+        folder = picture(value).path
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder of frames: extract the video's frames first")
+        frames = tuple(Picture(p) for p in sorted(folder.iterdir(), key=natural) if is_picture(p))
+    if not frames:
+        raise ValueError("a clip without frames")
+    return frames
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name, and not hidden."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts frame-2 before frame-10."""
+    return [(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", path.name)]
+
+
+def png(picture: Image.Image) -> bytes:
+    """A PIL picture as a PNG file; what PNG does not know, such as CMYK, becomes RGB."""
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
+        picture = picture.convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,233 @@
+"""A run at toy size: whether a configuration works from end to end, before it costs anything.
+
+The parts are the tiny ones that need no download, everything that has a size is shrunk, and the
+records are made up here. What remains is the run's shape: the same connector and fusion, the same
+mixture, packing, schedule and data options.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from isthmus.config import (
+    MLP,
+    AttentionPool,
+    CAbstractor,
+    ConceptBottleneck,
+    CrossAttention,
+    DataConfig,
+    LanguageConfig,
+    ModelConfig,
+    PixelShuffle,
+    Pool,
+    QFormer,
+    Resampler,
+    RunConfig,
+    TrainConfig,
+)
+from isthmus.data.records import Medium, Picture, Record
+from isthmus.prompt import Example
+
+STEPS, BATCH = 3, 4
+FRAMES = 3
+LONGEST = 256
+"""Positions that "tiny-lm" has."""
+LAYERS, WIDTH = 4, 64
+"""Decoder layers of "tiny-lm" and their width."""
+SIDE, BLOCKS = 4, 2
+"""Patches on a side of "tiny-vit"'s grid, and its blocks."""
+
+# Sizes that a connector of each kind is shrunk to; what is not named stays as it is
+SHRUNK: dict[type[Any], Callable[[Any], dict[str, Any]]] = {
+    MLP: lambda c: {"depth": min(c.depth, 2)},
+    PixelShuffle: lambda c: {"factor": c.factor if SIDE % c.factor == 0 else 2},
+    Pool: lambda c: {"tokens": 4},
+    AttentionPool: lambda c: {"tokens": 4, "heads": 2},
+    Resampler: lambda c: {
+        "latents": 4,
+        "depth": min(c.depth, 2),
+        "heads": 2,
+        "head_dim": 8,
+        "ffw_mult": min(c.ffw_mult, 2),
+        "max_frames": min(c.max_frames, FRAMES),
+    },
+    QFormer: lambda c: {
+        "queries": 4,
+        "depth": min(c.depth, 2),
+        "heads": 2,
+        "width": 16,
+        "cross_every": min(c.cross_every, 2),
+    },
+    CAbstractor: lambda c: {"tokens": 4, "depth": 1, "hidden": 16},
+    ConceptBottleneck: lambda c: {"concepts": 32, "length": 2, "top": 4, "free": 2, "heads": 2},
+}
+
+
+def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
+    """The same run at toy size, and records for each of its data sets.
+
+    Args:
+        config: The run.
+
+    Returns:
+        A run of three steps in fp32 on tiny parts, whose data sets keep their paths and weights;
+        and twelve records to give each of them in place of what lies at its path: captions,
+        questions, documents with two pictures, a chat, plain text, and a clip where the connector
+        takes clips. For `objective = "concepts"` they all have one picture and an answer.
+
+    Example:
+        >>> from isthmus.config_file import run_from_mapping
+        >>> small, records = smoke(
+        ...     run_from_mapping(
+        ...         {
+        ...             "vision": {"name": "timm:vit_so400m_patch14_siglip_384"},
+        ...             "language": {"name": "hf:Qwen/Qwen3-8B"},
+        ...             "connector": {"type": "resampler"},
+        ...             "data": [{"path": "pairs.jsonl"}],
+        ...         }
+        ...     )
+        ... )
+        >>> small.model.language.name, small.model.connector.latents, len(records)
+        ('tiny-lm', 4, 12)
+    """
+    model = _model(config.model)
+    clips = isinstance(model.connector, Resampler) and model.connector.max_frames > 0
+    small = RunConfig(
+        model=model, train=_train(config.train), data=tuple(_data(d) for d in config.data)
+    )
+    return small, _records(clips=clips, only_pairs=config.train.objective == "concepts")
+
+
+def _model(config: ModelConfig) -> ModelConfig:
+    """The same connector and fusion between the tiny parts."""
+    connector = config.connector
+    shrink = SHRUNK.get(type(connector))
+    layer = max(config.vision.feature_layer, -BLOCKS)
+    return replace(
+        config,
+        vision=replace(config.vision, name="tiny-vit", feature_layer=layer),
+        language=LanguageConfig(name="tiny-lm", lora_rank=min(config.language.lora_rank, 2)),
+        connector=connector if shrink is None else replace(connector, **shrink(connector)),
+        fusion=_fusion(config.fusion),
+    )
+
+
+def _fusion(fusion: Any) -> Any:
+    """The same fusion in few layers; `every` stays if a block then stands before any of them."""
+    if not isinstance(fusion, CrossAttention):
+        return fusion
+    start = min(fusion.start, LAYERS // 2)
+    stands = any((i + fusion.offset) % fusion.every == 0 for i in range(start, LAYERS))
+    return replace(
+        fusion,
+        every=fusion.every if stands else 1,
+        start=start,
+        heads=2,
+        head_dim=8,
+        ffw_mult=min(fusion.ffw_mult, 2),
+        visual_width=None if fusion.visual_width is None else WIDTH,
+    )
+
+
+def _train(config: TrainConfig) -> TrainConfig:
+    """Three steps of the same kind, with an evaluation and a checkpoint if there were any."""
+    return replace(
+        config,
+        steps=STEPS,
+        batch_size=BATCH,
+        micro_batch_size=None if config.micro_batch_size is None else BATCH // 2,
+        warmup=min(config.warmup, 1),
+        pack=min(config.pack, LONGEST),
+        max_tokens=min(config.max_tokens, LONGEST),
+        precision="fp32",
+        init=None,
+        workers=min(config.workers, 1),
+        evaluate_every=min(config.evaluate_every, STEPS),
+        samples=min(config.samples, 1),
+        save_every=STEPS,
+        log_every=1,
+    )
+
+
+def _data(config: DataConfig) -> DataConfig:
+    """The same options; a held-out share that keeps some of twelve records."""
+    if not 0 < config.held_out < 1:
+        return config
+    return replace(config, held_out=max(config.held_out, 0.25))
+
+
+# --- Made-up records ----------------------------------------------------------------------------
+
+COLOURS = {"red": (210, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 210)}
+SHAPES = ("circle", "square", "triangle")
+
+
+def _picture(colour: str, shape: str, left: int = 12) -> Picture:
+    """A drawn shape as a PNG in memory.
+
+    Args:
+        colour: A name in `COLOURS`.
+        shape: One of `SHAPES`.
+        left: Where the shape begins, in pixels.
+    """
+    image = Image.new("RGB", (64, 48), (245, 245, 240))
+    draw, box = ImageDraw.Draw(image), (left, 8, left + 32, 40)
+    if shape == "circle":
+        draw.ellipse(box, fill=COLOURS[colour])
+    elif shape == "square":
+        draw.rectangle(box, fill=COLOURS[colour])
+    else:
+        draw.polygon([(left, 40), (left + 32, 40), (left + 16, 8)], fill=COLOURS[colour])
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    return Picture(Path(f"{colour}-{shape}-{left}.png"), data=data.getvalue())
+
+
+def _clip(colour: str, shape: str) -> Medium:
+    """Frames in which a shape moves to the right."""
+    return tuple(_picture(colour, shape, left=8 * t) for t in range(FRAMES))
+
+
+def _records(*, clips: bool, only_pairs: bool) -> list[Record]:
+    """Twelve records of the kinds that a run can meet."""
+    names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    captions = [_caption(_picture(*name), f"a {' '.join(name)}") for name in names[:4]]
+    questions = [_question(name) for name in names[4:7]]
+    if only_pairs:
+        pairs = [_question(name) for name in names]
+        return [*captions[:3], *pairs]
+    last = _caption(_clip("red", "square"), "a square moves") if clips else _question(names[7])
+    return [
+        *captions,
+        *questions,
+        _document(names[:2]),
+        _document(names[7:9]),
+        _chat(names[5]),
+        Record(text="A circle has no corners.", origin="smoke: text"),
+        last,
+    ]
+
+
+def _caption(medium: Medium, text: str) -> Record:
+    return Record.of(medium, "", text, origin="smoke: caption")
+
+
+def _question(name: tuple[str, str]) -> Record:
+    return Record.of(_picture(*name), "Which shape?", name[1], origin="smoke: question")
+
+
+def _document(names: Sequence[tuple[str, str]]) -> Record:
+    text = " ".join(f"<image>Here is a {' '.join(name)}." for name in names)
+    pictures = tuple(_picture(*name) for name in names)
+    return Record(text=text, pictures_in_text=pictures, origin="smoke: document")
+
+
+def _chat(name: tuple[str, str]) -> Record:
+    first = Example((_picture(*name),), "Which shape?", name[1])
+    return Record((first, Example((), "Which colour?", name[0])), origin="smoke: chat")
