@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from isthmus.data.records import Picture
 from isthmus.data.sources import read_data
