@@ -35,6 +35,7 @@ from isthmus.training.objectives import Concepts, Language, Objective, name_conc
 from isthmus.training.optim import optimizer_for
 from isthmus.training.processes import Processes, shard, whole
 from isthmus.training.progress import ProgressBar
+from isthmus.training.report import write_report
 from isthmus.training.state import BEST, Progress, load_state, state_tensors, write_checkpoint
 from isthmus.training.step import DTYPES, LossScale, Stepper, StepResult
 
@@ -179,6 +180,8 @@ def train(
                     f"stopped after step {step} of {config.steps}, as asked; the same command "
                     "goes on from here"
                 )
+    if processes.is_main:
+        write_report(folder)
     model.eval()
     return model
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from time import monotonic
 from typing import Any
 
 WINDOW = 50
@@ -48,7 +48,7 @@ class ProgressBar:
             "Training", total=total, completed=done, loss="-", samples="-", tokens="-"
         )
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=WINDOW + 1)
-        self._recent.append((time.monotonic(), 0, 0))
+        self._recent.append((monotonic(), 0, 0))
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -59,7 +59,7 @@ class ProgressBar:
 
     def update(self, step: int, loss: float, samples: int, tokens: int) -> None:
         """After a step: its number, loss, samples and learned tokens."""
-        self._recent.append((time.monotonic(), samples, tokens))
+        self._recent.append((monotonic(), samples, tokens))
         rates = self.rates()
         shown: dict[str, Any] = {
             "loss": f"{loss:.3f}",

@@ -1,0 +1,141 @@
+"""Line charts as SVG text, for reports that need no network and no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 28
+COLOURS = ("#2f6fde", "#d9622b", "#2a9d6e", "#a04fc4", "#c99a1a", "#c43d5c", "#4a8fa8", "#7a7a7a")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        points: (x, y), x rising.
+        smooth: Whether a running mean is drawn over the faint points.
+        marks: Whether each point gets a dot: few of them, each of its own weight.
+    """
+
+    points: Sequence[tuple[float, float]]
+    smooth: bool = False
+    marks: bool = False
+
+
+def smoothed(
+    points: Sequence[tuple[float, float]], share: float = 0.05
+) -> list[tuple[float, float]]:
+    """A centred running mean over a share of the points.
+
+    Example:
+        >>> smoothed([(0, 1.0), (1, 3.0), (2, 5.0)], share=1.0)
+        [(0, 2.0), (1, 3.0), (2, 4.0)]
+    """
+    reach = max(1, int(len(points) * share / 2))
+    result = []
+    for i, (x, _) in enumerate(points):
+        near = [y for _, y in points[max(0, i - reach) : i + reach + 1]]
+        result.append((x, sum(near) / len(near)))
+    return result
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers within a range, at most so many and one.
+
+    Example:
+        >>> ticks(0.0, 9.7)
+        [0.0, 2.0, 4.0, 6.0, 8.0]
+    """
+    span = high - low
+    if span <= 0:
+        return [low]
+    raw = span / most
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * scale for s in (1, 2, 5, 10) if s * scale >= raw)
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [round((first + i) * step, 12) for i in range(count)]
+
+
+def chart(title: str, lines: Mapping[str, Line], *, from_zero: bool = True) -> str:
+    """A line chart as an SVG element with a legend.
+
+    Args:
+        title: What it shows; read out by screen readers.
+        lines: By name; empty ones are left out.
+        from_zero: Whether the vertical axis begins at 0.
+
+    Returns:
+        SVG text; a paragraph if there is nothing to draw.
+    """
+    drawn = {n: line for n, line in lines.items() if line.points}
+    if not drawn:
+        return f"<p>{escape(title)}: nothing was logged.</p>"
+    xs = [x for line in drawn.values() for x, _ in line.points]
+    ys = [y for line in drawn.values() for _, y in line.points]
+    low, high = min(xs), max(xs)
+    bottom, top = (min(0.0, *ys) if from_zero else min(ys)), max(ys)
+    high = high if high > low else low + 1
+    top = top if top > bottom else bottom + 1
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return across, HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>',
+        f"<desc>{escape(_told(drawn))}</desc>",
+    ]
+    for y in ticks(bottom, top):
+        _, at = place(low, y)
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        )
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in ticks(low, high, 8):
+        at, _ = place(x, bottom)
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{x:g}</text>')
+    for number, line in enumerate(drawn.values()):
+        colour = COLOURS[number % len(COLOURS)]
+        dash = ' stroke-dasharray="5 3"' if number >= len(COLOURS) else ""
+        if line.smooth:
+            parts.append(_path(line.points, place, colour, dash, "faint"))
+        shown = smoothed(line.points) if line.smooth else line.points
+        parts.append(_path(shown, place, colour, dash, "line"))
+        if line.marks:
+            for point in line.points:
+                across, up = place(*point)
+                parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3" fill="{colour}"/>')
+    parts.append("</svg>")
+    return "".join(parts) + _legend(list(drawn))
+
+
+def _path(
+    points: Sequence[tuple[float, float]], place: object, colour: str, dash: str, kind: str
+) -> str:
+    """A polyline."""
+    assert callable(place)
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(*p) for p in points))
+    return f'<polyline class="{kind}" points="{path}" stroke="{colour}"{dash}/>'
+
+
+def _legend(names: Sequence[str]) -> str:
+    """The names beside their colours."""
+    entries = "".join(
+        f'<li><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(name)}</li>'
+        for i, name in enumerate(names)
+    )
+    return f'<ul class="legend">{entries}</ul>'
+
+
+def _told(lines: Mapping[str, Line]) -> str:
+    """What a chart says, in words."""
+    return "; ".join(
+        f"{name}: from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}"
+        for name, line in lines.items()
+    )

@@ -1,0 +1,197 @@
+"""A run as a page: one HTML file that needs nothing else, for people to look at and to send on."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from isthmus.checkpoint import DESCRIPTION, write_atomically
+from isthmus.training.charts import Line, chart
+from isthmus.training.log import read_log
+
+REPORT = "report.html"
+MOST_BROKEN = 50
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #f3f4f6; --line: #d7dbe0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --paper: #15181c; --soft: #20252b; --line: #39414b; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 780px; padding: 24px 16px 64px; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 36px 0 8px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 8px;
+  margin: 16px 0; padding: 0; }
+.facts div { background: var(--soft); border-radius: 8px; padding: 10px 12px; }
+.facts dt { font-size: .8rem; opacity: .75; } .facts dd { margin: 0; font-size: 1.15rem; }
+svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
+.grid { stroke: var(--line); } .line, .faint { fill: none; stroke-width: 2; }
+.faint { opacity: .25; stroke-width: 1; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; list-style: none; padding: 0;
+  margin: 4px 0; font-size: .85rem; }
+.legend i { display: inline-block; width: 14px; height: 3px; margin-right: 6px;
+  vertical-align: middle; }
+.answer { display: flex; gap: 12px; padding: 10px 0; border-top: 1px solid var(--line); }
+.answer img { width: 96px; height: 96px; object-fit: contain; background: var(--soft);
+  border-radius: 6px; }
+.answer p { margin: 0 0 2px; overflow-wrap: anywhere; } .label { opacity: .7; font-size: .85rem; }
+pre { overflow-x: auto; background: var(--soft); padding: 12px; border-radius: 8px;
+  font-size: .8rem; }
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` from a run's log, configuration and sample answers.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    entries = read_log(folder)
+    file = folder / DESCRIPTION
+    described = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    steps = [e for e in entries if "loss" in e]
+    held = [e for e in entries if "evaluation" in e]
+    body = [
+        f"<h1>{escape(folder.resolve().name)}</h1>",
+        f"<p>{escape(_what(described.get('config', {})))}</p>",
+        _facts(steps, held),
+        "<h2>Loss</h2>",
+        chart("Loss by step", _losses(steps, held)),
+        "<h2>Learning rate</h2>",
+        chart("Learning rate by step", {"largest": _line(steps, "lr")}),
+        *_gates(steps),
+        "<h2>Speed</h2>",
+        chart("Samples a second", {"samples/s": _line(steps, "samples_per_second")}),
+        *_answers([e for e in entries if "answers" in e], folder),
+        *_broken([e for e in entries if "broken" in e]),
+        "<h2>Configuration</h2><details><summary>all of it</summary><pre>",
+        escape(json.dumps(described, indent=2, ensure_ascii=False)),
+        "</pre></details>",
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(folder.resolve().name)}</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+    target = folder / REPORT
+    write_atomically(target, lambda path: path.write_text(page, encoding="utf-8"))
+    return target
+
+
+def _what(config: dict[str, Any]) -> str:
+    """The parts of a model in a line."""
+    if not config:
+        return "No model has been saved yet."
+    parts = [config["vision"]["name"], config["connector"]["type"], config["fusion"]["type"]]
+    return " + ".join([*parts, config["language"]["name"]])
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _facts(steps: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> str:
+    """The figures that one looks for first."""
+    found = [e["held_out_loss"] for e in held if e["held_out_loss"] is not None]
+    best = min(held, key=lambda e: e["held_out_loss"] or 0.0) if found else None
+    facts = {
+        "steps": f"{steps[-1]['step']:,}" if steps else "0",
+        "last loss": _number(steps[-1]["loss"]) if steps else "none",
+        "last held-out loss": _number(found[-1]) if found else "none",
+        "best held-out loss": f"{_number(min(found))} (step {best['step']:,})" if best else "none",
+    }
+    shown = "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{shown}</dl>'
+
+
+def _line(steps: Sequence[dict[str, Any]], key: str) -> Line:
+    return Line([(e["step"], e[key]) for e in steps if e.get(key) is not None])
+
+
+def _losses(steps: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> dict[str, Line]:
+    """The loss of each data set, and what was kept aside."""
+    names = list(dict.fromkeys(n for e in steps for n in e.get("losses", {})))
+    lines = {
+        name: Line(
+            [
+                (e["step"], e["losses"][name])
+                for e in steps
+                if e.get("losses", {}).get(name) is not None
+            ],
+            smooth=True,
+        )
+        for name in names
+    }
+    for name in dict.fromkeys(n for e in held for n in e["evaluation"]):
+        points = [(e["step"], e["evaluation"][name]) for e in held if name in e["evaluation"]]
+        lines[f"{name}, held out"] = Line(points, marks=True)
+    return lines
+
+
+def _gates(steps: Sequence[dict[str, Any]]) -> list[str]:
+    """How far each gated block has opened, over time."""
+    logged = [e for e in steps if "gates" in e]
+    if not logged:
+        return []
+    parts = [
+        "<h2>Gates</h2>",
+        "<p>tanh of each block's gate; 0 leaves the language model alone.</p>",
+    ]
+    for which, name in enumerate(("attention", "feed-forward")):
+        lines = {
+            f"layer {layer}": Line([(e["step"], e["gates"][layer][which]) for e in logged])
+            for layer in logged[-1]["gates"]
+        }
+        parts += [f"<h3>{name}</h3>", chart(f"Gates of {name} by step", lines)]
+    return parts
+
+
+def _picture(folder: Path, name: str) -> str:
+    """A picture of the run's folder, in the page itself."""
+    file = folder / name
+    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
+        return ""
+    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+
+
+def _answers(entries: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """What the model answered, the latest first."""
+    parts = ["<h2>Answers</h2>"] if entries else []
+    for number, entry in enumerate(reversed(entries)):
+        answered = []
+        for found in entry["answers"]:
+            pictures = "".join(_picture(folder, name) for name in found["pictures"])
+            question = escape(found["question"] or "caption")
+            answered.append(
+                f'<div class="answer">{pictures}<div><p class="label">{question}</p>'
+                f"<p>{escape(found['answer'] or '(nothing)')}</p>"
+                f'<p class="label">expected: {escape(found["expected"] or "")}</p></div></div>'
+            )
+        opened = " open" if number == 0 else ""
+        title = f"after step {entry['step']:,}"
+        parts.append(f"<details{opened}><summary>{title}</summary>{''.join(answered)}</details>")
+    return parts
+
+
+def _broken(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Samples that could not be used."""
+    found = {b["picture"]: b["why"] for e in entries for b in e["broken"]}
+    if not found:
+        return []
+    listed = "".join(
+        f"<li>{escape(name)}: {escape(why)}</li>" for name, why in list(found.items())[:MOST_BROKEN]
+    )
+    more = f"<p>and {len(found) - MOST_BROKEN} more</p>" if len(found) > MOST_BROKEN else ""
+    return [f"<h2>Samples that could not be used ({len(found)})</h2><ul>{listed}</ul>{more}"]
