@@ -1,0 +1,148 @@
+"""`isthmus train`, `data check` and `features` from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import isthmus as im
+from isthmus.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+TINY = """
+[vision]
+name = "tiny-vit"
+[language]
+name = "tiny-lm"
+[connector]
+type = "mlp"
+[train]
+steps = {steps}
+batch_size = 4
+warmup = 2
+save_every = 2
+log_every = 1
+[[data]]
+path = "photos"
+"""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["isthmus", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Captions beside pictures, as a newcomer has them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i, colour in enumerate(("red", "green", "blue", "white", "black", "gray")):
+        noise = generator.integers(0, 60, (48, 64, 3), np.uint8)
+        tint = np.array(Image.new("RGB", (64, 48), colour)) // 2
+        Image.fromarray(noise + tint).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"something {colour}\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_of_photos_and_no_configuration(run: Any, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "mine"
+    command = ("train", "--data", photos, "--out", out, "--quiet", "--threads", 1)
+    code, said, errors = run(*command, "--set", "train.steps=25", "--set", "train.warmup=2")
+    assert (code, said.strip()) == (0, f"saved {out}"), errors
+    code, said, _ = run("ask", photos / "2.png", "What is in the picture?", "--model", out)
+    assert (code, said.strip()) == (0, "something blue")
+    assert "<h2>Loss</h2>" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_each_published_design_runs_small(run: Any, config: Path, tmp_path: Path) -> None:
+    code, said, errors = run("train", config, "--smoke", "--out", tmp_path / "run", "--json")
+    assert code == 0, errors
+    assert json.loads(said)["steps"] == 3
+    assert im.load(tmp_path / "run").trained_parameters()
+
+
+def test_the_plan_costs_nothing(run: Any, photos: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(TINY.format(steps=6))
+    code, said, errors = run("train", config, "--dry-run")
+    assert code == 0, errors
+    assert "4 visual tokens" not in said
+    assert "a picture becomes 16 visual tokens" in said
+    assert "6 of 4 samples" in said
+    assert "photos 4.0" in said  # 24 samples of 6 records
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run.toml"]
+    code, said, _ = run("train", config, "--dry-run", "--json")
+    assert json.loads(said)["pictures"] == 6
+
+
+def test_what_is_missing_is_said(run: Any, tmp_path: Path) -> None:
+    code, _, errors = run("train", "--out", tmp_path / "run")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "expected a CONFIG, or --data FOLDER" in errors
+    config = tmp_path / "run.toml"
+    config.write_text(TINY.format(steps=6))
+    code, _, errors = run("train", config)
+    assert (code, "expected --out FOLDER" in errors) == (2, True)
+    code, _, errors = run("train", config, "--out", tmp_path / "run")
+    assert (code, errors.count("\n")) == (2, 1)  # there is no folder "photos"
+    assert "photos" in errors
+
+
+def test_sigterm_ends_with_its_code_and_the_run_goes_on(photos: Path, tmp_path: Path) -> None:
+    config, out = tmp_path / "run.toml", tmp_path / "run"
+    config.write_text(TINY.format(steps=100_000))
+    command = [sys.executable, "-m", "isthmus.cli", "train", config, "--out", out, "--quiet"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "model.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the same command goes on from here" in errors
+    assert im.load(out).trained_parameters()
+
+
+def test_data_check_says_what_is_broken(run: Any, photos: Path) -> None:
+    code, said, _ = run("data", "check", photos)
+    assert code == 0
+    assert "6 of 6" in said
+    (photos / "3.png").write_bytes(b"nothing")
+    code, said, _ = run("data", "check", photos, "--json")
+    assert code == 1
+    assert "3.png" in said
+
+
+def test_features_are_filled_ahead(run: Any, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    command = ("features", photos, "--vision", "tiny-vit", "--out", out, "--json", "--quiet")
+    code, said, errors = run(*command)
+    assert code == 0, errors
+    assert json.loads(said)["computed"] == 6
+    assert json.loads(run(*command)[1])["present"] == 6
