@@ -27,31 +27,33 @@ def features(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The cache's folder ['features' beside the data of --config]."),
+        typer.Option(help="The cache's folder (default: 'features' beside the data of --config)."),
     ] = None,
     vision: Annotated[
-        str | None, typer.Option(help="The vision encoder, as in timm:NAME [that of --config].")
+        str | None,
+        typer.Option(help="The vision encoder, as in timm:NAME (default: that of --config)."),
     ] = None,
     resize: Annotated[
         Literal["own", "pad", "squash"] | None,
-        typer.Option(help="The encoder's own crop, padded, or squeezed [own]."),
+        typer.Option(help="The encoder's own crop, padded, or squeezed (default: own)."),
     ] = None,
     feature_layer: Annotated[
-        int | None, typer.Option(help="Which block's output: -1 the last, -2 before it [-1].")
+        int | None,
+        typer.Option(help="Which block's output (default: -1, the last)."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A run's TOML file: its encoder and its data sets.")
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that data sets' paths are relative to [the config's]."),
+        typer.Option(help="Folder that data sets' paths are relative to (default: the config's)."),
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Encode as a Ray Data job.")] = False,
     workers: Annotated[
         int, typer.Option(min=0, help="Threads that open pictures; with --ray, encoders.")
     ] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass.")] = 16,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [all].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ def train(
     config: Annotated[
         Path | None,
         typer.Argument(
-            help="A TOML configuration file [without: the shipped default learns more]."
+            help="A TOML configuration file (without: the shipped default learns more)."
         ),
     ] = None,
     out: Annotated[
@@ -23,7 +23,7 @@ def train(
         Path | None,
         typer.Option(
             help="Pictures with captions, or a file of records; with CONFIG the folder that its "
-            "data sets' paths are relative to [the config's]."
+            "data sets' paths are relative to (default: the config's)."
         ),
     ] = None,
     set_: Annotated[
@@ -35,7 +35,7 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="CONFIG on tiny parts and made-up data, in seconds.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [all].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
