@@ -22,7 +22,7 @@ def features(
         typer.Argument(
             metavar="DATA...",
             help="Data sets: folders of pictures, JSONL, CSV or Parquet files, or tar shards "
-            "[those of --config].",
+            "(default: those of --config).",
         ),
     ] = None,
     out: Annotated[
@@ -127,7 +127,9 @@ def _wanted(
 
 def _pictures(data: Iterable[Sequence[Record]]) -> Iterator[Picture]:
     """All pictures of data sets, a clip's frames one by one."""
+    from isthmus.data.records import frames
+
     for records in data:
         for record in records:
             for medium in record.pictures:
-                yield from medium if isinstance(medium, tuple) else (medium,)
+                yield from frames(medium)

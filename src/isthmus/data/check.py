@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from isthmus.data.records import Medium, Picture, Record
+from isthmus.data.records import Picture, Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, PictureError
 from isthmus.images import FORMATS, content_hash, open_picture
@@ -207,11 +207,6 @@ class _Tally:
         key = hashlib.sha256(repr((told, contents)).encode()).hexdigest()
         self.repeats += key in self.texts
         self.texts.add(key)
-
-
-def frames(medium: Medium) -> tuple[Picture, ...]:
-    """The pictures of a medium: itself, or a clip's frames."""
-    return (medium,) if isinstance(medium, Picture) else medium
 
 
 def look(picture: Picture, *, decode: bool = True) -> tuple[str, tuple[int, int] | None]:

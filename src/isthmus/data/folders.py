@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import Picture, Record, frames
 from isthmus.data.rows import is_picture, to_record
 from isthmus.errors import ConfigError
 
@@ -52,7 +52,7 @@ def read_folder(folder: Path, read_list: Callable[[Path], list[Record]]) -> list
         if list_file is not None and list_file.parent == inside:
             rows = read_list(list_file)
             records.extend(rows)
-            listed.update(_plain(p.path) for r in rows for m in r.pictures for p in _frames(m))
+            listed.update(_plain(p.path) for r in rows for m in r.pictures for p in frames(m))
         pictures.extend((file, list_file) for file in files if is_picture(file))
     if not pictures and not records:
         raise ConfigError(f"no pictures in {folder}: expected a folder tree of pictures")
@@ -96,10 +96,6 @@ def walk(root: Path) -> Iterator[tuple[Path, list[Path], Path | None]]:
 def _plain(path: Path) -> Path:
     """The path without `..`, so that the same file has the same one."""
     return Path(os.path.normpath(path))
-
-
-def _frames(medium: Picture | tuple[Picture, ...]) -> tuple[Picture, ...]:
-    return (medium,) if isinstance(medium, Picture) else medium
 
 
 def _beside(picture: Path) -> Path | None:

@@ -9,10 +9,11 @@ are.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from isthmus.errors import PictureError
 from isthmus.prompt import IMAGE_TAG, Example
@@ -133,6 +134,35 @@ class Record:
         if not self.turns or self.question:
             return self
         return replace(self, turns=(replace(self.turns[0], question=question), *self.turns[1:]))
+
+
+def frames(medium: Medium) -> tuple[Picture, ...]:
+    """The pictures of a medium: itself, or a clip's frames in order."""
+    return medium if isinstance(medium, tuple) else (medium,)
+
+
+class LazyRecords(Sequence[Record]):
+    """Records of which each is made when it is asked for, by `record_at`."""
+
+    @abstractmethod
+    def record_at(self, index: int) -> Record:
+        """The record of a number from 0 to below the length.
+
+        Raises:
+            ConfigError: If what stands there is no record.
+        """
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """A record, or some of them, made now."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self.record_at(index % len(self))
 
 
 def with_questions(records: Sequence[Record], questions: Sequence[str]) -> Sequence[Record]:

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import Any
 
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import LazyRecords, Picture, Record
 from isthmus.data.rows import PICTURES, to_record
 from isthmus.errors import ConfigError
 
@@ -130,7 +130,7 @@ class _Index:
         return Picture(self.path, start=start, size=size, member=full)
 
 
-class Shards(Sequence[Record]):
+class Shards(LazyRecords):
     """The records of tar shards, in the shards' order.
 
     `shards[i]` raises ConfigError if a sample's text is no record; it names shard and sample.
@@ -155,17 +155,8 @@ class Shards(Sequence[Record]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def record_at(self, index: int) -> Record:
         """A record, its text read now."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
         number = bisect.bisect_right(self._ends, index)
         shard = self._shards[number]
         return _record(shard, *shard.samples[index - self._ends[number]])

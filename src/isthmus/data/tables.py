@@ -7,9 +7,9 @@ import importlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import LazyRecords, Picture, Record
 from isthmus.data.rows import to_record
 from isthmus.errors import ConfigError, MissingExtraError
 
@@ -21,7 +21,7 @@ class Table(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
-class Rows(Sequence[Record]):
+class Rows(LazyRecords):
     """The records of a table, each made when it is asked for.
 
     `rows[i]` raises ConfigError if a row is no record; it names the row, counted from 1.
@@ -41,17 +41,8 @@ class Rows(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._table)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def record_at(self, index: int) -> Record:
         """The record, made now."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
         origin = f"{self._name}, row {index + 1}"
         try:
             # Columns that other rows use are None here
@@ -63,7 +54,7 @@ class Rows(Sequence[Record]):
         return to_record(row, lambda name: Picture(self._root / name), origin)
 
 
-class Joined(Sequence[Record]):
+class Joined(LazyRecords):
     """Several data sets, one after the other.
 
     Args:
@@ -77,19 +68,11 @@ class Joined(Sequence[Record]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def record_at(self, index: int) -> Record:
         """The record of one of the parts."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        number = bisect.bisect_right(self._ends, index % len(self))
+        number = bisect.bisect_right(self._ends, index)
         part = self._parts[number]
-        return part[index % len(self) - self._ends[number] + len(part)]
+        return part[index - self._ends[number] + len(part)]
 
 
 class _Arrow:

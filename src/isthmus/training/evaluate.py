@@ -12,7 +12,7 @@ import torch
 from isthmus.batch import Batch, pad
 from isthmus.config import TrainConfig
 from isthmus.data.mixture import Draw
-from isthmus.data.records import Picture
+from isthmus.data.records import Picture, frames
 from isthmus.data.samples import Sample
 from isthmus.errors import PictureError
 from isthmus.generation.decode import generate, text_of
@@ -119,8 +119,7 @@ def _answer(
         if prompt.pictures:
             tensor, features = pictures.load(prompt.pictures, 0)
             shown["features" if features else "pixels"] = tensor
-        frames = [p for m in prompt.pictures for p in (m if isinstance(m, tuple) else (m,))]
-        kept = [_keep(p, folder) for p in frames]
+        kept = [_keep(p, folder) for m in prompt.pictures for p in frames(m)]
     except PictureError:
         return None
     ids, mask = pad([model.encode_text(prompt.text, len(prompt.pictures))], model.pad_id, "left")

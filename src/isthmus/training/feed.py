@@ -15,7 +15,7 @@ from isthmus.config import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Draw, Mixture
 from isthmus.data.prefetch import prefetch
-from isthmus.data.records import Medium, Picture, Record
+from isthmus.data.records import Medium, Picture, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.errors import ConfigError, InputError, PictureError
 from isthmus.images import open_picture
@@ -122,15 +122,12 @@ class PictureSource:
         Raises:
             PictureError: If one cannot be opened, or pictures and clips are mixed.
         """
-        frames = [m if isinstance(m, tuple) else (m,) for m in media]
-        lengths = {
-            len(f) if isinstance(m, tuple) else 0 for m, f in zip(media, frames, strict=True)
-        }
+        lengths = {len(m) if isinstance(m, tuple) else 0 for m in media}
         if len(lengths) > 1:
             raise PictureError(
                 "a sample mixes pictures and clips, or clips of several lengths: expected one kind"
             )
-        flat = [p for clip in frames for p in clip]
+        flat = [p for m in media for p in frames(m)]
         features = self.cache is not None
         if self.cache is not None:
             tensor = self.cache.get(flat)

@@ -22,7 +22,7 @@ from isthmus.checkpoint import description_of, strip_state, write_model
 from isthmus.config import TrainConfig
 from isthmus.config_file import to_mapping
 from isthmus.data.features import FeatureCache
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import Picture, Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, InputError, TrainingError, TrainingStopped
 from isthmus.fusion import CrossAttentionFusion
@@ -301,7 +301,7 @@ def _all_pictures(data: Sequence[DataSet]) -> Iterator[Picture]:
         for index in range(len(one.records)):
             with suppress(InputError):
                 for medium in one.records[index].pictures:
-                    yield from medium if isinstance(medium, tuple) else (medium,)
+                    yield from frames(medium)
 
 
 def gates(model: VisionLanguageModel) -> dict[str, Any]:

@@ -69,11 +69,6 @@ class Processes:
         if self.count > 1:
             dist.barrier()
 
-    def end(self) -> None:
-        """Ends the process group, so that the interpreter leaves without a warning."""
-        if self.count > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sums the gradients of parameters that every process holds in whole.
 
