@@ -17,7 +17,7 @@ MOST_LINES = 400
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
     {"errors"},
-    {"config", "images", "prompt", "wheels"},
+    {"config", "images", "prompt", "wheels", "answers"},
     {"config_file", "templates"},
     {"assets"},
     {"attention", "backbones", "summary"},
@@ -27,12 +27,14 @@ LAYERS = [
     {"model"},
     {"checkpoint", "generation"},
     {"data"},
+    {"prompting"},
     {"inference"},
-    {"training", "testing"},
+    {"training", "testing", "evaluation"},
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PURE = {"errors", "config", "config_file", "images", "prompt", "templates", "wheels", "assets"}
+PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
+PURE |= {"assets"}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 

@@ -51,6 +51,8 @@ class Prompt:
     Attributes:
         text: The text, with one `<image>` for each picture.
         pictures: The pictures, in the order of their tags.
+        shared: How many characters at the beginning other prompts share: instruction and
+            demonstrations, which an engine computes once.
 
     Raises:
         PromptError: If tags and pictures do not match.
@@ -58,6 +60,7 @@ class Prompt:
 
     text: str
     pictures: tuple[Any, ...] = ()
+    shared: int = 0
 
     def __post_init__(self) -> None:
         tags = self.text.count(IMAGE_TAG)

@@ -1,0 +1,1 @@
+"""Measuring a model: tasks, metrics, the runner and its report."""

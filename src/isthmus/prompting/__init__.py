@@ -1,0 +1,1 @@
+"""Choosing, ordering and calibrating demonstrations, and reasoning in steps."""
