@@ -27,10 +27,15 @@ one process, so DDP is left out.
     ratio train_step_mixture     one batch of each in a step, as theirs does it
     ratio train_step_unpadded    documents, without their filling up of pictures
 
+All of it under bf16 autocast, as OpenFlamingo-9B was trained (`--precision amp_bf16`; Awadalla et
+al. 2023, section 3.2), and on the CPU once more in fp32 (`..._fp32`). In ours the frozen language
+model is in half precision and, on a CPU, attends eagerly, as `freeze_in_half` of our trainer has
+it; theirs stays as its code leaves it.
+
 The floor is the step's floating-point operations (PyTorch's counter, on ours) over the rate of a
-large matrix product here. With a GPU everything is done a second time there, under bf16 autocast,
-and the share of the measured peak is the model FLOPs utilisation. open-flamingo 2.0.1 must be
-installed (`pip install --no-deps open-flamingo==2.0.1 einops einops-exts open_clip_torch`).
+large matrix product here, in the same precision. With a GPU everything is done a second time
+there (`..._gpu`), and the share of the measured peak is the model FLOPs utilisation. open-flamingo
+2.0.1 must be installed (`pip install --no-deps open-flamingo==2.0.1 einops einops-exts open_clip_torch`).
 """
 
 from __future__ import annotations
@@ -63,6 +68,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import isthmus as im
 from isthmus.backbones.vision import FeatureShape
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.training.loop import freeze_in_half
 from isthmus.training.optim import optimizer_for
 
 PATCHES, GATE = 256, 0.5
@@ -218,8 +224,12 @@ def peak(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds(multiply, [], device) for _ in range(8))
 
 
-def compare(device: str, rows: int, repeats: int, *, brief: bool) -> None:
-    """Prints a table and the ratios of one device; `brief` leaves out what is no headline."""
+def compare(device: str, dtype: torch.dtype, rows: int, repeats: int, *, brief: bool) -> list[str]:
+    """Prints a table of one device and precision; `brief` leaves out what is no headline.
+
+    Returns:
+        The lines with the ratios.
+    """
     torch.manual_seed(0)
     model = our_model()
     other = their_model(model)
@@ -227,11 +237,10 @@ def compare(device: str, rows: int, repeats: int, *, brief: bool) -> None:
     special = (tokens.image_id, tokens.end_id, model.language.end_ids()[0])
     kinds = [pairs(rows, *special), documents(rows, *special)]
     assert_equal_work(model, other, kinds)
-    half = device == "cuda"
-    dtype = torch.bfloat16 if half else torch.float32
-    if half:  # frozen parts in half precision, as our trainer keeps them; theirs casts at each use
-        model.language.to(dtype)
+    half = dtype != torch.float32
     model.to(device).train()
+    if half:
+        freeze_in_half(model, replace(CONFIG, precision="bf16"))
     other.to(device)
     kinds = [samples.to(device) for samples in kinds]
 
@@ -246,6 +255,8 @@ def compare(device: str, rows: int, repeats: int, *, brief: bool) -> None:
     headlines = [("train_step", kinds[1:], ways), ("train_step_pairs", kinds[:1], ways)]
     fastest = peak(device, dtype)
     lines: list[str] = []
+    suffix = "_gpu" if device == "cuda" else "" if half else "_fp32"
+    print(f"{device}, {dtype}")
     print(f"{'step':<22}{'who':<14}{'samples/s':>10}{'min':>8}{'max':>8}")
     for name, batches, chosen in headlines if brief else scenarios + headlines:
         times = take_turns(chosen, batches, device, repeats)
@@ -263,10 +274,10 @@ def compare(device: str, rows: int, repeats: int, *, brief: bool) -> None:
         )
         mine, theirs = times.values()
         each = [b / a for a, b in zip(mine, theirs, strict=True)]
-        key = name if device == "cpu" else f"{name}_gpu"
+        key = name + suffix
         print(f"# {key}: {min(each):.2f} to {max(each):.2f} over {repeats} turns", flush=True)
         lines.append(f"ratio {key} {statistics.median(each):.2f}")
-    print("\n".join(lines))
+    return lines
 
 
 def main() -> None:
@@ -278,9 +289,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows, repeats = (1, 1) if options.quick else (options.batch, 7)
+    lines = []
     if torch.cuda.is_available():
-        compare("cuda", rows, repeats, brief=options.quick)
-    compare("cpu", rows, repeats, brief=options.quick)
+        lines += compare("cuda", torch.bfloat16, rows, repeats, brief=options.quick)
+    precisions = [torch.bfloat16] if options.quick else [torch.float32, torch.bfloat16]
+    for dtype in precisions:
+        lines += compare("cpu", dtype, rows, repeats, brief=options.quick)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

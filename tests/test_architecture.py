@@ -20,7 +20,7 @@ LAYERS = [
     {"config", "images", "prompt", "wheels", "answers"},
     {"config_file", "templates"},
     {"assets"},
-    {"attention", "backbones", "summary"},
+    {"attention", "backbones", "cross_entropy", "summary"},
     {"connectors"},
     {"fusion"},
     {"batch"},

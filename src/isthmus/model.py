@@ -21,6 +21,7 @@ from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.batch import IGNORED, Batch, Output, pad
 from isthmus.config import Inline, ModelConfig
 from isthmus.connectors import Connector, build_connector
+from isthmus.cross_entropy import token_losses
 from isthmus.errors import PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
@@ -273,7 +274,7 @@ class VisionLanguageModel(nn.Module):
         if labels is None or chosen is None:
             return Output(logits)
         after = chosen[:, :-1]
-        losses = F.cross_entropy(logits[0].float(), labels[:, 1:][after], reduction="none")
+        losses = token_losses(logits.flatten(0, 1), labels[:, 1:][after])
         if batch.weights is None:
             loss = losses.sum() / max(1, len(losses))
         else:

@@ -63,6 +63,7 @@ class SpecialTokens(nn.Module):
         self.output_rows = nn.Parameter(head[ends[0] if ends else 0][None].clone())
         self.may_end: Tensor | None = None
         self.chosen: Tensor | None = None
+        self._widened: Tensor | None = None
         language.input_embedding.register_forward_pre_hook(self._hide_ids)
         language.output_embedding.register_forward_pre_hook(self._choose)
         language.output_embedding.register_forward_hook(self._add_columns)
@@ -121,7 +122,9 @@ class SpecialTokens(nn.Module):
         hidden = args[0]
         end = hidden @ self.output_rows.to(hidden.dtype).T
         end = end.masked_fill(~self._may_end(logits)[..., None], float("-inf"))
-        return torch.cat([logits, torch.full_like(end, float("-inf")), end.to(logits.dtype)], -1)
+        image = torch.full_like(end, float("-inf"))
+        self._widened = torch.cat([logits, image, end.to(logits.dtype)], -1)
+        return self._widened
 
     def _may_end(self, logits: Tensor) -> Tensor:
         """`may_end` for the positions of logits (B, K, V), rows repeated as beams are."""
@@ -133,9 +136,13 @@ class SpecialTokens(nn.Module):
         return may_end.view(len(may_end), -1)[:, -logits.shape[1] :].expand(logits.shape[:2])
 
     def _forbid_again(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Puts back every -inf that a soft cap behind the head has lifted, as Gemma 2's does."""
-        if self.may_end is None:
-            return
+        """Puts back every -inf that a soft cap behind the head has lifted, as Gemma 2's does.
+
+        Only where there is one: writing into logits costs their gradient a copy.
+        """
+        widened, self._widened = self._widened, None
         logits: Tensor = output.logits
+        if self.may_end is None or logits is widened:
+            return
         logits[..., self.image_id] = float("-inf")
         logits[..., self.end_id].masked_fill_(~self._may_end(logits), float("-inf"))
