@@ -24,6 +24,7 @@ class Batch:
         attention_mask: (B, L) int64, 0 at padding.
         pixels: (P, 3, H, W) or (P, T, 3, H, W) the pictures or clips in reading order.
         features: (P, N, D_vision) or (P, T, N, D_vision), in place of `pixels`.
+        visual: (P, M, D_visual) visual tokens, in place of `features`.
         labels: (B, L) int64, -100 where a token costs nothing.
         weights: (B, L) what each labelled token's cross-entropy counts for in a sum; None for
             their mean.
@@ -35,6 +36,7 @@ class Batch:
     attention_mask: Tensor
     pixels: Tensor | None = None
     features: Tensor | None = None
+    visual: Tensor | None = None
     labels: Tensor | None = None
     weights: Tensor | None = None
     positions: Tensor | None = None

@@ -194,15 +194,17 @@ class VisionLanguageModel(nn.Module):
                 become a silent mask.
         """
         tags = int((batch.input_ids == self.special_tokens.image_id).sum())
-        source = batch.features if batch.features is not None else batch.pixels
+        source = next(
+            (s for s in (batch.visual, batch.features, batch.pixels) if s is not None), None
+        )
         count = 0 if source is None else source.shape[0]
         if tags != count * self.fusion.tokens_in_text:
             raise PromptError(
                 f"the batch has {count} pictures and {tags} {IMAGE_TAG} tokens; expected "
                 f"{self.fusion.tokens_in_text} tokens for each picture"
             )
-        if source is None or count == 0:
-            return None
+        if source is None or count == 0 or source is batch.visual:
+            return source if count else None
         features = source if batch.features is not None else self.encode_pictures(source)
         dtype = next(self.connector.parameters(), features).dtype
         return cast(Tensor, self.connector(features.to(dtype)))
@@ -226,9 +228,9 @@ class VisionLanguageModel(nn.Module):
         visual = self.visual_tokens(batch)
         is_image = batch.input_ids == self.special_tokens.image_id
         embeddings = self.special_tokens.embed(batch.input_ids)
-        sight = None
+        sight = may_end = None
         if visual is not None:
-            self.special_tokens.may_end = samples_with_pictures(is_image, batch.positions)
+            may_end = samples_with_pictures(is_image, batch.positions)
             inline = self.fusion if isinstance(self.fusion, InlineFusion) else self.fusion.inline
             if inline is not None:
                 embeddings = inline.embed(embeddings, is_image, visual)
@@ -240,11 +242,25 @@ class VisionLanguageModel(nn.Module):
                     begin=first_picture(tags, batch.positions),
                     keep=decoding,
                 )
-        self.special_tokens.chosen = chosen
+        with self.shown(sight, may_end, chosen):
+            yield embeddings
+
+    @contextmanager
+    def shown(
+        self, sight: Sight | None, may_end: Tensor | None, chosen: Tensor | None = None
+    ) -> Iterator[None]:
+        """Shows the language model what is in sight while the context lasts.
+
+        Args:
+            sight: Who sees which visual tokens through cross-attention; None for nothing.
+            may_end: (B,) or (B, L) bool, which rows or tokens have pictures; None for none.
+            chosen: (B, L) bool, the positions that logits are wanted of; None for all.
+        """
+        self.special_tokens.may_end, self.special_tokens.chosen = may_end, chosen
         try:
             if isinstance(self.fusion, CrossAttentionFusion):
                 self.fusion.show(sight)
-            yield embeddings
+            yield
         finally:
             self.special_tokens.may_end = self.special_tokens.chosen = None
             if isinstance(self.fusion, CrossAttentionFusion):

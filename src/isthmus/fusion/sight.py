@@ -172,6 +172,10 @@ class Sight:
         self.prompt = torch.where(last < 0, last, rows)[:, None]
         self.begin = rows[:, None]
 
+    def select(self, rows: Tensor) -> None:
+        """Keeps some rows, or repeats them: (B',) row numbers."""
+        self.prompt, self.begin = self.prompt[rows], self.begin[rows]
+
     def advance(self, rows: int, length: int, past: int) -> None:
         """Looks at the tokens of the coming forward pass.
 

@@ -125,7 +125,7 @@ def _two_more_words(model: VisionLanguageModel, batch: Batch) -> Iterator[None]:
     """
     config = model.language.model.config.get_text_config()
     words = config.vocab_size
-    if batch.pixels is not None or batch.features is not None:
+    if any(t is not None for t in (batch.pixels, batch.features, batch.visual)):
         config.vocab_size = model.special_tokens.end_id + 1
     try:
         yield

@@ -6,83 +6,29 @@ prefilled once and reused by every one of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
-from isthmus.batch import IGNORED, pad
+from isthmus.batch import Batch
+from isthmus.errors import ConfigError, PromptError
+from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
-from isthmus.images import open_picture
+from isthmus.generation.pictures import VisualTokens, content_of
+from isthmus.generation.prefix import Prefix, PrefixStore, Symbols, can_be_cut, common, fork
+from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
+from isthmus.generation.rows import Encoded, Rows, seen_after
+from isthmus.generation.score import score_trees, takes_trees, tree_of
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt
 
-
-@dataclass(frozen=True)
-class Completion:
-    """One continuation of a prompt.
-
-    Attributes:
-        text: Its text, cut before the stop string and stripped.
-        ids: Its tokens, stop included.
-        logprob: Sum of the tokens' log-probabilities under the model, at temperature 1.
-        finished: Whether it ended by itself, and not because there was no room for more.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    logprob: float
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What became of one prompt.
-
-    Attributes:
-        prompt: The exact prompt.
-        completions: As many as samples were asked for.
-        prompt_tokens: Tokens of the prompt, visual tokens in the text included.
-        cached_tokens: How many of these were not computed anew.
-    """
-
-    prompt: Prompt
-    completions: tuple[Completion, ...]
-    prompt_tokens: int
-    cached_tokens: int
-
-
-@dataclass(frozen=True)
-class ChoiceScores:
-    """How likely each of some closed answers is after a prompt.
-
-    Attributes:
-        logprobs: (K,) sum of each answer's token log-probabilities.
-        tokens: (K,) tokens of each answer.
-        bytes: (K,) UTF-8 bytes of each answer.
-        prompt_tokens: Tokens of the prompt.
-        cached_tokens: How many of these were not computed anew.
-    """
-
-    logprobs: tuple[float, ...]
-    tokens: tuple[int, ...]
-    bytes: tuple[int, ...]
-    prompt_tokens: int
-    cached_tokens: int
-
-    def by(self, norm: Literal["sum", "token", "byte"] = "sum") -> tuple[float, ...]:
-        """Scores under a norm: the sum, or the mean over tokens or bytes."""
-        if norm == "sum":
-            return self.logprobs
-        lengths = self.tokens if norm == "token" else self.bytes
-        return tuple(s / max(1, n) for s, n in zip(self.logprobs, lengths, strict=True))
-
-    def best(self, norm: Literal["sum", "token", "byte"] = "sum") -> int:
-        """Index of the likeliest answer, the first of equals."""
-        scores = self.by(norm)
-        return max(range(len(scores)), key=lambda i: scores[i])
+__all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
 
 
 class Engine:
@@ -90,20 +36,129 @@ class Engine:
 
     Args:
         model: The model, put into evaluation mode.
-        memory: Most bytes that prefixes may keep; the least recently used go first.
+        memory: Most bytes that prefixes and visual tokens may keep, half of it each; the least
+            recently used go first.
         batch_size: Most rows of one forward pass.
+
+    Example:
+        >>> import isthmus as im
+        >>> engine = Engine(im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline()))
+        >>> engine.generate([Prompt("Hello")], max_new_tokens=2)[0].prompt_tokens
+        5
     """
 
     def __init__(
         self, model: VisionLanguageModel, *, memory: int = 1 << 30, batch_size: int = 8
     ) -> None:
         self.model = model.eval()
-        self.memory = memory
         self.batch_size = batch_size
+        self._prefixes = PrefixStore(memory // 2)
+        self._visual = VisualTokens(model, memory // 2)
+        self._statistics = Statistics()
+        self._trees: bool | None = None
 
-    def _batch(self, prompt: Prompt) -> Any:
-        return self.model.prepare([prompt.text], [[open_picture(p) for p in prompt.pictures]])
+    @property
+    def statistics(self) -> Statistics:
+        """What has been done so far; a copy."""
+        return replace(
+            self._statistics,
+            pictures_encoded=self._visual.encoded,
+            pictures_found=self._visual.found,
+            prefix_hits=self._prefixes.hits,
+            prefix_misses=self._prefixes.misses,
+            evictions=self._prefixes.evictions,
+            bytes=self._prefixes.bytes + self._visual.bytes,
+        )
 
+    # --- from prompts to rows behind their prefix ----------------------------------------------
+
+    def _encode(self, prompt: Prompt) -> tuple[Encoded, dict[str, Any]]:
+        """A prompt's tokens, and its pictures by their hashes."""
+        contents = [content_of(p) for p in prompt.pictures]
+        hashes = tuple(key for key, _ in contents)
+        ids = tuple(self.model.encode_text(prompt.text, len(hashes)))
+        symbols = self._symbols(ids, hashes)
+        shared = 0
+        if prompt.shared:
+            start = prompt.text[: prompt.shared]
+            shown = start.count(IMAGE_TAG)
+            own = tuple(self.model.encode_text(start, shown))
+            # the text's last token may look different when it goes on
+            shared = common(self._symbols(own, hashes), symbols)
+        return Encoded(ids, symbols, hashes, min(shared, len(ids) - 1)), dict(contents)
+
+    def _symbols(self, ids: Sequence[int], hashes: Sequence[str]) -> Symbols:
+        """Token ids, each visual token that stands in the text told by its picture's hash."""
+        image, repeat = self.model.special_tokens.image_id, self.model.fusion.tokens_in_text
+        places = iter([key for key in hashes for _ in range(repeat)])
+        return tuple(next(places) if i == image else i for i in ids)
+
+    def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
+        """The states of what a prompt shares, computed if they are not there."""
+        symbols = prompt.symbols[: prompt.shared]
+        if not symbols:
+            return None
+        prefix = self._prefixes.get(symbols)
+        if prefix is not None:
+            return prefix
+        near = self._prefixes.nearest(symbols)
+        states, past = None, 0
+        if near is not None:
+            past = min(near[1], len(symbols) - 1)
+            states = fork(near[0].states, past)
+        count = sum(isinstance(s, str) for s in symbols) // self.model.fusion.tokens_in_text
+        hashes = prompt.pictures[:count]
+        part = Encoded(prompt.ids[: prompt.shared], symbols, hashes, 0)
+        visual = self._visual.of([(h, pictures[h]) for h in hashes])
+        rows = Rows(self.model, [part], visual, states, past)
+        rows.prefill()
+        self._statistics.prefill_tokens += len(symbols) - past
+        return self._prefixes.put(symbols, rows.states)
+
+    def _rows(
+        self, prompts: Sequence[tuple[Encoded, dict[str, Any]]]
+    ) -> Iterator[tuple[list[int], Rows, int]]:
+        """Batches of prompts that share a prefix: their numbers, their rows, the prefix' length."""
+        groups: dict[Symbols, list[int]] = {}
+        for number, (prompt, _) in enumerate(prompts):
+            groups.setdefault(prompt.symbols[: prompt.shared], []).append(number)
+        for members in groups.values():
+            for numbers in self._batches(prompts, members):
+                chosen = [prompts[n] for n in numbers]
+                prefix = self._prefix(*chosen[0])
+                past, states = 0, None
+                if prefix is not None:
+                    past = len(prefix.symbols)
+                    states = fork(prefix.states, past, len(chosen))
+                wanted = {h: d[h] for p, d in chosen for h in seen_after(self.model, p, past)}
+                visual = self._visual.of(list(wanted.items()))
+                rows = Rows(self.model, [p for p, _ in chosen], visual, states, past)
+                computed = sum(len(p.ids) - past for p, _ in chosen)
+                self._statistics.prefill_tokens += computed
+                self._statistics.cached_tokens += past * len(chosen)
+                yield numbers, rows, past
+
+    def _batches(
+        self, prompts: Sequence[tuple[Encoded, dict[str, Any]]], members: Sequence[int]
+    ) -> Iterator[list[int]]:
+        """Prompts of one prefix in batches, those of like length together: less padding.
+
+        Padding stands between a prefix and what is a row's own. A sliding window would count it, so
+        that there only rows of the same length stand together.
+        """
+        prefix = self._prefix(*prompts[members[0]])
+        padded = prefix is None or can_be_cut(prefix.states)
+        ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))
+        runs = [ordered]
+        if not padded:
+            runs = [list(g) for _, g in groupby(ordered, key=lambda n: len(prompts[n][0].ids))]
+        for run in runs:
+            for i in range(0, len(run), self.batch_size):
+                yield run[i : i + self.batch_size]
+
+    # --- generating -----------------------------------------------------------------------------
+
+    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -117,61 +172,216 @@ class Engine:
         seed: int = 0,
         num_beams: int = 1,
     ) -> list[Generation]:
-        """Continues each prompt; temperature 0 is greedy.
+        """Continues each prompt.
 
-        The same prompt under the same seed has the same samples whatever else is in the batch.
+        Every sample has a random generator of its own, made from the seed and the sample's number:
+        a prompt under a seed has the same samples whatever else is in the batch.
+
+        Args:
+            prompts: The prompts.
+            max_new_tokens: Most tokens of a continuation.
+            stop: Strings that end one.
+            samples: Continuations of each prompt.
+            temperature: 0 takes the likeliest token, always.
+            top_p: Draw from the likeliest tokens that hold this share.
+            top_k: Draw from so many of the likeliest tokens; 0 for all.
+            seed: Of the drawing.
+            num_beams: More than 1 searches with beams, on Transformers' own generation, which
+                computes the whole prompt; pictures are still encoded once.
+
+        Raises:
+            PromptError: If tags and pictures do not match, or a stop string is empty.
+            ConfigError: If options contradict each other.
         """
-        results = []
-        for prompt in prompts:
-            batch = self._batch(prompt)
-            completions = []
-            for sample in range(samples):
-                torch.manual_seed(seed + sample)
-                options: dict[str, Any] = {"num_beams": num_beams, "do_sample": temperature > 0}
-                if temperature > 0:
-                    options |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-                ids = generate(
-                    self.model, batch, max_new_tokens=max_new_tokens, stop=stop, **options
-                )[0]
-                completions.append(
-                    Completion(
-                        text=text_of(self.model, ids, stop),
-                        ids=tuple(ids.tolist()),
-                        logprob=0.0,
-                        finished=len(ids) < max_new_tokens,
-                    )
-                )
-            results.append(
-                Generation(prompt, tuple(completions), batch.input_ids.shape[1], cached_tokens=0)
+        if "" in stop:
+            raise PromptError('an empty stop string would end every answer at once: leave "" out')
+        if samples > 1 and temperature <= 0:
+            raise ConfigError(
+                f"{samples} samples at temperature 0 would all be the same: set temperature above 0"
             )
-        return results
+        if num_beams > 1 and (samples > 1 or temperature > 0):
+            raise ConfigError("beams are not sampled: leave samples and temperature, or num_beams")
+        started = time.perf_counter()
+        encoded = [self._encode(p) for p in prompts]
+        found: dict[int, Generation] = {}
+        if num_beams > 1:
+            for n, (prompt, _) in enumerate(encoded):
+                completion = self._beams(*encoded[n], max_new_tokens, stop, num_beams)
+                found[n] = Generation(prompts[n], (completion,), len(prompt.ids), 0)
+        else:
+            choose = Chooser(temperature, top_p, top_k, seed)
+            for numbers, rows, past in self._rows(encoded):
+                texts = self._decode(rows, samples, choose, max_new_tokens, stop)
+                for place, n in enumerate(numbers):
+                    own = tuple(texts[place * samples : (place + 1) * samples])
+                    found[n] = Generation(prompts[n], own, len(encoded[n][0].ids), past)
+        self._statistics.seconds += time.perf_counter() - started
+        return [found[n] for n in range(len(prompts))]
+
+    def _decode(
+        self, rows: Rows, samples: int, choose: Chooser, most: int, stop: Sequence[str]
+    ) -> list[Completion]:
+        """Continues rows token by token; a row that is done leaves."""
+        logits = rows.prefill()
+        if samples > 1:
+            again = torch.arange(len(logits), device=logits.device).repeat_interleave(samples)
+            rows.select(again)
+            logits = logits[again]
+        ends = {*self.model.language.end_ids(), self.model.special_tokens.end_id}
+        draws = [choose.generator(n % samples) for n in range(len(logits))]
+        ids: list[list[int]] = [[] for _ in draws]
+        scores = [0.0] * len(draws)
+        finished = [False] * len(draws)
+        live = list(range(len(draws)))
+        while live:
+            known = logits.float().log_softmax(dim=-1)
+            new = choose(logits, [draws[n] for n in live])
+            gained = known.gather(1, new[:, None]).squeeze(1).tolist()
+            kept = []
+            for place, n in enumerate(live):
+                ids[n].append(int(new[place]))
+                scores[n] += gained[place]
+                finished[n] = ids[n][-1] in ends or self._stopped(ids[n], stop)
+                if not finished[n] and len(ids[n]) < most:
+                    kept.append(place)
+            self._statistics.decoded_tokens += len(live)
+            if len(kept) < len(live):
+                live = [live[place] for place in kept]
+                if not live:
+                    break
+                places = torch.tensor(kept, device=new.device)
+                rows.select(places)
+                new = new[places]
+            logits = rows.step(new)
+        return [
+            self._completion(i, stop, s, f) for i, s, f in zip(ids, scores, finished, strict=True)
+        ]
+
+    def _stopped(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
+        text = self.model.special_tokens.decode(list(ids)) if stop else ""
+        return any(s in text for s in stop)
+
+    def _completion(
+        self, ids: Sequence[int], stop: Sequence[str], logprob: float, finished: bool
+    ) -> Completion:
+        return Completion(
+            text=text_of(self.model, torch.tensor(ids), stop),
+            ids=tuple(ids),
+            logprob=logprob,
+            finished=finished,
+        )
+
+    def _beams(
+        self,
+        prompt: Encoded,
+        pictures: Mapping[str, Any],
+        most: int,
+        stop: Sequence[str],
+        num_beams: int,
+    ) -> Completion:
+        """The best beam, found by Transformers."""
+        visual = None
+        if prompt.pictures:
+            known = self._visual.of([(h, pictures[h]) for h in prompt.pictures])
+            visual = torch.stack([known[h] for h in prompt.pictures])
+        device = self.model.device
+        ids = torch.tensor([prompt.ids], device=device)
+        batch = Batch(ids, torch.ones_like(ids), visual=visual)
+        options = {"num_beams": num_beams, "do_sample": False}
+        new = generate(self.model, batch, max_new_tokens=most, stop=stop, **options)[0]
+        whole = torch.cat([ids, new[None]], dim=1)
+        labels = whole.masked_fill(
+            torch.arange(whole.shape[1], device=device) < len(prompt.ids), -100
+        )
+        out = self.model(Batch(whole, torch.ones_like(whole), visual=visual, labels=labels))
+        assert out.token_losses is not None
+        ends = {*self.model.language.end_ids(), self.model.special_tokens.end_id}
+        finished = len(new) < most or int(new[-1]) in ends or self._stopped(new.tolist(), stop)
+        self._statistics.prefill_tokens += len(prompt.ids)
+        self._statistics.decoded_tokens += len(new)
+        return self._completion(new.tolist(), stop, -float(out.token_losses.sum()), finished)
+
+    # --- scoring --------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def score(
         self, prompts: Sequence[Prompt], choices: Sequence[str] | Sequence[Sequence[str]]
     ) -> list[ChoiceScores]:
-        """Scores closed answers after each prompt.
+        """Scores closed answers after each prompt, all answers of a prompt as one token tree.
+
+        A prompt and an answer are read as one text: white space at the prompt's end belongs to the
+        answer, as tokenizers have it.
 
         Args:
             prompts: The prompts; an answer follows with its own leading space, if any.
             choices: The answers of all prompts, or those of each.
+
+        Raises:
+            PromptError: If there are no answers, or one is empty.
         """
-        results = []
-        for number, prompt in enumerate(prompts):
-            own = choices if isinstance(choices[0], str) else choices[number]
-            batch = self._batch(prompt)
-            start = batch.input_ids.shape[1]
-            scores, lengths = [], []
-            for choice in own:
-                answer = self.model.special_tokens.encode(str(choice))
-                ids, mask = pad([[*batch.input_ids[0].tolist(), *answer]], 0, "left")
-                labels = ids.clone()
-                labels[:, :start] = IGNORED
-                both = type(batch)(ids, mask, pixels=batch.pixels)
-                logits = self.model(both).logits[0, start - 1 : -1]
-                losses = F.cross_entropy(logits.float(), ids[0, start:], reduction="none")
-                scores.append(-float(losses.sum()))
-                lengths.append(len(answer))
-            sizes = tuple(len(str(c).encode()) for c in own)
-            results.append(ChoiceScores(tuple(scores), tuple(lengths), sizes, start, 0))
-        return results
+        started = time.perf_counter()
+        shared = all(isinstance(c, str) for c in choices)
+        own = [list(choices) if shared else list(choices[n]) for n in range(len(prompts))]
+        answers: list[list[list[int]]] = []
+        encoded = []
+        for prompt, texts in zip(prompts, own, strict=True):
+            if not texts or "" in texts:
+                raise PromptError(f"got {texts[:5]} as closed answers: expected one or more texts")
+            bare = prompt.text.rstrip(" \n\t")
+            lost = prompt.text[len(bare) :]
+            cut = replace(prompt, text=bare, shared=min(prompt.shared, len(bare)))
+            encoded.append(self._encode(cut))
+            answers.append(self._continuations(bare, [lost + str(t) for t in texts]))
+        if self._trees is None:
+            self._trees = takes_trees(self.model.language)
+        found: dict[int, ChoiceScores] = {}
+        for numbers, rows, past in self._rows(encoded):
+            last = rows.prefill()
+            if self._trees and can_be_cut(rows.states):  # sliding windows have masks of their own
+                trees = [tree_of(answers[n]) for n in numbers]
+                scores = score_trees(rows, last, trees)
+                self._statistics.scored_tokens += sum(len(t.tokens) for t in trees)
+            else:
+                scores = self._score_one_by_one(rows, last, [answers[n] for n in numbers])
+            for n, values in zip(numbers, scores, strict=True):
+                found[n] = ChoiceScores(
+                    logprobs=tuple(values),
+                    tokens=tuple(len(a) for a in answers[n]),
+                    bytes=tuple(len(str(t).encode()) for t in own[n]),
+                    prompt_tokens=len(encoded[n][0].ids),
+                    cached_tokens=past,
+                )
+        self._statistics.seconds += time.perf_counter() - started
+        return [found[n] for n in range(len(prompts))]
+
+    def _continuations(self, text: str, answers: Sequence[str]) -> list[list[int]]:
+        """Tokens of each answer behind a text, tokenized together with the text's last piece."""
+        tail = re.split(f"{re.escape(IMAGE_TAG)}|{re.escape(END_TAG)}", text)[-1]
+        encode = self.model.special_tokens.encode
+        before = len(encode(tail))
+        return [encode(tail + answer)[before:] or encode(answer) for answer in answers]
+
+    def _score_one_by_one(
+        self, rows: Rows, last: Tensor, answers: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
+        """As `score_trees`, each answer a row of its own, for families that take no trees."""
+        scores = []
+        for row, own in enumerate(answers):
+            values: list[float] = []
+            for i in range(0, len(own), self.batch_size):
+                part = own[i : i + self.batch_size]
+                branch = rows.branch(row, len(part))
+                logits = last[row].expand(len(part), -1)
+                sums = torch.zeros(len(part), device=last.device)
+                for place in range(max(len(a) for a in part)):
+                    here = [a[place] if place < len(a) else None for a in part]
+                    ids = torch.tensor([0 if t is None else t for t in here], device=last.device)
+                    there = torch.tensor([t is not None for t in here], device=last.device)
+                    known = logits.float().log_softmax(dim=-1)
+                    sums += known.gather(1, ids[:, None]).squeeze(1) * there
+                    self._statistics.scored_tokens += int(there.sum())
+                    if place + 1 < max(len(a) for a in part):
+                        logits = branch.step(ids)
+                values.extend(sums.tolist())
+            scores.append(values)
+        return scores

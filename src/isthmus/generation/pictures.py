@@ -1,0 +1,94 @@
+"""Visual tokens, each picture encoded once, found again by its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from isthmus.images import open_picture
+from isthmus.model import VisionLanguageModel
+
+ENCODED_AT_ONCE = 16
+
+
+def content_of(source: Any) -> tuple[str, Any]:
+    """A picture's content as a hash, and the picture in a form that can still be opened.
+
+    Args:
+        source: A path, the bytes of a file, a binary file, a PIL picture, or pixels.
+
+    Raises:
+        PictureError: If it is a file that cannot be read.
+
+    Example:
+        >>> content_of(b"abc")[0][:8]
+        'ba7816bf'
+    """
+    if isinstance(source, (str, Path)) and Path(source).is_file():
+        source = Path(source).read_bytes()
+    if isinstance(source, (bytes, bytearray)):
+        return hashlib.sha256(source).hexdigest(), source
+    if isinstance(source, Tensor):
+        raw = source.detach().float().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(repr(tuple(source.shape)).encode() + raw).hexdigest(), source
+    picture = open_picture(source)
+    head = f"{picture.mode} {picture.size} ".encode()
+    return hashlib.sha256(head + picture.tobytes()).hexdigest(), picture
+
+
+class VisualTokens:
+    """Visual tokens (M, D_visual) of pictures by the hash of their content.
+
+    Args:
+        model: Encodes and connects.
+        memory: Most bytes kept; the least recently used go first.
+
+    Attributes:
+        encoded: Pictures that were encoded.
+        found: Pictures that were there already.
+        bytes: Bytes kept.
+    """
+
+    def __init__(self, model: VisionLanguageModel, memory: int) -> None:
+        self.model = model
+        self.memory = memory
+        self.encoded = self.found = self.bytes = 0
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def of(self, pictures: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
+        """Visual tokens of pictures as `content_of` gives them, by their hashes."""
+        wanted = dict(pictures)
+        missing = [key for key in wanted if key not in self._kept]
+        self.encoded += len(missing)
+        self.found += len(wanted) - len(missing)
+        result = {}
+        for key in wanted:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                result[key] = self._kept[key]
+        for i in range(0, len(missing), ENCODED_AT_ONCE):
+            keys = missing[i : i + ENCODED_AT_ONCE]
+            pixels = torch.stack([self._pixels(wanted[key]) for key in keys])
+            features = self.model.encode_pictures(pixels.to(self.model.device))
+            dtype = next(self.model.connector.parameters(), features).dtype
+            visual = self.model.connector(features.to(dtype))
+            for key, tokens in zip(keys, visual, strict=True):
+                result[key] = self._kept[key] = tokens.clone()
+                self.bytes += tokens.numel() * tokens.element_size()
+        while self.bytes > self.memory and self._kept:
+            _, tokens = self._kept.popitem(last=False)
+            self.bytes -= tokens.numel() * tokens.element_size()
+        return result
+
+    def _pixels(self, source: Any) -> Tensor:
+        if isinstance(source, Tensor):
+            return source
+        picture = source if isinstance(source, Image.Image) else open_picture(source)
+        return self.model.vision.preprocess(picture)

@@ -1,0 +1,139 @@
+"""Prefixes that many prompts share, computed once and never changed.
+
+A prefix is known by its symbols: the token ids of its text, and for each visual token that stands
+in the text the hash of its picture's content. The states of a prefix, what the language model's
+layers keep of it, are shared by all that continue it: a continuation appends to a fork, whose
+tensors are views of the prefix's own until something is appended, which makes new ones.
+
+A new prefix starts from the kept one that it has most symbols in common with, so that a tree of
+prefixes is computed without any part of it computed twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.cache_utils import DynamicLayer
+
+Symbols = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The states of some symbols.
+
+    Attributes:
+        symbols: What it is the prefix of a prompt's symbols.
+        states: The language model's own cache after them, one row; never to be written to.
+        bytes: What the states take.
+    """
+
+    symbols: Symbols
+    states: Any
+    bytes: int
+
+
+def can_be_cut(states: Any) -> bool:
+    """Whether states can be cut short: each layer keeps all keys and values, one by one.
+
+    A sliding window has forgotten its beginning, and a recurrent state cannot go back.
+    """
+    # a subclass may keep something else besides
+    return all(type(layer) is DynamicLayer and layer.is_initialized for layer in states.layers)
+
+
+def fork(states: Any, length: int, rows: int = 1) -> Any:
+    """States of the first tokens, ready to be appended to, the given ones left as they are.
+
+    Args:
+        states: A language model's cache with one row.
+        length: How many tokens to keep; fewer than there are only where `can_be_cut`.
+        rows: How many rows will continue it.
+    """
+    if not can_be_cut(states):
+        own = copy.deepcopy(states)
+        own.batch_repeat_interleave(rows)
+        return own
+    own = copy.copy(states)
+    own.layers = [copy.copy(layer) for layer in states.layers]
+    for layer in own.layers:
+        # views: appending concatenates, which leaves what they are views of alone
+        layer.keys = layer.keys[:, :, :length].expand(rows, -1, -1, -1)
+        layer.values = layer.values[:, :, :length].expand(rows, -1, -1, -1)
+    return own
+
+
+def bytes_of(states: Any) -> int:
+    """Bytes of all tensors of a language model's cache."""
+    tensors = [t for layer in states.layers for t in vars(layer).values() if hasattr(t, "numel")]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def common(a: Sequence[int | str], b: Sequence[int | str]) -> int:
+    """How many symbols two sequences begin with in common.
+
+    Example:
+        >>> common([1, 2, 3], [1, 2, 4, 5])
+        2
+    """
+    for i, (one, other) in enumerate(zip(a, b, strict=False)):
+        if one != other:
+            return i
+    return min(len(a), len(b))
+
+
+class PrefixStore:
+    """Prefixes within a bound of memory; the least recently used go first.
+
+    Args:
+        memory: Most bytes.
+
+    Attributes:
+        bytes: Bytes kept.
+        hits, misses: How often a prefix was there, and was not.
+        evictions: How many had to go.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.bytes = self.hits = self.misses = self.evictions = 0
+        self._kept: OrderedDict[Symbols, Prefix] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, symbols: Symbols) -> Prefix | None:
+        """The prefix of exactly these symbols."""
+        prefix = self._kept.get(symbols)
+        if prefix is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._kept.move_to_end(symbols)
+        return prefix
+
+    def nearest(self, symbols: Symbols) -> tuple[Prefix, int] | None:
+        """The kept prefix that helps most with these symbols, and how many it helps with."""
+        best: tuple[Prefix, int] | None = None
+        for prefix in self._kept.values():
+            shared = common(prefix.symbols, symbols)
+            if shared < len(prefix.symbols) and not can_be_cut(prefix.states):
+                continue
+            if shared and (best is None or shared > best[1]):
+                best = (prefix, shared)
+        return best
+
+    def put(self, symbols: Symbols, states: Any) -> Prefix:
+        """Keeps states that nobody else will write to, and makes room for them."""
+        prefix = Prefix(symbols, states, bytes_of(states))
+        self._kept[symbols] = prefix
+        self.bytes += prefix.bytes
+        while self.bytes > self.memory and self._kept:
+            _, gone = self._kept.popitem(last=False)
+            self.bytes -= gone.bytes
+            self.evictions += 1
+        return prefix

@@ -1,0 +1,205 @@
+"""Prompts on their way through the language model: one batch of live rows.
+
+Letters: B rows, N tokens of a shared prefix, L tokens of the longest row behind it, P pictures.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.fusion import CrossAttentionFusion, InlineFusion
+from isthmus.fusion.sight import Sight, first_of_each
+from isthmus.generation.prefix import Symbols
+from isthmus.model import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as the language model will read it.
+
+    Attributes:
+        ids: Token ids, `<image>` repeated as the fusion needs it.
+        symbols: The ids, hashes of pictures in place of `<image>`.
+        pictures: Hashes of its pictures, in their order.
+        shared: How many tokens other prompts share.
+    """
+
+    ids: tuple[int, ...]
+    symbols: Symbols
+    pictures: tuple[str, ...]
+    shared: int
+
+
+def seen_after(model: VisionLanguageModel, prompt: Encoded, past: int) -> tuple[str, ...]:
+    """Hashes of the pictures that tokens behind the first `past` may see.
+
+    Those whose tags stand there; the last one before, which they see until a tag of their own; and
+    all of them where tokens see every picture before them.
+    """
+    fusion = model.fusion
+    if isinstance(fusion, CrossAttentionFusion) and fusion.sees == "previous":
+        return prompt.pictures
+    return prompt.pictures[max(0, pictures_before(model, prompt, past) - 1) :]
+
+
+def pictures_before(model: VisionLanguageModel, prompt: Encoded, past: int) -> int:
+    """How many pictures have their tags among the first `past` tokens."""
+    tags = prompt.ids[:past].count(model.special_tokens.image_id)
+    return tags // model.fusion.tokens_in_text
+
+
+class Rows:
+    """Rows that continue one prefix: prefill, then token by token, rows leaving when they are done.
+
+    Args:
+        model: The model.
+        prompts: The prompts, whose first `past` symbols are the same.
+        visual: Visual tokens (M, D_visual) of their pictures, by hash.
+        states: The language model's cache after those symbols, with as many rows; None for none.
+        past: How many symbols it holds.
+
+    Attributes:
+        states: What the language model keeps, growing.
+        lengths: (B,) tokens that each row has so far, padding not counted.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        prompts: Sequence[Encoded],
+        visual: Mapping[str, Tensor],
+        states: Any = None,
+        past: int = 0,
+    ) -> None:
+        self.model = model
+        self.states = states
+        device = model.device
+        longest = max(len(p.ids) for p in prompts) - past
+        ids = torch.full((len(prompts), longest), model.pad_id)
+        mask = torch.ones(len(prompts), past + longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            own = prompt.ids[past:]
+            ids[row, longest - len(own) :] = torch.tensor(own)
+            mask[row, past : past + longest - len(own)] = 0
+        self._ids, self._mask = ids.to(device), mask.to(device)
+        self._may_end: Tensor | None = None
+        self._sight: Sight | None = None
+        self._inline: Tensor | None = None
+        if any(p.pictures for p in prompts):
+            self._look(prompts, visual, past)
+
+    def _look(self, prompts: Sequence[Encoded], visual: Mapping[str, Tensor], past: int) -> None:
+        """Finds out which row sees what; `past` as above."""
+        model, device = self.model, self.model.device
+        fusion = model.fusion
+        image = model.special_tokens.image_id
+        self._may_end = torch.tensor([bool(p.pictures) for p in prompts], device=device)
+        before = [pictures_before(model, p, past) for p in prompts]
+        inline = fusion if isinstance(fusion, InlineFusion) else fusion.inline
+        new = [h for p, n in zip(prompts, before, strict=True) for h in p.pictures[n:]]
+        if inline is not None and new:
+            self._inline = torch.stack([visual[h] for h in new])
+        if not isinstance(fusion, CrossAttentionFusion):
+            return
+        # each row's pictures are numbered from 0; then the ones that are seen from here on get
+        # places in one stack, in the order of rows
+        tags = first_of_each(self._ids == image, fusion.tokens_in_text)
+        ordinal = tags.long().cumsum(dim=1) + torch.tensor(before, device=device)[:, None] - 1
+        ordinal = ordinal.masked_fill(self._mask[:, past:] == 0, -1)
+        seen, begin = torch.full_like(self._mask, -1), torch.zeros_like(self._mask)
+        stack: list[Tensor] = []
+        for row, prompt in enumerate(prompts):
+            hashes = seen_after(model, prompt, past)
+            first = len(prompt.pictures) - len(hashes)
+            here = ordinal[row]
+            seen[row, past:] = torch.where(here < 0, here, here - first + len(stack))
+            begin[row] = len(stack)
+            stack.extend(visual[h] for h in hashes)
+        self._sight = Sight(torch.stack(stack), seen, begin, keep=True)
+
+    def _forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
+        """Logits (B, K, V) of the last K tokens; the states grow by all of them."""
+        takes = self.model.language.places(self._mask, None)
+        places = {"attention_mask": mask}
+        if "position_ids" in takes:
+            places["position_ids"] = positions
+        with self.model.shown(self._sight, self._may_end):
+            out = self.model.language.model(
+                inputs_embeds=embeddings,
+                past_key_values=self.states,
+                use_cache=True,
+                logits_to_keep=keep,
+                **places,
+            )
+        self.states = out.past_key_values
+        logits: Tensor = out.logits
+        return logits
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of each row, padding not counted."""
+        return self._mask.sum(dim=1)
+
+    def prefill(self) -> Tensor:
+        """Logits (B, V) after the prompts."""
+        embeddings = self.model.special_tokens.embed(self._ids)
+        if self._inline is not None:
+            fusion = self.model.fusion
+            inline = fusion if isinstance(fusion, InlineFusion) else fusion.inline
+            assert inline is not None
+            is_image = self._ids == self.model.special_tokens.image_id
+            embeddings = inline.embed(embeddings, is_image, self._inline)
+        positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self._ids.shape[1] :]
+        return self._forward(embeddings, self._mask, positions, keep=1)[:, -1]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Logits (B, V) after one more token for each row, ids (B,)."""
+        positions = self.lengths[:, None]
+        self._mask = torch.cat([self._mask, torch.ones_like(positions)], dim=1)
+        embeddings = self.model.special_tokens.embed(ids[:, None])
+        return self._forward(embeddings, self._mask, positions, keep=1)[:, -1]
+
+    def append(self, ids: Tensor, depth: Tensor, sees: Tensor) -> Tensor:
+        """Logits (B, N, V) after tokens that are no one sequence, such as the nodes of a tree.
+
+        Args:
+            ids: (B, N) token ids.
+            depth: (B, N) how far behind the prompt each stands, from 0.
+            sees: (B, N, A + N) bool, which of the A tokens appended before, and of these, each
+                sees; all see the prompt.
+        """
+        prompt = self._mask[:, : self._mask.shape[1] - (sees.shape[2] - ids.shape[1])]
+        whole = prompt.bool()[:, None, :].expand(-1, ids.shape[1], -1)
+        allowed = torch.cat([whole, sees], dim=2)
+        embeddings = self.model.special_tokens.embed(ids)
+        lowest = torch.finfo(embeddings.dtype).min
+        mask = torch.zeros(allowed.shape, dtype=embeddings.dtype, device=ids.device)
+        mask = mask.masked_fill(~allowed, lowest)[:, None]
+        positions = prompt.sum(dim=1, keepdim=True) + depth
+        self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+        return self._forward(embeddings, mask, positions, keep=0)
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps some rows, or repeats them: (B',) row numbers."""
+        self.states.batch_select_indices(rows)
+        self._mask = self._mask[rows]
+        if self._may_end is not None:
+            self._may_end = self._may_end[rows]
+        if self._sight is not None:
+            self._sight.select(rows)
+
+    def branch(self, row: int, rows: int) -> Rows:
+        """So many rows that continue one row of this batch, which stays as it is."""
+        other = copy.copy(self)
+        other._sight = copy.copy(self._sight)
+        if other._sight is not None:
+            other._sight.keys_values = dict(other._sight.keys_values)
+        other.states = copy.deepcopy(self.states)
+        other.select(torch.full((rows,), row, device=self._mask.device))
+        return other

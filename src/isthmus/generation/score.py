@@ -1,0 +1,178 @@
+"""Closed answers as one token tree: what they have in common is computed once, in few passes.
+
+A node is a token with what came before it in some answer. Only nodes that something follows go
+through the language model: an answer's last token needs no logits behind it, and answers of one
+token need no pass at all, since the prompt's own last logits hold them.
+
+The tree's mask is that of speculative decoding with token trees (Miao et al. 2024, SpecInfer,
+section 4.2): each node sees the prompt, its ancestors and itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isthmus.backbones.language import LanguageModel
+from isthmus.generation.rows import Rows
+
+NODES_AT_ONCE = 256
+"""Most nodes of one forward pass: their logits over the vocabulary are what memory goes to."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Answers as a tree, parents before children.
+
+    Attributes:
+        tokens: Token of each inner node.
+        parents: Number of its parent, -1 behind the prompt.
+        depths: How far behind the prompt it stands, from 0.
+        paths: For each answer its tokens, each with the inner node it follows (-1: the prompt).
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    depths: tuple[int, ...]
+    paths: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def tree_of(answers: Sequence[Sequence[int]]) -> Tree:
+    """The tree of some token sequences.
+
+    Example:
+        >>> tree = tree_of([[5, 6], [5, 7], [8]])
+        >>> tree.tokens, tree.paths
+        ((5,), (((-1, 5), (0, 6)), ((-1, 5), (0, 7)), ((-1, 8),)))
+    """
+    number: dict[tuple[int, ...], int] = {(): -1}
+    tokens: list[int] = []
+    parents: list[int] = []
+    depths: list[int] = []
+    for answer in answers:
+        for end in range(1, len(answer)):
+            path = tuple(answer[:end])
+            if path not in number:
+                number[path] = len(tokens)
+                tokens.append(path[-1])
+                parents.append(number[path[:-1]])
+                depths.append(end - 1)
+    paths = tuple(
+        tuple((number[tuple(answer[:i])], token) for i, token in enumerate(answer))
+        for answer in answers
+    )
+    return Tree(tuple(tokens), tuple(parents), tuple(depths), paths)
+
+
+def ancestors(tree: Tree) -> Tensor:
+    """(N, N) bool, which nodes each node sees: its ancestors and itself."""
+    sees = torch.eye(len(tree.tokens), dtype=torch.bool)
+    for node, parent in enumerate(tree.parents):
+        if parent >= 0:
+            sees[node] |= sees[parent]
+    return sees
+
+
+def score_trees(
+    rows: Rows, last: Tensor, trees: Sequence[Tree], at_once: int = NODES_AT_ONCE
+) -> list[list[float]]:
+    """Log-probabilities of each row's answers.
+
+    Args:
+        rows: Rows behind their prompts; the trees are appended to their states.
+        last: (B, V) logits after the prompts.
+        trees: Each row's answers.
+        at_once: Most nodes of a pass.
+    """
+    scores = [[0.0] * len(tree.paths) for tree in trees]
+    most = max(len(tree.tokens) for tree in trees)
+    device = last.device
+    ids = torch.zeros(len(trees), most, dtype=torch.long)
+    depths = torch.zeros_like(ids)
+    sees = torch.eye(most, dtype=torch.bool).repeat(len(trees), 1, 1)  # filling sees itself
+    # what is asked of a node: (node, token) pairs and the answers they belong to
+    asked: list[dict[int, list[tuple[int, int]]]] = []
+    for row, tree in enumerate(trees):
+        count = len(tree.tokens)
+        if count:
+            ids[row, :count] = torch.tensor(tree.tokens)
+            depths[row, :count] = torch.tensor(tree.depths)
+            sees[row, :count, :count] = ancestors(tree)
+        of: dict[int, list[tuple[int, int]]] = {}
+        for answer, path in enumerate(tree.paths):
+            for node, token in path:
+                of.setdefault(node, []).append((token, answer))
+        asked.append(of)
+
+    def add(start: int, logits: Tensor) -> None:
+        """Scores what follows nodes start, start + 1, ..., whose logits (B, K, V) these are."""
+        known = logits.float().log_softmax(dim=-1)
+        for row, of in enumerate(asked):
+            places = [
+                (node - start, token, answer)
+                for node in range(start, start + logits.shape[1])
+                for token, answer in of.get(node, ())
+            ]
+            if places:
+                node, token, answer = zip(*places, strict=True)
+                found = known[row, list(node), list(token)].tolist()
+                for which, value in zip(answer, found, strict=True):
+                    scores[row][which] += value
+
+    add(-1, last[:, None])
+    ids, depths, sees = ids.to(device), depths.to(device), sees.to(device)
+    for start in range(0, most, at_once):
+        end = min(start + at_once, most)
+        add(start, rows.append(ids[:, start:end], depths[:, start:end], sees[:, start:end, :end]))
+    return scores
+
+
+@torch.no_grad()
+def takes_trees(language: LanguageModel) -> bool:
+    """Whether a language model reads a token tree as it reads each path alone.
+
+    Families whose positions are no argument, or whose attention looks at distances on its own
+    (ALiBi, sliding windows, recurrent states), may not; so it is tried.
+    """
+    device = language.input_embedding.weight.device
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]], device=device)
+    # 1 2 and behind it the paths 3 4, 3 5 and 6
+    positions = torch.tensor([[0, 1, 2, 3, 3, 2]], device=device)
+    sees = torch.tensor(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 0, 1, 0],
+            [1, 1, 0, 0, 0, 1],
+        ],
+        device=device,
+    ).bool()
+    dtype = language.input_embedding.weight.dtype
+    mask = torch.zeros(6, 6, dtype=dtype, device=device)
+    mask = mask.masked_fill(~sees, torch.finfo(dtype).min)[None, None]
+    try:
+        first = language.model(
+            input_ids=ids[:, :2],
+            attention_mask=mask[:, :, :2, :2],
+            position_ids=positions[:, :2],
+            use_cache=True,
+        )
+        tree = language.model(
+            input_ids=ids[:, 2:],
+            attention_mask=mask[:, :, 2:],
+            position_ids=positions[:, 2:],
+            past_key_values=first.past_key_values,
+            use_cache=True,
+        ).logits[0]
+    except Exception:  # whatever a foreign model raises, the answer is no
+        return False
+    for path, node in (([1, 2, 3, 4], 1), ([1, 2, 3, 5], 2), ([1, 2, 6], 3)):
+        alone = language.model(input_ids=torch.tensor([path], device=device), use_cache=False)
+        if not torch.allclose(alone.logits[0, -1], tree[node], atol=1e-4, rtol=1e-3):
+            return False
+    return True
