@@ -60,7 +60,8 @@ def as_support(support: Support | Sequence[Example]) -> Support:
 
 def _ranked(similarity: Floats) -> NDArray[np.int64]:
     """Numbers by similarity, the largest first, the first of equals first."""
-    return np.argsort(-similarity, kind="stable")
+    # A matrix product rounds the same vector differently at another row
+    return np.argsort(-similarity.round(6), kind="stable")
 
 
 # --- Without looking at the query ----------------------------------------------------------------
