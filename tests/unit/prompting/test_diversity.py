@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isthmus.errors import ConfigError
-from isthmus.prompting.diversity import dpp, dpp_kernel, kmeans, mmr, squared_distances
+from isthmus.prompting.diversity import _beginning, dpp, dpp_kernel, kmeans, mmr, squared_distances
 
 
 def unit(seed: int, n: int, width: int) -> np.ndarray:
@@ -165,3 +165,11 @@ def test_duplicates_leave_no_cluster_empty() -> None:
     np.testing.assert_allclose(centroids, np.eye(3))
     with pytest.raises(ConfigError, match="asked for 4 clusters of 41 vectors, 3 of them"):
         kmeans(points, 4)
+
+
+def test_beginnings_are_drawn_by_the_square_of_the_distance() -> None:
+    points, random = np.array([[0.0], [1.0], [3.0]]), np.random.default_rng(0)
+    drawn = [_beginning(points, 2, random)[:, 0].tolist() for _ in range(3000)]
+    after_zero = [second for first, second in drawn if first == 0]
+    assert len(after_zero) == pytest.approx(1000, abs=120)
+    assert np.mean([second == 3 for second in after_zero]) == pytest.approx(0.9, abs=0.04)

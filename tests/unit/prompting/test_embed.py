@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import math
+import re
+import types
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import isthmus as im
@@ -15,7 +20,13 @@ from isthmus.data.features import FeatureCache
 from isthmus.data.records import Picture
 from isthmus.errors import ConfigError, InputError
 from isthmus.prompt import Example
-from isthmus.prompting.embed import MeanHiddenState, PictureEmbedder, on_questions, unit_rows
+from isthmus.prompting.embed import (
+    MeanHiddenState,
+    PictureEmbedder,
+    embedded,
+    on_questions,
+    unit_rows,
+)
 from isthmus.prompting.tfidf import TfIdf, characters, words
 
 
@@ -73,6 +84,44 @@ def test_its_own_pooling_is_timms(tmp_path: Path) -> None:
         expected = encoder.model.forward_head(encoder.model.forward_features(pixels))[0].numpy()
     found = PictureEmbedder(encoder, tmp_path / "cache", pooling="own")([Example(path)])[0]
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-3)
+
+
+def own_clip() -> VisionEncoder:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    config = transformers.CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
+    return im.load_vision(transformers.CLIPVisionModel(config), preprocess=plainly)
+
+
+def own_open_clip() -> VisionEncoder:
+    text = {"context_length": 8, "vocab_size": 99, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+    model = open_clip.model.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
+    return im.load_vision(model, preprocess=plainly)
+
+
+def plainly(picture: Image.Image) -> torch.Tensor:
+    pixels = np.asarray(picture.resize((32, 32)), np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("make", [own_clip, own_open_clip])
+def test_its_own_pooling_is_that_of_each_library(
+    tmp_path: Path, make: Callable[[], VisionEncoder]
+) -> None:
+    encoder = make()
+    (path,) = paint(tmp_path / "pictures", 1)
+    with torch.no_grad():
+        found = encoder.model(plainly(im.open_picture(path))[None])
+    expected = (found if isinstance(found, torch.Tensor) else found.pooler_output)[0].numpy()
+    vector = PictureEmbedder(encoder, pooling="own")([Example(path)])[0]
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-3)
+
+
+def test_a_model_without_pooling_of_its_own_says_so(tmp_path: Path) -> None:
+    encoder = own_clip()
+    encoder.model.forward = lambda pixel_values: types.SimpleNamespace(pooler_output=None)
+    with pytest.raises(ConfigError, match="no pooled output of its own"):
+        PictureEmbedder(encoder, tmp_path, pooling="own")
 
 
 def test_each_picture_is_encoded_once_over_two_runs(tmp_path: Path) -> None:
@@ -194,9 +243,11 @@ def test_a_mean_hidden_state_is_that_of_the_text_alone() -> None:
     assert np.isfinite(found).all()
 
 
-def test_a_text_encoder_of_the_wrong_shape_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"shape \(3,\) for 1 texts"):
-        on_questions(lambda texts: np.zeros(3))([Example((), "Why?")])
+@pytest.mark.parametrize("wrong", [[1, 2, 3], [[1], [2]], [[float("nan")]]])
+def test_an_embedder_that_gives_no_vector_for_each_is_an_error(wrong: list[object]) -> None:
+    shape = np.shape(wrong)
+    with pytest.raises(InputError, match=f"shape {re.escape(str(shape))} for 1 examples"):
+        embedded(on_questions(lambda texts: wrong), [Example((), "Why?")])
 
 
 def test_unit_rows_keeps_zeros() -> None:

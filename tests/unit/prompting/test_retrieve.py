@@ -19,11 +19,11 @@ from isthmus.prompting.retrieve import (
     Nearest,
     PictureThenText,
     RandomShots,
-    Routed,
     Selector,
     rices,
     text_neighbours,
 )
+from isthmus.prompting.route import Routed
 from isthmus.prompting.support import Support
 
 
