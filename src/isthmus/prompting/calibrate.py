@@ -116,7 +116,7 @@ def unconditional(logprobs: Any, premise: Any) -> Floats:
 
 
 def batch(logprobs: Any, mean: Literal["logprob", "probability"] = "logprob") -> Floats:
-    """Batch calibration (Zhou et al. 2023, arXiv 2309.17249): less the batch's mean for each answer.
+    """Batch calibration (Zhou et al. 2023): less the batch's mean for each answer.
 
     It needs no further prompt, but a batch in which answers are about even: a batch of one
     comes out without any preference.
