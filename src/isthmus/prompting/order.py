@@ -125,7 +125,7 @@ def score_orders(
         norm: See `ChoiceScores.by`.
 
     Raises:
-        InputError: If there is no order or no query.
+        InputError: If there is no order, no query or no answer.
 
     Example:
         >>> import isthmus as im
@@ -138,8 +138,11 @@ def score_orders(
         ((2, 1, 3), (1, 3))
     """
     prompts = [template([shots[i] for i in o], query) for o in orders for query in queries]
-    if not prompts:
-        raise InputError(f"nothing to score: got {len(orders)} orders and {len(queries)} queries")
+    if not prompts or not choices:
+        raise InputError(
+            f"nothing to score: got {len(orders)} orders, {len(queries)} queries and "
+            f"{len(choices)} answers"
+        )
     scores = [found.by(norm) for found in engine.score(prompts, choices)]
     return np.array(scores, float).reshape(len(orders), len(queries), len(choices))
 
@@ -156,10 +159,11 @@ def log_softmax(logprobs: Any) -> Floats:
 def ensemble(logprobs: Any, by: Literal["logprob", "probability"] = "logprob") -> Floats:
     """Averages scores over orders of the shots (Flamingo, Alayrac et al. 2022, appendix A).
 
+    Flamingo's is `ensemble(score_orders(..., orders=permutations(len(shots), 6)))`.
+
     Args:
         logprobs: (R, N, K) log-probabilities, of `score_orders`.
-        by: "logprob" averages log-probabilities, as Flamingo does with 6 permutations;
-            "probability" averages probabilities among the K answers.
+        by: "logprob" averages log-probabilities, as Flamingo does; "probability" averages probabilities among the K answers.
 
     Returns:
         (N, K) scores, the larger the likelier.

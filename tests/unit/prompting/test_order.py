@@ -200,7 +200,7 @@ def test_scores_under_orders_are_those_of_each_prompt(
             expected = [logprob(model, prompt, choice) for choice in CHOICES]
             np.testing.assert_allclose(found[r, n], expected, atol=1e-3)
     assert np.abs(found[0] - found[1]).max() > 1e-2
-    with pytest.raises(InputError, match="1 orders and 0 queries"):
+    with pytest.raises(InputError, match="1 orders, 0 queries and 3 answers"):
         score_orders(engine, PLAIN, given, [], CHOICES, [(0, 1)])
 
 
