@@ -163,7 +163,8 @@ def ensemble(logprobs: Any, by: Literal["logprob", "probability"] = "logprob") -
 
     Args:
         logprobs: (R, N, K) log-probabilities, of `score_orders`.
-        by: "logprob" averages log-probabilities, as Flamingo does; "probability" averages probabilities among the K answers.
+        by: "logprob" averages log-probabilities, as Flamingo does; "probability" averages
+            probabilities among the K answers.
 
     Returns:
         (N, K) scores, the larger the likelier.

@@ -250,6 +250,9 @@ def test_queries_of_one_cluster_share_their_shots() -> None:
     }
     assert {c: len(s) for c, s in sets.items()} == {0: 1, 1: 1}
     assert not set(sets[0].pop()) & set(sets[1].pop())
+    for query in queries:  # within 0.2 of one angle, and 1.3 and more from the other
+        near = {f"s{i}" for i in np.flatnonzero(route.near.similarity(query) > np.cos(0.25))}
+        assert set(names(route.select(query, 5))) <= near
 
 
 def clusters(route: Routed, queries: list[Example]) -> list[tuple[int, list[Example]]]:
