@@ -9,7 +9,7 @@ from isthmus.answers.numerals import ENGLISH
 from isthmus.answers.statements import cleaned, first_sentence, statements
 
 _QUOTES = "\"'“”‘’«»「」『』`"  # noqa: RUF001
-_ARTICLE = re.compile(r"(?:an?|the)\s+(?=\S)", re.IGNORECASE)
+_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
 _COPULA = re.compile(r"(?<=[가-힣A-Za-z0-9])(?:입니다|이에요|예요)$")
 
 
@@ -64,7 +64,8 @@ _CONTRACTED = """
 
 
 def _contractions() -> dict[str, str]:
-    table: dict[str, str] = {}
+    table = {"somebody'd": "somebodyd", "twas": "'twas"}  # the first is the table's own quirk
+    table |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
     for word in _CONTRACTED.split():
         marks = [i for i, c in enumerate(word) if c == "'"]
         dropped = [{m} for m in marks] if len(marks) > 1 else [set(marks)]

@@ -99,7 +99,7 @@ _CLAUSE = (
 )
 _PLAIN_NO = re.compile(rf"\b(?:{_NO})\b(?!-)(?:{_END}|{_CLAUSE})", re.IGNORECASE)
 _ECHO = re.compile(
-    r"\(?\b(?:yes|true|no|false)\s*(?:or|/|and)\s*(?:yes|true|no|false)\b\)?"
+    r"neither\s+yes\s+nor\s+no\b|\(?\b(?:yes|true|no|false)\s*(?:or|/|and)\s*(?:yes|true|no|false)\b\)?"
     r"|\(?(?:예|네)\s*(?:또는|혹은|이나|/)\s*(?:아니요|아니오|아뇨)\)?",
     re.IGNORECASE,
 )

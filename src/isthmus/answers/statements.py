@@ -9,6 +9,10 @@ CIRCLED = 0xE000
 """Circled numbers (1 to 20) become private characters from here on: NFKC makes plain digits of
 them, and a choice "②3" would read 23."""
 
+_MOST_STATEMENTS = 16
+_LONGEST_STATEMENT = 1000
+"""Both keep the time linear in a text that repeats itself to the end of its tokens."""
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RUNAWAY = re.compile(
     r"<\|endofchunk\|>|<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<end_of_turn>"
@@ -131,7 +135,7 @@ def cleaned_marker(marker: str) -> str:
 
 def _after(marker: re.Pattern[str], text: str) -> list[str]:
     found: list[str] = []
-    for match in marker.finditer(text):
+    for match in list(marker.finditer(text))[-_MOST_STATEMENTS:]:
         sentence = _sentence(text[match.end() :])
         if not re.match(r"[.!?,;]", sentence):  # "what the answer is. ..." states nothing
             found.append(sentence)
@@ -144,7 +148,7 @@ def _sentence(rest: str) -> str:
     rest = rest[hint.end() :] if hint else rest
     opening = _OPENING.match(rest)
     rest = rest[opening.end() :] if opening else rest
-    return first_sentence(rest).strip()
+    return first_sentence(rest).strip()[:_LONGEST_STATEMENT]
 
 
 _NOT = re.compile(
