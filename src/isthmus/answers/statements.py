@@ -134,8 +134,8 @@ def statements(text: str, after: tuple[str, ...] | None) -> list[str]:
 
 
 def cleaned_marker(marker: str) -> str:
-    """A marker in the spelling of a cleaned text, without a colon at its end."""
-    return spelled(marker).strip().rstrip(":")
+    """A marker in the spelling of a cleaned text."""
+    return _without_markdown(spelled(marker)).strip()
 
 
 def _after(marker: re.Pattern[str], text: str) -> list[str]:
