@@ -297,3 +297,9 @@ def test_vqa_normalize_is_the_official_evaluations() -> None:
         assert vqa_normalize(answer) == expected(answer)
 
     check()
+
+
+def test_a_marker_is_taken_as_it_is() -> None:
+    assert extract_text("It is Paris. CITY: **Rome**.", after=("City:",)) == "Rome"
+    assert extract_number("count 3\n\nresult\n5 of 9", after=("Result",)) == "5"
+    assert extract_text("Answer the question.", after=("Answer:",)) == "Answer the question"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from isthmus.answers.labels import first_mention, only_mention
 from isthmus.answers.numbers import number_in
-from isthmus.answers.statements import CIRCLED, cleaned, negated, statements
+from isthmus.answers.statements import CIRCLED, cleaned, negated, spelled, statements
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SERIES = ("가나다라마바사아자차카타파하", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
@@ -54,19 +53,19 @@ class _Choices:
     @classmethod
     def of(cls, choices: Sequence[str]) -> _Choices:
         """Reads labels off choices such as "(가) 사과" or "1. apples"."""
-        spelled = [unicodedata.normalize("NFKC", _uncircled(c)).strip() for c in choices]
-        n = len(spelled)
+        names = [spelled(_uncircled(c)).strip() for c in choices]
+        n = len(names)
         for series in (*(s[:n] for s in _SERIES), [str(i + 1) for i in range(n)], LETTERS[:n]):
             if len(series) < n:
                 continue
-            split = [_LABELLED.fullmatch(c) for c in spelled]
+            split = [_LABELLED.fullmatch(c) for c in names]
             read = [m[1].upper() if m else "" for m in split]
             if read == list(series):
                 own = tuple(m[2].strip() if m else "" for m in split)
                 return cls(own, () if series == LETTERS[:n] else tuple(series))
-            if spelled == list(series) and series is not LETTERS and not series[0].isdigit():
+            if names == list(series) and series is not LETTERS and not series[0].isdigit():
                 return cls(("",) * n, tuple(series))
-        return cls(tuple(re.sub(r"^(?:an?|the)\s+", "", t, flags=re.I) for t in spelled), ())
+        return cls(tuple(re.sub(r"^(?:an?|the)\s+", "", t, flags=re.I) for t in names), ())
 
 
 def _uncircled(text: str) -> str:
@@ -109,7 +108,7 @@ def _strong(text: str, n: int, labels: Sequence[str]) -> list[_Named]:
         rf"|probably|surely|clearly|likely)\s+)(?P<l>{upper})(?=\s*[.!]?\s*$|[.!,]\s|\s*\n)",
         rf"(?<![A-Za-z0-9])(?P<l>{upper})\)?\s+(?:is|was|would\s+be|must\s+be|seems|looks)\s+"
         rf"(?:(?:clearly|most\s+likely|probably|the)\s+)*(?:correct|right|best|answer)\b",
-        rf"(?<![A-Za-z0-9])(?P<l>{upper})(?=\s?번?\s?(?:이|가)\s(?:정답|답|맞|옳)|\s?번?입니다|\s?번(?:이|가|을|$))",
+        rf"(?<![A-Za-z0-9])(?P<l>{upper})(?=(?:를|을)\s?(?:선택|고르|골)|이?라고\s?생각|\s?번?\s?(?:이|가)\s(?:정답|답|맞|옳)|\s?번?입니다|\s?번(?:이|가|을|$))",
         rf"(?m:(?:^|[,;:—]|\b[Ss]o,?|\b[Tt]hus,?|\b[Tt]herefore,?|\b[Hh]ence,?)\s*)(?P<l>{upper})"
         rf"(?=\s*[.!]?\s*$|\s*[.!]\s|\s*\n)",
     ]
@@ -131,14 +130,17 @@ def _strong(text: str, n: int, labels: Sequence[str]) -> list[_Named]:
 def _kept(text: str, found: list[_Named]) -> list[_Named]:
     """Without those that are said to be wrong."""
     wrong = re.compile(
-        r"[)\]\s]*(?:is|are|was|seems|can\s?not\s+be|can't\s+be|isn't)?\s*"
+        r"[)\]\s:]*(?:은|는|이|가)?\s*(?:is|are|was|seems|can\s?not\s+be|can't\s+be|isn't)?\s*"
         r"(?:not\b|wrong|incorrect|false|n't|can\s?not|ruled\s+out|틀|오답|아니|아닙|아닌)",
         re.IGNORECASE,
     )
+    none = re.compile(r"\b(?:none|neither)\s+of\b[^.!?\n]*$", re.IGNORECASE)
     return [
         f
         for f in found
-        if not negated(text, f.start, f.end) and not wrong.match(text[f.end : f.end + 24])
+        if not negated(text, f.start, f.end)
+        and not wrong.match(text[f.end : f.end + 24])
+        and not none.search(text[max(0, f.start - 200) : f.start])
     ]
 
 
@@ -245,7 +247,7 @@ def _in_text(text: str, choices: _Choices) -> int | None:
     if whole:
         index = LETTERS.index(whole[1].upper())
         return index if index < n else None
-    start = re.match(r"\W*([A-Z])(?=\s*[),.:]|\s+-|\s*\n|\s+(?:because|since)\b)", text)
+    start = re.match(r"\W*([A-Z])(?=\s*[),.:](?!\w)|\s+-|\s*\n|\s+(?:because|since)\b)", text)
     if start and LETTERS.index(start[1]) < n:
         return LETTERS.index(start[1])
     return _by_text(text, choices, marked=False)

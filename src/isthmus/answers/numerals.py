@@ -29,7 +29,7 @@ _WORDS = re.compile(
 )
 # "one" as a pronoun, and words in which a number is no number
 _PRONOUN_BEFORE = re.compile(
-    r"\b(?:no|any|every|some|the|this|that|which|each|last|another|other|first|same|right|wrong)\s+$",
+    r"\b(?:no|any|every|some|the|this|that|which|each|by|last|another|other|first|same|right|wrong)\s+$",
     re.IGNORECASE,
 )
 _PRONOUN_AFTER = re.compile(
