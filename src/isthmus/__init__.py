@@ -50,10 +50,13 @@ if TYPE_CHECKING:
         TrainingStopped,
     )
     from isthmus.generation.decode import generate
+    from isthmus.generation.engine import Engine
     from isthmus.images import open_picture
     from isthmus.inference import Answer, ask, stream
     from isthmus.model import VisionLanguageModel, compose
     from isthmus.prompt import Example, Prompt
+    from isthmus.prompting.example_file import read_examples, write_examples
+    from isthmus.prompting.reason import Reasoning
     from isthmus.training.feed import DataSet
     from isthmus.training.loop import train
 
@@ -84,6 +87,9 @@ _HOMES = {
     ),
     "isthmus.config_file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
+    "isthmus.generation.engine": ("Engine",),
+    "isthmus.prompting.reason": ("Reasoning",),
+    "isthmus.prompting.example_file": ("read_examples", "write_examples"),
     "isthmus.training.loop": ("train",),
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
@@ -122,6 +128,7 @@ __all__ = [
     "CrossAttention",
     "DataConfig",
     "DataSet",
+    "Engine",
     "Example",
     "Inline",
     "InputError",
@@ -139,6 +146,7 @@ __all__ = [
     "Prompt",
     "PromptError",
     "QFormer",
+    "Reasoning",
     "Record",
     "Resampler",
     "RunConfig",
@@ -156,11 +164,13 @@ __all__ = [
     "load_vision",
     "open_picture",
     "read_data",
+    "read_examples",
     "read_records",
     "read_run",
     "save",
     "stream",
     "train",
+    "write_examples",
 ]
 
 

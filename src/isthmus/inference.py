@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from threading import Event, Thread
 from typing import Any
 
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
+from isthmus.answers import AnswerKind, extract
 from isthmus.batch import Batch
+from isthmus.errors import ConfigError
 from isthmus.generation.decode import generate, text_of
+from isthmus.generation.engine import Engine
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Example
+from isthmus.prompt import Example, with_choices
+from isthmus.prompting.reason import STOPS, Asked, Reasoning, solve, way_for
 from isthmus.templates import template_named
-
-# A base language model left to itself goes on with the next line of the pattern.
-STOPS = ("\n", "Question:")
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,26 @@ class Answer:
     Attributes:
         text: The answer.
         prompt: The exact prompt, `<image>` where a picture stood.
-        prompt_tokens: Tokens of the prompt, visual tokens included.
-        new_tokens: Tokens of the answer.
+        prompt_tokens: Tokens of the prompt, visual tokens included; of all prompts, where there
+            were several.
+        new_tokens: Tokens of the answer, and of the steps to it.
+        rationale: The steps to the answer, where the model was made to take some.
+        parsed: What was found in the text, where a kind of answer was asked for; None if it does
+            not parse.
+        votes: Votes by answer, where several chains were drawn.
+        agreement: The winner's share of the votes, a confidence.
+        prompts: Every prompt, in their order; the last one is `prompt`.
     """
 
     text: str
     prompt: str
     prompt_tokens: int
     new_tokens: int
+    rationale: str | None = None
+    parsed: str | None = None
+    votes: dict[str, int] = field(default_factory=dict)
+    agreement: float | None = None
+    prompts: tuple[str, ...] = ()
 
 
 def _prepare(
@@ -55,6 +68,9 @@ def ask(
     question: str = "",
     *,
     shots: Sequence[Example] = (),
+    reason: bool | Reasoning = False,
+    kind: AnswerKind = "text",
+    choices: Sequence[str] = (),
     max_new_tokens: int = 32,
     stop: Sequence[str] = STOPS,
     **options: Any,
@@ -67,14 +83,21 @@ def ask(
             An empty sequence asks the language model alone.
         question: The question; empty for a caption.
         shots: Demonstrations, put before the question.
+        reason: Whether to reach the answer in steps: like those of the demonstrations, where one
+            has a rationale, else after "Let's think step by step.", in Korean for a Korean
+            question. A `Reasoning` says more: the trigger, how many chains vote, ...
+        kind: What the answer is, so that it can be found in the text.
+        choices: The closed answers, of a choice or label.
         max_new_tokens: Most tokens of the answer.
-        stop: Strings that end the answer.
-        **options: Options of Transformers' `generate`: `num_beams`, `do_sample`, ...
+        stop: Strings that end the answer; steps have ends of their own.
+        **options: Options of Transformers' `generate`: `num_beams`, `do_sample`, ...; not beside
+            `reason`.
 
     Returns:
         The answer, with the exact prompt.
 
     Raises:
+        ConfigError: If options contradict each other.
         PictureError: If a picture cannot be read.
         PromptError: If a text contains a tag, or a demonstration has no answer.
 
@@ -85,13 +108,53 @@ def ask(
         >>> im.ask(model, Image.new("RGB", (32, 32)), "What is it?", max_new_tokens=2).prompt
         '<image>Question: What is it? Answer:'
     """
+    closed = tuple(choices) if kind in ("choice", "label") else ()
+    if kind == "choice":
+        question = with_choices(question, closed)
+    if reason:
+        if options:
+            raise ConfigError(
+                f"{sorted(options)[0]} cannot go with reason: a Reasoning says how chains are drawn"
+            )
+        how = way_for(question, shots) if reason is True else reason
+        how = replace(how, max_new_tokens=max_new_tokens)
+        return _in_steps(model, Example(pictures, question), shots, how, kind, closed)
     prompt, batch = _prepare(model, pictures, question, shots)
     ids = generate(model, batch, max_new_tokens=max_new_tokens, stop=stop, **options)[0]
+    text = text_of(model, ids, stop)
     return Answer(
-        text=text_of(model, ids, stop),
+        text=text,
         prompt=prompt,
         prompt_tokens=batch.input_ids.shape[1],
         new_tokens=len(ids),
+        parsed=extract(text, kind, closed, after=("",)),
+        prompts=(prompt,),
+    )
+
+
+def _in_steps(
+    model: VisionLanguageModel,
+    query: Example,
+    shots: Sequence[Example],
+    reasoning: Reasoning,
+    kind: AnswerKind,
+    choices: tuple[str, ...],
+) -> Answer:
+    """The answer that reasoning reaches; its text is what was found in what the model wrote."""
+    template = template_named(model.config.template, model.language.tokenizer)
+    asked = Asked(template, kind, choices)
+    [solution] = solve(Engine(model), [query], [shots], reasoning, asked)
+    prompts = tuple(p.text for p in solution.prompts)
+    return Answer(
+        text=solution.text if solution.answer is None else solution.answer,
+        prompt=prompts[-1],
+        prompt_tokens=solution.prompt_tokens,
+        new_tokens=solution.new_tokens,
+        rationale=solution.rationale,
+        parsed=solution.answer,
+        votes=solution.votes,
+        agreement=solution.agreement,
+        prompts=prompts,
     )
 
 

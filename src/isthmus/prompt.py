@@ -99,3 +99,14 @@ def without_pictures(example: Example) -> Example:
         ()
     """
     return replace(example, pictures=())
+
+
+def with_choices(question: str, choices: Sequence[str]) -> str:
+    """A question with its choices behind it, lettered, as Kojima et al. 2022 put them.
+
+    Example:
+        >>> with_choices("Which?", ["red", "blue"])
+        'Which? Answer Choices: (A) red (B) blue'
+    """
+    listed = " ".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices))
+    return f"{question} Answer Choices: {listed}"

@@ -17,6 +17,7 @@ from isthmus.cli.data import data
 from isthmus.cli.features import features
 from isthmus.cli.info import info
 from isthmus.cli.list import list_
+from isthmus.cli.rationales import rationales
 from isthmus.cli.train import train
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command()(info)
 app.command("list")(list_)
 app.command()(assets)
 app.command()(features)
+app.command()(rationales)
 app.add_typer(data, name="data")
 
 

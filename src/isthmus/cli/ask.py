@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,23 @@ def ask(
     allow_url: Annotated[bool, typer.Option(help="Let pictures be http(s) addresses.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
+    shots: Annotated[
+        Path | None, typer.Option(help="A file of demonstrations, as `isthmus rationales` writes.")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(help="How to reach the answer: none, cot, zero-cot, least-to-most.")
+    ] = "none",
+    trigger: Annotated[
+        str, typer.Option(help='What makes it reason: a published name, or a text such as "First,"')
+    ] = "",
+    samples: Annotated[int, typer.Option(min=1, help="Chains whose answers vote.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    kind: Annotated[
+        str, typer.Option(help="What the answer is: text, number, yes_no, choice, label.")
+    ] = "text",
+    choices: Annotated[
+        str, typer.Option(help="The answers of a choice or label, with commas between.")
+    ] = "",
 ) -> None:
     """Ask a question about one or several pictures; prints the answer and nothing else."""
     from isthmus.errors import InputError
@@ -40,13 +58,24 @@ def ask(
         raise InputError(
             f"--stream cannot go with {'--json' if json_ else '--beams'}: leave one of them out"
         )
+    reasoning = _reasoning(reason, trigger, samples, seed)
+    if reasoning and (stream or beams > 1):
+        raise InputError(
+            f"--reason and --samples cannot go with {'--stream' if stream else '--beams'}: "
+            "leave one of them out"
+        )
+    how = _answers(kind, choices)
     *sources, question = arguments
     pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
     from isthmus import checkpoint, inference
 
-    loaded = checkpoint.load(model)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if shots is not None:
+        from isthmus.prompting.example_file import read_examples
+
+        options["shots"] = read_examples(shots)
+    loaded = checkpoint.load(model)
     if beams > 1:
         options["num_beams"] = beams
     if stream:
@@ -54,8 +83,40 @@ def ask(
             print(piece, end="", flush=True)
         print()
         return
-    answer = inference.ask(loaded, pictures, question, **options)
-    print(json.dumps({**vars(answer), "model": model}) if json_ else answer.text)
+    answer = inference.ask(loaded, pictures, question, reason=reasoning, **how, **options)
+    shown = json.dumps({**vars(answer), "model": model}, ensure_ascii=False)
+    print(shown if json_ else answer.text)
+
+
+def _reasoning(way: str, trigger: str, samples: int, seed: int) -> Any:
+    """How the answer is reached; False for at once, in the ordinary way."""
+    if way == "none" and samples == 1 and not trigger:
+        return False
+    from isthmus.prompting.reason import Reasoning
+    from isthmus.triggers import trigger_named
+
+    if trigger and way == "none":
+        way = "zero-cot"
+    trigger_named(trigger or "step-by-step")  # an unknown one is said before the model is loaded
+    return Reasoning(way, trigger or "step-by-step", samples=samples, seed=seed)  # type: ignore[arg-type]
+
+
+def _answers(kind: str, choices: str) -> dict[str, Any]:
+    """What the answer may be."""
+    from typing import get_args
+
+    from isthmus.answers import AnswerKind
+    from isthmus.errors import InputError, suggestion
+
+    if kind not in get_args(AnswerKind):
+        raise InputError(f'unknown --kind "{kind}": {suggestion(kind, get_args(AnswerKind))}')
+    closed = [c.strip() for c in choices.split(",") if c.strip()]
+    if (kind in ("choice", "label")) != bool(closed):
+        raise InputError(
+            f"--kind {kind} came with {len(closed)} choices: --choices goes with the kinds choice "
+            'and label, as in --kind label --choices "cat,dog"'
+        )
+    return {"kind": kind, "choices": closed}
 
 
 def _open(source: str, allow_url: bool) -> Any:
