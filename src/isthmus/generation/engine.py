@@ -72,9 +72,20 @@ class Engine:
 
     # --- from prompts to rows behind their prefix ----------------------------------------------
 
-    def _encode(self, prompt: Prompt) -> tuple[Encoded, dict[str, Any]]:
-        """A prompt's tokens, and its pictures by their hashes."""
-        contents = [content_of(p) for p in prompt.pictures]
+    def _encode(
+        self, prompt: Prompt, known: dict[int, tuple[str, Any]]
+    ) -> tuple[Encoded, dict[str, Any]]:
+        """A prompt's tokens, and its pictures by their hashes.
+
+        Args:
+            prompt: The prompt.
+            known: Contents by the identity of what a prompt gives as picture: demonstrations are
+                hashed once, not once for each prompt.
+        """
+        for picture in prompt.pictures:
+            if id(picture) not in known:
+                known[id(picture)] = content_of(picture)
+        contents = [known[id(p)] for p in prompt.pictures]
         hashes = tuple(key for key, _ in contents)
         ids = tuple(self.model.encode_text(prompt.text, len(hashes)))
         symbols = self._symbols(ids, hashes)
@@ -202,7 +213,8 @@ class Engine:
         if num_beams > 1 and (samples > 1 or temperature > 0):
             raise ConfigError("beams are not sampled: leave samples and temperature, or num_beams")
         started = time.perf_counter()
-        encoded = [self._encode(p) for p in prompts]
+        known: dict[int, tuple[str, Any]] = {}
+        encoded = [self._encode(p, known) for p in prompts]
         found: dict[int, Generation] = {}
         if num_beams > 1:
             for n, (prompt, _) in enumerate(encoded):
@@ -324,13 +336,14 @@ class Engine:
         own = [list(choices) if shared else list(choices[n]) for n in range(len(prompts))]
         answers: list[list[list[int]]] = []
         encoded = []
+        known: dict[int, tuple[str, Any]] = {}
         for prompt, texts in zip(prompts, own, strict=True):
             if not texts or "" in texts:
                 raise PromptError(f"got {texts[:5]} as closed answers: expected one or more texts")
             bare = prompt.text.rstrip(" \n\t")
             lost = prompt.text[len(bare) :]
             cut = replace(prompt, text=bare, shared=min(prompt.shared, len(bare)))
-            encoded.append(self._encode(cut))
+            encoded.append(self._encode(cut, known))
             answers.append(self._continuations(bare, [lost + str(t) for t in texts]))
         if self._trees is None:
             self._trees = takes_trees(self.model.language)

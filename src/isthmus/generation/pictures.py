@@ -40,7 +40,9 @@ def content_of(source: Any) -> tuple[str, Any]:
         return hashlib.sha256(repr(tuple(source.shape)).encode() + raw).hexdigest(), source
     picture = open_picture(source)
     head = f"{picture.mode} {picture.size} ".encode()
-    return hashlib.sha256(head + picture.tobytes()).hexdigest(), picture
+    # a PIL picture itself, no copy of it; a file can be read only once
+    kept = source if isinstance(source, Image.Image) else picture
+    return hashlib.sha256(head + picture.tobytes()).hexdigest(), kept
 
 
 class VisualTokens:
@@ -90,5 +92,4 @@ class VisualTokens:
     def _pixels(self, source: Any) -> Tensor:
         if isinstance(source, Tensor):
             return source
-        picture = source if isinstance(source, Image.Image) else open_picture(source)
-        return self.model.vision.preprocess(picture)
+        return self.model.vision.preprocess(open_picture(source))
