@@ -43,12 +43,46 @@ from isthmus.generation.rows import Encoded, Rows
 from isthmus.generation.score import Tree, score_trees, tree_of
 
 TEXT = "<image>Question: What is in the picture? Answer:"
-ADJECTIVES = "red green old small wooden striped wild golden round broken".split()
-NOUNS = (
-    "apple bicycle castle dolphin elephant fountain guitar hammer island jacket kettle lantern "
-    "mushroom notebook orchid piano quilt rooster sandwich telescope umbrella violin waterfall "
-    "xylophone yacht zebra"
-).split()
+ADJECTIVES = [
+    "red",
+    "green",
+    "old",
+    "small",
+    "wooden",
+    "striped",
+    "wild",
+    "golden",
+    "round",
+    "broken",
+]
+NOUNS = [
+    "apple",
+    "bicycle",
+    "castle",
+    "dolphin",
+    "elephant",
+    "fountain",
+    "guitar",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "lantern",
+    "mushroom",
+    "notebook",
+    "orchid",
+    "piano",
+    "quilt",
+    "rooster",
+    "sandwich",
+    "telescope",
+    "umbrella",
+    "violin",
+    "waterfall",
+    "xylophone",
+    "yacht",
+    "zebra",
+]
 
 
 def labels(count: int) -> list[str]:

@@ -3,10 +3,10 @@
     python benchmarks/shared_prefix.py [--quick] [--threads 2] [--queries 500] [--shots 32]
 
 The shipped default answers questions about one picture each, behind the same 32 demonstrations with
-a picture each, greedily with up to 4 tokens. "ours" is the engine, from files' worth of pictures to
-texts, its prefix empty at the start. "afresh" encodes all 33 pictures and computes the whole prompt
-for each query; "pictures known" computes the whole prompt, but is given every picture's visual
-tokens. The slow ways are timed on a sample of the queries, in turn with ours. Asserted: equal tokens.
+a picture each, greedily with up to 4 tokens. "ours" is the engine, from pictures to texts, with
+nothing known at the start. "afresh" encodes all 33 pictures and computes the whole prompt for each
+query; "pictures known" computes the whole prompt, but is given every picture's visual tokens. The
+slow ways are timed on a sample of the queries, in turn. Asserted: equal tokens.
 
     ratio shared_prefix               ours over afresh, queries a second
     ratio shared_prefix_no_encoding   ours over pictures known
@@ -80,7 +80,8 @@ def main() -> None:
     afresh(asked[0])  # warms up
     engine = Engine(model)
     started = time.perf_counter()
-    results = {id(p): r for p, r in zip(asked, engine.generate(asked, max_new_tokens=NEW_TOKENS))}
+    answered = engine.generate(asked, max_new_tokens=NEW_TOKENS)
+    results = {id(p): r for p, r in zip(asked, answered, strict=True)}
     ours = (time.perf_counter() - started) / len(asked)
     slow: dict[str, list[float]] = {"afresh": [], "pictures known": []}
     for prompt in sample:
