@@ -27,17 +27,22 @@ def blanked(example: Example) -> Example:
     return replace(example, pictures=tuple(blank(p) for p in example.pictures))
 
 
-def shuffled(shots: Sequence[Example], seed: int) -> list[Example]:
+def shuffled(shots: Sequence[Example], seed: int, key: str = "") -> list[Example]:
     """Demonstrations whose answers, with their rationales, have changed places at random.
 
     Every order is equally likely, the true one too: what is kept is how often each answer is seen.
+
+    Args:
+        shots: The demonstrations.
+        seed: Seed of the order.
+        key: What the order is for: another one has another order.
 
     Example:
         >>> shots = [Example((), str(i), str(i)) for i in range(4)]
         >>> sorted(s.answer for s in shuffled(shots, 0))
         ['0', '1', '2', '3']
     """
-    order = np.random.default_rng(seed).permutation(len(shots))
+    order = np.random.default_rng([seed, *key.encode()]).permutation(len(shots))
     return [
         replace(shot, answer=shots[int(i)].answer, rationale=shots[int(i)].rationale)
         for shot, i in zip(shots, order, strict=True)

@@ -41,6 +41,7 @@ class Answered:
         rationale: The steps written before the answer.
         agreement: Share of sampled answers that agree with the one taken, where several were drawn.
         question: The question, for people who read the records.
+        usual: The most common answer among the demonstrations; None without any.
     """
 
     arm: str
@@ -59,6 +60,7 @@ class Answered:
     rationale: str | None = None
     agreement: float | None = None
     question: str = ""
+    usual: str | None = None
 
 
 class Records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,8 +54,8 @@ class Row:
         interval: 95 %: Wilson's, or a bootstrap's where answers can be partly right.
         chance: Accuracy of guessing evenly.
         majority: The most common right answer and its share of the questions.
-        majority_of_shots: Accuracy of always giving the demonstrations' most common answer; None
-            without demonstrations that all questions share.
+        majority_of_shots: Accuracy of giving the most common answer among each question's
+            demonstrations; None without any.
         unparsed: Share of answers in which none was found.
         accuracy_parsed: Accuracy over the others; None if there are none.
         compared: The arm beside the task's first one; None for that one.
@@ -88,7 +89,6 @@ def row_of(
     answered: Sequence[Answered],
     *,
     first: tuple[Arm, Sequence[Answered]] | None = None,
-    shown: Sequence[str] = (),
 ) -> Row:
     """Sums up the records of an arm.
 
@@ -97,12 +97,11 @@ def row_of(
         arm: The arm.
         answered: Its records.
         first: The task's first arm with its records, of the same questions.
-        shown: Answers of the demonstrations that all questions share.
     """
     worth = [a.right for a in answered]
     n, parsed = len(answered), [a for a in answered if a.parsed is not None]
     expected = [a.expected for a in answered]
-    usual = majority(shown)[0] if shown else None
+    usual = [same_answer(a.usual, a.expected, task.kind) for a in answered if a.usual is not None]
     partly = any(w not in (0.0, 1.0) for w in worth)
     interval = bootstrap_mean(worth) if partly else wilson(round(sum(worth)), n)
     rate = None
@@ -115,9 +114,7 @@ def row_of(
         interval=interval,
         chance=task.chance,
         majority=majority(expected),
-        majority_of_shots=None
-        if usual is None
-        else sum(same_answer(usual, e, task.kind) for e in expected) / n,
+        majority_of_shots=sum(usual) / len(usual) if usual else None,
         unparsed=1 - len(parsed) / n,
         accuracy_parsed=sum(a.right for a in parsed) / len(parsed) if parsed else None,
         compared=None if first is None else compare(first[0], first[1], answered),
@@ -178,12 +175,17 @@ class Results:
             "folder": None if self.folder is None else str(self.folder),
         }
 
+    def told_left_out(self) -> list[str]:
+        """Why arms were left out, with how many of each task."""
+        counts = Counter((arm.partition(",")[0], why) for arm, why in self.left_out.items())
+        return [f"{task}, {n} arms: {why}" for (task, why), n in counts.items()]
+
     def markdown(self) -> str:
         """The results as tables in Markdown, one for each task."""
         tasks = list(dict.fromkeys(r.arm.task for r in self.rows))
         parts = [_table([r for r in self.rows if r.arm.task == task], task) for task in tasks]
         if self.left_out:
-            listed = [f"- {arm}: {why}" for arm, why in self.left_out.items()]
+            listed = [f"- {told}" for told in self.told_left_out()]
             parts.append("\n".join(["Left out:", "", *listed]))
         return "\n\n".join(parts) + "\n"
 

@@ -20,11 +20,15 @@ class Line:
         points: (x, y), x rising.
         smooth: Whether a running mean is drawn over the faint points.
         marks: Whether each point gets a dot: few of them, each of its own weight.
+        bounds: Lower and upper end of each point's interval, drawn as a bar; empty for none.
+        thin: Whether it is a level to compare with, drawn thin and dashed.
     """
 
     points: Sequence[tuple[float, float]]
     smooth: bool = False
     marks: bool = False
+    bounds: Sequence[tuple[float, float]] = ()
+    thin: bool = False
 
 
 def smoothed(
@@ -62,13 +66,16 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round((first + i) * step, 12) for i in range(count)]
 
 
-def chart(title: str, lines: Mapping[str, Line], *, from_zero: bool = True) -> str:
+def chart(
+    title: str, lines: Mapping[str, Line], *, from_zero: bool = True, most: float | None = None
+) -> str:
     """A line chart as an SVG element with a legend.
 
     Args:
         title: What it shows; read out by screen readers.
         lines: By name; empty ones are left out.
         from_zero: Whether the vertical axis begins at 0.
+        most: Where the vertical axis ends; None for the highest point.
 
     Returns:
         SVG text; a paragraph if there is nothing to draw.
@@ -82,6 +89,7 @@ def chart(title: str, lines: Mapping[str, Line], *, from_zero: bool = True) -> s
     bottom, top = (min(0.0, *ys) if from_zero else min(ys)), max(ys)
     high = high if high > low else low + 1
     top = top if top > bottom else bottom + 1
+    top = top if most is None else most
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT)
@@ -102,11 +110,17 @@ def chart(title: str, lines: Mapping[str, Line], *, from_zero: bool = True) -> s
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{x:g}</text>')
     for number, line in enumerate(drawn.values()):
         colour = COLOURS[number % len(COLOURS)]
-        dash = ' stroke-dasharray="5 3"' if number >= len(COLOURS) else ""
+        dash = ' stroke-dasharray="5 3"' if line.thin or number >= len(COLOURS) else ""
         if line.smooth:
             parts.append(_path(line.points, place, colour, dash, "faint"))
         shown = smoothed(line.points) if line.smooth else line.points
-        parts.append(_path(shown, place, colour, dash, "line"))
+        parts.append(_path(shown, place, colour, dash, "thin" if line.thin else "line"))
+        for (x, _), (below, above) in zip(line.points, line.bounds, strict=False):
+            across, down, up = place(x, below)[0], place(x, below)[1], place(x, above)[1]
+            parts.append(
+                f'<path class="bar" stroke="{colour}" d="M{across:.1f} {down:.1f}V{up:.1f}'
+                f'M{across - 4:.1f} {down:.1f}h8M{across - 4:.1f} {up:.1f}h8"/>'
+            )
         if line.marks:
             for point in line.points:
                 across, up = place(*point)

@@ -1,0 +1,217 @@
+"""Questions of an arm to prompts, answers to records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from isthmus.evaluation import controls
+from isthmus.evaluation._pending import extract, render, same_answer
+from isthmus.evaluation.arms import Arm
+from isthmus.evaluation.metrics import majority, vqa_accuracy
+from isthmus.evaluation.records import Answered
+from isthmus.evaluation.task import Item, Task, choices, with_choices
+from isthmus.generation.engine import Engine, Generation
+from isthmus.images import content_hash
+from isthmus.prompt import Example, Prompt
+
+STOPS = ("\n", "Question:", "Q:")
+REASON_STOPS = ("Question:", "\nQ:", "\n\n")
+ANSWER_IS = controls.ANSWER_IS
+
+
+@dataclass(frozen=True)
+class Style:
+    """How all questions of an evaluation are put and decoded.
+
+    Attributes:
+        template: Name of the template; None for the task's, or else the model's own.
+        samples: Answers drawn for each question, of which the most frequent is taken.
+        temperature: Of the draws, where there are several.
+        norm: What closed answers are scored by.
+    """
+
+    template: str | None = None
+    samples: int = 1
+    temperature: float = 0.7
+    norm: Literal["sum", "token", "byte"] = "sum"
+
+
+def shown(item: Item, task: Task) -> Example:
+    """An item as it is put: a multiple choice with its options behind the question."""
+    if task.kind != "choice":
+        return item.example
+    return replace(item.example, question=with_choices(item.example.question, item.options))
+
+
+def closed(item: Item, task: Task) -> tuple[str, ...]:
+    """The answers that can be scored; none for an open question."""
+    if task.kind == "choice":
+        return choices(item.options)
+    if task.kind == "yes_no":
+        return ("yes", "no")
+    return item.options if task.kind == "label" else ()
+
+
+def worth(task: Task, item: Item, parsed: str | None) -> float:
+    """What an answer is worth, 0 to 1; nothing where none was found."""
+    if parsed is None:
+        return 0.0
+    if task.metric == "vqa":
+        return vqa_accuracy(parsed, item.accepted)
+    if task.metric in ("exact", "characters"):
+        return float(parsed.strip() in item.answers)
+    return float(any(same_answer(parsed, right, task.kind) for right in item.answers))
+
+
+def reference(picture: Any) -> str:
+    """The path of a picture, or the hash of its pixels."""
+    return str(picture) if isinstance(picture, (str, Path)) else content_hash(picture)
+
+
+class Asker:
+    """Asks the questions of one arm.
+
+    Args:
+        engine: Generates and scores.
+        task: The task.
+        arm: The arm.
+        style: How questions are put.
+    """
+
+    def __init__(self, engine: Engine, task: Task, arm: Arm, style: Style) -> None:
+        self.engine = engine
+        self.task = task
+        self.arm = arm
+        self.style = style
+        self.template = style.template or task.template or engine.model.config.template
+
+    def prompt(self, item: Item, shots: Sequence[Example]) -> Prompt:
+        """The prompt of a question under the arm's control."""
+        control, query, lead = self.arm.control, shown(item, self.task), ""
+        reasoned = self.arm.reason != "none"
+        own = list(shots)
+        if control == "blank":
+            query = controls.blanked(query)
+        elif control == "blank-shots":
+            own = [controls.blanked(s) for s in own]
+        elif control == "shuffled":
+            # demonstrations that all questions share must stay one prefix
+            own = controls.shuffled(own, self.arm.seed, item.id if self.task.episodic else "")
+        elif control == "answer-first":
+            own, reasoned = controls.answer_first(own), False
+        elif control == "filler":
+            lead = f"{self._filler(item, own)} {ANSWER_IS}"
+            own = controls.filled(own, self._tokens)
+        return render(
+            self.template,
+            own,
+            replace(query, answer=None, rationale=None),
+            instruction=self.task.instruction,
+            lead=lead,
+            reason=reasoned,
+        )
+
+    def _tokens(self, text: str) -> int:
+        return len(self.engine.model.language.encode(text))
+
+    def _filler(self, item: Item, shots: Sequence[Example]) -> str:
+        """Dots as long as the question's rationale, or the longest demonstration's."""
+        own = item.example.rationale
+        if not own:
+            own = max((s.rationale or "" for s in shots), key=len, default="")
+        return controls.filler(own, self._tokens).strip()
+
+    def ask(self, items: Sequence[Item], shots: Sequence[Sequence[Example]]) -> list[Answered]:
+        """Answers questions, each with its demonstrations.
+
+        Args:
+            items: The questions.
+            shots: Each one's demonstrations.
+        """
+        started = perf_counter()
+        prompts = [self.prompt(i, own) for i, own in zip(items, shots, strict=True)]
+        scored = self.arm.reason == "none" and all(closed(i, self.task) for i in items)
+        answered = self._score(items, prompts) if scored else self._generate(items, prompts)
+        seconds = (perf_counter() - started) / len(items)
+        labels = [[s.answer for s in own if s.answer is not None] for own in shots]
+        return [
+            replace(a, seconds=seconds, usual=majority(seen)[0] if seen else None)
+            for a, seen in zip(answered, labels, strict=True)
+        ]
+
+    def _score(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
+        """The likeliest of each question's closed answers."""
+        options = [closed(i, self.task) for i in items]
+        scores = self.engine.score(prompts, [[f" {o}" for o in own] for own in options])
+        return [
+            replace(
+                self._record(item, prompt, own[s.best(self.style.norm)]),
+                text=own[s.best(self.style.norm)],
+                prompt_tokens=s.prompt_tokens,
+                cached_tokens=s.cached_tokens,
+                new_tokens=sum(s.tokens),
+                scores=dict(zip(own, s.by(self.style.norm), strict=True)),
+            )
+            for item, prompt, own, s in zip(items, prompts, options, scores, strict=True)
+        ]
+
+    def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
+        """What the model writes, the most frequent of several answers."""
+        reasoned = self.arm.reason != "none" and self.arm.control not in ("filler", "answer-first")
+        several = self.style.samples > 1
+        task = self.task
+        generations = self.engine.generate(
+            prompts,
+            max_new_tokens=task.max_reason_tokens if reasoned else task.max_new_tokens,
+            stop=REASON_STOPS if reasoned else STOPS,
+            samples=self.style.samples,
+            temperature=self.style.temperature if several else 0.0,
+            seed=self.arm.seed,
+        )
+        return [
+            self._voted(item, prompt, generation, reasoned)
+            for item, prompt, generation in zip(items, prompts, generations, strict=True)
+        ]
+
+    def _voted(
+        self, item: Item, prompt: Prompt, generation: Generation, reasoned: bool
+    ) -> Answered:
+        """The record of a question from its completions; one without an answer has no vote."""
+        after = (ANSWER_IS,) if reasoned else None
+        texts = [c.text for c in generation.completions]
+        found = [extract(t, self.task.kind, closed(item, self.task), after=after) for t in texts]
+        votes = [f for f in found if f is not None]
+        taken = max(votes, key=votes.count) if votes else None
+        which = found.index(taken) if taken is not None else 0
+        rationale = texts[which].partition(ANSWER_IS)[0].strip() if reasoned else None
+        return replace(
+            self._record(item, prompt, taken),
+            text=texts[which],
+            rationale=rationale,
+            agreement=found.count(taken) / len(votes) if len(texts) > 1 and votes else None,
+            prompt_tokens=generation.prompt_tokens,
+            cached_tokens=generation.cached_tokens,
+            new_tokens=sum(len(c.ids) for c in generation.completions),
+        )
+
+    def _record(self, item: Item, prompt: Prompt, parsed: str | None) -> Answered:
+        """The part of a record that does not depend on how the answer came about."""
+        return Answered(
+            arm=self.arm.id,
+            item=item.id,
+            prompt=prompt.text,
+            pictures=tuple(reference(p) for p in prompt.pictures),
+            text="",
+            parsed=parsed,
+            expected=item.example.answer or "",
+            right=worth(self.task, item, parsed),
+            prompt_tokens=0,
+            cached_tokens=0,
+            new_tokens=0,
+            seconds=0.0,
+            question=item.example.question,
+        )
