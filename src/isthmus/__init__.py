@@ -49,6 +49,8 @@ if TYPE_CHECKING:
         TrainingError,
         TrainingStopped,
     )
+    from isthmus.evaluation.runner import evaluate
+    from isthmus.evaluation.task import Item, Task
     from isthmus.generation.decode import generate
     from isthmus.images import open_picture
     from isthmus.inference import Answer, ask, stream
@@ -84,6 +86,8 @@ _HOMES = {
     ),
     "isthmus.config_file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
+    "isthmus.evaluation.runner": ("evaluate",),
+    "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
@@ -126,6 +130,7 @@ __all__ = [
     "Inline",
     "InputError",
     "IsthmusError",
+    "Item",
     "LanguageConfig",
     "LanguageModel",
     "Linear",
@@ -142,6 +147,7 @@ __all__ = [
     "Record",
     "Resampler",
     "RunConfig",
+    "Task",
     "TrainConfig",
     "TrainingError",
     "TrainingStopped",
@@ -150,6 +156,7 @@ __all__ = [
     "VisionLanguageModel",
     "ask",
     "compose",
+    "evaluate",
     "generate",
     "load",
     "load_language",

@@ -65,19 +65,3 @@ def render(
     before = instruction + "".join(told(s, True) for s in shots)
     pictures: tuple[Any, ...] = tuple(p for e in (*shots, query) for p in e.pictures)
     return Prompt(before + told(query, False), pictures, len(before))
-
-
-class RandomShots:
-    """One draw for all queries."""
-
-    def __init__(
-        self, support: Sequence[Example], seed: int = 0, *, per_query: bool = False
-    ) -> None:
-        import numpy as np
-
-        order = np.random.default_rng(seed).permutation(len(support))
-        self.examples = [support[int(i)] for i in order]
-
-    def select(self, query: Example, k: int, query_id: Any = None) -> list[Example]:
-        """The first k."""
-        return self.examples[:k]

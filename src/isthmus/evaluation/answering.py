@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from isthmus.evaluation import controls
 from isthmus.evaluation._pending import extract, render, same_answer
@@ -14,9 +14,11 @@ from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.metrics import majority, vqa_accuracy
 from isthmus.evaluation.records import Answered
 from isthmus.evaluation.task import Item, Task, choices, with_choices
-from isthmus.generation.engine import Engine, Generation
+from isthmus.generation.engine import ChoiceScores, Engine, Generation
 from isthmus.images import content_hash
 from isthmus.prompt import Example, Prompt
+from isthmus.prompting.calibrate import Method, calibrated
+from isthmus.prompting.order import Norm
 
 STOPS = ("\n", "Question:", "Q:")
 REASON_STOPS = ("Question:", "\nQ:", "\n\n")
@@ -32,12 +34,14 @@ class Style:
         samples: Answers drawn for each question, of which the most frequent is taken.
         temperature: Of the draws, where there are several.
         norm: What closed answers are scored by.
+        calibrate: How their scores are calibrated.
     """
 
     template: str | None = None
     samples: int = 1
     temperature: float = 0.7
-    norm: Literal["sum", "token", "byte"] = "sum"
+    norm: Norm = "sum"
+    calibrate: Method = "none"
 
 
 def shown(item: Item, task: Task) -> Example:
@@ -91,28 +95,38 @@ class Asker:
 
     def prompt(self, item: Item, shots: Sequence[Example]) -> Prompt:
         """The prompt of a question under the arm's control."""
-        control, query, lead = self.arm.control, shown(item, self.task), ""
-        reasoned = self.arm.reason != "none"
-        own = list(shots)
-        if control == "blank":
+        query = replace(shown(item, self.task), answer=None, rationale=None)
+        if self.arm.control == "blank":
             query = controls.blanked(query)
-        elif control == "blank-shots":
-            own = [controls.blanked(s) for s in own]
-        elif control == "shuffled":
-            # demonstrations that all questions share must stay one prefix
-            own = controls.shuffled(own, self.arm.seed, item.id if self.task.episodic else "")
-        elif control == "answer-first":
-            own, reasoned = controls.answer_first(own), False
-        elif control == "filler":
-            lead = f"{self._filler(item, own)} {ANSWER_IS}"
-            own = controls.filled(own, self._tokens)
+        lead = ""
+        if self.arm.control == "filler":
+            lead = f"{self._filler(item, shots)} {ANSWER_IS}"
+        return self._render(self._changed(item, shots), query, lead)
+
+    def _changed(self, item: Item, shots: Sequence[Example]) -> list[Example]:
+        """Demonstrations as the arm's control has them."""
+        match self.arm.control:
+            case "blank-shots":
+                return [controls.blanked(s) for s in shots]
+            case "shuffled":
+                # demonstrations that all questions share must stay one prefix
+                key = item.id if self.task.episodic else ""
+                return controls.shuffled(shots, self.arm.seed, key)
+            case "answer-first":
+                return controls.answer_first(shots)
+            case "filler":
+                return controls.filled(shots, self._tokens)
+        return list(shots)
+
+    def _render(self, shots: Sequence[Example], query: Example, lead: str = "") -> Prompt:
+        """The template with its options."""
         return render(
             self.template,
-            own,
-            replace(query, answer=None, rationale=None),
+            shots,
+            query,
             instruction=self.task.instruction,
             lead=lead,
-            reason=reasoned,
+            reason=self.arm.reason != "none" and self.arm.control != "answer-first",
         )
 
     def _tokens(self, text: str) -> int:
@@ -134,8 +148,10 @@ class Asker:
         """
         started = perf_counter()
         prompts = [self.prompt(i, own) for i, own in zip(items, shots, strict=True)]
-        scored = self.arm.reason == "none" and all(closed(i, self.task) for i in items)
-        answered = self._score(items, prompts) if scored else self._generate(items, prompts)
+        if self.scores(items):
+            answered = self._score(items, prompts, shots)
+        else:
+            answered = self._generate(items, prompts)
         seconds = (perf_counter() - started) / len(items)
         labels = [[s.answer for s in own if s.answer is not None] for own in shots]
         return [
@@ -143,21 +159,65 @@ class Asker:
             for a, seen in zip(answered, labels, strict=True)
         ]
 
-    def _score(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
+    def scores(self, items: Sequence[Item]) -> bool:
+        """Whether questions are answered by scoring their closed answers."""
+        return self.arm.reason == "none" and all(closed(i, self.task) for i in items)
+
+    def _score(
+        self, items: Sequence[Item], prompts: Sequence[Prompt], shots: Sequence[Sequence[Example]]
+    ) -> list[Answered]:
         """The likeliest of each question's closed answers."""
         options = [closed(i, self.task) for i in items]
-        scores = self.engine.score(prompts, [[f" {o}" for o in own] for own in options])
-        return [
-            replace(
-                self._record(item, prompt, own[s.best(self.style.norm)]),
-                text=own[s.best(self.style.norm)],
-                prompt_tokens=s.prompt_tokens,
-                cached_tokens=s.cached_tokens,
-                new_tokens=sum(s.tokens),
-                scores=dict(zip(own, s.by(self.style.norm), strict=True)),
+        choices = [[f" {o}" for o in own] for own in options]
+        found = self.engine.score(prompts, choices)
+        values = self._calibrated(items, shots, choices, found)
+        records = []
+        for item, prompt, own, s, value in zip(items, prompts, options, found, values, strict=True):
+            best = own[max(range(len(own)), key=lambda i: value[i])]
+            records.append(
+                replace(
+                    self._record(item, prompt, best),
+                    text=best,
+                    prompt_tokens=s.prompt_tokens,
+                    cached_tokens=s.cached_tokens,
+                    new_tokens=sum(s.tokens),
+                    scores=dict(zip(own, value, strict=True)),
+                )
             )
-            for item, prompt, own, s in zip(items, prompts, options, scores, strict=True)
-        ]
+        return records
+
+    def _calibrated(
+        self,
+        items: Sequence[Item],
+        shots: Sequence[Sequence[Example]],
+        choices: Sequence[Sequence[str]],
+        found: Sequence[ChoiceScores],
+    ) -> list[list[float]]:
+        """Scores of each question's answers, those with the same answers and shots together."""
+        style = self.style
+        if style.calibrate == "none":
+            return [list(s.by(style.norm)) for s in found]
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for i, own in enumerate(shots):
+            alike = () if style.calibrate == "batch" else tuple(id(s) for s in own)
+            groups.setdefault((tuple(choices[i]), *alike), []).append(i)
+        values: list[list[float]] = [[] for _ in items]
+        for members in groups.values():
+            first = members[0]
+            query = replace(shown(items[first], self.task), answer=None, rationale=None)
+            scores = calibrated(
+                [found[i] for i in members],
+                style.calibrate,
+                self.engine,
+                choices[first],
+                template=self._render,
+                shots=self._changed(items[first], shots[first]),
+                like=query,
+                norm=style.norm,
+            )
+            for i, row in zip(members, scores.tolist(), strict=True):
+                values[i] = row
+        return values
 
     def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
         """What the model writes, the most frequent of several answers."""
@@ -185,14 +245,15 @@ class Asker:
         texts = [c.text for c in generation.completions]
         found = [extract(t, self.task.kind, closed(item, self.task), after=after) for t in texts]
         votes = [f for f in found if f is not None]
-        taken = max(votes, key=votes.count) if votes else None
+        agreeing = [sum(same_answer(f, v, self.task.kind) for v in votes) for f in votes]
+        taken = votes[agreeing.index(max(agreeing))] if votes else None
         which = found.index(taken) if taken is not None else 0
         rationale = texts[which].partition(ANSWER_IS)[0].strip() if reasoned else None
         return replace(
             self._record(item, prompt, taken),
             text=texts[which],
             rationale=rationale,
-            agreement=found.count(taken) / len(votes) if len(texts) > 1 and votes else None,
+            agreement=max(agreeing) / len(votes) if len(texts) > 1 and votes else None,
             prompt_tokens=generation.prompt_tokens,
             cached_tokens=generation.cached_tokens,
             new_tokens=sum(len(c.ids) for c in generation.completions),

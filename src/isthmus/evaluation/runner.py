@@ -11,19 +11,20 @@ from typing import Any
 
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.checkpoint import load, write_atomically
-from isthmus.errors import ConfigError
+from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import Asker, Style, reference
 from isthmus.evaluation.arms import Arm, plan
 from isthmus.evaluation.progress import EvaluationBar
 from isthmus.evaluation.records import PICTURES, Records
 from isthmus.evaluation.report import picture_name, write_report
 from isthmus.evaluation.results import Results, Row, row_of
-from isthmus.evaluation.selection import Shots
+from isthmus.evaluation.selection import Shots, check_selection
 from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
 from isthmus.generation.engine import Engine
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
+from isthmus.prompting.calibrate import METHODS
 
 RESULTS, TABLE = "results.json", "results.md"
 CHUNK = 32
@@ -42,7 +43,7 @@ def evaluate(
     samples: int = 1,
     seeds: Sequence[int] = (0,),
     select: str = "random",
-    order: str = "as-selected",
+    order: str = "similar-last",
     calibrate: str = "none",
     controls: Sequence[str] = (),
     limit: int | None = None,
@@ -100,12 +101,15 @@ def evaluate(
         )
     if norm not in ("sum", "token", "byte"):
         raise ConfigError(f'norm is "{norm}": expected sum, token or byte')
+    if calibrate not in METHODS:
+        raise ConfigError(f'unknown calibration "{calibrate}": {suggestion(calibrate, METHODS)}')
+    check_selection(select, order)
     reasons = [reason] if isinstance(reason, str) else list(reason)
     arms, left_out = plan(made, shots, reasons, seeds, controls)
     for task in made:
         task.check()
     engine = model if isinstance(model, Engine) else Engine(_loaded(model))
-    style = Style(template, samples, temperature, norm)  # type: ignore[arg-type]
+    style = Style(template, samples, temperature, norm, calibrate)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
         "model": str(model) if isinstance(model, (str, Path)) else "object",
@@ -115,7 +119,6 @@ def evaluate(
         **asdict(style),
         "select": select,
         "order": order,
-        "calibrate": calibrate,
     }
     records = Records(folder, config)
     try:
@@ -169,6 +172,8 @@ def _run(asker: Asker, shots: Shots, records: Records, bar: EvaluationBar) -> No
     bar.begin(arm.id)
     for number, chunk in enumerate(_chunks(asker.task.items, CHUNK)):
         left = [item for item in chunk if (arm.id, item.id) not in records]
+        if left and asker.style.calibrate == "batch":
+            left = chunk  # the scores of a batch depend on one another
         bar.skip(len(chunk) - len(left))
         if not left:
             continue
