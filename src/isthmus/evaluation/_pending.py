@@ -49,9 +49,9 @@ def render(
     shots: Sequence[Example],
     query: Example,
     *,
-    instruction: str,
-    lead: str,
-    reason: bool,
+    instruction: str = "",
+    lead: str = "",
+    reason: bool = False,
 ) -> Prompt:
     """A prompt as the templates will make it."""
 
