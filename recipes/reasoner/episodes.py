@@ -1,4 +1,4 @@
-"""Training texts: single questions and episodes, direct and with steps, from the evaluation's tasks.
+"""Training texts: single questions and episodes, direct and with steps, of the evaluation's tasks.
 
 One model learns both ways to answer, and which of them is asked for:
 

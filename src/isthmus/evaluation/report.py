@@ -22,6 +22,7 @@ EXAMPLES = 8
 """Questions of each task that are shown."""
 MOST_TEXT = 4000
 STYLE = """
+body { max-width: 980px; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: .82rem; }
 th, td { padding: 5px 9px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
@@ -91,35 +92,57 @@ def _facts(results: Results) -> str:
 
 
 def curves(task: str, rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answered]]) -> str:
-    """Accuracy by the number of demonstrations, a line for each way of asking.
+    """Accuracy by the number of demonstrations: one chart of all ways, and one for each's controls.
 
     Seeds are averaged question by question, so that an interval is over questions: Wilson's for one
     seed, a bootstrap's for several.
     """
-    ways: dict[tuple[str, str], dict[int, list[Arm]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        ways[row.arm.reason, row.arm.control][row.arm.shots].append(row.arm)
-    lines: dict[str, Line] = {}
-    for (reason, control), by_shots in ways.items():
-        points, bounds = [], []
-        for shots, arms in sorted(by_shots.items()):
-            worth: dict[str, list[float]] = defaultdict(list)
-            for arm in arms:
-                for record in by_arm[arm.id]:
-                    worth[record.item].append(record.right)
-            means = [sum(w) / len(w) for w in worth.values()]
-            whole = all(m in (0.0, 1.0) for m in means)
-            bounds.append(wilson(round(sum(means)), len(means)) if whole else bootstrap_mean(means))
-            points.append((float(shots), sum(means) / len(means)))
-        name = ", ".join(p for p in (_way(reason), control) if p)
-        lines[name] = Line(points, marks=True, bounds=bounds)
-    across = [float(r.arm.shots) for r in rows]
-    ends = (min(across), max(across) if max(across) > min(across) else min(across) + 1)
+    ways: dict[str, dict[str, Line]] = {}
+    for reason in dict.fromkeys(r.arm.reason for r in rows):
+        own = [r for r in rows if r.arm.reason == reason]
+        ways[reason] = {
+            control: _line([r.arm for r in own if r.arm.control == control], by_arm)
+            for control in dict.fromkeys(r.arm.control for r in own)
+        }
+    plain = {_way(r): lines[""] for r, lines in ways.items() if "" in lines}
+    counts = sorted({r.arm.shots for r in rows})
     levels = {"chance": rows[0].chance, "majority of the answers": rows[0].majority[1]}
-    for name, level in levels.items():
-        lines[name] = Line([(x, level) for x in ends], thin=True)
-    told = chart(f"{task}: accuracy by number of demonstrations", lines, most=1.0)
-    return f'{told}<p class="label">accuracy by number of demonstrations, 95 % intervals</p>'
+    parts = [_chart(f"{task}: accuracy by number of demonstrations", plain, levels, counts)]
+    for reason, lines in ways.items():
+        if len(lines) > 1:
+            title = f"{task}, {_way(reason)}: with its controls"
+            named = {control or _way(reason): line for control, line in lines.items()}
+            shown = _chart(title, named, levels, counts)
+            parts.append(
+                f"<details><summary>{escape(_way(reason))}, with its controls</summary>{shown}"
+                "</details>"
+            )
+    return "".join(parts)
+
+
+def _line(arms: Sequence[Arm], by_arm: Mapping[str, Sequence[Answered]]) -> Line:
+    """The curve of one way of asking."""
+    points, bounds = [], []
+    for shots in sorted({arm.shots for arm in arms}):
+        worth: dict[str, list[float]] = defaultdict(list)
+        for arm in arms:
+            for record in by_arm[arm.id] if arm.shots == shots else ():
+                worth[record.item].append(record.right)
+        means = [sum(w) / len(w) for w in worth.values()]
+        whole = all(m in (0.0, 1.0) for m in means)
+        bounds.append(wilson(round(sum(means)), len(means)) if whole else bootstrap_mean(means))
+        points.append((float(shots), sum(means) / len(means)))
+    return Line(points, marks=True, bounds=bounds)
+
+
+def _chart(
+    title: str, lines: Mapping[str, Line], levels: Mapping[str, float], shots: Sequence[int]
+) -> str:
+    """A chart of curves, with levels to compare them with."""
+    most = max(shots) if max(shots) > min(shots) else min(shots) + 1
+    thin = {n: Line([(min(shots), y), (most, y)], thin=True) for n, y in levels.items()}
+    told = chart(title, {**lines, **thin}, most=1.0, at=shots)
+    return f'{told}<p class="label">{escape(title)}; 95 % intervals</p>'
 
 
 def _way(reason: str) -> str:
@@ -158,11 +181,11 @@ def _questions(rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answered]], fo
     first = list(by_arm[arms[0].id])[:EXAMPLES]
     parts = []
     for record in first:
-        said = "".join(
-            _said(arm, answers[arm.id][record.item])
-            for arm in arms
-            if record.item in answers[arm.id]
-        )
+        found = [(arm, answers[arm.id].get(record.item)) for arm in arms]
+        said = "".join(_said(a, r) for a, r in found if r is not None and not a.control)
+        controlled = "".join(_said(a, r) for a, r in found if r is not None and a.control)
+        if controlled:
+            said += f"<details><summary>controls</summary>{controlled}</details>"
         tags = record.prompt.count("<image>")
         own = record.pictures[tags - _last_pictures(record) :]
         pictures = "".join(_picture(folder, ref) for ref in own)

@@ -18,12 +18,13 @@ h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 36px
 .facts div { background: var(--soft); border-radius: 8px; padding: 10px 12px; }
 .facts dt { font-size: .8rem; opacity: .75; } .facts dd { margin: 0; font-size: 1.15rem; }
 svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
+@media (max-width: 600px) { svg text { font-size: 20px; } }
 .grid { stroke: var(--line); } .line, .faint, .thin { fill: none; stroke-width: 2; }
 .thin, .bar { stroke-width: 1; }
 .faint { opacity: .25; stroke-width: 1; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; list-style: none; padding: 0;
   margin: 4px 0; font-size: .85rem; }
-.legend i { display: inline-block; width: 14px; height: 3px; margin-right: 6px;
+.legend i { display: inline-block; width: 16px; height: 0; margin-right: 6px;
   vertical-align: middle; }
 .answer { display: flex; gap: 12px; padding: 10px 0; border-top: 1px solid var(--line); }
 .answer img { width: 96px; height: 96px; object-fit: contain; background: var(--soft);
