@@ -87,7 +87,7 @@ def contextual(
 
 
 def unconditional(logprobs: Any, premise: Any) -> Floats:
-    """Domain-conditional PMI (Holtzman et al. 2021, section 3): log p(y | x) - log p(y | premise).
+    """Domain-conditional PMI (Holtzman et al. 2021): log p(y | x) - log p(y | premise).
 
     What counts is how much more likely the query makes an answer than the bare premise does, so
     that common and short answers have no head start.
@@ -116,7 +116,7 @@ def unconditional(logprobs: Any, premise: Any) -> Floats:
 
 
 def batch(logprobs: Any, mean: Literal["logprob", "probability"] = "logprob") -> Floats:
-    """Batch calibration (Zhou et al. 2023, section 3): less the batch's mean for each answer.
+    """Batch calibration (Zhou et al. 2023): less the batch's mean for each answer.
 
     It needs no further prompt, but a batch in which answers are about even: a batch of one
     comes out without any preference.
@@ -171,6 +171,12 @@ def content_free_prompts(
 
     Raises:
         ConfigError: If there is no text, or the picture is unknown.
+
+    Example:
+        >>> from isthmus.templates import TEMPLATES
+        >>> prompts = content_free_prompts(TEMPLATES["plain"], [], Example((), "2 + 2?"))
+        >>> [prompt.text for prompt in prompts]
+        ['Question: N/A Answer:', 'Question:  Answer:', 'Question: [MASK] Answer:']
     """
     if picture not in ("grey", "none"):
         raise ConfigError(f'unknown picture "{picture}": {suggestion(picture, ("grey", "none"))}')
@@ -223,6 +229,16 @@ def calibrated(
     Raises:
         ConfigError: If the method is unknown, or what it needs is missing.
         InputError: If there are no scores, or not of these answers.
+
+    Example:
+        >>> import isthmus as im
+        >>> from isthmus.templates import TEMPLATES
+        >>> engine = Engine(im.compose("tiny-vit", "tiny-lm", im.Linear()))
+        >>> plain, query = TEMPLATES["plain"], Example((), "Is it so?")
+        >>> scores = engine.score([plain([], query)], [" yes", " no"])
+        >>> calibrated(scores, "contextual", engine, [" yes", " no"], template=plain,
+        ...            like=query).shape
+        (1, 2)
     """
     if method not in METHODS:
         raise ConfigError(f'unknown calibration "{method}": {suggestion(method, METHODS)}')

@@ -76,6 +76,13 @@ def dpp_kernel(relevance: Any, similarity: Any, scale: float = 0.1) -> Floats:
 
     Returns:
         (n, n), positive semidefinite.
+
+    Raises:
+        ConfigError: If the scale is not above 0.
+
+    Example:
+        >>> dpp_kernel([1.0, 1.0], [[1.0, -1.0], [-1.0, 1.0]]).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     if scale <= 0:
         raise ConfigError(f"scale is {scale}: expected a number above 0")

@@ -55,6 +55,21 @@ def unit_rows(vectors: Any) -> Vectors:
     return (array / np.where(norms > 0, norms, 1.0)).astype(np.float32)
 
 
+def embedded(embed: Embedder, examples: Sequence[Example]) -> Vectors:
+    """Examples' vectors (n, D), of length 1.
+
+    Raises:
+        InputError: If the embedder does not give a finite vector for each.
+    """
+    vectors = np.asarray(embed(examples), np.float64)
+    if vectors.ndim != 2 or len(vectors) != len(examples) or not np.isfinite(vectors).all():
+        raise InputError(
+            f"the embedder gave an array of shape {vectors.shape} for {len(examples)} examples: "
+            "expected a vector of finite numbers for each"
+        )
+    return unit_rows(vectors)
+
+
 def on_questions(encode: TextEncoder) -> Embedder:
     """An embedder of examples' questions from a text encoder.
 
@@ -65,13 +80,7 @@ def on_questions(encode: TextEncoder) -> Embedder:
     """
 
     def embed(examples: Sequence[Example]) -> Vectors:
-        vectors = np.asarray(encode([example.question for example in examples]), np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(examples):
-            raise InputError(
-                f"the text encoder gave an array of shape {vectors.shape} for {len(examples)} "
-                "texts: expected a vector for each"
-            )
-        return vectors
+        return np.asarray(encode([example.question for example in examples]), np.float32)
 
     return embed
 
@@ -83,7 +92,8 @@ class PictureEmbedder:
     or of its pixels where it is a PIL picture. With a folder they outlive the process, and
     whole features that `isthmus features` or a training run has put there are pooled instead of
     being computed again. Many queries are best embedded at once before they are asked for one
-    by one: that encodes them in batches.
+    by one: that encodes them in batches. Processes may share a folder; those that meet the same
+    new picture at the same time each encode it, and it is kept once.
 
     Args:
         encoder: The encoder, on any device; `model.vision`.

@@ -123,10 +123,26 @@ def score_orders(
         choices: The answers, each with its leading space, if any.
         orders: Places of the shots: order o puts `shots[o[0]]` first.
         norm: See `ChoiceScores.by`.
+
+    Raises:
+        InputError: If there is no order, no query or no answer.
+
+    Example:
+        >>> import isthmus as im
+        >>> from isthmus.templates import TEMPLATES
+        >>> engine = Engine(im.compose("tiny-vit", "tiny-lm", im.Linear()))
+        >>> shots = [Example((), "2 + 2?", "4"), Example((), "3 + 3?", "6")]
+        >>> scores = score_orders(engine, TEMPLATES["plain"], shots, [Example((), "1 + 1?")],
+        ...                       [" 2", " 3", " 4"], permutations(2))
+        >>> scores.shape, ensemble(scores).shape
+        ((2, 1, 3), (1, 3))
     """
     prompts = [template([shots[i] for i in o], query) for o in orders for query in queries]
-    if not prompts:
-        raise InputError(f"nothing to score: got {len(orders)} orders and {len(queries)} queries")
+    if not prompts or not choices:
+        raise InputError(
+            f"nothing to score: got {len(orders)} orders, {len(queries)} queries and "
+            f"{len(choices)} answers"
+        )
     scores = [found.by(norm) for found in engine.score(prompts, choices)]
     return np.array(scores, float).reshape(len(orders), len(queries), len(choices))
 
@@ -141,12 +157,14 @@ def log_softmax(logprobs: Any) -> Floats:
 
 
 def ensemble(logprobs: Any, by: Literal["logprob", "probability"] = "logprob") -> Floats:
-    """Averages scores over orders of the shots (Flamingo, Alayrac et al. 2022, appendix A.2).
+    """Averages scores over orders of the shots (Flamingo, Alayrac et al. 2022, appendix A).
+
+    Flamingo's is `ensemble(score_orders(..., orders=permutations(len(shots), 6)))`.
 
     Args:
         logprobs: (R, N, K) log-probabilities, of `score_orders`.
-        by: "logprob" averages log-probabilities, as Flamingo does with 6 permutations;
-            "probability" averages probabilities among the K answers.
+        by: "logprob" averages log-probabilities, as Flamingo does; "probability" averages
+            probabilities among the K answers.
 
     Returns:
         (N, K) scores, the larger the likelier.
@@ -260,6 +278,16 @@ def search_order(
     Raises:
         ConfigError: If `by` is unknown.
         InputError: If there is only one answer, or the model writes no probe.
+
+    Example:
+        >>> import isthmus as im
+        >>> from isthmus.templates import TEMPLATES
+        >>> engine = Engine(im.compose("tiny-vit", "tiny-lm", im.Linear()))
+        >>> shots = [Example((), "Is 2 even?", "yes"), Example((), "Is 3 even?", "no")]
+        >>> best, *_ = search_order(engine, TEMPLATES["plain"], shots, [" yes", " no"],
+        ...                         by="local", probes=[Example((), "Is 7 even?")])
+        >>> sorted(best.order)
+        [0, 1]
     """
     measures = {"global": global_entropy, "local": local_entropy}
     if by not in measures:

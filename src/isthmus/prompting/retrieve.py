@@ -1,8 +1,8 @@
-"""From a support set to shots: fixed, random, balanced, retrieved, diverse, or routed.
+"""From a support set to shots: fixed, random, balanced, retrieved, or diverse.
 
 A selector returns the shots for a query best first; `order.arrange` then puts them in place.
 Retrieval for each query gives each its own prefix, which is then computed for it alone; `Fixed`,
-`RandomShots(per_query=False)` and `Routed` keep prefixes shared.
+`RandomShots(per_query=False)` and `route.Routed` keep prefixes shared.
 
 Letters: n demonstrations, k shots, D the width of a vector.
 """
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from isthmus.backbones.vision import VisionEncoder
 from isthmus.errors import ConfigError, InputError, suggestion
 from isthmus.prompt import Example
-from isthmus.prompting.diversity import dpp, dpp_kernel, kmeans, mmr, squared_distances
+from isthmus.prompting.diversity import dpp, dpp_kernel, mmr
 from isthmus.prompting.embed import (
     Embedder,
     PictureEmbedder,
     Pooling,
     TextEncoder,
+    embedded,
     on_questions,
-    unit_rows,
 )
 from isthmus.prompting.support import Support, identity
 from isthmus.prompting.tfidf import TfIdf
@@ -58,9 +58,10 @@ def as_support(support: Support | Sequence[Example]) -> Support:
     return support if isinstance(support, Support) else Support(support)
 
 
-def _ranked(similarity: Floats) -> NDArray[np.int64]:
-    """Numbers by similarity, the largest first, the first of equals first."""
-    return np.argsort(-similarity, kind="stable")
+def ranked(similarity: Floats) -> NDArray[np.int64]:
+    """Numbers (n,) by similarity (n,), the largest first, the first of equals first."""
+    # A matrix product rounds the same vector differently at another row
+    return np.argsort(-similarity.round(6), kind="stable")
 
 
 # --- Without looking at the query ----------------------------------------------------------------
@@ -95,6 +96,11 @@ class RandomShots:
         support: The support set.
         seed: Seed of the draws.
         per_query: Whether each query has its own draw; if not, all share one, and its prefix.
+
+    Example:
+        >>> shots = RandomShots([Example((), f"{i} + 1?", f"{i + 1}") for i in range(9)], seed=3)
+        >>> shots.select(Example((), "Why?"), 4) == shots.select(Example((), "Why?"), 4)
+        True
     """
 
     def __init__(
@@ -124,6 +130,11 @@ class Balanced:
 
     Raises:
         InputError: If a demonstration has no class.
+
+    Example:
+        >>> shots = Balanced([Example((), f"{i}?", "AAAAB"[i]) for i in range(5)])
+        >>> sorted(shot.answer for shot in shots.select(Example((), "Why?"), 2))
+        ['A', 'B']
     """
 
     def __init__(
@@ -174,8 +185,8 @@ def generator(seed: int, key: str) -> np.random.Generator:
 class Nearest:
     """The demonstrations most similar to the query, by the cosine of their vectors.
 
-    With pictures this is RICES (Yang et al. 2022; Flamingo, Alayrac et al. 2022, appendix A.2),
-    see `rices`; with questions kNN prompting (Liu et al. 2021, section 3), see `text_neighbours`.
+    With pictures this is RICES (Yang et al. 2022; Flamingo, Alayrac et al. 2022, appendix A),
+    see `rices`; with questions kNN prompting (KATE, Liu et al. 2021), see `text_neighbours`.
 
     Args:
         support: The support set, embedded now.
@@ -188,16 +199,16 @@ class Nearest:
     def __init__(self, support: Support | Sequence[Example], embed: Embedder) -> None:
         self.support = as_support(support)
         self.embed = embed
-        self.vectors = unit_rows(embed(self.support.examples))
+        self.vectors = embedded(embed, self.support.examples)
 
     def similarity(self, query: Example) -> Floats:
         """(n,) cosines of the query with each demonstration."""
-        found: Floats = self.vectors @ unit_rows(self.embed([query]))[0]
+        found: Floats = self.vectors @ embedded(self.embed, [query])[0]
         return found
 
     def select(self, query: Example, k: int, query_id: Any = None) -> list[Example]:
         """The k most similar, the most similar first."""
-        return self.support.take(_ranked(self.similarity(query)), query, k, query_id)
+        return self.support.take(ranked(self.similarity(query)), query, k, query_id)
 
 
 def rices(
@@ -256,6 +267,12 @@ class PictureThenText:
         pictures: Embeds pictures.
         texts: Embeds questions; None takes TF-IDF over the support set.
         pool: How many neighbours by picture the question chooses from, the paper's K.
+
+    Example:
+        >>> embed = on_questions(lambda texts: [[len(t), 1] for t in texts])
+        >>> both = PictureThenText([Example((), q, q) for q in ("cat", "dog", "horses")], embed)
+        >>> both.select(Example((), "dogs"), 1)[0].answer
+        'dog'
     """
 
     def __init__(
@@ -274,12 +291,10 @@ class PictureThenText:
 
     def select(self, query: Example, k: int, query_id: Any = None) -> list[Example]:
         """The k of the pool with the most similar questions, the most similar first."""
-        ranking = _ranked(self.by_picture.similarity(query))
+        ranking = ranked(self.by_picture.similarity(query))
         near = self.support.allowed(ranking, [query], max(self.pool, k), [query_id])
         # Equal questions stay in the order of their pictures
-        return self.support.pick(
-            [near[i] for i in _ranked(self.by_text.similarity(query)[near])], k
-        )
+        return self.support.pick([near[i] for i in ranked(self.by_text.similarity(query)[near])], k)
 
 
 # --- Diverse -------------------------------------------------------------------------------------
@@ -297,6 +312,11 @@ class Diverse:
 
     Raises:
         ConfigError: If the method is unknown.
+
+    Example:
+        >>> near = text_neighbours([Example((), q, q) for q in ("a cat", "A cat!", "a dog")])
+        >>> [shot.answer for shot in Diverse(near).select(Example((), "a cat"), 1)]
+        ['A cat!']
     """
 
     def __init__(
@@ -320,7 +340,7 @@ class Diverse:
         """The k chosen from the pool, in the order of choice."""
         near = self.near
         relevance = near.similarity(query)
-        pool = near.support.allowed(_ranked(relevance), [query], max(self.pool, k), [query_id])
+        pool = near.support.allowed(ranked(relevance), [query], max(self.pool, k), [query_id])
         vectors, count = near.vectors[pool], min(k, len(pool))
         between = vectors @ vectors.T
         if self.method == "mmr":
@@ -329,60 +349,3 @@ class Diverse:
             kernel = dpp_kernel(relevance[pool], between, self.scale)
             chosen = dpp(kernel, max(count, 0))
         return near.support.pick([pool[i] for i in chosen], k)
-
-
-# --- A few sets for many queries -----------------------------------------------------------------
-
-
-class Routed:
-    """A few fixed sets of shots: queries are clustered, and each cluster has one set.
-
-    All queries of a cluster then share their prefix, which an engine computes once. A set is made
-    of the demonstrations nearest to the cluster's centre, less those that would give away any of
-    the cluster's queries. A query that was not among those clustered goes to the nearest centre;
-    if a shot of its set would give it away, that shot alone is replaced.
-
-    Args:
-        near: Neighbours to choose from, such as `rices(...)` or `text_neighbours(...)`.
-        queries: What will be asked.
-        sets: How many sets.
-        seed: Seed of the clusters.
-        query_ids: The queries' ids, if the support set has ids.
-
-    Attributes:
-        labels: (queries,) the set of each query: ask in this order to keep few prefixes alive.
-
-    Raises:
-        ConfigError: If there are fewer different queries than sets.
-
-    Example:
-        >>> near = text_neighbours([Example((), "How many cats?", "2"), Example((), "Why?", "")])
-        >>> queries = [Example((), "How many dogs?"), Example((), "Why not?")]
-        >>> [Routed(near, queries, sets=2).select(q, 1)[0].answer for q in queries]
-        ['2', '']
-    """
-
-    def __init__(
-        self,
-        near: Nearest,
-        queries: Sequence[Example],
-        sets: int,
-        *,
-        seed: int = 0,
-        query_ids: Sequence[Any] = (),
-    ) -> None:
-        self.near = near
-        self.labels, self._centres = kmeans(unit_rows(near.embed(queries)), sets, seed)
-        self._rankings: list[list[int]] = []
-        for c, centre in enumerate(self._centres):
-            own = np.flatnonzero(self.labels == c).tolist()
-            ids = [query_ids[i] for i in own] if query_ids else []
-            ranking = _ranked(near.vectors @ unit_rows(centre))
-            members = [queries[i] for i in own]
-            self._rankings.append(near.support.allowed(ranking, members, len(ranking), ids))
-
-    def select(self, query: Example, k: int, query_id: Any = None) -> list[Example]:
-        """The first k of the query's set, the nearest to the cluster's centre first."""
-        vector = unit_rows(self.near.embed([query])).astype(float)
-        cluster = int(squared_distances(vector, self._centres)[0].argmin())
-        return self.near.support.take(self._rankings[cluster], query, k, query_id)

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from isthmus.data.features import decode
 from isthmus.data.records import Picture
 from isthmus.errors import InputError, PictureError
 from isthmus.images import content_hash, open_picture
@@ -29,8 +30,15 @@ def open_frames(picture: Any) -> list[Image.Image]:
     Raises:
         PictureError: If it cannot be read, or is an open file: reading it here would leave
             nothing for the prompt.
+
+    Example:
+        >>> [frame.mode for frame in open_frames(Image.new("L", (2, 2)))]
+        ['RGB']
     """
-    return [open_picture(_source(frame)) for frame in frames_of(picture)]
+    return [
+        decode(frame, frame.read()) if isinstance(frame, Picture) else open_picture(_source(frame))
+        for frame in frames_of(picture)
+    ]
 
 
 def frames_of(picture: Any) -> tuple[Any, ...]:
@@ -70,6 +78,11 @@ def pixel_keys(example: Example) -> tuple[str, ...]:
 
     Raises:
         PictureError: If a picture cannot be read.
+
+    Example:
+        >>> grey, rgb = Image.new("L", (2, 2)), Image.new("RGB", (2, 2))
+        >>> pixel_keys(Example(grey)) == pixel_keys(Example(rgb))
+        True
     """
     keys = []
     for picture in example.pictures:

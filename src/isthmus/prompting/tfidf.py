@@ -29,7 +29,7 @@ class TfIdf:
 
     Args:
         corpus: The texts that n-grams are counted in: the support set's questions.
-        width: Most columns of words, and of characters.
+        width: Most columns of words, and of characters; a text's vector has 4 bytes for each.
 
     Raises:
         InputError: If the corpus is empty.
