@@ -35,7 +35,8 @@ it; theirs stays as its code leaves it.
 The floor is the step's floating-point operations (PyTorch's counter, on ours) over the rate of a
 large matrix product here, in the same precision. With a GPU everything is done a second time
 there (`..._gpu`), and the share of the measured peak is the model FLOPs utilisation. open-flamingo
-2.0.1 must be installed (`pip install --no-deps open-flamingo==2.0.1 einops einops-exts open_clip_torch`).
+2.0.1 must be installed (`pip install --no-deps open-flamingo==2.0.1 einops einops-exts
+open_clip_torch`).
 """
 
 from __future__ import annotations

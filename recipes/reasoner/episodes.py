@@ -24,9 +24,9 @@ import numpy as np
 from isthmus.evaluation.tasks.grids import two_hop
 from isthmus.evaluation.tasks.text import arithmetic
 from isthmus.prompt import END_TAG, Example
+from isthmus.triggers import trigger_named
 
-TRIGGER = "Let's think step by step."
-EXTRACTION = " \nTherefore, the answer (arabic numerals) is"
+TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003
 """The evaluation's items come from small seeds."""
 MOST_SHOTS = 4
@@ -88,12 +88,12 @@ def draw(rng: np.random.Generator, render: Callable[..., Any], asked: frozenset[
 def triggered(example: Example, render: Callable[..., Any]) -> Text:
     """A question with the trigger: its steps and, when it is asked for, the answer."""
     query = replace(example, answer=None, rationale=None)
-    prompt = render([], query, lead=TRIGGER)
+    prompt = render([], query, lead=TRIGGER.text)
     pieces = (
         (prompt.text, 0.0),
         (f" {example.rationale}", 1.0),
         (ENDS, 1.0),
-        (EXTRACTION, 0.0),
+        (f" {TRIGGER.extraction('number')}", 0.0),
         (f" {example.answer}.", 1.0),
         (END_TAG, 1.0),
     )

@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ import isthmus as im
 from isthmus.batch import pad
 from isthmus.checkpoint import write_atomically
 from isthmus.cross_entropy import token_losses
-from isthmus.evaluation._pending import render
 from isthmus.evaluation.tasks import task_named
 from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.templates import template_named
 
 WIDTH, LAYERS, HEADS = 128, 4, 4
 SIDE, PATCH = 128, 32
@@ -39,7 +38,7 @@ POOL = 128
 """Texts that are drawn together, sorted by length and cut into batches."""
 SAVE_SECONDS = 120
 STATE = "state.pt"
-TEMPLATE = partial(render, "plain", instruction="")
+TEMPLATE = template_named("plain")
 
 
 def tokenizer(texts: list[str], folder: Path) -> Any:

@@ -43,7 +43,8 @@ def _prepare(
     model: VisionLanguageModel, pictures: Any, question: str, shots: Sequence[Example]
 ) -> tuple[str, Batch]:
     query = Example(pictures, question)
-    prompt = template_named(model.config.template)(shots, query)
+    render = template_named(model.config.template, model.language.tokenizer)
+    prompt = render(shots, query)
     opened = [open_picture(p) for p in prompt.pictures]
     return prompt.text, model.prepare([prompt.text], [opened])
 

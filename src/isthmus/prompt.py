@@ -8,7 +8,7 @@ for each picture, and the pictures in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isthmus.errors import PromptError
@@ -55,7 +55,7 @@ class Prompt:
             demonstrations, which an engine computes once.
 
     Raises:
-        PromptError: If tags and pictures do not match.
+        PromptError: If tags and pictures do not match, or more is shared than there is.
     """
 
     text: str
@@ -69,3 +69,21 @@ class Prompt:
                 f"the prompt has {tags} {IMAGE_TAG} tags and {len(self.pictures)} pictures; "
                 "expected one tag for each picture"
             )
+        if not 0 <= self.shared <= len(self.text):
+            raise PromptError(
+                f"got a shared beginning of {self.shared} characters, expected 0 to "
+                f"{len(self.text)}, the length of the prompt"
+            )
+
+
+def without_pictures(example: Example) -> Example:
+    """The example as text alone.
+
+    Flamingo's "0-shot" is two such demonstrations before the query, which show the form of an
+    answer and no picture (Alayrac et al. 2022).
+
+    Example:
+        >>> without_pictures(Example("cats.jpg", "How many cats?", "2")).pictures
+        ()
+    """
+    return replace(example, pictures=())

@@ -37,6 +37,9 @@ def eval_(
     template: Annotated[
         str | None, typer.Option(help="Template (default: the task's or the model's).")
     ] = None,
+    trigger: Annotated[
+        str, typer.Option(help="What zero-cot begins with: a published trigger's name, or a text.")
+    ] = "step-by-step",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for records, results and report; a stopped run goes on there."),
@@ -78,6 +81,7 @@ def eval_(
         controls=_parts(controls),
         limit=limit,
         template=template,
+        trigger=trigger,
         out=out,
         quiet=quiet or json_,
     )

@@ -20,7 +20,10 @@ def list_(
         "models": SHIPPED,
         "connectors": {n: _first_line(c) for n, c in CONNECTOR_CONFIGS.items()},
         "fusions": {n: _first_line(c) for n, c in FUSION_CONFIGS.items()},
-        "templates": {n: _first_line(t) for n, t in TEMPLATES.items()},
+        "templates": {
+            **{n: _first_line(t) for n, t in TEMPLATES.items()},
+            "chat": "The language model's own chat template.",
+        },
         "assets": {n: a.description for n, a in ASSETS.items()},
     }
     if json_:

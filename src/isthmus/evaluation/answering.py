@@ -8,8 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from isthmus.answers import extract, same_answer
 from isthmus.evaluation import controls
-from isthmus.evaluation._pending import extract, render, same_answer
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.metrics import majority, vqa_accuracy
 from isthmus.evaluation.records import Answered
@@ -19,9 +19,11 @@ from isthmus.images import content_hash
 from isthmus.prompt import Example, Prompt
 from isthmus.prompting.calibrate import Method, calibrated
 from isthmus.prompting.order import Norm
+from isthmus.templates import template_named
+from isthmus.triggers import Trigger, trigger_named
 
 STOPS = ("\n", "Question:", "Q:")
-REASON_STOPS = ("Question:", "\nQ:", "\n\n")
+REASON_STOPS = ("Question:", "\nQ:")
 ANSWER_IS = controls.ANSWER_IS
 
 
@@ -35,6 +37,8 @@ class Style:
         temperature: Of the draws, where there are several.
         norm: What closed answers are scored by.
         calibrate: How their scores are calibrated.
+        trigger: What zero-shot chain of thought begins with: a name in `triggers.TRIGGERS`, or a
+            text.
     """
 
     template: str | None = None
@@ -42,6 +46,7 @@ class Style:
     temperature: float = 0.7
     norm: Norm = "sum"
     calibrate: Method = "none"
+    trigger: str = "step-by-step"
 
 
 def shown(item: Item, task: Task) -> Example:
@@ -91,17 +96,23 @@ class Asker:
         self.task = task
         self.arm = arm
         self.style = style
-        self.template = style.template or task.template or engine.model.config.template
+        name = style.template or task.template or engine.model.config.template
+        self.template = template_named(name, engine.model.language.tokenizer)
+        self.trigger: Trigger | None = None
+        if arm.reason == "zero-cot":
+            self.trigger = trigger_named(style.trigger)
 
     def prompt(self, item: Item, shots: Sequence[Example]) -> Prompt:
         """The prompt of a question under the arm's control."""
-        query = replace(shown(item, self.task), answer=None, rationale=None)
-        if self.arm.control == "blank":
-            query = controls.blanked(query)
-        lead = ""
+        lead = "" if self.trigger is None else self.trigger.text
         if self.arm.control == "filler":
             lead = f"{self._filler(item, shots)} {ANSWER_IS}"
-        return self._render(self._changed(item, shots), query, lead)
+        return self._render(self._changed(item, shots), self._query(item), lead)
+
+    def _query(self, item: Item) -> Example:
+        """The question under the arm's control, without its answer."""
+        query = replace(shown(item, self.task), answer=None, rationale=None)
+        return controls.blanked(query) if self.arm.control == "blank" else query
 
     def _changed(self, item: Item, shots: Sequence[Example]) -> list[Example]:
         """Demonstrations as the arm's control has them."""
@@ -120,8 +131,7 @@ class Asker:
 
     def _render(self, shots: Sequence[Example], query: Example, lead: str = "") -> Prompt:
         """The template with its options."""
-        return render(
-            self.template,
+        return self.template(
             shots,
             query,
             instruction=self.task.instruction,
@@ -204,7 +214,6 @@ class Asker:
         values: list[list[float]] = [[] for _ in items]
         for members in groups.values():
             first = members[0]
-            query = replace(shown(items[first], self.task), answer=None, rationale=None)
             scores = calibrated(
                 [found[i] for i in members],
                 style.calibrate,
@@ -212,7 +221,7 @@ class Asker:
                 choices[first],
                 template=self._render,
                 shots=self._changed(items[first], shots[first]),
-                like=query,
+                like=self._query(items[first]),
                 norm=style.norm,
             )
             for i, row in zip(members, scores.tolist(), strict=True):
@@ -222,37 +231,89 @@ class Asker:
     def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
         """What the model writes, the most frequent of several answers."""
         reasoned = self.arm.reason != "none" and self.arm.control not in ("filler", "answer-first")
-        several = self.style.samples > 1
         task = self.task
-        generations = self.engine.generate(
+        written = self.engine.generate(
             prompts,
             max_new_tokens=task.max_reason_tokens if reasoned else task.max_new_tokens,
             stop=REASON_STOPS if reasoned else STOPS,
             samples=self.style.samples,
-            temperature=self.style.temperature if several else 0.0,
+            temperature=self.style.temperature if self.style.samples > 1 else 0.0,
             seed=self.arm.seed,
         )
+        if self.trigger is not None:
+            return self._extracted(items, written, self.trigger)
         return [
-            self._voted(item, prompt, generation, reasoned)
-            for item, prompt, generation in zip(items, prompts, generations, strict=True)
+            self._voted(item, g, [c.text for c in g.completions], reasoned=reasoned)
+            for item, g in zip(items, written, strict=True)
         ]
 
+    def _extracted(
+        self, items: Sequence[Item], written: Sequence[Generation], trigger: Trigger
+    ) -> list[Answered]:
+        """The second stage of zero-shot chain of thought: each chain is asked for its answer.
+
+        Kojima et al. 2022, section 3: question, trigger, chain and an extraction prompt.
+        """
+        prompts = []
+        for item, generation in zip(items, written, strict=True):
+            query = self._query(item)
+            for chain in generation.completions:
+                text = f" {chain.text}" if chain.text else ""
+                options = len(closed(item, self.task))
+                lead = trigger.answer_lead(text, self.task.kind, options=options)
+                prompts.append(self._render((), query, lead))
+        answers = iter(
+            self.engine.generate(prompts, max_new_tokens=self.task.max_new_tokens, stop=STOPS)
+        )
+        records = []
+        for item, generation in zip(items, written, strict=True):
+            asked = [next(answers) for _ in generation.completions]
+            chains = [c.text for c in generation.completions]
+            record = self._voted(
+                item, generation, [a.completions[0].text for a in asked], chains=chains
+            )
+            records.append(
+                replace(
+                    record,
+                    prompt=asked[0].prompt.text if len(asked) == 1 else record.prompt,
+                    prompt_tokens=record.prompt_tokens + sum(a.prompt_tokens for a in asked),
+                    cached_tokens=record.cached_tokens + sum(a.cached_tokens for a in asked),
+                    new_tokens=record.new_tokens + sum(len(a.completions[0].ids) for a in asked),
+                )
+            )
+        return records
+
     def _voted(
-        self, item: Item, prompt: Prompt, generation: Generation, reasoned: bool
+        self,
+        item: Item,
+        generation: Generation,
+        texts: Sequence[str],
+        *,
+        reasoned: bool = False,
+        chains: Sequence[str] = (),
     ) -> Answered:
-        """The record of a question from its completions; one without an answer has no vote."""
-        after = (ANSWER_IS,) if reasoned else None
-        texts = [c.text for c in generation.completions]
-        found = [extract(t, self.task.kind, closed(item, self.task), after=after) for t in texts]
+        """The record of a question from what was written; text without an answer has no vote.
+
+        Args:
+            item: The question.
+            generation: Its prompt and what was written.
+            texts: Where the answers stand.
+            reasoned: Whether the answer comes after steps in the same text, and not first.
+            chains: The steps, where they are apart.
+        """
+        kind = self.task.kind
+        options = item.options if kind in ("choice", "label") else ()
+        after = (ANSWER_IS,) if reasoned else ("",)
+        found = [extract(t, kind, options, after=after) for t in texts]
         votes = [f for f in found if f is not None]
-        agreeing = [sum(same_answer(f, v, self.task.kind) for v in votes) for f in votes]
+        agreeing = [sum(same_answer(f, v, kind) for v in votes) for f in votes]
         taken = votes[agreeing.index(max(agreeing))] if votes else None
         which = found.index(taken) if taken is not None else 0
         rationale = texts[which].partition(ANSWER_IS)[0].strip() if reasoned else None
         return replace(
-            self._record(item, prompt, taken),
+            self._record(item, generation.prompt, taken),
             text=texts[which],
-            rationale=rationale,
+            rationale=chains[which] if chains else rationale,
             agreement=max(agreeing) / len(votes) if len(texts) > 1 and votes else None,
             prompt_tokens=generation.prompt_tokens,
             cached_tokens=generation.cached_tokens,

@@ -13,7 +13,7 @@ from math import comb, sqrt
 
 import numpy as np
 
-from isthmus.evaluation.vqa import normalised
+from isthmus.answers import vqa_normalize
 
 Z95 = 1.959963984540054
 
@@ -121,7 +121,7 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
         >>> round(vqa_accuracy("yes", ["yes"] * 3 + ["no"] * 7), 3)
         0.9
     """
-    got, said = normalised(answer), [normalised(p) for p in people]
+    got, said = vqa_normalize(answer), [vqa_normalize(p) for p in people]
     if len(said) == 1:
         return float(got == said[0])
     scores = [

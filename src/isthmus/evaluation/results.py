@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.evaluation._pending import same_answer
+from isthmus.answers import same_answer
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.metrics import (
     bootstrap_difference,

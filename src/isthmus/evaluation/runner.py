@@ -25,6 +25,7 @@ from isthmus.generation.engine import Engine
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
 from isthmus.prompting.calibrate import METHODS
+from isthmus.triggers import trigger_named
 
 RESULTS, TABLE = "results.json", "results.md"
 CHUNK = 32
@@ -32,6 +33,7 @@ CHUNK = 32
 SHOWN = 8
 """Questions of each task whose pictures are kept for the report."""
 SHOWN_SIDE = 256
+UNCONNECTED = frozenset(("auto-cot", "least-to-most"))
 
 
 def evaluate(
@@ -48,6 +50,7 @@ def evaluate(
     controls: Sequence[str] = (),
     limit: int | None = None,
     template: str | None = None,
+    trigger: str = "step-by-step",
     norm: str = "sum",
     temperature: float = 0.7,
     out: str | Path | None = None,
@@ -69,6 +72,8 @@ def evaluate(
         controls: Controls that each arm is repeated with (see `arms.CONTROLS`).
         limit: Most questions of each task, spread over all of it.
         template: The template's name; None for each task's, or else the model's own.
+        trigger: What zero-shot chain of thought begins with: a name in `triggers.TRIGGERS`, or a
+            text.
         norm: What closed answers are scored by: "sum", "token" or "byte".
         temperature: Of the draws, where there are several.
         out: Folder for records, results and the report. A run that was interrupted goes on there;
@@ -104,12 +109,15 @@ def evaluate(
     if calibrate not in METHODS:
         raise ConfigError(f'unknown calibration "{calibrate}": {suggestion(calibrate, METHODS)}')
     check_selection(select, order)
+    trigger_named(trigger)
     reasons = [reason] if isinstance(reason, str) else list(reason)
+    for way in UNCONNECTED.intersection(reasons):
+        raise ConfigError(f'reason="{way}" is not there yet: expected none, cot or zero-cot')
     arms, left_out = plan(made, shots, reasons, seeds, controls)
     for task in made:
         task.check()
     engine = model if isinstance(model, Engine) else Engine(_loaded(model))
-    style = Style(template, samples, temperature, norm, calibrate)  # type: ignore[arg-type]
+    style = Style(template, samples, temperature, norm, calibrate, trigger)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
         "model": str(model) if isinstance(model, (str, Path)) else "object",

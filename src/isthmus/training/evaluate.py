@@ -113,7 +113,8 @@ def _answer(
     model: VisionLanguageModel, turn: Example, pictures: PictureSource, folder: Path
 ) -> dict[str, Any] | None:
     """One turn's answer; None if its pictures cannot be used."""
-    prompt = template_named(model.config.template)([], Example(turn.pictures, turn.question))
+    render = template_named(model.config.template, model.language.tokenizer)
+    prompt = render([], Example(turn.pictures, turn.question))
     shown: dict[str, Any] = {}
     try:
         if prompt.pictures:

@@ -19,13 +19,31 @@ from isthmus.evaluation.selection import Shots
 from isthmus.evaluation.task import Item, Task
 from isthmus.evaluation.tasks.episodes import fast_binding
 from isthmus.evaluation.tasks.text import parity
-from isthmus.generation.engine import Engine
+from isthmus.generation.engine import Completion, Engine, Generation
 from isthmus.prompt import Example
 from isthmus.prompting.calibrate import contextual
 
 
 def untimed(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in asdict(r).items() if k != "seconds"} for r in read(path)]
+
+
+class Written:
+    """An engine that says what it is told to, and remembers what it was asked."""
+
+    def __init__(self, engine: Engine, *texts: str) -> None:
+        self.model = engine.model
+        self.texts = list(texts)
+        self.asked: list[str] = []
+
+    def generate(self, prompts: Any, *, samples: int = 1, **options: Any) -> Any:
+        self.asked += [p.text for p in prompts]
+        made = []
+        for prompt in prompts:
+            texts = [self.texts.pop(0) for _ in range(samples)]
+            said = tuple(Completion(t, (1, 2), -1.0, True) for t in texts)
+            made.append(Generation(prompt, said, 7, 3))
+        return made
 
 
 class Stop(Exception):
@@ -181,29 +199,66 @@ def test_seeds_draw_other_shots_and_more_shots_keep_the_fewer(engine: Engine, gr
 
 
 def test_samples_vote_and_silence_has_no_vote(engine: Engine) -> None:
-    class Said:
-        """Completions that are handed out in turn."""
-
-        def __init__(self, *texts: str) -> None:
-            self.texts = texts
-
-        def generate(self, prompts: Any, *, samples: int, **options: Any) -> Any:
-            from isthmus.generation.engine import Completion, Generation
-
-            made = tuple(Completion(t, (1, 2), -1.0, True) for t in self.texts[:samples])
-            return [Generation(p, made, 7, 3) for p in prompts]
-
-        model = engine.model
-
     task = Task("t", "number", [Item("a", Example((), "?", "5"))])
-    said: Any = Said("hm", "It is 4", "hm", "5!", "five: 5.0", "hm")
+    said: Any = Written(engine, "hm", "It is 4", "hm", "5!", "five: 5.0", "hm")
     (record,) = Asker(said, task, Arm("t", 0), Style(samples=6)).ask(list(task.items), [()])
     assert record.parsed in ("5", "5.0")
     assert (record.right, record.agreement) == (1.0, pytest.approx(2 / 3))
     assert (record.prompt_tokens, record.cached_tokens, record.new_tokens) == (7, 3, 12)
-    silent: Any = Said("hm", "hm")
+    silent: Any = Written(engine, "hm", "hm")
     (record,) = Asker(silent, task, Arm("t", 0), Style(samples=2)).ask(list(task.items), [()])
     assert (record.parsed, record.right, record.agreement) == (None, 0.0, None)
+
+
+def test_zero_shot_chain_of_thought_asks_twice(engine: Engine) -> None:
+    item = Item("a", Example((), "2 + 2?", "4"))
+    task = Task("t", "number", [item], template="qa")
+    said: Any = Written(engine, "Two, then 2 more: 5?", "4. And 5.")
+    (record,) = Asker(said, task, Arm("t", 0, "zero-cot"), Style()).ask([item], [()])
+    first = "Q: 2 + 2?\nA: Let's think step by step."
+    second = f"{first} Two, then 2 more: 5? \nTherefore, the answer (arabic numerals) is"
+    assert said.asked == [first, second]  # Kojima et al. 2022, section 3
+    assert (record.parsed, record.right, record.rationale) == ("4", 1.0, "Two, then 2 more: 5?")
+    assert (record.prompt, record.prompt_tokens, record.new_tokens) == (second, 14, 4)
+
+
+def test_each_sampled_chain_is_asked_for_its_own_answer(engine: Engine) -> None:
+    item = Item("a", Example((), "2 + 2?", "4"), options=("3", "4"))
+    task = Task("t", "choice", [item], template="qa")
+    said: Any = Written(engine, "so B", "so A", "so B again", "B.", "A.", "(B)")
+    asker = Asker(said, task, Arm("t", 0, "zero-cot"), Style(samples=3))
+    (record,) = asker.ask([item], [()])
+    assert said.asked[1:] == [
+        f"{said.asked[0]} {chain} \nTherefore, among A through B, the answer is"
+        for chain in ("so B", "so A", "so B again")
+    ]
+    assert (record.parsed, record.rationale, record.agreement) == ("B", "so B", 2 / 3)
+
+
+def test_worked_answers_are_read_after_their_marker_and_others_at_the_beginning(
+    engine: Engine,
+) -> None:
+    item = Item("a", Example((), "2 + 2?", "4", "2 and 2."))
+    task = Task("t", "number", [item], template="qa")
+    shots = [[Example((), "1 + 1?", "2", "1 and 1.")]]
+
+    def parsed(text: str, reason: str, control: str = "") -> str | None:
+        said: Any = Written(engine, text)
+        arm = Arm("t", 1, reason, control=control)
+        (record,) = Asker(said, task, arm, Style()).ask([item], shots)
+        prompts.append(said.asked[0])
+        return record.parsed
+
+    prompts: list[str] = []
+    assert parsed("2 and 2, so not 5. The answer is 4.", "cot") == "4"
+    assert parsed("4. 2 and 2, that is 5.", "cot", "answer-first") == "4"
+    assert parsed("4.", "cot", "filler") == "4"
+    assert parsed("4", "none") == "4"
+    worked, first, dots, direct = (p.removesuffix("Q: 2 + 2?\nA:") for p in prompts)
+    assert worked == "Q: 1 + 1?\nA: 1 and 1. The answer is 2.\n\n"
+    assert first == "Q: 1 + 1?\nA: 2. 1 and 1.\n\n"
+    assert direct == "Q: 1 + 1?\nA: 2\n\n"
+    assert dots == ("Q: 1 + 1?\nA: . . . . The answer is 2.\n\nQ: 2 + 2?\nA: . . . . The answer is")
 
 
 def test_results_are_kept_as_json_table_and_page(

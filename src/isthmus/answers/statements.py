@@ -1,0 +1,165 @@
+"""The parts of an output in which an answer is stated."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+CIRCLED = 0xE000
+"""Circled numbers (1 to 20) become private characters from here on: NFKC makes plain digits of
+them, and a choice "②3" would read 23."""
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_RUNAWAY = re.compile(
+    r"<\|endofchunk\|>|<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<end_of_turn>"
+    r"|\n\s*(?:Q|Question|질문|문제)\s*[:.]"
+)
+_SENTENCE_END = re.compile(r"[.!?。](?=[\s\"')\]]|$)")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|approx|ca|e\.g|i\.e|Prof|Mt|Fig|Eq)|(?:^|[\s.(])[A-Z])$"
+)
+_USUAL = re.compile(
+    r"(?:(?:the|my|our|its)\s+)?(?:(?:final|correct|right|best|true)\s+)?"
+    r"\b(?:answer|option|choice)\s*(?:\([^()\n]*\)\s*)?"
+    r"(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be)\b(?:\s*:)?|:|=)"
+    r"|\bfinal\s+answer\b\s*[:-]?|####"
+    r"|(?:정답|해답|대답|답변|답|결론)\s*(?:\([^()\n]*\)\s*)?(?:은|는|:|=)\s*:?",
+    re.IGNORECASE,
+)
+# A parenthesis that tells what kind of answer is wanted, as extraction prompts have it.
+_HINT = re.compile(
+    r"\s*\([^()\n]*(?:numeral|number|yes or no|through|letter|숫자|아니요|부터|글자)[^()\n]*\)",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(r"(?:\s|:|\$\$|\\\[|\\\()+")
+
+
+def cleaned(text: str) -> str:
+    """The text in one spelling: full-width characters, LaTeX and Markdown made plain.
+
+    Only the model's own answer stays: what comes before `</think>`, after an end token, or after a
+    question that it went on to ask itself, is dropped.
+    """
+    thought, mark, said = text.rpartition("</think>")
+    text = said if mark and said.strip() else thought + said
+    begin = len(text) - len(text.lstrip())
+    runaway = _RUNAWAY.search(text, begin + 1)
+    text = text[: runaway.start()] if runaway and text[: runaway.start()].strip() else text
+    text = re.sub("[①-⑳]", lambda m: chr(CIRCLED + ord(m[0]) - ord("①")), text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
+    text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]), text)
+    text = unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")  # noqa: RUF001
+    text = re.sub(r"(?<=[^\w\s])–(?=\d)|(?<=\s)–(?=\d)|(?<=\d)\s?–\s?(?=\d)", "-", text)  # noqa: RUF001
+    return _without_markdown(_without_latex(text))
+
+
+def _without_latex(text: str) -> str:
+    if "\\" not in text and "{" not in text:
+        return text
+    text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
+    text = re.sub(r"\\[,!;: ]", "", text)
+    text = re.sub(r"(\d)\s*\\[dt]?frac", r"\1 \\frac", text)
+    text = re.sub(r"\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}", r"\1/\2", text)
+    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2", text)
+    text = re.sub(r"\\(?:times|cdot)\b", "×", text)  # noqa: RUF001
+    text = re.sub(r"\\div\b", "÷", text)
+    text = re.sub(r"\\(?:left|right)\b", "", text)
+    return re.sub(
+        r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", text
+    )
+
+
+def _without_markdown(text: str) -> str:
+    text = re.sub(r"\*\*|`", "", text)
+    text = re.sub(r"(?<![\w_])__(?=\S)|(?<=\S)__(?![\w_])", "", text)
+    return re.sub(r"(?<![\w*])[*_](\S[^*_\n]{0,60}?)[*_](?![\w*])", r"\1", text)
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of the first line that is not empty."""
+    line = text.lstrip().partition("\n")[0]
+    for end in _SENTENCE_END.finditer(line):
+        if line[end.start()] == "." and _ABBREVIATION.search(line[: end.start()]):
+            continue
+        return line[: end.end()]
+    return line
+
+
+def boxed(text: str) -> list[str]:
+    r"""What stands in `\boxed{...}`, the last first."""
+    found: list[str] = []
+    for match in re.finditer(r"\\f?boxed\s*\{", text):
+        depth, i = 1, match.end()
+        while i < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            i += 1
+        if not depth:
+            found.append(text[match.end() : i - 1].strip())
+    return found[::-1]
+
+
+def statements(text: str, after: tuple[str, ...] | None) -> list[str]:
+    r"""The sentences that state an answer, the one to be believed first at the front.
+
+    Sentences after a given marker come first, then `\boxed{...}`, then sentences after the usual
+    markers ("The answer is", "Answer:", "####", "정답은"). Of several, the last is first, since
+    people and models correct themselves. "" is a statement that was cut off.
+
+    Args:
+        text: A cleaned text.
+        after: Markers; white space and case do not matter. An empty one stands for the beginning
+            of the text, as after an extraction prompt.
+    """
+    found: list[str] = []
+    given = sorted({m for m in after or () if m.strip()}, key=len, reverse=True)
+    if given:
+        words = (
+            r"\s+".join(re.escape(w) for w in cleaned_marker(marker).split()) for marker in given
+        )
+        found += _after(re.compile("|".join(words), re.IGNORECASE), text)
+    if after and any(not m.strip() for m in after):
+        found.append(_sentence(text))
+    found += boxed(text)
+    found += _after(_USUAL, text)
+    return list(dict.fromkeys(found))
+
+
+def cleaned_marker(marker: str) -> str:
+    """A marker in the spelling of a cleaned text, without a colon at its end."""
+    return unicodedata.normalize("NFKC", marker).strip().rstrip(":")
+
+
+def _after(marker: re.Pattern[str], text: str) -> list[str]:
+    found: list[str] = []
+    for match in marker.finditer(text):
+        sentence = _sentence(text[match.end() :])
+        if not re.match(r"[.!?,;]", sentence):  # "what the answer is. ..." states nothing
+            found.append(sentence)
+    return found[::-1]
+
+
+def _sentence(rest: str) -> str:
+    """The sentence that goes on, without what opens it."""
+    hint = _HINT.match(rest)
+    rest = rest[hint.end() :] if hint else rest
+    opening = _OPENING.match(rest)
+    rest = rest[opening.end() :] if opening else rest
+    return first_sentence(rest).strip()
+
+
+_NOT = re.compile(
+    r"(?:\bnot|n't|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|\bunlike)\s+"
+    r"(?:(?:be|a|an|the|equal to|just|simply|actually|option|choice|answer)\s+){0,3}"
+    r"[\"'(\[“‘$]*$",  # noqa: RUF001
+    re.IGNORECASE,
+)
+_NOT_KO = re.compile(
+    r"[\"')\]”’]*\s?(?:번|개|명|원|마리)?\s?(?:이|가|은|는)?\s?(?:아니|아닌|아닙|아님)"  # noqa: RUF001
+)
+
+
+def negated(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] is said not to be the answer ("not 5", "5가 아니라")."""
+    return bool(
+        _NOT.search(text[max(0, start - 50) : start]) or _NOT_KO.match(text[end : end + 12])
+    )
