@@ -61,13 +61,20 @@ def grid_example(rng: np.random.Generator) -> Example:
     return two_hop(seed, n=1).items[0].example
 
 
-def draw(rng: np.random.Generator, render: Callable[..., Any], asked: frozenset[str]) -> Text:
+def draw(
+    rng: np.random.Generator,
+    render: Callable[..., Any],
+    asked: frozenset[str],
+    share: float = 1.0,
+) -> Text:
     """A training text.
 
     Args:
         rng: Where it is drawn from.
         render: The template.
         asked: Questions of the evaluation in text alone, which are never trained on.
+        share: How many texts are of all kinds; the others are single questions with the trigger,
+            from which steps are learned soonest.
     """
     pictured = rng.random() < 0.5
     operators = int(rng.choice((1, 2, 3, 4), p=(0.1, 0.2, 0.25, 0.45)))
@@ -78,6 +85,8 @@ def draw(rng: np.random.Generator, render: Callable[..., Any], asked: frozenset[
             if pictured or made.question not in asked:
                 return made
 
+    if rng.random() >= share:
+        return triggered(fresh(), render)
     reasoned = rng.random() < 0.5
     shots = int(rng.integers(1, MOST_SHOTS + 1)) if rng.random() < 0.5 else 0
     if reasoned and not shots:

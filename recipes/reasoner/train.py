@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from episodes import ENDS, Text, draw
+from episodes import DIRECT_WEIGHT, ENDS, Text, draw
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,9 +33,13 @@ from isthmus.prompt import END_TAG, IMAGE_TAG
 from isthmus.templates import template_named
 
 WIDTH, LAYERS, HEADS = 128, 4, 4
+INIT = WIDTH**-0.5
+"""Of the weights: with the usual 0.02 so narrow a model's attention is flat for long."""
 SIDE, PATCH = 128, 32
 POOL = 128
 """Texts that are drawn together, sorted by length and cut into batches."""
+ALONE, MIXED = 20, 100
+"""Pools up to which only steps are learned, and from which on all kinds of texts are as frequent."""
 SAVE_SECONDS = 120
 STATE = "state.pt"
 TEMPLATE = template_named("plain")
@@ -92,6 +96,7 @@ def build(folder: Path, seed: int) -> None:
             num_key_value_heads=HEADS,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
+            initializer_range=INIT,
             pad_token_id=words.pad_token_id,
             bos_token_id=None,
             eos_token_id=words.eos_token_id,
@@ -157,7 +162,8 @@ def batches(
     pool = start
     while True:
         rng = np.random.default_rng([seed, pool])
-        texts = [draw(rng, TEMPLATE, asked) for _ in range(POOL)]
+        share = min(1.0, max(0.0, (pool - ALONE) / (MIXED - ALONE)))
+        texts = [draw(rng, TEMPLATE, asked, share) for _ in range(POOL)]
         rows = sorted(((t, *encode(model, t)) for t in texts), key=lambda r: len(r[1]))
         cut: list[list[Any]] = [[]]
         for row in rows:
@@ -175,8 +181,10 @@ def pixels_of(pictures: list[Any]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def loss_of(model: im.VisionLanguageModel, rows: list[Any]) -> tuple[Tensor, int]:
-    """Weighted mean cross-entropy of a batch, and its number of tokens."""
+def loss_of(
+    model: im.VisionLanguageModel, rows: list[Any], parts: dict[str, list[tuple[float, int]]]
+) -> tuple[Tensor, int]:
+    """Weighted mean cross-entropy of a batch, and its number of tokens; sums for the log."""
     ids, mask = pad([r[1] for r in rows], model.pad_id, "right")
     labels, _ = pad([r[2] for r in rows], 0, "right")
     weights = torch.zeros(ids.shape)
@@ -194,6 +202,9 @@ def loss_of(model: im.VisionLanguageModel, rows: list[Any]) -> tuple[Tensor, int
         logits = model.language.model(inputs_embeds=embeddings, use_cache=False, **places).logits
     losses = token_losses(logits.flatten(0, 1), labels[:, 1:][after])
     own = weights[:, 1:][after]
+    told = losses.detach()
+    for name, which in (("direct", own == DIRECT_WEIGHT), ("steps", own != DIRECT_WEIGHT)):
+        parts.setdefault(name, []).append((float(told[which].sum()), int(which.sum())))
     return (losses * own).sum() / own.sum(), int(mask.sum())
 
 
@@ -224,9 +235,9 @@ def main() -> None:
     """Trains, and prints a line now and then."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--tokens", type=int, default=3072, help="tokens of a step")
-    parser.add_argument("--lr", type=float, default=3e-2)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a step")
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     out: Path = options.out
@@ -258,7 +269,7 @@ def main() -> None:
 
     peaks = [optimizer.defaults["lr"] for optimizer in optimizers]
     began = saved = told = time.monotonic()
-    mean: list[float] = []
+    parts: dict[str, list[tuple[float, int]]] = {}
     with (out / "log.jsonl").open("a", encoding="utf-8") as log:
         for number, rows in batches(model, asked, options.seed, options.tokens, pool):
             pool = number
@@ -267,23 +278,24 @@ def main() -> None:
             for optimizer, peak in zip(optimizers, peaks, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = peak * schedule(step)
-            loss, tokens = loss_of(model, rows)
+            loss, tokens = loss_of(model, rows, parts)
             model.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
             step, seen = step + 1, seen + tokens
-            mean.append(float(loss.detach()))
             now = time.monotonic()
             if now - told > 10 or step == options.steps:
                 told, seconds, began = now, seconds + now - began, now
-                entry = {"step": step, "loss": sum(mean) / len(mean), "tokens": seen}
+                entry: dict[str, float] = {"step": step, "tokens": seen}
+                for name, found in parts.items():
+                    entry[name] = sum(s for s, _ in found) / max(1, sum(n for _, n in found))
                 line = json.dumps({**entry, "seconds": round(seconds, 1)})
                 print(line, flush=True)
                 log.write(f"{line}\n")
                 log.flush()
-                mean = []
+                parts = {}
             if now - saved > SAVE_SECONDS:
                 save(model, out, state_now())
                 saved = time.monotonic()
