@@ -39,7 +39,7 @@ SIDE, PATCH = 128, 32
 POOL = 128
 """Texts that are drawn together, sorted by length and cut into batches."""
 ALONE, MIXED = 20, 100
-"""Pools up to which only steps are learned, and from which on all kinds of texts are as frequent."""
+"""Pools up to which only steps are learned, and from which on all kinds of texts are."""
 SAVE_SECONDS = 120
 STATE = "state.pt"
 TEMPLATE = template_named("plain")
