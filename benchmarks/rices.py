@@ -7,7 +7,7 @@ Both sides choose the same shots with the same encoder, for the same queries ove
 set, in several runs, such as other numbers of shots or other seeds. One keeps vectors in a folder.
 The other encodes support set and queries in each run, as OpenFlamingo's evaluation does without
 features computed beforehand, though here at least in batches. Pictures are JPEG files, painted
-here; opening them belongs to both sides.
+here, and opening them belongs to encoding them.
 
     ratio rices_pictures   pictures encoded in all runs
     ratio rices            seconds of all runs

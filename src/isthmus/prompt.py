@@ -76,6 +76,18 @@ class Prompt:
             )
 
 
+def without_tags(text: str) -> str:
+    """A text that a model wrote, fit to be put into a prompt: tags it spelled out are dropped.
+
+    Example:
+        >>> without_tags("a dog<|endofchunk|>")
+        'a dog'
+    """
+    while IMAGE_TAG in text or END_TAG in text:  # what is left may come together to a tag
+        text = text.replace(IMAGE_TAG, "").replace(END_TAG, "")
+    return text
+
+
 def without_pictures(example: Example) -> Example:
     """The example as text alone.
 

@@ -264,8 +264,8 @@ def qa(
 ) -> Prompt:
     r"""The text-only form "Q: ... A: ..." of GPT-3 and of chain-of-thought prompts.
 
-    Brown et al. 2020 (GPT-3, appendix G); with `reason=True` few-shot chain of thought, Wei et al.
-    2022 (table 20), and without rationales their standard prompting ("A: The answer is 11.").
+    Brown et al. 2020 (GPT-3, section 3.9.1); with `reason=True` few-shot chain of thought, Wei et
+    al. 2022 (table 20), and without rationales their standard prompting ("A: The answer is 11.").
     Pictures stand before "Q:". Arguments and errors are `Template`'s.
 
     Example:

@@ -64,7 +64,7 @@ KOREAN = Wording(
     ),
     therefore="\n따라서 ",
     conclusion="정답은 {answer}입니다.",
-    markers=("정답은", "정답은(숫자로)", "정답은(예 또는 아니요)", "정답:"),
+    markers=("정답은", "정답은(숫자로)", "정답은(예 또는 아니요)"),
 )
 
 

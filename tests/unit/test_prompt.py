@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Example, Prompt
+from isthmus.prompt import Example, Prompt, without_tags
 from isthmus.templates import plain, template_named
 
 SHOT = Example("a.jpg", "How many?", "2")
@@ -52,3 +52,9 @@ def test_a_prompt_counts_its_pictures() -> None:
 def test_unknown_template() -> None:
     with pytest.raises(ConfigError, match='did you mean "plain"'):
         template_named("plane")
+
+
+def test_a_models_own_text_can_be_put_into_a_prompt() -> None:
+    written = "a <im<image>age> dog<|endofchunk|>"
+    assert without_tags(written) == "a  dog"
+    assert plain([], Example((), "Why?"), lead=without_tags(written)).text.endswith("a  dog")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from isthmus.answers.labels import first_mention, only_mention
 from isthmus.answers.numbers import number_in
-from isthmus.answers.statements import CIRCLED, cleaned, negated, statements
+from isthmus.answers.statements import CIRCLED, cleaned, negated, spelled, statements
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SERIES = ("가나다라마바사아자차카타파하", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
@@ -18,6 +17,12 @@ _LABELLED = re.compile(r"\s*[(\[]?(\d{1,2}|[A-Za-z가-힣ㄱ-ㅎ])[)\].:]\s*(.*)
 _CAUSE = re.compile(
     r"\s+(?:because|since|as|for|due|is|was|and\b(?!\s+[A-Z]\b)|which|with|but|based|according)\b"
     r"|\s*[가-힣(\[—–:=-]|\s*[.,;!?)\]}\"'”’]|\s*$|\s*\n"  # noqa: RUF001
+)
+# Several letters as equals, at the beginning: "A or B", "(A) and (B)", "A, B."
+_LIST = re.compile(
+    r"\W*(?:both\s+|either\s+)?[A-Z][)\]]?\s*"
+    r"(?:(?:/|&|\bor\b|\band\b|또는|혹은|와|과)\s*[(\[]?[A-Z](?![A-Za-z])"
+    r"|,\s*(?:(?:and|or)\s+)?[(\[]?[A-Z](?=[)\]]?\s*(?:,|[.!]?\s*$)))"
 )
 _CONCLUSION = re.compile(
     r"(?:^|(?<=[.!?\n]))\s*"
@@ -48,19 +53,19 @@ class _Choices:
     @classmethod
     def of(cls, choices: Sequence[str]) -> _Choices:
         """Reads labels off choices such as "(가) 사과" or "1. apples"."""
-        spelled = [unicodedata.normalize("NFKC", _uncircled(c)).strip() for c in choices]
-        n = len(spelled)
+        names = [spelled(_uncircled(c)).strip() for c in choices]
+        n = len(names)
         for series in (*(s[:n] for s in _SERIES), [str(i + 1) for i in range(n)], LETTERS[:n]):
             if len(series) < n:
                 continue
-            split = [_LABELLED.fullmatch(c) for c in spelled]
+            split = [_LABELLED.fullmatch(c) for c in names]
             read = [m[1].upper() if m else "" for m in split]
             if read == list(series):
                 own = tuple(m[2].strip() if m else "" for m in split)
                 return cls(own, () if series == LETTERS[:n] else tuple(series))
-            if spelled == list(series) and series is not LETTERS and not series[0].isdigit():
+            if names == list(series) and series is not LETTERS and not series[0].isdigit():
                 return cls(("",) * n, tuple(series))
-        return cls(tuple(spelled), ())
+        return cls(tuple(re.sub(r"^(?:an?|the)\s+", "", t, flags=re.I) for t in names), ())
 
 
 def _uncircled(text: str) -> str:
@@ -99,9 +104,11 @@ def _strong(text: str, n: int, labels: Sequence[str]) -> list[_Named]:
         rf"(?m:^\s*)(?P<l>{both})\s*[).:](?!\w)",
         rf"(?i:\b(?:option|choice|answer|letter|choose|chose|pick|select|go\s+with)\s+)"
         rf"(?P<l>{upper}){edge}",
+        rf"(?i:\b(?:it'?s|it\s+is|must\s+be|should\s+be|would\s+be|say|think|guess|definitely"
+        rf"|probably|surely|clearly|likely)\s+)(?P<l>{upper})(?=\s*[.!]?\s*$|[.!,]\s|\s*\n)",
         rf"(?<![A-Za-z0-9])(?P<l>{upper})\)?\s+(?:is|was|would\s+be|must\s+be|seems|looks)\s+"
         rf"(?:(?:clearly|most\s+likely|probably|the)\s+)*(?:correct|right|best|answer)\b",
-        rf"(?<![A-Za-z0-9])(?P<l>{upper})(?=\s?번?\s?(?:이|가)\s(?:정답|답|맞|옳)|\s?번?입니다|\s?번(?:이|가|을|$))",
+        rf"(?<![A-Za-z0-9])(?P<l>{upper})(?=(?:를|을)\s?(?:선택|고르|골)|이?라고\s?생각|\s?번?\s?(?:이|가)\s(?:정답|답|맞|옳)|\s?번?입니다|\s?번(?:이|가|을|$))",
         rf"(?m:(?:^|[,;:—]|\b[Ss]o,?|\b[Tt]hus,?|\b[Tt]herefore,?|\b[Hh]ence,?)\s*)(?P<l>{upper})"
         rf"(?=\s*[.!]?\s*$|\s*[.!]\s|\s*\n)",
     ]
@@ -123,19 +130,25 @@ def _strong(text: str, n: int, labels: Sequence[str]) -> list[_Named]:
 def _kept(text: str, found: list[_Named]) -> list[_Named]:
     """Without those that are said to be wrong."""
     wrong = re.compile(
-        r"[)\]\s]*(?:is|are|was|seems|can\s?not\s+be|can't\s+be|isn't)?\s*"
+        r"[)\]\s:]*(?:은|는|이|가)?\s*(?:is|are|was|seems|can\s?not\s+be|can't\s+be|isn't)?\s*"
         r"(?:not\b|wrong|incorrect|false|n't|can\s?not|ruled\s+out|틀|오답|아니|아닙|아닌)",
         re.IGNORECASE,
     )
+    none = re.compile(r"\b(?:none|neither)\s+of\b[^.!?\n]*$", re.IGNORECASE)
     return [
         f
         for f in found
-        if not negated(text, f.start, f.end) and not wrong.match(text[f.end : f.end + 24])
+        if not negated(text, f.start, f.end)
+        and not wrong.match(text[f.end : f.end + 24])
+        and not none.search(text[max(0, f.start - 200) : f.start])
     ]
 
 
 def _at_start(statement: str, n: int) -> int | None:
     """The letter that a statement begins with, upper or lower case, if it is no article."""
+    listed = _LIST.match(statement)
+    if listed:
+        return -1
     match = re.match(
         r"(?:\s|[\"'“‘$:{-])*(?:(?:option|choice|letter|answer|보기|선택지)\s*)?"  # noqa: RUF001
         r"(?P<open>[(\[{])?\s*(?P<l>[A-Za-z])(?P<rest>[)\]}.:,]|(?![A-Za-z0-9]))",
@@ -145,7 +158,7 @@ def _at_start(statement: str, n: int) -> int | None:
     if not match:
         return None
     letter, tail = match["l"], statement[match.end() :]
-    if re.match(r"['’][a-z]|[-+#]\w", tail):  # noqa: RUF001
+    if re.match(r"['’][a-z]|[-+#]\w|\s*[=^+*/<>]", tail):  # noqa: RUF001
         return None
     closed = match["rest"] in tuple(")]}.:,") if match["rest"] else False
     bare = bool(_CAUSE.match(tail)) or (letter.isupper() and letter not in "AI")
@@ -153,11 +166,12 @@ def _at_start(statement: str, n: int) -> int | None:
         return None
     if letter.islower() and not closed and not re.match(r"\s*(?:$|[.!;\"']|번|입니다)", tail):
         return None
+    if negated(statement, match.start("l"), match.end("l")):
+        return None
     index = LETTERS.index(letter.upper())
     if index >= n:
         return -1
-    others = re.match(r"\s*[)\]]?\s*(?:or|/|또는|혹은|and)\s+[(\[]?([A-Z])(?![A-Za-z])", tail)
-    return -1 if others and others[1] != letter else index
+    return index
 
 
 def _numeric(choices: _Choices) -> list[Fraction] | None:
@@ -195,9 +209,10 @@ def _in_statement(statement: str, choices: _Choices) -> int | None:
     if numbered and 1 <= int(numbered[1]) <= n and not negated(statement, *numbered.span()):
         return int(numbered[1]) - 1
     strong = _kept(statement, _strong(statement, n, choices.labels))
-    if strong:
-        return _one(strong)
     by_text = _by_text(statement, choices, marked=True)
+    if strong:
+        letter = _one(strong)
+        return letter if by_text in (None, letter) else None
     if by_text is not None:
         return by_text
     lone = rf"(?<![A-Za-z0-9'’-])([B-{LETTERS[n - 1]}])(?![A-Za-z0-9'’+#-])" if n > 1 else r"(?!)"  # noqa: RUF001
@@ -217,6 +232,8 @@ def _in_statement(statement: str, choices: _Choices) -> int | None:
 def _in_text(text: str, choices: _Choices) -> int | None:
     """The choice that a text without a marker names clearly."""
     n = len(choices.texts)
+    if _LIST.match(text):
+        return None
     strong = _kept(text, _strong(text, n, choices.labels))
     named = _one(strong)
     if named is not None:
@@ -230,7 +247,7 @@ def _in_text(text: str, choices: _Choices) -> int | None:
     if whole:
         index = LETTERS.index(whole[1].upper())
         return index if index < n else None
-    start = re.match(r"\W*([A-Z])(?=\s*[),.:]|\s+-|\s*\n|\s+(?:because|since)\b)", text)
+    start = re.match(r"\W*([A-Z])(?=\s*[),.:](?!\w)|\s+-|\s*\n|\s+(?:because|since)\b)", text)
     if start and LETTERS.index(start[1]) < n:
         return LETTERS.index(start[1])
     return _by_text(text, choices, marked=False)

@@ -9,16 +9,16 @@ from isthmus.answers.numerals import ENGLISH
 from isthmus.answers.statements import cleaned, first_sentence, statements
 
 _QUOTES = "\"'“”‘’«»「」『』`"  # noqa: RUF001
-_ARTICLE = re.compile(r"(?:an?|the)\s+(?=\S)", re.IGNORECASE)
-_COPULA = re.compile(r"(?<=[가-힣A-Za-z0-9])(?:입니다|이에요|예요)$")
+_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
+_COPULA = re.compile(r"(?<=[가-힣A-Za-z0-9\"'”’」])(?:입니다|이에요|예요)$")  # noqa: RUF001
 
 
 def bare(text: str) -> str:
     """Without quotes, a final full stop, an article at the beginning and a Korean copula."""
     text = text.strip().strip(_QUOTES).strip()
-    text = re.sub(r"(?<![.])[.!。,;:]+$", "", text).strip().strip(_QUOTES).strip()
-    text = _COPULA.sub("", _ARTICLE.sub("", text, count=1)) if text else text
-    return text.strip()
+    text = re.sub(r"(?<![.])[.。,;:]+$", "", text).strip()
+    text = _COPULA.sub("", text).strip().strip(_QUOTES).strip()
+    return _ARTICLE.sub("", text, count=1).strip()
 
 
 def text_in(text: str, after: tuple[str, ...] | None) -> str | None:
@@ -38,7 +38,7 @@ def same_words(got: str, expected: str) -> bool:
 
 
 def _folded(text: str) -> str:
-    text = bare(unicodedata.normalize("NFKC", text)).casefold()
+    text = bare(unicodedata.normalize("NFKC", text)).casefold().rstrip(".!? ")
     text = re.sub(r"[\s_-]+", " ", text)
     return re.sub(r"\b(?:an?|the)\s+", "", text).strip()
 
@@ -64,7 +64,8 @@ _CONTRACTED = """
 
 
 def _contractions() -> dict[str, str]:
-    table: dict[str, str] = {}
+    table = {"somebody'd": "somebodyd", "twas": "'twas"}  # the first is the table's own quirk
+    table |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
     for word in _CONTRACTED.split():
         marks = [i for i, c in enumerate(word) if c == "'"]
         dropped = [{m} for m in marks] if len(marks) > 1 else [set(marks)]

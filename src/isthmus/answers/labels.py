@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
-from isthmus.answers.statements import cleaned, first_sentence, negated, statements
+from isthmus.answers.statements import (
+    cleaned,
+    first_sentence,
+    negated,
+    spelled,
+    statements,
+)
 
 # What may follow a Korean noun and leave it the same noun.
 JOSA = (
@@ -18,17 +23,17 @@ _AFTER_HANGUL = rf"(?=(?:{JOSA}){{0,3}}(?![가-힣]))"
 
 def label_pattern(label: str) -> str:
     """A regular expression for a label as a whole word, in the plural, with Korean particles."""
-    spelled = unicodedata.normalize("NFKC", label).strip()
-    words = [re.escape(w) for w in re.split(r"[\s_-]+", spelled) if w]
+    name = spelled(label).strip()
+    words = [re.escape(w) for w in re.split(r"[\s_-]+", name) if w]
     body = r"[\s_-]+".join(words)
-    last = spelled[-1:]
+    last = name[-1:]
     if "가" <= last <= "힣":
         return rf"(?<![가-힣A-Za-z0-9]){body}{_AFTER_HANGUL}"
     if not last.isalnum():
         return rf"(?<![A-Za-z0-9]){body}"
     plural = ""
-    if last.isalpha() and len(spelled) > 2:
-        if re.search(r"[^aeiou]y$", spelled, re.IGNORECASE):
+    if last.isalpha() and len(name) > 2:
+        if re.search(r"[^aeiou]y$", name, re.IGNORECASE):
             body, plural = body[:-1], "(?:y|ies)"
         else:
             plural = "(?:es|s)?"
@@ -69,7 +74,7 @@ def first_mention(text: str, labels: Sequence[str]) -> int | None:
 
 def only_mention(text: str, labels: Sequence[str]) -> int | None:
     """The one label that a text names; also where its first sentence is nothing but a label."""
-    begin = first_sentence(text).strip(" \t\n.,!?\"'()[]")
+    begin = first_sentence(text).strip(" \t\n.,!\"'()[]")
     for index, label in enumerate(labels):
         if re.fullmatch(rf"(?:an?\s|the\s)?{label_pattern(label)}(?:{JOSA})*", begin, re.I):
             return index
@@ -99,7 +104,7 @@ _CLAUSE = (
 )
 _PLAIN_NO = re.compile(rf"\b(?:{_NO})\b(?!-)(?:{_END}|{_CLAUSE})", re.IGNORECASE)
 _ECHO = re.compile(
-    r"\(?\b(?:yes|true|no|false)\s*(?:or|/|and)\s*(?:yes|true|no|false)\b\)?"
+    r"neither\s+yes\s+nor\s+no\b|\(?\b(?:yes|true|no|false)\s*(?:or|/|and)\s*(?:yes|true|no|false)\b\)?"
     r"|\(?(?:예|네)\s*(?:또는|혹은|이나|/)\s*(?:아니요|아니오|아뇨)\)?",
     re.IGNORECASE,
 )

@@ -24,14 +24,15 @@ _TOKEN = re.compile(
     (?P<currency>(?:US)?[$€£¥₩]\s?(?P<inner>-)?)?
     (?:
         (?P<composite>\d+(?:[:/.]\d+){{2,}}|\d+:\d+|\d{{4}}-\d{{1,2}}-\d{{1,2}}
-            |\d+(?:,\d{{1,2}})+(?![\d,])|\d{{4,}},\d+)(?![\d])
+            |\d+(?:,\d{{1,2}})+(?![\d,])|\d{{4,}},\d+|\d+\.\d+,\d+)(?![\d])
+        |(?P<parts>\d+)\s?분의\s?(?P<of>\d+)
         |(?P<korean>(?:{_PLAIN}\s?[천백십]?[만억조]\s?)+(?!큼)(?:{_PLAIN}[천백십]?)?(?:{_PLAIN})?
             |{_PLAIN}\s?[천백십](?![가-힣])|{_PLAIN}[천백십](?=\s?(?:원|명|개|달러|마리|년)))
-        |(?P<whole>\d+)\s(?P<above>\d+)/(?P<below>\d+)(?![\d./])
+        |(?P<whole>\d+)\s(?P<above>\d+)/(?P<below>\d++)(?![/\w]|\.\d)
         |(?P<number>{_PLAIN})
-        (?:(?P<exponent>[eE][-+]?\d{{1,9}}(?![\w.])
+        (?:(?P<exponent>[eE][-+]?\d{{1,9}}(?!\w|\.\d)
             |\s*[x\u00d7*·]\s*10\s?\^\s?\{{?\s*[-+]?\d{{1,9}}\s*\}}?)
-        |\s?/\s?(?P<denominator>\d+(?:\.\d+)?)(?![\d./])
+        |\s?/\s?(?P<denominator>\d++(?:\.\d++)?)(?!/|\.\d)
         |\^\{{?(?P<power>\d{{1,3}})\}}?
         |\s?(?P<scale>{"|".join(SCALES)})s?\b
         |(?P<letter>[kKMB])(?![A-Za-z]))?
@@ -40,7 +41,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _OPERATOR = re.compile(
-    r"\s*(?:(?:[A-Za-z가-힣%°]+\.?\s+){0,3}?|[A-Za-z가-힣%°]+\s*)"
+    r"\s*/?(?:(?:[A-Za-z가-힣%°]+\.?\s+){0,3}?|[A-Za-z가-힣%°]+\s*)\)?\s*"
     r"(?P<op>[-+*/\u00d7÷=≈x]|\b(?:plus|minus|times|equals|is|gives|makes|divided by)\b)"
     r"\s*(?:[A-Za-z]{1,12}\s*)?\(?\s*",
     re.IGNORECASE,
@@ -49,6 +50,18 @@ _EQUALS = {"=", "≈", "equals", "is", "gives", "makes"}
 _EITHER = re.compile(
     r"\s*[A-Za-z가-힣%]{0,12}\s*(?:\bor\b|또는|혹은|이나|~|\bto\b)\s*", re.IGNORECASE
 )
+# "5 feet 6 inches", "2시간 30분": one quantity in two numbers
+_GREATER = re.compile(
+    r"\s*(?:feet|foot|ft|hours?|hrs?|minutes?|mins?|dollars?|pounds?|lbs?|years?|weeks?|days?"
+    r"|met(?:er|re)s?|시간|분|년|달러|미터)\s*(?:,\s*)?(?:and\s+)?",
+    re.IGNORECASE,
+)
+_LESSER = re.compile(
+    r"\s*(?:inch|in\b|cm\b|centi|minute|min|second|sec|cent|ounce|oz|month|day|hour|분|초|개월|센트"
+    r"|센티)",
+    re.IGNORECASE,
+)
+_MINUS = re.compile(r"(?:\b(?:negative|minus)\s+|(?:마이너스|영하)\s?)(?=[\d.])", re.IGNORECASE)
 _BOTH = re.compile(r"\s*(?:,\s*(?:and\b)?|\band\b|와|과)\s*", re.IGNORECASE)
 _STEP = re.compile(
     r"(?:\b(?:steps?|questions?|options?|cases?|equations?|figures?|tables?|examples?|problems?)"
@@ -76,6 +89,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["composite"] or len(match[0]) > _MOST_DIGITS:
         return None
     sign = -1 if "-" in (match["sign"] or "") or match["inner"] else 1
+    if match["parts"]:
+        parts = int(match["parts"])
+        return sign * Fraction(int(match["of"]), parts) if parts else None
     if match["korean"]:
         return sign * _korean_value(match["korean"])
     if match["whole"]:
@@ -162,10 +178,17 @@ def _read(text: str, found: list[_Found], at: int) -> Fraction | None:
     return results[-1] if results else None
 
 
+def _compound(text: str, one: _Found, other: _Found) -> bool:
+    between = text[one.end : other.start]
+    return bool(_GREATER.fullmatch(between) and _LESSER.match(text, other.end))
+
+
 def _alone(text: str, found: list[_Found], at: int) -> bool:
     """Whether no other number is offered beside it, as in "5 or 6"."""
     if at + 1 >= len(found) or found[at + 1].value == found[at].value:
         return True
+    if _compound(text, found[at], found[at + 1]):
+        return False
     between = text[found[at].end : found[at + 1].start]
     if _EITHER.fullmatch(between):
         return False
@@ -198,7 +221,10 @@ def _last(text: str) -> Fraction | None:
     stated = [i for i in stated if not negated(text, found[i].start, found[i].end)]
     proper = [i for i in stated if not _is_label(text, found[i])]
     if proper or stated:
-        return _read(text, found, (proper or stated)[-1])
+        at = (proper or stated)[-1]
+        if at and _compound(text, found[at - 1], found[at]):
+            return None
+        return _read(text, found, at)
     if found:
         return None
     words = [w for w in _words(text) if not negated(text, w.start, w.end)]
@@ -207,7 +233,7 @@ def _last(text: str) -> Fraction | None:
 
 def number_in(text: str, after: tuple[str, ...] | None = None) -> Fraction | None:
     """The number that a text states as its answer; None if there is none."""
-    text = cleaned(text)
+    text = _MINUS.sub("-", cleaned(text))
     marked = statements(text, after)
     for statement in marked:
         value = _first(statement)

@@ -29,13 +29,18 @@ _WORDS = re.compile(
 )
 # "one" as a pronoun, and words in which a number is no number
 _PRONOUN_BEFORE = re.compile(
-    r"\b(?:no|any|every|some|the|this|that|which|each|last|another|other|first|same|right|wrong)\s+$",
+    r"\b(?:no|any|every|some|the|this|that|which|each|by|last|another|other|first|same|right|wrong)\s+$",
     re.IGNORECASE,
 )
 _PRONOUN_AFTER = re.compile(
     r"\s+(?:of\s+(?:the|them|these|those|us|my|his|her|our|their)|another|who|that|can|day|by|thing)"
     r"\b|['’-]",  # noqa: RUF001
     re.IGNORECASE,
+)
+
+_ORDINAL = re.compile(r"-(?:first|second|third|\w{2,7}th)\b", re.IGNORECASE)
+_MINUS = re.compile(
+    r"\b(?:is|are|be|=|:)\s+(?:minus|negative)\s+$|^\s*(?:minus|negative)\s+$", re.I
 )
 
 _COUNTERS = (
@@ -61,9 +66,15 @@ _NATIVE = re.compile(
 _SINO_DIGITS = {c: i for i, c in enumerate("영일이삼사오육칠팔구")}
 _SINO_SMALL = {"십": 10, "백": 100, "천": 1000}
 _SINO_LARGE = {"만": 10**4, "억": 10**8, "조": 10**12}
-_SINO = re.compile(r"(?<![가-힣\d])[영일이삼사오육칠팔구십백천만억조]{1,16}")
+_SINO_LETTERS = "[영일이삼사오육칠팔구십백천만억조]"
+_SINO = re.compile(
+    rf"(?<![가-힣\d]){_SINO_LETTERS}{{1,16}}(?:(?<=[만억조])\s{_SINO_LETTERS}{{1,16}})?"
+)
 _SINO_NEXT = re.compile(rf"(?:\s?(?:{_COUNTERS})|{_ENDING}|(?:{_JOSA})(?![가-힣]))")
 _SINO_ONLY = re.compile(rf"(?:(?:{_COUNTERS})|입니다|이에요|예요|이다|$|[.,!)])")
+_SINO_SURE = re.compile(
+    r"\s?(?:원|명|개|달러)(?![가-힣])|\s?(?:원|명|개|달러)(?:입니다|이다|이에요)"
+)
 _NO_NUMBERS = {"만", "천", "백", "조", "억", "이만", "천만", "만일", "구천", "사천", "이천", "일일"}
 
 
@@ -84,8 +95,11 @@ def english(text: str) -> Iterator[tuple[int, int, Fraction]]:
             _PRONOUN_BEFORE.search(text[: match.start()]) or _PRONOUN_AFTER.match(text, match.end())
         ):
             continue
+        if _ORDINAL.match(text, match.end()):
+            continue
         half = Fraction(1, 2) if match["half"] else Fraction(0)
-        yield match.start(), match.end(), value + half
+        sign = -1 if _MINUS.search(text[: match.start()]) else 1
+        yield match.start(), match.end(), sign * (value + half)
 
 
 def _english_value(words: list[str]) -> int | None:
@@ -122,10 +136,12 @@ def korean(text: str) -> Iterator[tuple[int, int, Fraction]]:
     for match in _SINO.finditer(text):
         for end in range(match.end(), match.start(), -1):
             word = text[match.start() : end]
-            value_or_none = sino_value(word)
-            if value_or_none is None or word in _NO_NUMBERS:
+            value_or_none = sino_value(word.replace(" ", ""))
+            if value_or_none is None:
                 continue
             follows = _SINO_ONLY if len(word) == 1 else _SINO_NEXT
+            if word in _NO_NUMBERS or (word in tuple("삼육칠팔십") and text[end : end + 1] == " "):
+                follows = _SINO_SURE  # words of their own, too
             if follows.match(text, end):
                 yield match.start(), end, Fraction(value_or_none)
                 break

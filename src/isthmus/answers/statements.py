@@ -9,18 +9,22 @@ CIRCLED = 0xE000
 """Circled numbers (1 to 20) become private characters from here on: NFKC makes plain digits of
 them, and a choice "②3" would read 23."""
 
+_MOST_STATEMENTS = 16
+_LONGEST_STATEMENT = 1000
+"""Both keep the time linear in a text that repeats itself to the end of its tokens."""
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RUNAWAY = re.compile(
     r"<\|endofchunk\|>|<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<end_of_turn>"
     r"|\n\s*(?:Q|Question|질문|문제)\s*[:.]"
 )
-_SENTENCE_END = re.compile(r"[.!?。](?=[\s\"')\]]|$)")
+_SENTENCE_END = re.compile(r"[.!?。](?=[\s\"')\]”’」]|$)")  # noqa: RUF001
 _ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|approx|ca|e\.g|i\.e|Prof|Mt|Fig|Eq)|(?:^|[\s.(])[A-Z])$"
 )
 _USUAL = re.compile(
-    r"(?:(?:the|my|our|its)\s+)?(?:(?:final|correct|right|best|true)\s+)?"
-    r"\b(?:answer|option|choice)\s*(?:\([^()\n]*\)\s*)?"
+    r"(?:\banswer|\b(?:correct|right|best|my|your|final)\s+(?:option|choice))"
+    r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,60}?)?\s*(?:\([^()\n]*\)\s*)?"
     r"(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be)\b(?:\s*:)?|:|=)"
     r"|\bfinal\s+answer\b\s*[:-]?|####"
     r"|(?:정답|해답|대답|답변|답|결론)\s*(?:\([^()\n]*\)\s*)?(?:은|는|:|=)\s*:?",
@@ -48,9 +52,14 @@ def cleaned(text: str) -> str:
     text = re.sub("[①-⑳]", lambda m: chr(CIRCLED + ord(m[0]) - ord("①")), text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
     text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]), text)
-    text = unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")  # noqa: RUF001
+    text = spelled(text).replace("⁄", "/").replace("−", "-")  # noqa: RUF001
     text = re.sub(r"(?<=[^\w\s])–(?=\d)|(?<=\s)–(?=\d)|(?<=\d)\s?–\s?(?=\d)", "-", text)  # noqa: RUF001
     return _without_markdown(_without_latex(text))
+
+
+def spelled(text: str) -> str:
+    """NFKC, but for single Korean letters, which it would take apart from labels such as ㄱ."""
+    return re.sub("[^ㄱ-ㆎ]+", lambda m: unicodedata.normalize("NFKC", m[0]), text)
 
 
 def _without_latex(text: str) -> str:
@@ -125,13 +134,13 @@ def statements(text: str, after: tuple[str, ...] | None) -> list[str]:
 
 
 def cleaned_marker(marker: str) -> str:
-    """A marker in the spelling of a cleaned text, without a colon at its end."""
-    return unicodedata.normalize("NFKC", marker).strip().rstrip(":")
+    """A marker in the spelling of a cleaned text."""
+    return _without_markdown(spelled(marker)).strip()
 
 
 def _after(marker: re.Pattern[str], text: str) -> list[str]:
     found: list[str] = []
-    for match in marker.finditer(text):
+    for match in list(marker.finditer(text))[-_MOST_STATEMENTS:]:
         sentence = _sentence(text[match.end() :])
         if not re.match(r"[.!?,;]", sentence):  # "what the answer is. ..." states nothing
             found.append(sentence)
@@ -144,7 +153,7 @@ def _sentence(rest: str) -> str:
     rest = rest[hint.end() :] if hint else rest
     opening = _OPENING.match(rest)
     rest = rest[opening.end() :] if opening else rest
-    return first_sentence(rest).strip()
+    return first_sentence(rest).strip()[:_LONGEST_STATEMENT]
 
 
 _NOT = re.compile(

@@ -33,6 +33,9 @@ from isthmus.prompting.support import Support, identity
 from isthmus.prompting.tfidf import TfIdf
 
 Floats = NDArray[np.float32]
+ALIKE = 0.99
+"""Cosine of two encodings of one picture, at least: half precision and the size of a batch move
+it by less than 0.001."""
 
 
 class Selector(Protocol):
@@ -208,7 +211,16 @@ class Nearest:
 
     def select(self, query: Example, k: int, query_id: Any = None) -> list[Example]:
         """The k most similar, the most similar first."""
-        return self.support.take(ranked(self.similarity(query)), query, k, query_id)
+        found = self.similarity(query)
+        return self.support.take(ranked(found), query, k, query_id, self.alike(found))
+
+    def alike(self, similarity: Floats) -> NDArray[np.bool_] | None:
+        """(n,) which demonstrations can show the query's very pictures, for the leak guard.
+
+        The same pixels have nearly the same features, so all others need not be opened to see
+        that they are other pictures. None where vectors are not known to be of pictures.
+        """
+        return similarity > ALIKE if isinstance(self.embed, PictureEmbedder) else None
 
 
 def rices(
@@ -291,8 +303,10 @@ class PictureThenText:
 
     def select(self, query: Example, k: int, query_id: Any = None) -> list[Example]:
         """The k of the pool with the most similar questions, the most similar first."""
-        ranking = ranked(self.by_picture.similarity(query))
-        near = self.support.allowed(ranking, [query], max(self.pool, k), [query_id])
+        found = self.by_picture.similarity(query)
+        near = self.support.allowed(
+            ranked(found), [query], max(self.pool, k), [query_id], self.by_picture.alike(found)
+        )
         # Equal questions stay in the order of their pictures
         return self.support.pick([near[i] for i in ranked(self.by_text.similarity(query)[near])], k)
 
@@ -340,7 +354,9 @@ class Diverse:
         """The k chosen from the pool, in the order of choice."""
         near = self.near
         relevance = near.similarity(query)
-        pool = near.support.allowed(ranked(relevance), [query], max(self.pool, k), [query_id])
+        pool = near.support.allowed(
+            ranked(relevance), [query], max(self.pool, k), [query_id], near.alike(relevance)
+        )
         vectors, count = near.vectors[pool], min(k, len(pool))
         between = vectors @ vectors.T
         if self.method == "mmr":

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from isthmus.data.features import decode
@@ -155,6 +157,7 @@ class Support:
         queries: Sequence[Example],
         most: int,
         query_ids: Sequence[Any] = (),
+        alike: NDArray[np.bool_] | None = None,
     ) -> list[int]:
         """The first demonstrations of a ranking that give away none of some queries.
 
@@ -163,6 +166,8 @@ class Support:
             queries: The queries that will see them.
             most: How many are wanted.
             query_ids: The queries' ids, where they have any.
+            alike: (n,) false where a demonstration's pictures are known not to be a query's, so
+                that they need not be opened.
 
         Returns:
             At most `most` numbers, in the ranking's order.
@@ -182,9 +187,10 @@ class Support:
             if self.ids is not None and self.ids[index] in names:
                 return True
             count = len(self.examples[index].pictures)
-            for query in asked.get(self._questions[index], ()):
-                if len(query.pictures) == count and self._pixels(index) == pixels(query):
-                    return True
+            if alike is None or alike[index]:
+                for query in asked.get(self._questions[index], ()):
+                    if len(query.pictures) == count and self._pixels(index) == pixels(query):
+                        return True
             if not self.other_pictures or not count:
                 return False
             return any(set(self._pixels(index)) & set(pixels(query)) for query in queries)
@@ -198,14 +204,19 @@ class Support:
         return found
 
     def take(
-        self, ranking: Iterable[int], query: Example, k: int, query_id: Any = None
+        self,
+        ranking: Iterable[int],
+        query: Example,
+        k: int,
+        query_id: Any = None,
+        alike: NDArray[np.bool_] | None = None,
     ) -> list[Example]:
         """The first k demonstrations of a ranking that do not give the query away.
 
         Raises:
             InputError: If there are fewer.
         """
-        chosen = self.allowed(ranking, [query], k, [query_id])
+        chosen = self.allowed(ranking, [query], k, [query_id], alike)
         return self.pick(chosen, k)
 
     def pick(self, chosen: Sequence[int], k: int) -> list[Example]:

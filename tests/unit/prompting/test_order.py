@@ -242,8 +242,26 @@ def test_the_model_writes_its_own_probes(engine: Engine) -> None:
         assert "\n" not in probe.question
         assert "Answer:" not in probe.question
         assert any(probe.pictures == shot.pictures for shot in given)
+    assert len({id(probe.pictures[0]) for probe in probes}) == 3
     found = search_order(engine, PLAIN, given, CHOICES)
     assert sorted(f.order for f in found) == orders
+
+
+def test_a_probe_ends_with_its_line(engine: Engine) -> None:
+    def likes_line_breaks(module: object, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        logits[..., ord("\n")] += 5
+        return logits
+
+    given = [Example((), f"what is {i}?", f"{i}") for i in range(3)]
+    head = engine.model.language.output_embedding
+    handle = head.register_forward_hook(likes_line_breaks)
+    try:
+        probes = write_probes(engine, PLAIN, given, permutations(3))
+    finally:
+        handle.remove()
+    assert probes
+    assert all("\n" not in probe.question for probe in probes)
 
 
 def test_a_probe_is_what_the_model_writes_after_the_opened_prompt(engine: Engine) -> None:

@@ -135,6 +135,18 @@ def test_rices_does_not_find_the_query_itself() -> None:
         near.select(Example(noise(17), "What is it?"), 30)
 
 
+def test_rices_opens_again_only_what_may_be_the_query(tmp_path: Path) -> None:
+    """Captions all have the same question, so pixels alone tell the query from the rest."""
+    for i in range(9):
+        noise(i).save(tmp_path / f"{i}.png")
+    support = [Example(tmp_path / f"{i}.png", "", f"{i}") for i in range(9)]
+    near = rices(support, im.load_vision("tiny-vit"))
+    for i in (0, 1, 2, 4, 5, 6, 7, 8):
+        (tmp_path / f"{i}.png").write_bytes(b"gone")
+    shots = near.select(Example(noise(3)), 8)
+    assert sorted(names(shots)) == list("01245678")
+
+
 def test_rices_ranks_by_distance_in_feature_space(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
     support = [Example(noise(i), "", f"{i}") for i in range(12)]
