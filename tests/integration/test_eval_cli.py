@@ -86,9 +86,9 @@ def test_the_list_names_everything(run: Any) -> None:
 def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "isthmus.cli", "eval", str(model), "--tasks", "parity"]
-    command += ["--shots", "0,1,2", "--limit", "64", "--threads", "1", "--out", str(out)]
+    command += ["--shots", "0,1,2", "--limit", "24", "--threads", "1", "--out", str(out)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while running.poll() is None and len(_lines(out)) < 64:
+    while running.poll() is None and len(_lines(out)) < 24:
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
     whole = before[: len(before) - 1]  # the last may have been cut short
     assert after[: len(whole)] == whole
     keys = [(r.arm, r.item) for r in read(out / "records.jsonl")]
-    assert len(keys) == len(set(keys)) == 3 * 64
+    assert len(keys) == len(set(keys)) == 3 * 24
 
 
 def _lines(out: Path) -> list[str]:

@@ -59,7 +59,8 @@ def test_a_row_sums_its_records_up() -> None:
     assert (row.compared.only_first, row.compared.only_this, row.compared.p) == (0, 0, 1.0)
     better = row_of(TASK, second, said(second, "abababab"), first=(first, before))
     assert better.compared is not None
-    assert (better.compared.only_this, better.compared.difference) == (4, 0.5)
+    assert (better.compared.only_first, better.compared.only_this) == (0, 4)
+    assert better.compared.difference == 0.5
     assert better.compared.p == mcnemar(0, 4)
     assert better.compared.interval[0] > 0
 
