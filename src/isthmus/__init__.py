@@ -49,6 +49,8 @@ if TYPE_CHECKING:
         TrainingError,
         TrainingStopped,
     )
+    from isthmus.evaluation.runner import evaluate
+    from isthmus.evaluation.task import Item, Task
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.images import open_picture
@@ -90,6 +92,8 @@ _HOMES = {
     "isthmus.generation.engine": ("Engine",),
     "isthmus.prompting.reason": ("Reasoning",),
     "isthmus.prompting.example_file": ("read_examples", "write_examples"),
+    "isthmus.evaluation.runner": ("evaluate",),
+    "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
@@ -133,6 +137,7 @@ __all__ = [
     "Inline",
     "InputError",
     "IsthmusError",
+    "Item",
     "LanguageConfig",
     "LanguageModel",
     "Linear",
@@ -150,6 +155,7 @@ __all__ = [
     "Record",
     "Resampler",
     "RunConfig",
+    "Task",
     "TrainConfig",
     "TrainingError",
     "TrainingStopped",
@@ -158,6 +164,7 @@ __all__ = [
     "VisionLanguageModel",
     "ask",
     "compose",
+    "evaluate",
     "generate",
     "load",
     "load_language",

@@ -14,6 +14,7 @@ import typer
 from isthmus.cli.ask import ask
 from isthmus.cli.assets import assets
 from isthmus.cli.data import data
+from isthmus.cli.eval import eval_
 from isthmus.cli.features import features
 from isthmus.cli.info import info
 from isthmus.cli.list import list_
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(train)
+app.command("eval")(eval_)
 app.command()(info)
 app.command("list")(list_)
 app.command()(assets)

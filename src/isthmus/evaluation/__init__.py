@@ -1,1 +1,1 @@
-"""Measuring a model: tasks, metrics, the runner and its report."""
+"""Measuring a model: tasks, metrics, arms that differ in one thing, records, a report."""

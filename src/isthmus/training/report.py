@@ -10,38 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.checkpoint import DESCRIPTION, write_atomically
-from isthmus.training.charts import Line, chart
+from isthmus.pages.charts import Line, chart
+from isthmus.pages.page import page
 from isthmus.training.log import read_log
 
 REPORT = "report.html"
 MOST_BROKEN = 50
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #f3f4f6; --line: #d7dbe0; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --paper: #15181c; --soft: #20252b; --line: #39414b; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 780px; padding: 24px 16px 64px; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 36px 0 8px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 8px;
-  margin: 16px 0; padding: 0; }
-.facts div { background: var(--soft); border-radius: 8px; padding: 10px 12px; }
-.facts dt { font-size: .8rem; opacity: .75; } .facts dd { margin: 0; font-size: 1.15rem; }
-svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-.grid { stroke: var(--line); } .line, .faint { fill: none; stroke-width: 2; }
-.faint { opacity: .25; stroke-width: 1; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; list-style: none; padding: 0;
-  margin: 4px 0; font-size: .85rem; }
-.legend i { display: inline-block; width: 14px; height: 3px; margin-right: 6px;
-  vertical-align: middle; }
-.answer { display: flex; gap: 12px; padding: 10px 0; border-top: 1px solid var(--line); }
-.answer img { width: 96px; height: 96px; object-fit: contain; background: var(--soft);
-  border-radius: 6px; }
-.answer p { margin: 0 0 2px; overflow-wrap: anywhere; } .label { opacity: .7; font-size: .85rem; }
-pre { overflow-x: auto; background: var(--soft); padding: 12px; border-radius: 8px;
-  font-size: .8rem; }
-"""
 
 
 def write_report(folder: Path) -> Path:
@@ -78,14 +52,9 @@ def write_report(folder: Path) -> Path:
         escape(json.dumps(described, indent=2, ensure_ascii=False)),
         "</pre></details>",
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(folder.resolve().name)}</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
+    text = page(folder.resolve().name, "".join(body))
     target = folder / REPORT
-    write_atomically(target, lambda path: path.write_text(page, encoding="utf-8"))
+    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
     return target
 
 

@@ -9,6 +9,8 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 28
+DODGE = 3
+"""Pixels between the interval bars of two lines at one place."""
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6e", "#a04fc4", "#c99a1a", "#c43d5c", "#4a8fa8", "#7a7a7a")
 
 
@@ -20,11 +22,15 @@ class Line:
         points: (x, y), x rising.
         smooth: Whether a running mean is drawn over the faint points.
         marks: Whether each point gets a dot: few of them, each of its own weight.
+        bounds: Lower and upper end of each point's interval, drawn as a bar; empty for none.
+        thin: Whether it is a level to compare with, drawn thin and dashed.
     """
 
     points: Sequence[tuple[float, float]]
     smooth: bool = False
     marks: bool = False
+    bounds: Sequence[tuple[float, float]] = ()
+    thin: bool = False
 
 
 def smoothed(
@@ -62,13 +68,22 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round((first + i) * step, 12) for i in range(count)]
 
 
-def chart(title: str, lines: Mapping[str, Line], *, from_zero: bool = True) -> str:
+def chart(
+    title: str,
+    lines: Mapping[str, Line],
+    *,
+    from_zero: bool = True,
+    most: float | None = None,
+    at: Sequence[float] = (),
+) -> str:
     """A line chart as an SVG element with a legend.
 
     Args:
         title: What it shows; read out by screen readers.
         lines: By name; empty ones are left out.
         from_zero: Whether the vertical axis begins at 0.
+        most: Where the vertical axis ends; None for the highest point.
+        at: Where the horizontal axis has its numbers; empty for round ones.
 
     Returns:
         SVG text; a paragraph if there is nothing to draw.
@@ -78,10 +93,12 @@ def chart(title: str, lines: Mapping[str, Line], *, from_zero: bool = True) -> s
         return f"<p>{escape(title)}: nothing was logged.</p>"
     xs = [x for line in drawn.values() for x, _ in line.points]
     ys = [y for line in drawn.values() for _, y in line.points]
+    ys += [end for line in drawn.values() for bound in line.bounds for end in bound]
     low, high = min(xs), max(xs)
     bottom, top = (min(0.0, *ys) if from_zero else min(ys)), max(ys)
     high = high if high > low else low + 1
     top = top if top > bottom else bottom + 1
+    top = top if most is None else most
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT)
@@ -92,27 +109,35 @@ def chart(title: str, lines: Mapping[str, Line], *, from_zero: bool = True) -> s
         f"<desc>{escape(_told(drawn))}</desc>",
     ]
     for y in ticks(bottom, top):
-        _, at = place(low, y)
+        _, up = place(low, y)
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up:.1f}" y2="{up:.1f}"/>'
         )
-        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in ticks(low, high, 8):
-        at, _ = place(x, bottom)
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{x:g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in at or ticks(low, high, 8):
+        across, _ = place(x, bottom)
+        parts.append(f'<text x="{across:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{x:g}</text>')
     for number, line in enumerate(drawn.values()):
         colour = COLOURS[number % len(COLOURS)]
-        dash = ' stroke-dasharray="5 3"' if number >= len(COLOURS) else ""
+        dash = ' stroke-dasharray="5 3"' if line.thin or number >= len(COLOURS) else ""
         if line.smooth:
             parts.append(_path(line.points, place, colour, dash, "faint"))
         shown = smoothed(line.points) if line.smooth else line.points
-        parts.append(_path(shown, place, colour, dash, "line"))
+        parts.append(_path(shown, place, colour, dash, "thin" if line.thin else "line"))
+        shift = DODGE * (number - (len(drawn) - 1) / 2)  # bars of several lines side by side
+        for (x, _), (below, above) in zip(line.points, line.bounds, strict=False):
+            across, down, up = place(x, below)[0] + shift, place(x, below)[1], place(x, above)[1]
+            across = min(max(across, LEFT + 1.0), WIDTH - RIGHT - 1.0)
+            parts.append(
+                f'<path class="bar" stroke="{colour}" d="M{across:.1f} {down:.1f}V{up:.1f}'
+                f'M{across - 3:.1f} {down:.1f}h6M{across - 3:.1f} {up:.1f}h6"/>'
+            )
         if line.marks:
             for point in line.points:
                 across, up = place(*point)
                 parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3" fill="{colour}"/>')
     parts.append("</svg>")
-    return "".join(parts) + _legend(list(drawn))
+    return "".join(parts) + _legend(drawn)
 
 
 def _path(
@@ -124,11 +149,12 @@ def _path(
     return f'<polyline class="{kind}" points="{path}" stroke="{colour}"{dash}/>'
 
 
-def _legend(names: Sequence[str]) -> str:
+def _legend(lines: Mapping[str, Line]) -> str:
     """The names beside their colours."""
     entries = "".join(
-        f'<li><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(name)}</li>'
-        for i, name in enumerate(names)
+        f'<li><i style="border-top: 3px {"dotted" if line.thin else "solid"} '
+        f'{COLOURS[i % len(COLOURS)]}"></i>{escape(name)}</li>'
+        for i, (name, line) in enumerate(lines.items())
     )
     return f'<ul class="legend">{entries}</ul>'
 

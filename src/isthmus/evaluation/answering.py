@@ -1,0 +1,339 @@
+"""Questions of an arm to prompts, answers to records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from isthmus.answers import extract, same_answer
+from isthmus.evaluation import controls
+from isthmus.evaluation.arms import Arm
+from isthmus.evaluation.metrics import majority, vqa_accuracy
+from isthmus.evaluation.records import Answered
+from isthmus.evaluation.task import Item, Task, choices, with_choices
+from isthmus.generation.engine import ChoiceScores, Engine, Generation
+from isthmus.images import content_hash
+from isthmus.prompt import Example, Prompt
+from isthmus.prompting.calibrate import Method, calibrated
+from isthmus.prompting.order import Norm
+from isthmus.templates import template_named
+from isthmus.triggers import Trigger, trigger_named
+
+STOPS = ("\n", "Question:", "Q:")
+REASON_STOPS = ("Question:", "\nQ:")
+ANSWER_IS = controls.ANSWER_IS
+
+
+@dataclass(frozen=True)
+class Style:
+    """How all questions of an evaluation are put and decoded.
+
+    Attributes:
+        template: Name of the template; None for the task's, or else the model's own.
+        samples: Answers drawn for each question, of which the most frequent is taken.
+        temperature: Of the draws, where there are several.
+        norm: What closed answers are scored by.
+        calibrate: How their scores are calibrated.
+        trigger: What zero-shot chain of thought begins with: a name in `triggers.TRIGGERS`, or a
+            text.
+    """
+
+    template: str | None = None
+    samples: int = 1
+    temperature: float = 0.7
+    norm: Norm = "sum"
+    calibrate: Method = "none"
+    trigger: str = "step-by-step"
+
+
+def shown(item: Item, task: Task) -> Example:
+    """An item as it is put: a multiple choice with its options behind the question."""
+    if task.kind != "choice":
+        return item.example
+    return replace(item.example, question=with_choices(item.example.question, item.options))
+
+
+def closed(item: Item, task: Task) -> tuple[str, ...]:
+    """The answers that can be scored; none for an open question."""
+    if task.kind == "choice":
+        return choices(item.options)
+    if task.kind == "yes_no":
+        return ("yes", "no")
+    return item.options if task.kind == "label" else ()
+
+
+def worth(task: Task, item: Item, parsed: str | None) -> float:
+    """What an answer is worth, 0 to 1; nothing where none was found."""
+    if parsed is None:
+        return 0.0
+    if task.metric == "vqa":
+        return vqa_accuracy(parsed, item.accepted)
+    if task.metric in ("exact", "characters"):
+        return float(parsed.strip() in item.answers)
+    return float(any(same_answer(parsed, right, task.kind) for right in item.answers))
+
+
+def reference(picture: Any) -> str:
+    """The path of a picture, or the hash of its pixels."""
+    return str(picture) if isinstance(picture, (str, Path)) else content_hash(picture)
+
+
+class Asker:
+    """Asks the questions of one arm.
+
+    Args:
+        engine: Generates and scores.
+        task: The task.
+        arm: The arm.
+        style: How questions are put.
+    """
+
+    def __init__(self, engine: Engine, task: Task, arm: Arm, style: Style) -> None:
+        self.engine = engine
+        self.task = task
+        self.arm = arm
+        self.style = style
+        name = style.template or task.template or engine.model.config.template
+        self.template = template_named(name, engine.model.language.tokenizer)
+        self.trigger: Trigger | None = None
+        if arm.reason == "zero-cot":
+            self.trigger = trigger_named(style.trigger)
+
+    def prompt(self, item: Item, shots: Sequence[Example]) -> Prompt:
+        """The prompt of a question under the arm's control."""
+        lead = "" if self.trigger is None else self.trigger.text
+        if self.arm.control == "filler":
+            lead = f"{self._filler(item, shots)} {ANSWER_IS}"
+        return self._render(self._changed(item, shots), self._query(item), lead)
+
+    def _query(self, item: Item) -> Example:
+        """The question under the arm's control, without its answer."""
+        query = replace(shown(item, self.task), answer=None, rationale=None)
+        return controls.blanked(query) if self.arm.control == "blank" else query
+
+    def _changed(self, item: Item, shots: Sequence[Example]) -> list[Example]:
+        """Demonstrations as the arm's control has them."""
+        match self.arm.control:
+            case "blank-shots":
+                return [controls.blanked(s) for s in shots]
+            case "shuffled":
+                # demonstrations that all questions share must stay one prefix
+                key = item.id if self.task.episodic else ""
+                return controls.shuffled(shots, self.arm.seed, key)
+            case "answer-first":
+                return controls.answer_first(shots)
+            case "filler":
+                return controls.filled(shots, self._tokens)
+        return list(shots)
+
+    def _render(self, shots: Sequence[Example], query: Example, lead: str = "") -> Prompt:
+        """The template with its options."""
+        return self.template(
+            shots,
+            query,
+            instruction=self.task.instruction,
+            lead=lead,
+            reason=self.arm.reason != "none" and self.arm.control != "answer-first",
+        )
+
+    def _tokens(self, text: str) -> int:
+        return len(self.engine.model.language.encode(text))
+
+    def _filler(self, item: Item, shots: Sequence[Example]) -> str:
+        """Dots as long as the question's rationale, or the longest demonstration's."""
+        own = item.example.rationale
+        if not own:
+            own = max((s.rationale or "" for s in shots), key=len, default="")
+        return controls.filler(own, self._tokens).strip()
+
+    def ask(self, items: Sequence[Item], shots: Sequence[Sequence[Example]]) -> list[Answered]:
+        """Answers questions, each with its demonstrations.
+
+        Args:
+            items: The questions.
+            shots: Each one's demonstrations.
+        """
+        started = perf_counter()
+        prompts = [self.prompt(i, own) for i, own in zip(items, shots, strict=True)]
+        if self.scores(items):
+            answered = self._score(items, prompts, shots)
+        else:
+            answered = self._generate(items, prompts)
+        seconds = (perf_counter() - started) / len(items)
+        labels = [[s.answer for s in own if s.answer is not None] for own in shots]
+        return [
+            replace(a, seconds=seconds, usual=majority(seen)[0] if seen else None)
+            for a, seen in zip(answered, labels, strict=True)
+        ]
+
+    def scores(self, items: Sequence[Item]) -> bool:
+        """Whether questions are answered by scoring their closed answers."""
+        return self.arm.reason == "none" and all(closed(i, self.task) for i in items)
+
+    def _score(
+        self, items: Sequence[Item], prompts: Sequence[Prompt], shots: Sequence[Sequence[Example]]
+    ) -> list[Answered]:
+        """The likeliest of each question's closed answers."""
+        options = [closed(i, self.task) for i in items]
+        choices = [[f" {o}" for o in own] for own in options]
+        found = self.engine.score(prompts, choices)
+        values = self._calibrated(items, shots, choices, found)
+        records = []
+        for item, prompt, own, s, value in zip(items, prompts, options, found, values, strict=True):
+            best = own[max(range(len(own)), key=lambda i: value[i])]
+            records.append(
+                replace(
+                    self._record(item, prompt, best),
+                    text=best,
+                    prompt_tokens=s.prompt_tokens,
+                    cached_tokens=s.cached_tokens,
+                    new_tokens=sum(s.tokens),
+                    scores=dict(zip(own, value, strict=True)),
+                )
+            )
+        return records
+
+    def _calibrated(
+        self,
+        items: Sequence[Item],
+        shots: Sequence[Sequence[Example]],
+        choices: Sequence[Sequence[str]],
+        found: Sequence[ChoiceScores],
+    ) -> list[list[float]]:
+        """Scores of each question's answers, those with the same answers and shots together."""
+        style = self.style
+        if style.calibrate == "none":
+            return [list(s.by(style.norm)) for s in found]
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for i, own in enumerate(shots):
+            alike = () if style.calibrate == "batch" else tuple(id(s) for s in own)
+            groups.setdefault((tuple(choices[i]), *alike), []).append(i)
+        values: list[list[float]] = [[] for _ in items]
+        for members in groups.values():
+            first = members[0]
+            scores = calibrated(
+                [found[i] for i in members],
+                style.calibrate,
+                self.engine,
+                choices[first],
+                template=self._render,
+                shots=self._changed(items[first], shots[first]),
+                like=self._query(items[first]),
+                norm=style.norm,
+            )
+            for i, row in zip(members, scores.tolist(), strict=True):
+                values[i] = row
+        return values
+
+    def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
+        """What the model writes, the most frequent of several answers."""
+        reasoned = self.arm.reason != "none" and self.arm.control not in ("filler", "answer-first")
+        task = self.task
+        written = self.engine.generate(
+            prompts,
+            max_new_tokens=task.max_reason_tokens if reasoned else task.max_new_tokens,
+            stop=REASON_STOPS if reasoned else STOPS,
+            samples=self.style.samples,
+            temperature=self.style.temperature if self.style.samples > 1 else 0.0,
+            seed=self.arm.seed,
+        )
+        if self.trigger is not None:
+            return self._extracted(items, written, self.trigger)
+        return [
+            self._voted(item, g, [c.text for c in g.completions], reasoned=reasoned)
+            for item, g in zip(items, written, strict=True)
+        ]
+
+    def _extracted(
+        self, items: Sequence[Item], written: Sequence[Generation], trigger: Trigger
+    ) -> list[Answered]:
+        """The second stage of zero-shot chain of thought: each chain is asked for its answer.
+
+        Kojima et al. 2022, section 3: question, trigger, chain and an extraction prompt.
+        """
+        prompts = []
+        for item, generation in zip(items, written, strict=True):
+            query = self._query(item)
+            for chain in generation.completions:
+                text = f" {chain.text}" if chain.text else ""
+                options = len(closed(item, self.task))
+                lead = trigger.answer_lead(text, self.task.kind, options=options)
+                prompts.append(self._render((), query, lead))
+        answers = iter(
+            self.engine.generate(prompts, max_new_tokens=self.task.max_new_tokens, stop=STOPS)
+        )
+        records = []
+        for item, generation in zip(items, written, strict=True):
+            asked = [next(answers) for _ in generation.completions]
+            chains = [c.text for c in generation.completions]
+            record = self._voted(
+                item, generation, [a.completions[0].text for a in asked], chains=chains
+            )
+            records.append(
+                replace(
+                    record,
+                    prompt=asked[0].prompt.text if len(asked) == 1 else record.prompt,
+                    prompt_tokens=record.prompt_tokens + sum(a.prompt_tokens for a in asked),
+                    cached_tokens=record.cached_tokens + sum(a.cached_tokens for a in asked),
+                    new_tokens=record.new_tokens + sum(len(a.completions[0].ids) for a in asked),
+                )
+            )
+        return records
+
+    def _voted(
+        self,
+        item: Item,
+        generation: Generation,
+        texts: Sequence[str],
+        *,
+        reasoned: bool = False,
+        chains: Sequence[str] = (),
+    ) -> Answered:
+        """The record of a question from what was written; text without an answer has no vote.
+
+        Args:
+            item: The question.
+            generation: Its prompt and what was written.
+            texts: Where the answers stand.
+            reasoned: Whether the answer comes after steps in the same text, and not first.
+            chains: The steps, where they are apart.
+        """
+        kind = self.task.kind
+        options = item.options if kind in ("choice", "label") else ()
+        after = (ANSWER_IS,) if reasoned else ("",)
+        found = [extract(t, kind, options, after=after) for t in texts]
+        votes = [f for f in found if f is not None]
+        agreeing = [sum(same_answer(f, v, kind) for v in votes) for f in votes]
+        taken = votes[agreeing.index(max(agreeing))] if votes else None
+        which = found.index(taken) if taken is not None else 0
+        rationale = texts[which].partition(ANSWER_IS)[0].strip() if reasoned else None
+        return replace(
+            self._record(item, generation.prompt, taken),
+            text=texts[which],
+            rationale=chains[which] if chains else rationale,
+            agreement=max(agreeing) / len(votes) if len(texts) > 1 and votes else None,
+            prompt_tokens=generation.prompt_tokens,
+            cached_tokens=generation.cached_tokens,
+            new_tokens=sum(len(c.ids) for c in generation.completions),
+        )
+
+    def _record(self, item: Item, prompt: Prompt, parsed: str | None) -> Answered:
+        """The part of a record that does not depend on how the answer came about."""
+        return Answered(
+            arm=self.arm.id,
+            item=item.id,
+            prompt=prompt.text,
+            pictures=tuple(reference(p) for p in prompt.pictures),
+            text="",
+            parsed=parsed,
+            expected=item.example.answer or "",
+            right=worth(self.task, item, parsed),
+            prompt_tokens=0,
+            cached_tokens=0,
+            new_tokens=0,
+            seconds=0.0,
+            question=item.example.question,
+        )

@@ -1,0 +1,132 @@
+"""Arms: what is compared, each differing from the others in one thing. Pure: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from isthmus.errors import ConfigError, suggestion
+from isthmus.evaluation.task import Task
+
+Reason = Literal["none", "cot", "zero-cot", "auto-cot", "least-to-most"]
+"""How an answer is reached: at once; after demonstrations with rationales; after a trigger; after
+demonstrations whose rationales the model wrote; over questions that it makes itself."""
+REASONS: tuple[str, ...] = get_args(Reason)
+
+CONTROLS = {
+    "blank": "the question's pictures are grey: what remains is guessed from the text",
+    "blank-shots": "the demonstrations' pictures are grey",
+    "shuffled": "the demonstrations' answers are shuffled among them",
+    "filler": "dots as long as the rationale in its place: the compute of steps without words",
+    "answer-first": "the answer before the rationale, which then cannot help it",
+}
+"""Controls: what is taken away, so that an arm's gain can be put down to something."""
+NEEDS_RATIONALE = ("filler", "answer-first")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to ask all questions of a task.
+
+    Attributes:
+        task: The task's name.
+        shots: Demonstrations.
+        reason: How an answer is reached.
+        seed: Seed of the choice of demonstrations and of sampling.
+        control: What is taken away; empty for nothing.
+    """
+
+    task: str
+    shots: int
+    reason: str = "none"
+    seed: int = 0
+    control: str = ""
+
+    @property
+    def id(self) -> str:
+        """Its name in records and tables.
+
+        Example:
+            >>> Arm("counting", 4, "cot", control="blank").id
+            'counting, 4 shots, cot, seed 0, blank'
+        """
+        parts = [self.task, f"{self.shots} shots", self.reason, f"seed {self.seed}", self.control]
+        return ", ".join(p for p in parts if p)
+
+
+def plan(
+    tasks: Sequence[Task],
+    shots: Sequence[int],
+    reasons: Sequence[str],
+    seeds: Sequence[int],
+    controls: Sequence[str],
+) -> tuple[list[Arm], dict[str, str]]:
+    """All arms, task by task, and why some of them make no sense.
+
+    Args:
+        tasks: The tasks.
+        shots: Numbers of demonstrations.
+        reasons: Ways of reaching an answer.
+        seeds: Seeds.
+        controls: Controls that each arm is repeated with.
+
+    Returns:
+        The arms to run, and the id of each one left out with its reason.
+
+    Raises:
+        ConfigError: If a choice is unknown, or nothing is left to run.
+    """
+    for reason in reasons:
+        if reason not in REASONS:
+            raise ConfigError(f'unknown way to reason "{reason}": {suggestion(reason, REASONS)}')
+    for control in controls:
+        if control not in CONTROLS:
+            raise ConfigError(f'unknown control "{control}": {suggestion(control, CONTROLS)}')
+    for number in shots:
+        if number < 0:
+            raise ConfigError(f"{number} shots: expected 0 or more")
+    run: list[Arm] = []
+    left_out: dict[str, str] = {}
+    for task in tasks:
+        for seed in seeds:
+            for reason in reasons:
+                for number in shots:
+                    for control in ("", *controls):
+                        arm = Arm(task.name, number, reason, seed, control)
+                        why = _why_not(task, arm)
+                        if why:
+                            left_out[arm.id] = why
+                        else:
+                            run.append(arm)
+    if not run:
+        first, why = next(iter(left_out.items()), ("no task", "name at least one"))
+        raise ConfigError(f"nothing to run: {first}: {why}")
+    return run, left_out
+
+
+def _why_not(task: Task, arm: Arm) -> str:
+    """Why an arm makes no sense; empty if it does."""
+    item = task.items[0]
+    demonstrations = item.shots if task.episodic else [i.example for i in task.support[:1]]
+    if arm.shots > task.most_shots:
+        return f"the task has {task.most_shots} demonstrations"
+    if arm.reason in ("cot", "auto-cot") and arm.shots == 0:
+        return "worked demonstrations need at least one shot"
+    if arm.reason in ("zero-cot", "least-to-most") and arm.shots > 0:
+        return f"{arm.reason} is asked without demonstrations"
+    worked = any(d.rationale for d in demonstrations or ())
+    if arm.reason == "cot" and not worked:
+        return "its demonstrations have no rationales (auto-cot writes them)"
+    if arm.reason == "auto-cot" and task.episodic:
+        return "its demonstrations belong to each question"
+    if arm.control in ("shuffled", "blank-shots") and arm.shots == 0:
+        return "there are no demonstrations to change"
+    pictured = item.example.pictures
+    if arm.control == "blank" and not pictured:
+        return "its questions have no pictures"
+    if arm.control == "blank-shots" and not any(d.pictures for d in demonstrations or ()):
+        return "its demonstrations have no pictures"
+    if arm.control in NEEDS_RATIONALE and arm.reason != "cot":
+        return "only worked demonstrations (cot) have rationales to change"
+    return ""

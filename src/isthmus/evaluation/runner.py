@@ -1,0 +1,225 @@
+"""`evaluate`: a model and tasks in, results with intervals, baselines and paired tests out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from isthmus.backbones.fingerprint import fingerprint
+from isthmus.checkpoint import load, write_atomically
+from isthmus.errors import ConfigError, suggestion
+from isthmus.evaluation.answering import Asker, Style, reference
+from isthmus.evaluation.arms import Arm, plan
+from isthmus.evaluation.progress import EvaluationBar
+from isthmus.evaluation.records import PICTURES, Records
+from isthmus.evaluation.report import picture_name, write_report
+from isthmus.evaluation.results import Results, Row, row_of
+from isthmus.evaluation.selection import Shots, check_selection
+from isthmus.evaluation.task import Item, Task, limited
+from isthmus.evaluation.tasks import task_named
+from isthmus.generation.engine import Engine
+from isthmus.images import open_picture
+from isthmus.model import VisionLanguageModel
+from isthmus.prompting.calibrate import METHODS
+from isthmus.triggers import trigger_named
+
+RESULTS, TABLE = "results.json", "results.md"
+CHUNK = 32
+"""Questions that are answered and written together."""
+SHOWN = 8
+"""Questions of each task whose pictures are kept for the report."""
+SHOWN_SIDE = 256
+UNCONNECTED = frozenset(("auto-cot", "least-to-most"))
+
+
+def evaluate(
+    model: str | Path | VisionLanguageModel | Engine,
+    tasks: Sequence[str | Task] | str | Task,
+    *,
+    shots: Sequence[int] = (0, 4, 8),
+    reason: str | Sequence[str] = "none",
+    samples: int = 1,
+    seeds: Sequence[int] = (0,),
+    select: str = "random",
+    order: str = "similar-last",
+    calibrate: str = "none",
+    controls: Sequence[str] = (),
+    limit: int | None = None,
+    template: str | None = None,
+    trigger: str = "step-by-step",
+    norm: str = "sum",
+    temperature: float = 0.7,
+    out: str | Path | None = None,
+    quiet: bool = True,
+) -> Results:
+    """Measures a model on tasks, in arms that differ in one thing each.
+
+    Args:
+        model: A shipped model's name, a folder, a model, or an engine around one.
+        tasks: Names (see `tasks.TASKS`), names with paths ("gsm8k:FILE"), files of questions, or
+            tasks of your own.
+        shots: Numbers of demonstrations.
+        reason: One or several of "none", "cot", "zero-cot", "auto-cot" and "least-to-most".
+        samples: Answers drawn for each question, of which the most frequent is taken.
+        seeds: Seeds of demonstrations and samples; each is an arm of its own.
+        select: How demonstrations are chosen.
+        order: In which order they stand.
+        calibrate: How scores of closed answers are calibrated.
+        controls: Controls that each arm is repeated with (see `arms.CONTROLS`).
+        limit: Most questions of each task, spread over all of it.
+        template: The template's name; None for each task's, or else the model's own.
+        trigger: What zero-shot chain of thought begins with: a name in `triggers.TRIGGERS`, or a
+            text.
+        norm: What closed answers are scored by: "sum", "token" or "byte".
+        temperature: Of the draws, where there are several.
+        out: Folder for records, results and the report. A run that was interrupted goes on there;
+            one that asks for something else is refused. None keeps nothing.
+        quiet: Show no progress bar.
+
+    Returns:
+        A row for each arm. The first arm of a task is what its others are compared with.
+
+    Raises:
+        ConfigError: If something asked for is unknown or impossible, or `out` holds another
+            evaluation.
+        CheckpointError: If the model cannot be loaded.
+
+    Example:
+        >>> import isthmus as im
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+        >>> results = evaluate(model, "parity", shots=[0], limit=4)
+        >>> results.rows[0].n, results.rows[0].chance
+        (4, 0.5)
+    """
+    listed = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
+    made = [limited(t if isinstance(t, Task) else task_named(t), limit) for t in listed]
+    names = [t.name for t in made]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two tasks have one name: {', '.join(names)}; evaluate them apart")
+    if samples < 1 or temperature <= 0:
+        raise ConfigError(
+            f"samples {samples} at temperature {temperature}: expected at least 1 and above 0"
+        )
+    if norm not in ("sum", "token", "byte"):
+        raise ConfigError(f'norm is "{norm}": expected sum, token or byte')
+    if calibrate not in METHODS:
+        raise ConfigError(f'unknown calibration "{calibrate}": {suggestion(calibrate, METHODS)}')
+    check_selection(select, order)
+    trigger_named(trigger)
+    reasons = [reason] if isinstance(reason, str) else list(reason)
+    for way in UNCONNECTED.intersection(reasons):
+        raise ConfigError(f'reason="{way}" is not there yet: expected none, cot or zero-cot')
+    arms, left_out = plan(made, shots, reasons, seeds, controls)
+    for task in made:
+        task.check()
+    engine = model if isinstance(model, Engine) else Engine(_loaded(model))
+    style = Style(template, samples, temperature, norm, calibrate, trigger)  # type: ignore[arg-type]
+    folder = None if out is None else Path(out)
+    config = {
+        "model": str(model) if isinstance(model, (str, Path)) else "object",
+        "weights": fingerprint(engine.model),
+        "tasks": {t.name: _described(t) for t in made},
+        "arms": [arm.id for arm in arms],
+        **asdict(style),
+        "select": select,
+        "order": order,
+    }
+    records = Records(folder, config)
+    try:
+        with EvaluationBar(sum(len(_task(made, a).items) for a in arms), quiet=quiet) as bar:
+            for arm in arms:
+                task = _task(made, arm)
+                shown = Shots(engine, task, arm, select, order)
+                _run(Asker(engine, task, arm, style), shown, records, bar)
+    finally:
+        records.close()
+    results = Results(_rows(made, arms, records), config, left_out, folder)
+    if folder is not None:
+        _write(results, records, folder)
+    return results
+
+
+def _loaded(model: str | Path | VisionLanguageModel) -> VisionLanguageModel:
+    return model if isinstance(model, VisionLanguageModel) else load(model)
+
+
+def _task(tasks: Sequence[Task], arm: Arm) -> Task:
+    return next(t for t in tasks if t.name == arm.task)
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """What makes a task this one: its size and a hash of its questions and answers.
+
+    Episodes draw dozens of pictures each, so only the first of them are looked at.
+    """
+    digest = hashlib.sha256()
+    looked_at = task.items[:16] if task.episodic else task.items
+    for item in (*looked_at, *task.support):
+        told = (item.id, item.example.question, item.example.answer, item.options, item.accepted)
+        digest.update(repr(told).encode())
+    return {
+        "n": len(task.items),
+        "support": len(task.support),
+        "version": task.version,
+        "questions": digest.hexdigest()[:16],
+    }
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def _run(asker: Asker, shots: Shots, records: Records, bar: EvaluationBar) -> None:
+    """Answers the questions of an arm that have no record yet."""
+    arm = asker.arm
+    bar.begin(arm.id)
+    for number, chunk in enumerate(_chunks(asker.task.items, CHUNK)):
+        left = [item for item in chunk if (arm.id, item.id) not in records]
+        if left and asker.style.calibrate == "batch":
+            left = chunk  # the scores of a batch depend on one another
+        bar.skip(len(chunk) - len(left))
+        if not left:
+            continue
+        answered = asker.ask(left, [shots.of(item) for item in left])
+        if records.folder is not None and number == 0:
+            _keep_pictures(asker, left[:SHOWN], records.folder)
+        records.add(answered)
+        bar.advance(len(left))
+
+
+def _keep_pictures(asker: Asker, items: Sequence[Item], folder: Path) -> None:
+    """Keeps what the first questions show, small, for the report."""
+    for item in items:
+        for picture in asker.prompt(item, ()).pictures:
+            small = open_picture(picture)
+            small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+            target = folder / PICTURES / picture_name(reference(picture))
+            if not target.is_file():
+                write_atomically(target, lambda p, s=small: s.save(p, "PNG"))  # type: ignore[misc]
+
+
+def _rows(tasks: Sequence[Task], arms: Sequence[Arm], records: Records) -> tuple[Row, ...]:
+    rows = []
+    for task in tasks:
+        ids = [item.id for item in task.items]
+        first = None
+        for arm in (a for a in arms if a.task == task.name):
+            answered = records.of(arm.id, ids)
+            rows.append(row_of(task, arm, answered, first=first))
+            if first is None:
+                first = (arm, answered)
+    return tuple(rows)
+
+
+def _write(results: Results, records: Records, folder: Path) -> None:
+    """Writes results, table and report."""
+    text = json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / RESULTS, lambda p: p.write_text(text, encoding="utf-8"))
+    table = results.markdown()
+    write_atomically(folder / TABLE, lambda p: p.write_text(table, encoding="utf-8"))
+    write_report(results, list(records.rows.values()), folder)

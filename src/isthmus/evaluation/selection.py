@@ -1,0 +1,108 @@
+"""Which demonstrations each question of an arm is shown with, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from isthmus.errors import ConfigError, suggestion
+from isthmus.evaluation.answering import shown
+from isthmus.evaluation.arms import Arm
+from isthmus.evaluation.task import Item, Task
+from isthmus.generation.engine import Engine
+from isthmus.prompt import Example
+from isthmus.prompting.order import ORDERS, arrange
+from isthmus.prompting.retrieve import (
+    Balanced,
+    Diverse,
+    Fixed,
+    PictureThenText,
+    RandomShots,
+    Selector,
+    rices,
+    text_neighbours,
+)
+from isthmus.prompting.support import Support
+
+SELECTORS: dict[str, tuple[str, Callable[[Support, Engine, int], Selector]]] = {
+    "fixed": ("the first of the support set", lambda s, e, seed: Fixed(s)),
+    "random": (
+        "drawn from the seed, the same for all questions",
+        lambda s, e, seed: RandomShots(s, seed, per_query=False),
+    ),
+    "random-each": (
+        "drawn from the seed for each question",
+        lambda s, e, seed: RandomShots(s, seed),
+    ),
+    "balanced": (
+        "drawn class by class, the same for all questions",
+        lambda s, e, seed: Balanced(s, seed, per_query=False),
+    ),
+    "rices": ("with the most similar pictures", lambda s, e, seed: rices(s, e.model.vision)),
+    "text": ("with the most similar questions", lambda s, e, seed: text_neighbours(s)),
+    "picture-then-text": (
+        "neighbours by picture, re-ranked by question",
+        lambda s, e, seed: PictureThenText(s, rices(s, e.model.vision).embed),
+    ),
+    "mmr": (
+        "similar questions that are unlike each other",
+        lambda s, e, seed: Diverse(text_neighbours(s), "mmr"),
+    ),
+    "dpp": (
+        "similar questions, a determinantal point process",
+        lambda s, e, seed: Diverse(text_neighbours(s), "dpp"),
+    ),
+}
+"""Ways to choose demonstrations: what they are, and how they are made."""
+
+
+def check_selection(select: str, order: str) -> None:
+    """Refuses what is unknown before a model is loaded.
+
+    Raises:
+        ConfigError: If the selection or the order is unknown.
+    """
+    if select not in SELECTORS:
+        raise ConfigError(f'unknown selection "{select}": {suggestion(select, SELECTORS)}')
+    if order not in ORDERS:
+        raise ConfigError(f'unknown order "{order}": {suggestion(order, ORDERS)}')
+
+
+class Shots:
+    """The demonstrations of an arm.
+
+    Episodes bring their own, of which the first are taken as they stand.
+
+    Args:
+        engine: Its vision encoder compares pictures, where they are compared.
+        task: The task.
+        arm: The arm.
+        select: A name in `SELECTORS`.
+        order: A name in `prompting.order.ORDERS`.
+
+    Raises:
+        ConfigError: If there are too few demonstrations.
+    """
+
+    def __init__(self, engine: Engine, task: Task, arm: Arm, select: str, order: str) -> None:
+        check_selection(select, order)
+        self.task, self.arm, self.order = task, arm, order
+        self._selector: Selector | None = None
+        if task.episodic or not arm.shots:
+            return
+        usable = [i for i in task.support if arm.reason != "cot" or i.example.rationale]
+        if len(usable) < arm.shots:
+            raise ConfigError(
+                f"{arm.id}: {len(usable)} demonstrations have a rationale; expected at least "
+                f"{arm.shots}"
+            )
+        support = Support([shown(i, task) for i in usable], [i.id for i in usable])
+        self._selector = SELECTORS[select][1](support, engine, arm.seed)
+
+    def of(self, item: Item) -> Sequence[Example]:
+        """The demonstrations of a question, in the order in which they stand."""
+        if self.task.episodic:
+            return (item.shots or ())[: self.arm.shots]
+        if self._selector is None:
+            return ()
+        chosen = self._selector.select(shown(item, self.task), self.arm.shots, item.id)
+        return arrange(chosen, self.order, seed=self.arm.seed)  # type: ignore[arg-type]

@@ -1,0 +1,83 @@
+"""Tasks by name: generated ones need nothing, the others a path, as in `gsm8k:FOLDER`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from isthmus.errors import ConfigError, suggestion
+from isthmus.evaluation.task import Task
+from isthmus.evaluation.tasks import episodes, grids, pictures, published, questions, text
+
+
+@dataclass(frozen=True)
+class Known:
+    """A task that has a name.
+
+    Attributes:
+        make: Makes it: from a seed, or from a path.
+        needs_path: Whether a path follows the name after a colon.
+        about: What it is, in a line.
+    """
+
+    make: Callable[..., Task]
+    needs_path: bool
+    about: str
+
+
+TASKS: dict[str, Known] = {
+    "counting": Known(grids.counting, False, "how many shapes of a colour are in a grid"),
+    "two-hop": Known(grids.two_hop, False, "two counts in a grid put together, with rationales"),
+    "parity": Known(text.parity, False, "whether the sum of digits is odd or even (text)"),
+    "arithmetic": Known(text.arithmetic, False, "four operators modulo 7, with steps (text)"),
+    "fast-binding-2": Known(
+        lambda seed=0: episodes.fast_binding(seed), False, "two made-up names for made-up things"
+    ),
+    "fast-binding-5": Known(
+        lambda seed=0: episodes.fast_binding(seed, ways=5), False, "five made-up names"
+    ),
+    "operator-induction": Known(
+        episodes.operator_induction, False, "a hidden operator between two pictured numbers"
+    ),
+    "ocr": Known(pictures.ocr, False, "pictures of made-up words; ocr:PATH for pictures of yours"),
+    "easy-vqa": Known(published.easy_vqa, True, "easy-VQA, from its folder"),
+    "gsm8k": Known(published.gsm8k, True, "GSM8K, from its test file (train beside it for shots)"),
+    "svamp": Known(published.svamp, True, "SVAMP, from SVAMP.json"),
+    "classes": Known(pictures.classification, True, "a folder of pictures for each class"),
+    "naming": Known(pictures.naming, True, "pictures with accepted names, none of them offered"),
+    "questions": Known(questions.questions, True, "a JSONL file of questions; also just its path"),
+}
+"""Every task that can be named."""
+
+
+def task_named(spec: str, *, seed: int = 0) -> Task:
+    """The task of a name, a name and a path, or the path of a JSONL file of questions.
+
+    Args:
+        spec: "counting", "gsm8k:data/gsm8k", "exam.jsonl".
+        seed: Seed of generated tasks.
+
+    Raises:
+        ConfigError: If there is no such task, or its files cannot be read.
+
+    Example:
+        >>> task_named("counting").kind
+        'number'
+    """
+    if spec.endswith(".jsonl") and spec.partition(":")[0] not in TASKS:
+        return questions.questions(spec)
+    name, colon, path = spec.partition(":")
+    if name not in TASKS:
+        folder = " (a folder of classes is classes:FOLDER)" if Path(spec).is_dir() else ""
+        raise ConfigError(f'unknown task "{name}"{folder}: {suggestion(name, TASKS)}, FILE.jsonl')
+    if name == "ocr" and path:
+        return pictures.reading(path)
+    known = TASKS[name]
+    if known.needs_path:
+        if not path:
+            raise ConfigError(f'the task "{name}" needs a path: expected {name}:PATH')
+        return known.make(path)
+    if colon:
+        raise ConfigError(f'the task "{name}" is generated and takes no path: got "{spec}"')
+    return known.make(seed)

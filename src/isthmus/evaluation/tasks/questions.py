@@ -1,0 +1,215 @@
+"""A task from any JSONL file of questions, as in exams made for people. Pure: no torch.
+
+One question a line:
+
+| field | what it is |
+|---|---|
+| `question` | what is asked (needed) |
+| `answer` | the right answer (needed); of a multiple choice its letter or its text |
+| `options` | the answers to choose from, as a list; then the question is a multiple choice |
+| `image`, `images` | a picture or several, paths relative to the file; none for text alone |
+| `aliases` | other right answers, as a list |
+| `answers` | the answers of several people, as a list, for VQA accuracy; `answer` may be missing |
+| `rationale` | the steps that lead to the answer, for chain-of-thought demonstrations |
+| `split` | "support" for a demonstration; "test", which is the default |
+| `id` | a name; without it the line's number |
+
+All questions of a file are of one kind: multiple choice where there are options, otherwise
+numbers or yes and no where all answers are, otherwise text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from isthmus.answers import AnswerKind
+from isthmus.errors import ConfigError, suggestion
+from isthmus.evaluation.task import LETTERS, Item, Metric, Task
+from isthmus.prompt import END_TAG, IMAGE_TAG, Example
+
+FIELDS = (
+    "id question answer options image images aliases answers rationale split source".split()  # noqa: SIM905
+)
+SPLITS = ("test", "support")
+EXPECTED = '{"question": "...", "answer": "..."}'
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a JSONL file, with where it stands for messages.
+
+    Raises:
+        ConfigError: If the file is missing, or a line is no JSON object; it names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read questions from {path}: {why}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{where} is no JSON ({error}): expected {EXPECTED}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"{where} is no object: expected {EXPECTED}")
+        yield where, row
+
+
+def _strings(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """A list of texts; numbers are taken as they are written."""
+    value = row.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(v, (str, int, float)) for v in value):
+        raise ConfigError(f'{where}: "{key}" is {value!r}: expected a list of texts')
+    return tuple(str(v) for v in value)
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str | None:
+    value = row.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f'{where}: "{key}" is {value!r}: expected a text')
+
+
+def _pictures(row: dict[str, Any], root: Path, where: str) -> tuple[Path, ...]:
+    """The row's pictures, all of which must be there: hours later is too late to find out."""
+    names = row.get("images", row.get("image"))
+    if names is None:
+        return ()
+    listed = [names] if isinstance(names, str) else names
+    if not isinstance(listed, list) or not all(isinstance(n, str) for n in listed):
+        raise ConfigError(f"{where}: the pictures are {names!r}: expected a path or a list of them")
+    found = tuple(root / n for n in listed)
+    for path in found:
+        if not path.is_file():
+            raise ConfigError(
+                f"{where}: no picture at {path}; paths are relative to the folder of the questions"
+            )
+    return found
+
+
+def _letter(answer: str, options: Sequence[str], where: str) -> str:
+    """The letter of the right option, from its letter or its text."""
+    if len(options) > len(LETTERS):
+        raise ConfigError(f"{where} has {len(options)} options: expected at most {len(LETTERS)}")
+    same = [i for i, o in enumerate(options) if o.strip() == answer.strip()]
+    if len(same) == 1:
+        return LETTERS[same[0]]
+    if not same and answer.strip().upper() in LETTERS[: len(options)] and answer.strip():
+        return answer.strip().upper()
+    raise ConfigError(
+        f'{where}: the answer "{answer}" is {"several" if same else "none"} of the options '
+        f"({', '.join(options)}): expected one of them, or its letter"
+    )
+
+
+def to_item(row: dict[str, Any], where: str, default_id: str, root: Path) -> tuple[str, Item]:
+    """A row's split and item.
+
+    Raises:
+        ConfigError: If a field is missing or of the wrong form; the message begins with `where`.
+    """
+    unknown = [key for key in row if key not in FIELDS]
+    if unknown:
+        raise ConfigError(
+            f'{where}: unknown field "{unknown[0]}": {suggestion(unknown[0], FIELDS)}'
+        )
+    question, answer = _text(row, "question", where), _text(row, "answer", where)
+    people = _strings(row, "answers", where)
+    if people and answer is None:
+        answer = max(people, key=people.count)
+    if not question or answer is None or not answer.strip():
+        missing = "question" if not question else "answer"
+        raise ConfigError(f'{where} has no "{missing}": expected {EXPECTED}')
+    options = _strings(row, "options", where)
+    rationale = _text(row, "rationale", where)
+    for text in (question, answer, rationale or "", *options):
+        for tag in (IMAGE_TAG, END_TAG):
+            if tag in text:
+                raise ConfigError(f"{where}: {tag} is placed by the template; leave it out")
+    split = row.get("split", "test")
+    if split not in SPLITS:
+        raise ConfigError(f'{where}: "split" is {split!r}: {suggestion(str(split), SPLITS)}')
+    if options:
+        answer = _letter(answer, options, where)
+    accepted = people or _strings(row, "aliases", where)
+    example = Example(_pictures(row, root, where), question, answer, rationale)
+    identity = _text(row, "id", where) or default_id
+    return split, Item(identity, example, options=options, accepted=accepted)
+
+
+def kind_of(items: Sequence[Item]) -> AnswerKind:
+    """What kind all answers are of, read off the answers.
+
+    Example:
+        >>> kind_of([Item("1", Example((), "2 + 2?", "4"))])
+        'number'
+    """
+    if all(item.options for item in items):
+        return "choice"
+    answers = [(item.example.answer or "").strip().lower() for item in items]
+    if all(a in ("yes", "no") for a in answers):
+        return "yes_no"
+    return "number" if all(_is_number(a) for a in answers) else "text"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return False
+    return text.strip().lower() not in ("nan", "inf", "-inf", "infinity", "-infinity")
+
+
+def questions(path: str | Path) -> Task:
+    """The task of a JSONL file of questions; its fields are described above.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: If the file is missing or a line is wrong; the message names the line.
+    """
+    file = Path(path)
+    rows = list(lines_of(file))
+    found: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    for where, row in rows:
+        split, item = to_item(row, where, where.rpartition(" ")[2], file.parent)
+        found[split].append(item)
+    items = found["test"]
+    if not items:
+        raise ConfigError(f'{file} has no questions with "split": "test": expected at least one')
+    both = [*items, *found["support"]]
+    with_options = [bool(i.options) for i in both]
+    if any(with_options) and not all(with_options):
+        odd = both[with_options.index(not with_options[0])].id
+        raise ConfigError(
+            f'{file}: some questions have "options" and others none, such as "{odd}": expected one '
+            "kind a file; split it in two"
+        )
+    kind = kind_of(both)
+    several = any("answers" in row for _, row in rows)
+    metric: Metric = "vqa" if several else "accuracy"
+    chance = {"yes_no": 0.5, "choice": 0.0, "number": 0.0, "label": 0.0, "text": 0.0}[kind]
+    if kind == "choice":
+        chance = sum(1 / len(i.options) for i in items) / len(items)
+    task = Task(
+        name=file.stem,
+        kind="text" if several else kind,
+        items=items,
+        support=found["support"],
+        chance=chance,
+        metric=metric,
+        max_new_tokens=16 if kind == "text" else 8,
+    )
+    task.check()
+    return task
