@@ -10,21 +10,24 @@ from typing import Any
 
 from isthmus.answers import extract, same_answer
 from isthmus.evaluation import controls
-from isthmus.evaluation.arms import Arm
+from isthmus.evaluation.arms import NEEDS_RATIONALE, Arm
 from isthmus.evaluation.metrics import majority, vqa_accuracy
 from isthmus.evaluation.records import Answered
-from isthmus.evaluation.task import Item, Task, choices, with_choices
-from isthmus.generation.engine import ChoiceScores, Engine, Generation
+from isthmus.evaluation.task import Item, Task, choices
+from isthmus.generation.engine import ChoiceScores, Engine
 from isthmus.images import content_hash
-from isthmus.prompt import Example, Prompt
+from isthmus.prompt import Example, Prompt, with_choices
 from isthmus.prompting.calibrate import Method, calibrated
 from isthmus.prompting.order import Norm
+from isthmus.prompting.rationales import Worked, auto_cot
+from isthmus.prompting.reason import STOPS, Asked, Reasoning, solve
+from isthmus.prompting.vote import vote
 from isthmus.templates import template_named
-from isthmus.triggers import Trigger, trigger_named
+from isthmus.triggers import trigger_named
 
-STOPS = ("\n", "Question:", "Q:")
-REASON_STOPS = ("Question:", "\nQ:")
 ANSWER_IS = controls.ANSWER_IS
+MOST_CLUSTERED = 1000
+"""Questions of the support set that Auto-CoT looks at."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,12 @@ class Asker:
         self.style = style
         name = style.template or task.template or engine.model.config.template
         self.template = template_named(name, engine.model.language.tokenizer)
-        self.trigger: Trigger | None = None
-        if arm.reason == "zero-cot":
-            self.trigger = trigger_named(style.trigger)
 
     def prompt(self, item: Item, shots: Sequence[Example]) -> Prompt:
         """The prompt of a question under the arm's control."""
-        lead = "" if self.trigger is None else self.trigger.text
+        lead = ""
+        if self.arm.reason in ("zero-cot", "auto-cot"):
+            lead = trigger_named(self.style.trigger).text
         if self.arm.control == "filler":
             lead = f"{self._filler(item, shots)} {ANSWER_IS}"
         return self._render(self._changed(item, shots), self._query(item), lead)
@@ -157,16 +159,62 @@ class Asker:
             shots: Each one's demonstrations.
         """
         started = perf_counter()
-        prompts = [self.prompt(i, own) for i, own in zip(items, shots, strict=True)]
-        if self.scores(items):
-            answered = self._score(items, prompts, shots)
+        if self.reasons:
+            answered = self._solve(items, shots)
         else:
-            answered = self._generate(items, prompts)
+            prompts = [self.prompt(i, own) for i, own in zip(items, shots, strict=True)]
+            if self.scores(items):
+                answered = self._score(items, prompts, shots)
+            else:
+                answered = self._generate(items, prompts)
         seconds = (perf_counter() - started) / len(items)
         labels = [[s.answer for s in own if s.answer is not None] for own in shots]
         return [
             replace(a, seconds=seconds, usual=majority(seen)[0] if seen else None)
             for a, seen in zip(answered, labels, strict=True)
+        ]
+
+    @property
+    def reasons(self) -> bool:
+        """Whether answers come after steps, and not in their place or before them."""
+        return self.arm.reason != "none" and self.arm.control not in NEEDS_RATIONALE
+
+    def _solve(self, items: Sequence[Item], shots: Sequence[Sequence[Example]]) -> list[Answered]:
+        """Answers reached in steps."""
+        auto = self.arm.reason == "auto-cot"
+        way = "cot" if auto else self.arm.reason
+        style, task = self.style, self.task
+        reasoning = Reasoning(
+            way,  # type: ignore[arg-type]
+            style.trigger,
+            samples=style.samples,
+            temperature=style.temperature if style.samples > 1 else 0.0,
+            seed=self.arm.seed,
+            max_step_tokens=task.max_reason_tokens,
+            max_new_tokens=task.max_new_tokens,
+        )
+        lead = trigger_named(style.trigger).text if auto else ""
+        forms = [
+            Asked(self.template, task.kind, closed(i, task), task.instruction, lead) for i in items
+        ]
+        found = solve(
+            self.engine,
+            [self._query(i) for i in items],
+            [self._changed(i, own) for i, own in zip(items, shots, strict=True)],
+            reasoning,
+            forms,
+        )
+        return [
+            replace(
+                self._record(item, s.prompts[-1], s.answer),
+                text=s.text,
+                rationale=s.rationale,
+                agreement=s.agreement,
+                prompt_tokens=s.prompt_tokens,
+                cached_tokens=s.cached_tokens,
+                new_tokens=s.new_tokens,
+            )
+            for item, s in zip(items, found, strict=True)
         ]
 
     def scores(self, items: Sequence[Item]) -> bool:
@@ -230,95 +278,31 @@ class Asker:
 
     def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
         """What the model writes, the most frequent of several answers."""
-        reasoned = self.arm.reason != "none" and self.arm.control not in ("filler", "answer-first")
-        task = self.task
+        kind, samples = self.task.kind, self.style.samples
         written = self.engine.generate(
             prompts,
-            max_new_tokens=task.max_reason_tokens if reasoned else task.max_new_tokens,
-            stop=REASON_STOPS if reasoned else STOPS,
-            samples=self.style.samples,
-            temperature=self.style.temperature if self.style.samples > 1 else 0.0,
+            max_new_tokens=self.task.max_new_tokens,
+            stop=STOPS,
+            samples=samples,
+            temperature=self.style.temperature if samples > 1 else 0.0,
             seed=self.arm.seed,
-        )
-        if self.trigger is not None:
-            return self._extracted(items, written, self.trigger)
-        return [
-            self._voted(item, g, [c.text for c in g.completions], reasoned=reasoned)
-            for item, g in zip(items, written, strict=True)
-        ]
-
-    def _extracted(
-        self, items: Sequence[Item], written: Sequence[Generation], trigger: Trigger
-    ) -> list[Answered]:
-        """The second stage of zero-shot chain of thought: each chain is asked for its answer.
-
-        Kojima et al. 2022, section 3: question, trigger, chain and an extraction prompt.
-        """
-        prompts = []
-        for item, generation in zip(items, written, strict=True):
-            query = self._query(item)
-            for chain in generation.completions:
-                text = f" {chain.text}" if chain.text else ""
-                options = len(closed(item, self.task))
-                lead = trigger.answer_lead(text, self.task.kind, options=options)
-                prompts.append(self._render((), query, lead))
-        answers = iter(
-            self.engine.generate(prompts, max_new_tokens=self.task.max_new_tokens, stop=STOPS)
         )
         records = []
         for item, generation in zip(items, written, strict=True):
-            asked = [next(answers) for _ in generation.completions]
-            chains = [c.text for c in generation.completions]
-            record = self._voted(
-                item, generation, [a.completions[0].text for a in asked], chains=chains
-            )
+            texts = [c.text for c in generation.completions]
+            options = item.options if kind in ("choice", "label") else ()
+            result = vote([extract(t, kind, options, after=("",)) for t in texts], kind)
             records.append(
                 replace(
-                    record,
-                    prompt=asked[0].prompt.text if len(asked) == 1 else record.prompt,
-                    prompt_tokens=record.prompt_tokens + sum(a.prompt_tokens for a in asked),
-                    cached_tokens=record.cached_tokens + sum(a.cached_tokens for a in asked),
-                    new_tokens=record.new_tokens + sum(len(a.completions[0].ids) for a in asked),
+                    self._record(item, generation.prompt, result.answer),
+                    text=texts[result.chosen],
+                    agreement=result.agreement if samples > 1 else None,
+                    prompt_tokens=generation.prompt_tokens,
+                    cached_tokens=generation.cached_tokens,
+                    new_tokens=sum(len(c.ids) for c in generation.completions),
                 )
             )
         return records
-
-    def _voted(
-        self,
-        item: Item,
-        generation: Generation,
-        texts: Sequence[str],
-        *,
-        reasoned: bool = False,
-        chains: Sequence[str] = (),
-    ) -> Answered:
-        """The record of a question from what was written; text without an answer has no vote.
-
-        Args:
-            item: The question.
-            generation: Its prompt and what was written.
-            texts: Where the answers stand.
-            reasoned: Whether the answer comes after steps in the same text, and not first.
-            chains: The steps, where they are apart.
-        """
-        kind = self.task.kind
-        options = item.options if kind in ("choice", "label") else ()
-        after = (ANSWER_IS,) if reasoned else ("",)
-        found = [extract(t, kind, options, after=after) for t in texts]
-        votes = [f for f in found if f is not None]
-        agreeing = [sum(same_answer(f, v, kind) for v in votes) for f in votes]
-        taken = votes[agreeing.index(max(agreeing))] if votes else None
-        which = found.index(taken) if taken is not None else 0
-        rationale = texts[which].partition(ANSWER_IS)[0].strip() if reasoned else None
-        return replace(
-            self._record(item, generation.prompt, taken),
-            text=texts[which],
-            rationale=chains[which] if chains else rationale,
-            agreement=max(agreeing) / len(votes) if len(texts) > 1 and votes else None,
-            prompt_tokens=generation.prompt_tokens,
-            cached_tokens=generation.cached_tokens,
-            new_tokens=sum(len(c.ids) for c in generation.completions),
-        )
 
     def _record(self, item: Item, prompt: Prompt, parsed: str | None) -> Answered:
         """The part of a record that does not depend on how the answer came about."""
@@ -337,3 +321,23 @@ class Asker:
             seconds=0.0,
             question=item.example.question,
         )
+
+
+def written_shots(engine: Engine, task: Task, arm: Arm, style: Style) -> list[Worked]:
+    """Demonstrations for an Auto-CoT arm, whose rationales the model writes itself.
+
+    The support set's questions are clustered, as many clusters as the arm has shots; their answers
+    are not looked at. A cluster without a chain that holds up gives none.
+    """
+    asker = Asker(engine, task, arm, style)
+    questions = [replace(shown(i, task), answer=None) for i in task.support[:MOST_CLUSTERED]]
+    reasoning = Reasoning(
+        "zero-cot",
+        style.trigger,
+        seed=arm.seed,
+        max_step_tokens=task.max_reason_tokens,
+        max_new_tokens=task.max_new_tokens,
+    )
+    options = closed(task.support[0], task)
+    asked = Asked(asker.template, task.kind, options, task.instruction)
+    return auto_cot(engine, questions, min(arm.shots, len(questions)), reasoning, asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.checkpoint import load, write_atomically
 from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.answering import Asker, Style, reference
+from isthmus.evaluation.answering import Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
 from isthmus.evaluation.progress import EvaluationBar
 from isthmus.evaluation.records import PICTURES, Records
@@ -24,7 +25,9 @@ from isthmus.evaluation.tasks import task_named
 from isthmus.generation.engine import Engine
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
+from isthmus.prompt import Example
 from isthmus.prompting.calibrate import METHODS
+from isthmus.prompting.example_file import read_examples, write_examples
 from isthmus.triggers import trigger_named
 
 RESULTS, TABLE = "results.json", "results.md"
@@ -33,7 +36,6 @@ CHUNK = 32
 SHOWN = 8
 """Questions of each task whose pictures are kept for the report."""
 SHOWN_SIDE = 256
-UNCONNECTED = frozenset(("auto-cot", "least-to-most"))
 
 
 def evaluate(
@@ -111,8 +113,6 @@ def evaluate(
     check_selection(select, order)
     trigger_named(trigger)
     reasons = [reason] if isinstance(reason, str) else list(reason)
-    for way in UNCONNECTED.intersection(reasons):
-        raise ConfigError(f'reason="{way}" is not there yet: expected none, cot or zero-cot')
     arms, left_out = plan(made, shots, reasons, seeds, controls)
     for task in made:
         task.check()
@@ -133,14 +133,39 @@ def evaluate(
         with EvaluationBar(sum(len(_task(made, a).items) for a in arms), quiet=quiet) as bar:
             for arm in arms:
                 task = _task(made, arm)
-                shown = Shots(engine, task, arm, select, order)
+                written: list[Example] = []
+                if arm.reason == "auto-cot":
+                    written = _written(engine, task, arm, style, folder)
+                    if not written:
+                        left_out[arm.id] = "no chain that the model wrote held up"
+                        bar.skip(len(task.items))
+                        continue
+                shown = Shots(engine, task, arm, select, order, written)
                 _run(Asker(engine, task, arm, style), shown, records, bar)
     finally:
         records.close()
+    arms = [arm for arm in arms if arm.id not in left_out]
     results = Results(_rows(made, arms, records), config, left_out, folder)
     if folder is not None:
         _write(results, records, folder)
     return results
+
+
+def _written(
+    engine: Engine, task: Task, arm: Arm, style: Style, folder: Path | None
+) -> list[Example]:
+    """Auto-CoT's demonstrations, kept in a file that an interrupted run finds again.
+
+    A control changes them and does not have others written.
+    """
+    name = re.sub(r"[^\w-]+", "-", f"{task.name} {arm.shots} seed {arm.seed}")
+    path = None if folder is None else folder / f"auto-cot-{name}.toml"
+    if path is not None and path.is_file():
+        return read_examples(path)
+    found = written_shots(engine, task, arm, style)
+    if path is not None and found:
+        write_examples(path, found)
+    return [w.example for w in found]
 
 
 def _loaded(model: str | Path | VisionLanguageModel) -> VisionLanguageModel:

@@ -78,15 +78,27 @@ class Shots:
         arm: The arm.
         select: A name in `SELECTORS`.
         order: A name in `prompting.order.ORDERS`.
+        written: Demonstrations that the model wrote, for Auto-CoT; they are fixed.
 
     Raises:
         ConfigError: If there are too few demonstrations.
     """
 
-    def __init__(self, engine: Engine, task: Task, arm: Arm, select: str, order: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        task: Task,
+        arm: Arm,
+        select: str,
+        order: str,
+        written: Sequence[Example] = (),
+    ) -> None:
         check_selection(select, order)
         self.task, self.arm, self.order = task, arm, order
+        self.written = written
         self._selector: Selector | None = None
+        if arm.reason == "auto-cot":
+            return
         if task.episodic or not arm.shots:
             return
         usable = [i for i in task.support if arm.reason != "cot" or i.example.rationale]
@@ -100,6 +112,8 @@ class Shots:
 
     def of(self, item: Item) -> Sequence[Example]:
         """The demonstrations of a question, in the order in which they stand."""
+        if self.written:
+            return self.written
         if self.task.episodic:
             return (item.shots or ())[: self.arm.shots]
         if self._selector is None:

@@ -141,17 +141,6 @@ def choices(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(LETTERS[: len(options)])
 
 
-def with_choices(question: str, options: Sequence[str]) -> str:
-    """A question with its options behind it, as Kojima et al. 2022 put them (appendix A.2).
-
-    Example:
-        >>> with_choices("Which?", ["red", "blue"])
-        'Which? Answer Choices: (A) red (B) blue'
-    """
-    listed = " ".join(f"({x}) {o}" for x, o in zip(choices(options), options, strict=True))
-    return f"{question} Answer Choices: {listed}"
-
-
 class Generated(Sequence[Item]):
     """Items that are made when asked for, the last few of them kept.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from isthmus.answers import AnswerKind, extract
 from isthmus.errors import ConfigError, suggestion
@@ -109,12 +109,23 @@ class Asked:
         kind: What the answers are.
         options: The closed answers of a choice or label.
         instruction: Stands before everything.
+        lead: What an answer in the manner of demonstrations begins with; Auto-CoT's begin with
+            the trigger.
     """
 
     template: Template
     kind: AnswerKind = "text"
     options: tuple[str, ...] = ()
     instruction: str = ""
+    lead: str = ""
+
+    def prompt(self, query: Example, shots: Sequence[Example], **rest: Any) -> Prompt:
+        """The prompt of a question; what else the template takes goes through."""
+        return self.template(shots, query, instruction=self.instruction, **rest)
+
+    def closed(self) -> tuple[str, ...]:
+        """The options, where the kind has some."""
+        return self.options if self.kind in ("choice", "label") else ()
 
 
 @dataclass
@@ -162,7 +173,7 @@ def solve(
     queries: Sequence[Example],
     shots: Sequence[Sequence[Example]],
     reasoning: Reasoning,
-    asked: Asked,
+    asked: Asked | Sequence[Asked],
 ) -> list[Solution]:
     r"""Answers questions.
 
@@ -171,7 +182,7 @@ def solve(
         queries: The questions.
         shots: Each one's demonstrations.
         reasoning: How answers are reached.
-        asked: What is asked.
+        asked: What is asked, by all questions or by each.
 
     Raises:
         ConfigError: If a chain of thought is wanted and no demonstration shows one.
@@ -188,6 +199,7 @@ def solve(
     """
     if not queries:
         return []
+    forms = [asked] * len(queries) if isinstance(asked, Asked) else list(asked)
     counts = [_Count() for _ in queries]
     trigger = trigger_named(reasoning.trigger)
     if reasoning.way == "cot" and not all(any(s.rationale for s in own) for own in shots):
@@ -196,18 +208,17 @@ def solve(
             'or take the way "zero-cot", which needs none'
         )
     if reasoning.way in ("none", "cot"):
-        chains = _at_once(engine, queries, shots, reasoning, asked, counts)
+        chains = _at_once(engine, queries, shots, reasoning, forms, counts)
     elif reasoning.way == "zero-cot":
-        chains = _two_stages(engine, queries, shots, reasoning, asked, trigger, counts)
+        chains = _two_stages(engine, queries, shots, reasoning, forms, trigger, counts)
     else:
-        chains = _least_to_most(engine, queries, shots, reasoning, asked, trigger, counts)
+        chains = _least_to_most(engine, queries, shots, reasoning, forms, trigger, counts)
     markers = trigger.wording.markers
     after = markers if reasoning.way == "cot" else ("",)
-    options = asked.options if asked.kind in ("choice", "label") else ()
     solutions = []
-    for own, count in zip(chains, counts, strict=True):
-        found = [extract(c.text, asked.kind, options, after=after) for c in own]
-        result = vote(found, asked.kind)
+    for own, count, form in zip(chains, counts, forms, strict=True):
+        found = [extract(c.text, form.kind, form.closed(), after=after) for c in own]
+        result = vote(found, form.kind)
         chosen = own[result.chosen]
         rationale = chosen.steps.strip() or None
         if reasoning.way == "cot":
@@ -251,14 +262,14 @@ def _at_once(
     queries: Sequence[Example],
     shots: Sequence[Sequence[Example]],
     reasoning: Reasoning,
-    asked: Asked,
+    forms: Sequence[Asked],
     counts: Sequence[_Count],
 ) -> list[list[_Chain]]:
     """One prompt: the answer, or steps and answer in the manner of the demonstrations."""
     steps = reasoning.way == "cot"
     prompts = [
-        asked.template(own, query, instruction=asked.instruction, reason=steps)
-        for query, own in zip(queries, shots, strict=True)
+        form.prompt(query, own, lead=form.lead, reason=steps)
+        for query, own, form in zip(queries, shots, forms, strict=True)
     ]
     written = engine.generate(
         prompts,
@@ -276,14 +287,14 @@ def _two_stages(
     queries: Sequence[Example],
     shots: Sequence[Sequence[Example]],
     reasoning: Reasoning,
-    asked: Asked,
+    forms: Sequence[Asked],
     trigger: Trigger,
     counts: Sequence[_Count],
 ) -> list[list[_Chain]]:
     """The trigger, then question, trigger, steps and an extraction prompt."""
     first = [
-        asked.template(own, query, instruction=asked.instruction, lead=trigger.text)
-        for query, own in zip(queries, shots, strict=True)
+        form.prompt(query, own, lead=trigger.text)
+        for query, own, form in zip(queries, shots, forms, strict=True)
     ]
     written = engine.generate(
         first,
@@ -293,16 +304,16 @@ def _two_stages(
     )
     chains: list[list[_Chain]] = []
     second: list[Prompt] = []
-    for prompt, query, own, generation, count in zip(
-        first, queries, shots, written, counts, strict=True
+    for prompt, query, own, form, generation, count in zip(
+        first, queries, shots, forms, written, counts, strict=True
     ):
         count.add(generation)
         branch = []
         for completion in generation.completions:
             said = without_tags(completion.text)
             said = f" {said}" if said else ""
-            lead = trigger.answer_lead(said, asked.kind, options=len(asked.options))
-            asking = asked.template(own, query, instruction=asked.instruction, lead=lead)
+            lead = trigger.answer_lead(said, form.kind, options=len(form.options))
+            asking = form.prompt(query, own, lead=lead)
             # chains of one question go on from the same states: its first prompt's
             if reasoning.samples > 1:
                 asking = replace(asking, shared=len(prompt.text))
@@ -326,7 +337,7 @@ def _least_to_most(
     queries: Sequence[Example],
     shots: Sequence[Sequence[Example]],
     reasoning: Reasoning,
-    asked: Asked,
+    forms: Sequence[Asked],
     trigger: Trigger,
     counts: Sequence[_Count],
 ) -> list[list[_Chain]]:
@@ -335,8 +346,7 @@ def _least_to_most(
     start = BREAK_DOWN["ko" if korean else "en"]
 
     def prompt_of(number: int, lead: str) -> Prompt:
-        query, own = queries[number], shots[number]
-        return asked.template(own, query, instruction=asked.instruction, lead=lead)
+        return forms[number].prompt(queries[number], shots[number], lead=lead)
 
     first = [prompt_of(n, start) for n in range(len(queries))]
     written = engine.generate(
@@ -372,7 +382,8 @@ def _least_to_most(
             counts[owners[i]].add(generation)
             leads[i] += f" {without_tags(generation.completions[0].text)}"
     for i, lead in enumerate(leads):
-        extraction = trigger.extraction(asked.kind, options=len(asked.options))
+        form = forms[owners[i]]
+        extraction = trigger.extraction(form.kind, options=len(form.options))
         prompts[i] += (prompt_of(owners[i], lead + extraction),)
     answered = engine.generate(
         [own[-1] for own in prompts], max_new_tokens=reasoning.max_new_tokens, stop=STOPS

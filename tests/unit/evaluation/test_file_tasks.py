@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task, limited, with_choices
+from isthmus.evaluation.task import Generated, Item, Task, limited
 from isthmus.evaluation.tasks import TASKS, task_named
 from isthmus.evaluation.tasks.questions import questions
-from isthmus.prompt import Example
+from isthmus.prompt import Example, with_choices
 
 
 def jsonl(path: Path, *rows: Any) -> Path:

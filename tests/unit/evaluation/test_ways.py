@@ -1,0 +1,99 @@
+"""Every way to reach an answer, in an evaluation: what is asked, kept and found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import isthmus as im
+from isthmus.evaluation.runner import evaluate
+from isthmus.generation.engine import Completion, Engine, Generation
+from isthmus.prompt import Prompt
+from isthmus.prompting.example_file import read_examples
+
+
+class Says(Engine):
+    """An engine whose model reasons in one sentence and always finds the same answer."""
+
+    def __init__(self, answer: str) -> None:
+        torch.manual_seed(0)  # the same weights, or an evaluation would not go on
+        super().__init__(im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline()))
+        self.answer = answer
+        self.asked: list[str] = []
+
+    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:  # type: ignore[override]
+        self.asked += [p.text for p in prompts]
+        results = []
+        for prompt in prompts:
+            text = f"That makes {self.answer}. The answer is {self.answer}."
+            if prompt.text.endswith("step by step.") and "The answer is" not in prompt.text:
+                text = f"That makes {self.answer}."
+            if prompt.text.endswith(" is"):
+                text = f"{self.answer}."
+            completion = Completion(text, (1,) * 4, 0.0, True)
+            completions = (completion,) * options.get("samples", 1)
+            results.append(Generation(prompt, completions, 20, 5))
+        return results
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The records of an evaluation."""
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def test_auto_cot_writes_its_demonstrations_once(tmp_path: Path) -> None:
+    engine = Says("3")
+    options: dict[str, Any] = {
+        "shots": [2],
+        "reason": "auto-cot",
+        "template": "qa",
+        "limit": 4,
+        "out": tmp_path,
+    }
+    results = evaluate(engine, "arithmetic", **options)
+    assert [row.n for row in results.rows] == [4]
+    (path,) = tmp_path.glob("auto-cot-*.toml")
+    shots = read_examples(path)
+    assert [s.rationale for s in shots] == ["Let's think step by step. That makes 3."] * 2
+    first = engine.asked[-1]
+    # as published: worked demonstrations with the trigger, and the query's answer begins with it
+    for shot in shots:
+        assert f"Q: {shot.question}\nA: {shot.rationale} The answer is 3.\n\n" in first
+    assert first.endswith("A: Let's think step by step.")
+    assert all(r["parsed"] == "3" for r in rows_of(tmp_path)[-4:])
+    assert all(r["rationale"].endswith("That makes 3.") for r in rows_of(tmp_path)[-4:])
+    again = Says("5")
+    evaluate(again, "arithmetic", **options)
+    assert again.asked == []  # all is there
+
+
+def test_an_arm_whose_chains_do_not_hold_up_is_left_out(tmp_path: Path) -> None:
+    engine = Says("no idea")
+    results = evaluate(
+        engine, "arithmetic", shots=[0, 2], reason=["none", "auto-cot"], limit=4, out=tmp_path
+    )
+    assert [row.arm.reason for row in results.rows] == ["none", "none"]
+    assert "held up" in results.left_out["arithmetic, 2 shots, auto-cot, seed 0"]
+
+
+def test_least_to_most_and_zero_shot_steps(tmp_path: Path) -> None:
+    engine = Says("3")
+    results = evaluate(
+        engine,
+        "arithmetic",
+        shots=[0],
+        reason=["zero-cot", "least-to-most"],
+        limit=3,
+        samples=3,
+        out=tmp_path,
+    )
+    assert [row.arm.reason for row in results.rows] == ["zero-cot", "least-to-most"]
+    records = rows_of(tmp_path)
+    assert all(r["agreement"] == 1.0 for r in records)
+    assert all(r["prompt"].endswith("numerals) is") for r in records)
+    # one prompt and three chains' second prompts; tokens of all of them are counted
+    assert records[0]["prompt_tokens"] == 4 * 20
