@@ -237,7 +237,7 @@ def main() -> None:
     """Trains, and prints a line now and then."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a step")
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)
