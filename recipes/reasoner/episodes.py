@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.evaluation.tasks.grids import two_hop
+from isthmus.evaluation.tasks.drawing import draw_grid
+from isthmus.evaluation.tasks.grids import THINGS, two_hop
 from isthmus.evaluation.tasks.text import arithmetic
 from isthmus.prompt import END_TAG, Example
 from isthmus.triggers import trigger_named
@@ -30,6 +31,9 @@ TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003
 """The evaluation's items come from small seeds."""
 MOST_SHOTS = 4
+SIDE = 4
+READING = (0.8, 0.1)
+"""Share of grids that are only read, at the beginning and in the end."""
 ENDS = "\0"
 """A piece of no text: the model is to end here, although the text goes on."""
 DIRECT_WEIGHT = 4.0
@@ -61,6 +65,24 @@ def grid_example(rng: np.random.Generator) -> Example:
     return two_hop(seed, n=1).items[0].example
 
 
+def reading(rng: np.random.Generator, render: Callable[..., Any]) -> Text:
+    """A grid and what is in each of its cells: every word of it has to be seen."""
+    cells = [
+        [
+            THINGS[int(rng.integers(len(THINGS)))] if rng.random() < 0.6 else None
+            for _ in range(SIDE)
+        ]
+        for _ in range(SIDE)
+    ]
+    listed = ", ".join(
+        f"r{r}c{c} {' '.join(cell) if cell else 'none'}"
+        for r, row in enumerate(cells, 1)
+        for c, cell in enumerate(row, 1)
+    )
+    prompt = render([], Example(draw_grid(cells, 128), "What is in each cell?"))
+    return Text(((prompt.text, 0.0), (f" {listed}.", 1.0), (END_TAG, 1.0)), prompt.pictures)
+
+
 def draw(
     rng: np.random.Generator,
     render: Callable[..., Any],
@@ -73,8 +95,9 @@ def draw(
         rng: Where it is drawn from.
         render: The template.
         asked: Questions of the evaluation in text alone, which are never trained on.
-        share: How many texts are of all kinds; the others are single questions with the trigger,
-            from which steps are learned soonest.
+        share: How many texts are of all kinds. The others are single questions with the trigger,
+            from which steps are learned soonest, and grids to be read: what is in which cell is
+            hardly learned from counts alone.
     """
     pictured = rng.random() < 0.5
     operators = int(rng.choice((1, 2, 3, 4), p=(0.1, 0.2, 0.25, 0.45)))
@@ -85,6 +108,8 @@ def draw(
             if pictured or made.question not in asked:
                 return made
 
+    if pictured and rng.random() < READING[1] + (READING[0] - READING[1]) * (1 - share):
+        return reading(rng, render)
     if rng.random() >= share:
         return triggered(fresh(), render)
     reasoned = rng.random() < 0.5

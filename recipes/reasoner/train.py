@@ -114,9 +114,11 @@ def build(folder: Path, seed: int) -> None:
         ),
         add_pooling_layer=False,
     )
+    # paper is 0 (see the mean below), and places are as loud as what is in them
+    vision.embeddings.position_embeddings.data.normal_(std=0.3)
     vision.save_pretrained(folder / "vision")
     transformers.ViTImageProcessor(
-        size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"height": SIDE, "width": SIDE}, image_mean=[1.0] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder / "vision")
 
 
@@ -178,7 +180,7 @@ def batches(
 def pixels_of(pictures: list[Any]) -> Tensor:
     """What the encoder's own preprocessing makes of pictures of its size."""
     stacked = torch.from_numpy(np.stack([np.asarray(p) for p in pictures]))
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 2
 
 
 def loss_of(
@@ -235,7 +237,7 @@ def main() -> None:
     """Trains, and prints a line now and then."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a step")
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)
