@@ -7,24 +7,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from isthmus.config import TrainConfig
 from isthmus.data.packing import packed_rows
 from isthmus.errors import ConfigError
 from isthmus.model import VisionLanguageModel
 from isthmus.summary import Summary
 from isthmus.training.feed import DataSet, Feed, Item, PictureSource
+from isthmus.training.memory import Load, memory
 from isthmus.training.objectives import Concepts, Language, Objective
 from isthmus.training.optim import optimizer_for
 from isthmus.training.processes import Processes
-from isthmus.training.step import DTYPES, LossScale, Stepper
+from isthmus.training.step import LossScale, Stepper
 
 GB = 1e9
 TIMED = 3
-ACTIVATIONS = 34
-"""Numbers that a transformer layer keeps per token and width for its backward pass (Korthikanti et
-al. 2022, equation 2, without the attention matrix)."""
 
 
 @dataclass(frozen=True)
@@ -99,44 +95,6 @@ def _clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def memory_of(
-    model: VisionLanguageModel, config: TrainConfig, rows: int, length: int
-) -> dict[str, int]:
-    """Estimated bytes of training in one process.
-
-    Frozen weights in the run's precision; trained weights, gradients and both moments of Adam in
-    fp32, 16 bytes a parameter; activations as 34 numbers per token, width and layer in the run's
-    precision, one per layer with gradient checkpointing; logits of labelled tokens not counted.
-
-    Args:
-        model: The model.
-        config: Precision and gradient checkpointing.
-        rows: Rows of one forward pass.
-        length: Tokens of a row.
-    """
-    width = torch.finfo(DTYPES[config.precision]).bits // 8
-    frozen = {True: 0, False: 0}
-    trained = 0
-    language = {id(p) for p in model.language.parameters()}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            trained += parameter.numel()
-        else:
-            frozen[id(parameter) in language] += parameter.numel()
-    kept = 1 if config.gradient_checkpointing else ACTIVATIONS
-    layers = len(model.language.layers)
-    activations = kept * layers * rows * length * model.language.width * width
-    if config.objective == "concepts":
-        activations = 0
-    return {
-        "frozen weights": frozen[True] * width + frozen[False] * 4,
-        "trained weights": trained * 4,
-        "gradients": trained * 4,
-        "optimizer": trained * 8,
-        "activations": activations,
-    }
-
-
 def plan(model: VisionLanguageModel, data: Sequence[DataSet], config: TrainConfig) -> Plan:
     """What a run would cost; takes a few of its steps to find out, and saves nothing.
 
@@ -193,7 +151,17 @@ def plan(model: VisionLanguageModel, data: Sequence[DataSet], config: TrainConfi
         epochs={d.name: config.steps * drawn[m] / len(d.records) for m, d in enumerate(data)},
         tokens=sum(lengths) / len(lengths),
         filled=sum(lengths[:micro]) / (rows * length),
-        memory=memory_of(model, config, rows, length),
+        memory=memory(
+            model,
+            config,
+            Load(
+                rows=rows,
+                tokens=length,
+                pictures=round(shown / len(items) * min(micro, len(items))),
+                labelled=sum(sum(i.sample.learned) for i in items[:micro]),
+                cached=cached,
+            ),
+        ),
         cache=pictures * row_bytes if cached else 0,
         step_seconds=min(times[1:]),  # the first one also warms up
         picture_seconds=picture_seconds,

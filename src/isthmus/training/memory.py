@@ -1,0 +1,221 @@
+"""How much memory a step of training takes, estimated before it is run.
+
+What autograd keeps, with frozen linear maps (their weight is kept anyway, their input is not, for
+no gradient of the weight is wanted; so it is less than the 34 bytes for each token and each unit
+of width of Korthikanti et al. 2022, section 4.1, who train every weight). For one token in one
+decoder layer of width D, attention width A = heads * head width, width of keys K (before they are
+repeated to A), and MLP width F:
+
+    norms           2 * 4 D                 their inputs, fp32
+    attention       s (A + 2 K + A)         q, k, v after rotation, and what was read
+    MLP             s 3 F                   gate, its activation, and what it is multiplied with
+    with LoRA       s (2 D + F)             the inputs of the adapted maps, which are trained
+    eager           (4 + s) heads L         softmax and its copy, where attention is not fused and
+                                            L tokens stand in a row
+
+with s bytes a value: 4 in fp32, 2 in half precision, and (4 + s) D once for the norm after the last
+layer and the trained word that reads its output. With gradient checkpointing a layer keeps its
+input alone, s D, and one layer at a time is computed again (gated blocks stand outside of the
+layers and keep theirs). A gated cross-attention block (mult = `ffw_mult`), whose maps are all
+trained, keeps for one token
+
+    4 * 4 D + s (2 D + 3 A + 2 mult D)
+
+and for one picture s * 4 A M, K and V and their copies by segment. Logits: s for each labelled
+token and row of the vocabulary, three times (without and with our two tokens, and their gradient;
+see `cross_entropy`). What the connector keeps is counted while it runs on one picture, since
+connectors are many.
+
+`benchmarks/memory_estimate.py` compares it with the measured peak. What tensors take is what is
+estimated; the heap of a CPU run may hold up to half as much again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.config import CrossAttention, TrainConfig
+from isthmus.fusion import CrossAttentionFusion
+from isthmus.model import VisionLanguageModel
+
+STRIP = ("connector.", "fusion.", "special_tokens.")
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Load:
+    """What goes through the model in one forward pass of one process.
+
+    Attributes:
+        rows: Rows of the batch.
+        tokens: Tokens of a row.
+        pictures: Pictures in all rows.
+        labelled: Tokens of all rows that are learned.
+        cached: Whether features come from the cache, so that the encoder does not run.
+    """
+
+    rows: int
+    tokens: int
+    pictures: int
+    labelled: int
+    cached: bool = True
+
+
+def memory(
+    model: VisionLanguageModel, config: TrainConfig, load: Load, processes: int = 1
+) -> dict[str, int]:
+    """Bytes that one process needs for a step, item by item; the module says the formulas.
+
+    Frozen backbones are held in the run's precision, a frozen strip and all that is trained in
+    fp32, with a gradient and two moments of AdamW for each trained parameter. FSDP divides all of
+    these by the processes. In half precision the trained matrices are also held in that.
+    PyTorch's own libraries (some 0.4 GiB on a CPU, 0.5 to 1 GiB of a GPU) are left out.
+
+    Args:
+        model: The model.
+        config: Precision, gradient checkpointing, sharding, `freeze` and objective.
+        load: One forward pass.
+        processes: Processes that share a sharded model.
+
+    Returns:
+        Bytes by item, none of them 0.
+    """
+    value = FP32 if config.precision == "fp32" else 2
+    backbone = strip = trained = 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not name.startswith(config.freeze or ("\0",)):
+            trained += parameter.numel()
+        elif name.startswith(STRIP):
+            strip += parameter.numel()
+        else:
+            backbone += parameter.numel()
+    shards = processes if config.sharding == "fsdp" else 1
+    items = {
+        "frozen weights": (backbone * value + strip * FP32) // shards,
+        "trained weights": trained * FP32 // shards,
+        "their gradients": trained * FP32 // shards,
+        "AdamW's moments": 2 * trained * FP32 // shards,
+        "trained weights in half precision": trained * 2 if value == 2 else 0,
+        "vision encoder, without gradients": 0 if load.cached else _vision(model, load),
+        "connector's activations": _connector(model, value) * load.pictures,
+    }
+    if config.objective == "language":
+        items |= _language(model, config, load, value)
+    return {name: count for name, count in items.items() if count}
+
+
+def _language(
+    model: VisionLanguageModel, config: TrainConfig, load: Load, value: int
+) -> dict[str, int]:
+    """What the language model and the gated blocks keep for the backward pass."""
+    tokens = load.rows * load.tokens
+    width, count = model.language.width, len(model.language.layers)
+    text: Any = model.language.model.config.get_text_config()
+    heads = int(text.num_attention_heads)
+    head = int(getattr(text, "head_dim", None) or width // heads)
+    attention = heads * head
+    keys = int(getattr(text, "num_key_value_heads", None) or heads) * head
+    mlp = _mlp_width(text, width)
+    layer = 2 * FP32 * width + value * (2 * attention + 2 * keys + 3 * mlp)
+    unfused = getattr(text, "_attn_implementation", "") == "eager"
+    if unfused or (model.device.type == "cpu" and value == 2):  # as the loop then sets it
+        layer += heads * load.tokens * (FP32 + value)
+    if model.language.config.lora_rank:
+        layer += value * (2 * width + mlp)
+    fusion, options = model.fusion, model.config.fusion
+    block = 0
+    if isinstance(fusion, CrossAttentionFusion) and isinstance(options, CrossAttention):
+        inner = options.heads * options.head_dim
+        token = 4 * FP32 * width + value * (2 + 2 * options.ffw_mult) * width + value * 3 * inner
+        visual = int(model.connector.num_tokens) * load.pictures  # type: ignore[arg-type]
+        block = token * tokens + value * 4 * inner * visual
+    rows = model.language.vocab_rows + 2
+    logits = 3 * value * load.labelled * rows
+    blocks = len(fusion.blocks) if isinstance(fusion, CrossAttentionFusion) else 0
+    # Blocks below the lowest one that learns, and the layers below them, keep nothing
+    reached = count - _lowest(model, config)
+    end = (FP32 + value) * width * tokens
+    if not config.gradient_checkpointing:
+        return {
+            "decoder layers' activations": reached * layer * tokens + end,
+            "gated blocks' activations": blocks * block,
+            "logits": logits,
+        }
+    return {
+        "decoder layers' inputs": reached * value * width * tokens + end,
+        "gated blocks' activations": blocks * block,
+        # one layer is computed again when the logits are already gone
+        "logits, or one layer": max(logits, 2 * layer * tokens),
+    }
+
+
+def _lowest(model: VisionLanguageModel, config: TrainConfig) -> int:
+    """The layer at which the backward pass ends: 0 where the input embeddings want a gradient."""
+    frozen = bool(config.freeze) and "special_tokens.input_rows".startswith(config.freeze)
+    fusion = model.fusion
+    if not isinstance(fusion, CrossAttentionFusion) or fusion.inline is not None or not frozen:
+        return 0
+    return 0 if model.language.config.lora_rank else min(int(i) for i, _ in fusion.blocks.items())
+
+
+def _mlp_width(text: Any, width: int) -> int:
+    """Hidden width of a decoder layer's MLP, under the names that families give it."""
+    for name in ("intermediate_size", "ffn_dim", "n_inner"):
+        found = getattr(text, name, None)
+        if isinstance(found, int):
+            return found
+    return 4 * width
+
+
+def _vision(model: VisionLanguageModel, load: Load) -> int:
+    """A frozen encoder's pass: the pixels, and the largest tensors of the layer that is run."""
+    height, width = model.vision.image_size
+    shape = model.vision.shape
+    return load.pictures * FP32 * (3 * height * width + 12 * shape.tokens * shape.width)
+
+
+def _connector(model: VisionLanguageModel, value: int) -> int:
+    """Bytes of one picture's features, and of what autograd keeps of the connector's run on it."""
+    kept = saved_bytes(
+        model.connector,
+        torch.zeros(
+            1,
+            model.vision.shape.tokens,
+            model.vision.shape.width,
+            device=model.device,
+            dtype=next(model.connector.parameters(), torch.zeros(0)).dtype,
+        ),
+    )
+    features = model.vision.shape.tokens * model.vision.shape.width * FP32
+    return features + kept * value // FP32
+
+
+def saved_bytes(module: nn.Module, features: Tensor) -> int:
+    """Bytes that autograd keeps of a module's run, its parameters left out.
+
+    Args:
+        module: The module.
+        features: Its input, in fp32.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(8, 8), nn.GELU())  # keeps its input and the GELU's
+        >>> saved_bytes(layer, torch.zeros(2, 8))
+        128
+    """
+    own = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = module(features)
+    del output
+    return sum(kept.values())

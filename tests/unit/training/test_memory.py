@@ -1,0 +1,81 @@
+"""The memory estimate: weights exactly, activations near to what autograd keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import isthmus as im
+from isthmus.backbones.language import LanguageModel
+from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit
+from isthmus.config import LanguageConfig, TrainConfig
+from isthmus.training.memory import Load, memory, saved_bytes
+
+
+def test_weights_by_precision_and_sharding() -> None:
+    model = im.compose("tiny-vit", "tiny-lm", im.MLP())
+    load = Load(rows=1, tokens=8, pictures=1, labelled=4)
+    own = model.summary().parts
+    frozen, trained = sum(p.frozen for p in own), sum(p.trained for p in own)
+    full = memory(model, TrainConfig(), load)
+    assert full["frozen weights"] == 4 * frozen
+    assert full["trained weights"] == full["their gradients"] == 4 * trained
+    assert full["AdamW's moments"] == 8 * trained
+    assert full["logits"] == 3 * 4 * 4 * (model.language.vocab_rows + 2)
+    half = memory(model, TrainConfig(precision="bf16"), load)
+    assert half["frozen weights"] == 2 * frozen
+    assert half["trained weights"] == 4 * trained
+    sharded = memory(model, TrainConfig(sharding="fsdp"), load, processes=4)
+    assert sharded["AdamW's moments"] == 2 * trained
+    assert "logits" not in memory(model, TrainConfig(objective="concepts"), load)
+
+
+def test_saved_bytes_of_a_known_module() -> None:
+    # a trained linear map keeps its input (3 x 4), the GELU its own (3 x 8), in fp32
+    module = nn.Sequential(nn.Linear(4, 8), nn.GELU())
+    assert saved_bytes(module, torch.zeros(3, 4)) == 4 * (3 * 4 + 3 * 8)
+
+
+class Held:
+    """Bytes that autograd holds of the forward pass, without parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.kept: dict[int, int] = {}
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("fusion", [im.Inline(), im.CrossAttention(every=2, heads=4, head_dim=32)])
+def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing: bool) -> None:
+    language = tiny_language_model(width=256, layers=6, heads=4, vocab=259)
+    lm = LanguageModel(language, byte_tokenizer(), LanguageConfig(name="hf:object"))
+    model = im.compose(tiny_vit(width=64), lm, im.MLP(), fusion)
+    rows, tokens, tags = 4, 128, model.fusion.tokens_in_text
+    ids = torch.full((rows, tokens), 65)
+    ids[:, 1 : 1 + tags] = model.special_tokens.image_id
+    features = torch.randn(rows, 16, 64)
+    batch = im.Batch(ids, torch.ones_like(ids), features=features, labels=ids % 259)
+    if checkpointing:
+        model.language.checkpoint_activations()
+    model.train()
+    held = Held(model)
+    with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda t: t):
+        loss = model(batch).loss
+    assert loss is not None
+    config = TrainConfig(gradient_checkpointing=checkpointing)
+    load = Load(rows=rows, tokens=tokens, pictures=rows, labelled=rows * (tokens - 1))
+    items = memory(model, config, load)
+    kept = sum(n for name, n in items.items() if "layers'" in name or "blocks'" in name)
+    kept += items["connector's activations"]
+    # of what the logits take only they themselves outlive the forward pass
+    logits = rows * (tokens - 1) * 261 * 4
+    assert kept + logits == pytest.approx(sum(held.kept.values()), rel=0.1)
