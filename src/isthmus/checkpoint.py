@@ -34,7 +34,7 @@ from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
 from isthmus.errors import CheckpointError, suggestion
 from isthmus.fusion import visual_width
-from isthmus.model import VisionLanguageModel
+from isthmus.model import VisionLanguageModel, bare_language_model
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -104,6 +104,8 @@ def save(
 
 def description_of(model: VisionLanguageModel) -> dict[str, Any]:
     """What `isthmus.json` says of a model: its configuration and what it was trained between."""
+    if model.text_only:
+        raise CheckpointError("a language model alone has no strip to save: keep its name")
     config = to_mapping(model.config)
     if model.config.connector is None:  # one of the user's own: the name says whose it was
         own = type(model.connector)
@@ -248,7 +250,8 @@ def load(
     """Loads a saved model.
 
     Args:
-        source: The name of a shipped model ("tiny"), or a folder that `save` wrote.
+        source: The name of a shipped model ("tiny"), a folder that `save` wrote, or a language
+            model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no pictures.
         connector: Your own connector, where the model was composed with one.
         language: The language model as an object, where it was composed with one (with its
             `tokenizer`), or a name in place of the saved one.
@@ -268,6 +271,8 @@ def load(
         >>> im.load(im.save(model, folder)).fusion.tokens_in_text
         16
     """
+    if str(source).startswith(("hf:", "asset:")):
+        return bare_language_model(str(source)).to(device=device, dtype=dtype)
     folder = locate(source)
     description = describe(folder)
     values = dict(description["config"])

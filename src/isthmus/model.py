@@ -19,7 +19,7 @@ from isthmus.backbones.language import LanguageModel, load_language
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.batch import IGNORED, Batch, Output, pad
-from isthmus.config import Inline, ModelConfig
+from isthmus.config import Inline, Linear, ModelConfig
 from isthmus.connectors import Connector, build_connector
 from isthmus.cross_entropy import token_losses
 from isthmus.errors import PromptError
@@ -61,6 +61,7 @@ class VisionLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.text_only = False
         self.vision = vision
         self.language = language
         self.connector = connector
@@ -119,8 +120,13 @@ class VisionLanguageModel(nn.Module):
             pictures: How many pictures come with it.
 
         Raises:
-            PromptError: If the number of tags and of pictures differ.
+            PromptError: If the number of tags and of pictures differ, or the model sees none.
         """
+        if pictures and self.text_only:
+            raise PromptError(
+                f"{self.config.language.name} is a language model alone and sees no pictures: "
+                "leave them out, or join it to a vision encoder with im.compose"
+            )
         ids = self.special_tokens.encode(text)
         tags = ids.count(self.special_tokens.image_id)
         if tags != pictures:
@@ -343,3 +349,23 @@ def compose(
     )
     model = VisionLanguageModel(encoder, lm, strip, config)
     return model if dtype is None else model.to(dtype)
+
+
+def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:
+    """A language model alone, for prompts, engine and tasks that need no pictures.
+
+    Args:
+        language: As for `compose`.
+        tokenizer: Likewise.
+
+    Returns:
+        A model that refuses pictures. Its strip is a stand-in that nothing goes through: without
+        pictures a model is always its bare language model.
+
+    Example:
+        >>> bare_language_model("tiny-lm").text_only
+        True
+    """
+    model = compose("tiny-vit", language, Linear(), template="qa", tokenizer=tokenizer)
+    model.text_only = True
+    return model.requires_grad_(False)
