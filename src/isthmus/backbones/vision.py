@@ -122,6 +122,10 @@ class VisionEncoder(nn.Module):
         """As `forward`, operation by operation, so that they can be counted."""
         return self._tokens(self._features(pixels))
 
+    def with_gradients(self, pixels: Tensor) -> Tensor:
+        """As `eager`, for a model that is being trained."""
+        return self._tokens(self._features(pixels.to(self._dtype)))
+
     def _tokens(self, found: Tensor) -> Tensor:
         """The patches (B, N, D), row by row, of tokens or of a feature map (B, D, h, w)."""
         if found.ndim == 4:
