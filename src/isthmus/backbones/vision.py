@@ -309,7 +309,7 @@ def _fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
             return from_timm(_asset_model(rest), config)
         if scheme == "hf":
             return from_transformers(*_transformers_model(rest, pretrained, config, processor))
-        return from_open_clip(*_open_clip_model(rest, pretrained, config))
+        return from_open_clip(*open_clip_model(rest, pretrained, config))
     except IsthmusError:
         raise
     except Exception as error:  # the libraries' own, and their network clients', of many kinds
@@ -371,7 +371,7 @@ def _transformers_model(
     return model, config, processor or AutoImageProcessor.from_pretrained(name)
 
 
-def _open_clip_model(
+def open_clip_model(
     name: str, pretrained: bool, config: VisionConfig
 ) -> tuple[Any, VisionConfig, Any]:
     library = open_clip_library()
