@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ from isthmus.align.towers import ImageTower, TextTower, Tokens, checked_texts
 from isthmus.backbones.text import TextConfig, TextEncoder, check_lengths, load_text
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.config import VisionConfig
+from isthmus.data.prefetch import prefetch
 from isthmus.errors import ConfigError, suggestion
 from isthmus.images import Source, open_picture
 
@@ -35,6 +38,8 @@ Loss = Literal["softmax", "sigmoid"]
 LOSSES = ("softmax", "sigmoid")
 TOKENS_AT_ONCE = 8192
 """Tokens in one pass of the text tower: enough to keep a machine busy, little memory."""
+DECODERS = 2
+"""Threads that open pictures ahead of the image tower."""
 _PROBE_TEXTS = ("a photo of a cat.", "An_ODD-one: 42, \u00e9t\u00e9!")
 
 
@@ -170,12 +175,15 @@ class DualEncoder(nn.Module):
         Raises:
             PictureError: If one is no picture.
         """
-        found = []
-        for start in range(0, len(pictures), batch_size):
-            opened = [open_picture(p) for p in pictures[start : start + batch_size]]
-            pixels = torch.stack([self.preprocess(picture) for picture in opened])
-            found.append(self.encode_images(pixels).float().cpu())
+        ahead = 2 * max(batch_size, DECODERS)
+        found: list[Tensor] = []
+        with closing(prefetch(pictures, self._open, workers=DECODERS, ahead=ahead)) as opened:
+            while batch := list(islice(opened, batch_size)):
+                found.append(self.encode_images(torch.stack(batch)).float().cpu())
         return torch.cat(found) if found else torch.zeros(0, 0)
+
+    def _open(self, picture: Source) -> Tensor:
+        return self.preprocess(open_picture(picture))
 
     # --- Texts ------------------------------------------------------------------------------
 
@@ -214,24 +222,33 @@ class DualEncoder(nn.Module):
         return rows
 
     def encode_rows(self, rows: Sequence[Sequence[int]], *, trim: bool = True) -> Tensor:
-        """As `encode_texts`, of token ids; equal rows are computed once."""
-        order = sorted(set(map(tuple, rows)), key=lambda row: (len(row), row))
+        """As `encode_texts`, of token ids."""
+        places, vectors = zip(*self.passes(rows, trim=trim), strict=True)
+        order = torch.tensor([place for many in places for place in many], device=self.device)
+        found = torch.cat(vectors)
+        return torch.zeros_like(found).index_copy(0, order, found)
+
+    def passes(
+        self, rows: Sequence[Sequence[int]], *, trim: bool = True
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows of token ids through the text tower, shortest first, a few thousand tokens a pass.
+
+        Yields:
+            Which rows, and their vectors (k, D) of length 1.
+        """
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         trims = trim and not self.text.fixed_length
-        vectors: list[Tensor] = []
         start = 0
         while start < len(order):
             stop = start + 1
-            # Sorted, so the last row of a pass is its longest
-            while stop < len(order):
-                length = len(order[stop]) if trims else self.text.context_length
+            while stop < len(order):  # sorted, so the last row of a pass is its longest
+                length = len(rows[order[stop]]) if trims else self.text.context_length
                 if (stop + 1 - start) * length > TOKENS_AT_ONCE:
                     break
                 stop += 1
-            vectors.append(self.encode_tokens(self.text.pad(order[start:stop], trim=trim)))
+            places = order[start:stop]
+            yield places, self.encode_tokens(self.text.pad([rows[i] for i in places], trim=trim))
             start = stop
-        place = {row: i for i, row in enumerate(order)}
-        index = torch.tensor([place[tuple(row)] for row in rows], device=self.device)
-        return torch.cat(vectors)[index]
 
     # --- Scores -----------------------------------------------------------------------------
 
