@@ -42,9 +42,7 @@ def classify(
     sheet: Annotated[
         Path | None, typer.Option(help="Write the pictures and their labels as one PNG.")
     ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print a line of JSON a picture.")
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass.")] = 32,
 ) -> None:
     """Sort pictures into any classes that can be named, without training.
@@ -95,7 +93,7 @@ def classify(
         from isthmus.pages.sheet import contact_sheet
 
         lines = [
-            [", ".join(given), *(f"{score:.0%} {name}" for name, score in ranked[:3])]
+            [", ".join(given), *(f"{_percent(score)} {name}" for name, score in ranked[:3])]
             for given, ranked in zip(chosen, best, strict=True)
         ]
         picture = contact_sheet(opened, lines)
@@ -111,6 +109,10 @@ def classify(
             print(json.dumps(found, ensure_ascii=False))
         return
     _print_table([str(source) for source in sources], chosen, best)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.005 else "<1%"
 
 
 def _labels(given: str, file: Path | None) -> list[str]:

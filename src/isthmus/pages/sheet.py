@@ -13,6 +13,8 @@ from isthmus.images import Source, open_picture
 CELL = 200
 """Side of a picture's square, in pixels."""
 MARGIN = 14
+CAPTION = 3
+"""Between a picture and its first line."""
 LINE = 18
 MOST = 400
 """Most pictures on a sheet: beyond it nobody finds anything."""
@@ -35,31 +37,35 @@ def contact_sheet(
 
     Example:
         >>> contact_sheet([Image.new("RGB", (9, 9))], [["cat", "97% cat"]]).size
-        (228, 278)
+        (228, 267)
     """
     if not 1 <= len(pictures) <= MOST:
         raise InputError(f"got {len(pictures)} pictures for a sheet: expected 1 to {MOST}")
     columns = columns or min(len(pictures), max(1, round(math.sqrt(len(pictures) * 4 / 3))))
-    rows = math.ceil(len(pictures) / columns)
+    fitted = [
+        ImageOps.contain(open_picture(source), (CELL, CELL), Image.Resampling.LANCZOS)
+        for source in pictures
+    ]
     most = max(len(many) for many in lines)
-    width, height = CELL + MARGIN, CELL + most * LINE + MARGIN
-    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), WHITE)
+    rows = [fitted[i : i + columns] for i in range(0, len(fitted), columns)]
+    heights = [max(p.height for p in row) for row in rows]
+    below = CAPTION + most * LINE + MARGIN
+    size = (columns * (CELL + MARGIN) + MARGIN, sum(heights) + len(rows) * below + MARGIN)
+    sheet = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(sheet)
-    bold, plain = _font(15), _font(13)
-    for i, (source, texts) in enumerate(zip(pictures, lines, strict=True)):
-        x, y = MARGIN + i % columns * width, MARGIN + i // columns * height
-        picture = ImageOps.contain(open_picture(source), (CELL, CELL), Image.Resampling.LANCZOS)
-        # Standing on the text, so that a caption is never far from its picture
-        sheet.paste(picture, (x + (CELL - picture.width) // 2, y + CELL - picture.height))
-        for k, text in enumerate(texts):
-            font, colour = (bold, DARK) if k == 0 else (plain, GREY)
-            draw.text((x, y + CELL + 3 + k * LINE), _fitted(draw, text, font), colour, font)
+    bold, plain = ImageFont.load_default(15), ImageFont.load_default(13)
+    texts, y = iter(lines), MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            x = MARGIN + column * (CELL + MARGIN)
+            # Standing on the text, so that a caption is never far from its picture
+            sheet.paste(picture, (x + (CELL - picture.width) // 2, y + height - picture.height))
+            for k, text in enumerate(next(texts)):
+                font, colour = (bold, DARK) if k == 0 else (plain, GREY)
+                place = (x, y + height + CAPTION + k * LINE)
+                draw.text(place, _fitted(draw, text, font), colour, font)
+        y += height + below
     return sheet
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, or its bitmap where it was built without FreeType."""
-    return ImageFont.load_default(size)
 
 
 def _fitted(
