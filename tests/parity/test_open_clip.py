@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
+from safetensors.torch import save_file
 
-from isthmus.align.dual_encoder import DualEncoder
+from isthmus.align.classifier_cache import zero_shot_weights
 from isthmus.align.saved import load_dual_encoder, save_dual_encoder
+from isthmus.align.templates import prompts_of
 from isthmus.errors import CheckpointError, ConfigError, PromptError
 
 open_clip = pytest.importorskip("open_clip")
@@ -134,24 +138,104 @@ def test_a_prompt_beyond_the_context_is_named() -> None:
         ours.encode_texts(["a cat", "so " * 80])
 
 
-def test_a_model_by_name_trained_further_is_saved_whole(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def make() -> DualEncoder:
-        torch.manual_seed(0)
-        return load_dual_encoder(build("clip"), tokenizer=open_clip.tokenizer.SimpleTokenizer())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved open_clip model, as its `local-dir:` reads one."""
+    place = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    model = build("quickgelu")
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
+    preprocess |= {"resize_mode": "squash", "size": 32}
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": True}
+    told = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (place / "open_clip_config.json").write_text(json.dumps(told))
+    save_file(model.state_dict(), place / "open_clip_model.safetensors")
+    return place
 
-    def load(name: str, *, pretrained: bool) -> DualEncoder:
-        model = make()
-        model.name = name
-        return model
 
-    monkeypatch.setattr("isthmus.align.open_clip_model.load_open_clip", load)
-    model = load_dual_encoder("open_clip:tiny/random")
+@torch.no_grad()
+def test_a_model_by_name_brings_its_own_preprocessing(folder: Path) -> None:
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    ours = load_dual_encoder(f"open_clip:local-dir:{folder}")
+    for picture in pictures():
+        assert torch.equal(ours.preprocess(picture), transform(picture))
+    pixels = torch.stack([transform(p) for p in pictures()])
+    close(ours.encode_pictures(pictures()), theirs.eval().encode_image(pixels, normalize=True))
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    close(ours.encode_texts(TEXTS), theirs.encode_text(tokens, normalize=True))
+    assert not torch.equal(transform(pictures()[0]), build_transform()(pictures()[0]))
+
+
+def build_transform() -> Any:
+    return open_clip.image_transform(32, is_train=False)
+
+
+def test_a_model_by_name_trained_further_is_saved_whole(folder: Path, tmp_path: Path) -> None:
+    model = load_dual_encoder(f"open_clip:local-dir:{folder}")
+    before = model.fingerprint()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
     again = load_dual_encoder(save_dual_encoder(model, tmp_path))
-    assert again.fingerprint() == model.fingerprint() != make().fingerprint()
+    assert again.fingerprint() == model.fingerprint() != before
+    assert torch.equal(again.logit_scale, model.logit_scale)
+    wrapped = load_dual_encoder(build("clip"), tokenizer=open_clip.tokenizer.SimpleTokenizer())
     with pytest.raises(CheckpointError, match="wrapped as an object"):
-        save_dual_encoder(make(), tmp_path)
+        save_dual_encoder(wrapped, tmp_path)
+
+
+@torch.no_grad()
+def test_siglip_of_open_clip_token_by_token(tmp_path: Path) -> None:
+    """Its tokenizers of Transformers: canonical text, fixed padding, the last place is read."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "corpus.txt").write_text("a photo of the great white shark\nan ice cream cone\n")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=64,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    transformers.SiglipTokenizer(str(tmp_path / "spiece.model")).save_pretrained(tmp_path)
+    tokenizer = open_clip.tokenizer.HFTokenizer(
+        str(tmp_path), context_length=40, clean="canonicalize"
+    )
+    text = {"context_length": 40, "width": 32, "heads": 2, "layers": 2, "proj_bias": True}
+    text |= {"no_causal_mask": True, "pool_type": "last", "vocab_size": 64}
+    theirs = open_clip.CustomTextCLIP(
+        embed_dim=24, vision_cfg=dict(VISION), text_cfg=text, init_logit_bias=-10.0
+    ).eval()
+    for parameter in theirs.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ours = load_dual_encoder(theirs, tokenizer=tokenizer)
+    texts = ["A photo of the great_white shark!", "an ice-cream cone", "the &amp; shark"]
+    expected = tokenizer(texts)
+    assert torch.equal(ours.tokenize(texts)["input_ids"], expected)
+    assert expected.shape == (3, 40)
+    assert torch.equal(expected[0], tokenizer(["a photo of the great white shark"])[0])
+    close(ours.encode_texts(texts), theirs.encode_text(expected, normalize=True))
+    pixels = torch.randn(2, 3, 32, 32)
+    close(
+        ours.logits(ours.encode_images(pixels), ours.encode_texts(texts)),
+        theirs.get_logits(pixels, expected)[0],
+    )
+    with pytest.raises(PromptError, match="at most 40"):
+        ours.tokenize(["shark " * 40])
+    with pytest.raises(ConfigError, match="how long a text is"):
+        load_dual_encoder(theirs, tokenizer=lambda texts: expected)
+
+
+@torch.no_grad()
+def test_zero_shot_weights_equal_open_clip() -> None:
+    theirs, tokenizer = build("clip"), open_clip.tokenizer.SimpleTokenizer()
+    ours = load_dual_encoder(theirs, tokenizer=tokenizer)
+    labels = ["cat", "great white shark", "ice cream"]
+    expected = open_clip.build_zero_shot_classifier(
+        theirs, tokenizer, labels, open_clip.OPENAI_IMAGENET_TEMPLATES
+    )
+    close(zero_shot_weights(ours, prompts_of(labels, "imagenet-80")), expected.T)

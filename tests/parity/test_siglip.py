@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
+from isthmus.align.adapters import learned_context
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.saved import load_dual_encoder
 from isthmus.errors import ConfigError, PromptError
@@ -181,6 +182,29 @@ def test_siglip_vectors_depend_on_padding_so_it_is_never_trimmed(
             theirs.get_text_features(input_ids=trimmed).pooler_output, dim=-1
         )
     assert (wrong - ours.encode_texts(TEXTS)).abs().max() > 0.01
+
+
+def test_a_context_stands_first_where_nothing_stands_before_a_text(
+    sentencepiece_tokenizer: Any,
+) -> None:
+    """SigLIP has no start token and reads the last of a fixed number of places."""
+    tokenizer = sentencepiece_tokenizer
+    ours = load_dual_encoder(siglip_model(len(tokenizer)), tokenizer=tokenizer)
+    assert ours.text.prefix == 0
+    words = ours.text.token_ids(["a photo of the"])[0][:-1]
+    features = torch.nn.functional.normalize(torch.randn(2, 32), dim=-1)
+    got = learned_context(
+        ours,
+        ["cat", "dog"],
+        features,
+        torch.tensor([0, 1]),
+        context="a photo of the",
+        epochs=1,
+        learning_rate=0.0,
+    )
+    rows = [[*words, *row] for row in ours.text.token_ids(["cat.", "dog."])]
+    close(got, ours.encode_tokens(ours.text.pad(rows)).detach())
+    assert rows[0] == ours.text.token_ids(["a photo of the cat."])[0]
 
 
 def test_siglip2_is_lower_case_and_padded(gemma_like_tokenizer: Any) -> None:

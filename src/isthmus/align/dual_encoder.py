@@ -124,7 +124,8 @@ class DualEncoder(nn.Module):
         if loss not in LOSSES:
             raise ConfigError(f'unknown loss "{loss}": {suggestion(loss, LOSSES)}')
         encoder, reader = load_vision(vision), load_text(text)
-        probe = torch.zeros(1, 3, *encoder.image_size)
+        device = next(encoder.parameters()).device
+        probe = torch.zeros(1, 3, *encoder.image_size, device=device)
         in_width = pooled_features(encoder, probe, pooling).shape[1]
         image = JoinedImageTower(
             encoder,
@@ -136,13 +137,14 @@ class DualEncoder(nn.Module):
             reader, Head(reader.width, width, text_head or HeadConfig()), locked=lock_text
         )
         sigmoid = loss == "sigmoid"
-        return cls(
+        made = cls(
             image,
             words,
             logit_scale=math.log(10) if sigmoid else math.log(1 / 0.07),
             logit_bias=-10.0 if sigmoid else None,
             name=f"{encoder.config.name}+{reader.config.name}",
-        ).eval()
+        ).to(device)
+        return made.eval()
 
     @property
     def loss(self) -> Loss:
