@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,8 +78,10 @@ def classify(
         threshold=threshold,
         batch_size=batch_size,
     )
-    _ = classifier.weights_
-    features = classifier.transform(opened)
+    with _waiting("reading the labels"):
+        _ = classifier.weights_
+    with _waiting("looking at the pictures"):
+        features = classifier.transform(opened)
     best = classifier.top(features, top)
     chosen: list[list[str]]
     if multi_label:
@@ -109,6 +112,14 @@ def classify(
             print(json.dumps(found, ensure_ascii=False))
         return
     _print_table([str(source) for source in sources], chosen, best)
+
+
+def _waiting(what: str) -> AbstractContextManager[object]:
+    """A sign of life for a person at a terminal, and nothing for a pipe."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.status(f"{what} ...") if console.is_terminal else nullcontext()
 
 
 def _percent(share: float) -> str:
