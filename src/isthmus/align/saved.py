@@ -83,6 +83,11 @@ def load_dual_encoder(
     name = str(source)
     if name in SHIPPED:
         folder = Path(str(resources.files("isthmus"))) / "weights" / SHIPPED[name]
+        if not folder.is_dir():
+            raise ConfigError(
+                f'this version ships no dual encoder "{name}" yet: name one, such as '
+                "open_clip:ViT-B-32/laion2b_s34b_b79k or hf:google/siglip-base-patch16-224"
+            )
         return _load_folder(folder, name, vision, text, pretrained)
     scheme, _, rest = name.partition(":")
     if scheme == "open_clip" and rest:
