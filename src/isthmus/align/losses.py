@@ -1,0 +1,356 @@
+"""Contrastive losses that never hold the square of the batch.
+
+Scores are computed a tile at a time: the forward pass keeps a log-sum-exp for each row and column,
+the backward pass computes each tile again and adds its share to the gradients. Memory grows with
+the batch and not with its square, and the result is exact.
+
+Spread over processes, each holds the rows of its own pictures: texts are gathered once, the
+column sums of all processes are put together, and each text's gradient is summed at the process
+that it came from. A loss is then the process's *share*: the shares of all processes sum to the
+loss of the whole batch, and so do the gradients of anything that all of them hold.
+
+Letters: B pairs of this process, N pairs of all processes, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from isthmus.align.tiles import Tiles, gathered, put_together, summed_home, wide
+from isthmus.errors import ConfigError, InputError, suggestion
+
+SameName = Literal["negative", "neither", "positive"]
+SAME_NAME = ("negative", "neither", "positive")
+
+
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    factor: Tensor | float,
+    *,
+    names: Tensor | None = None,
+    same_name: SameName = "neither",
+    tile: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE: each picture must find its text among all, and each text its picture.
+
+    The mean over pictures and texts of the cross-entropy of `factor * image . text` (CLIP, Radford
+    et al. 2021, arXiv 2103.00020, figure 3).
+
+    Args:
+        image_features: Vectors (B, D) of length 1, in any precision; sums are taken in fp32, or in
+            fp64 if the features are.
+        text_features: Vectors (B, D) of length 1; row i belongs to picture i.
+        factor: What similarities are multiplied with: `model.logit_scale.exp()`.
+        names: (B,) int64, the same number for pairs that show the same thing, whose crossed pairs
+            would be false negatives.
+        same_name: What such crossed pairs are: "neither" leaves them out of the sums; "positive"
+            spreads the target evenly over them (UniCL, Yang et al. 2022, arXiv 2204.03610,
+            section 3.2); "negative" is plain InfoNCE. Without `names` all are "negative".
+        tile: Rows and columns that are scored at once; it changes nothing else.
+        group: Processes that share the batch; None for this one alone. All hold as many pairs.
+
+    Returns:
+        This process's share of the loss, a scalar: the whole where it is alone. Differentiable
+        once, for both features and the factor.
+
+    Raises:
+        InputError: If shapes do not match, or processes hold different numbers of pairs.
+        ConfigError: If `same_name` or `tile` is out of range.
+
+    Example:
+        >>> one_hot = torch.eye(4)
+        >>> float(clip_loss(one_hot, one_hot, 0.0).exp())  # nothing known: a choice out of 4
+        4.0
+    """
+    scale = _checked(image_features, text_features, factor, names, same_name, tile)
+    loss: Tensor = _ClipLoss.apply(
+        image_features, text_features, scale, _mask(names, same_name), same_name, tile, group
+    )
+    return loss
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    factor: Tensor | float,
+    bias: Tensor | float,
+    *,
+    names: Tensor | None = None,
+    same_name: SameName = "neither",
+    tile: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Sigmoid loss: for each picture and each text by itself, whether they belong together.
+
+    The sum over all pairs of `-log sigmoid(z (factor * image . text + bias))`, z = 1 for pairs that
+    belong together and -1 for others, over N (SigLIP, Zhai et al. 2023, arXiv 2303.15343,
+    equation 1).
+
+    Args:
+        image_features: As in `clip_loss`.
+        text_features: As in `clip_loss`.
+        factor: What similarities are multiplied with: `model.logit_scale.exp()`.
+        bias: What is added then: `model.logit_bias`.
+        names: As in `clip_loss`.
+        same_name: As in `clip_loss`; "positive" has z = 1.
+        tile: As in `clip_loss`.
+        group: As in `clip_loss`.
+
+    Returns:
+        This process's share of the loss; see `clip_loss`. Differentiable once, for both features,
+        the factor and the bias.
+
+    Raises:
+        InputError: If shapes do not match, or processes hold different numbers of pairs.
+        ConfigError: If `same_name` or `tile` is out of range.
+
+    Example:
+        >>> one_hot = torch.eye(4)
+        >>> float(siglip_loss(one_hot, one_hot, 0.0, 0.0) / torch.tensor(2.0).log())
+        4.0
+    """
+    scale = _checked(image_features, text_features, factor, names, same_name, tile)
+    offset = torch.as_tensor(bias, dtype=scale.dtype, device=scale.device)
+    loss: Tensor = _SigLipLoss.apply(
+        image_features,
+        text_features,
+        scale,
+        offset,
+        _mask(names, same_name),
+        same_name,
+        tile,
+        group,
+    )
+    return loss
+
+
+def _checked(
+    image: Tensor,
+    text: Tensor,
+    factor: Tensor | float,
+    names: Tensor | None,
+    same_name: str,
+    tile: int | None,
+) -> Tensor:
+    """The factor as a tensor, of arguments that fit together."""
+    if image.ndim != 2 or image.shape != text.shape or not len(image):
+        raise InputError(
+            f"image features are {tuple(image.shape)}, text features {tuple(text.shape)}: expected "
+            "both (B, D), a row for each pair"
+        )
+    if names is not None and (names.shape != image.shape[:1] or names.is_floating_point()):
+        raise InputError(
+            f"names are {tuple(names.shape)} of {names.dtype}: expected ({len(image)},) integers, "
+            "one for each pair"
+        )
+    if same_name not in SAME_NAME:
+        raise ConfigError(f'unknown same_name "{same_name}": {suggestion(same_name, SAME_NAME)}')
+    if tile is not None and tile < 1:
+        raise ConfigError(f"tile is {tile}: expected at least 1")
+    return torch.as_tensor(factor, dtype=wide(image), device=image.device)
+
+
+def _mask(names: Tensor | None, same_name: str) -> Tensor | None:
+    return None if same_name == "negative" else names
+
+
+class _ClipLoss(torch.autograd.Function):
+    """Softmax over rows and over columns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        names: Tensor | None,
+        same_name: SameName,
+        tile: int | None,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        first, text, names = gathered(text, names, group)
+        tiles = Tiles(image, text, scale, None, names, first, tile)
+        counts = _counts(names, same_name, len(text), text.device, tiles.dtype)
+        own = slice(first, first + len(image))
+        with torch.autocast(image.device.type, enabled=False):
+            row_sums = image.new_full((len(image),), -torch.inf, dtype=tiles.dtype)
+            column_sums = image.new_full((len(text),), -torch.inf, dtype=tiles.dtype)
+            agreed = row_sums.new_zeros(())
+            for rows, pictures in tiles.rows():
+                for columns, words in tiles.columns():
+                    scores = tiles.scores(pictures, words)
+                    if same_name == "neither" and names is not None:
+                        scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
+                    agreed += _agreed(tiles, rows, columns, scores, counts)
+                    row_sums[rows] = torch.logaddexp(row_sums[rows], scores.logsumexp(1))
+                    column_sums[columns] = torch.logaddexp(
+                        column_sums[columns], scores.logsumexp(0)
+                    )
+            put_together(column_sums, group)
+            total = (row_sums.sum() + column_sums[own].sum()) / 2 - agreed
+        empty = torch.empty(0)
+        ctx.save_for_backward(
+            image,
+            text,
+            scale,
+            row_sums,
+            column_sums,
+            empty if names is None else names,
+            empty if counts is None else counts,
+        )
+        ctx.first, ctx.same_name, ctx.tile, ctx.group = first, same_name, tile, group
+        return total / len(text)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, scale, row_sums, column_sums, names, counts = ctx.saved_tensors
+        names, counts = (t if len(t) else None for t in (names, counts))
+        tiles = Tiles(image, text, scale, None, names, ctx.first, ctx.tile)
+
+        def gradient(rows: slice, columns: slice, scores: Tensor) -> Tensor:
+            if ctx.same_name == "neither" and names is not None:
+                scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
+            found = (scores - row_sums[rows, None]).exp_()
+            found.add_(scores.sub_(column_sums[columns]).exp_()).mul_(0.5)
+            if counts is None:
+                if (own := tiles.own(rows, columns)) is not None:
+                    found[own] -= 1
+            else:
+                same = cast(Tensor, tiles.same(rows, columns))
+                found -= same / counts[rows.start + ctx.first : rows.stop + ctx.first, None]
+            return found
+
+        d_image, d_text, d_scale, _ = _gradients(ctx, tiles, gradient, upstream / len(text))
+        return d_image, d_text, d_scale, None, None, None, None
+
+
+class _SigLipLoss(torch.autograd.Function):
+    """A sigmoid for each pair."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        names: Tensor | None,
+        same_name: SameName,
+        tile: int | None,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        first, text, names = gathered(text, names, group)
+        tiles = Tiles(image, text, scale, bias, names, first, tile)
+        with torch.autocast(image.device.type, enabled=False):
+            total = image.new_zeros((), dtype=tiles.dtype)
+            for rows, pictures in tiles.rows():
+                for columns, words in tiles.columns():
+                    scores = tiles.scores(pictures, words)
+                    total -= _positives(tiles, rows, columns, scores, same_name)
+                    if same_name == "neither" and names is not None:
+                        scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
+                    total += F.softplus(scores).sum()
+        empty = torch.empty(0)
+        ctx.save_for_backward(image, text, scale, bias, empty if names is None else names)
+        ctx.first, ctx.same_name, ctx.tile, ctx.group = first, same_name, tile, group
+        return total / len(text)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, scale, bias, names = ctx.saved_tensors
+        names = names if len(names) else None
+        tiles = Tiles(image, text, scale, bias, names, ctx.first, ctx.tile)
+
+        def gradient(rows: slice, columns: slice, scores: Tensor) -> Tensor:
+            if ctx.same_name == "neither" and names is not None:
+                scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
+            found = scores.sigmoid_()
+            if ctx.same_name == "positive" and names is not None:
+                found -= cast(Tensor, tiles.same(rows, columns)).to(found.dtype)
+            elif (own := tiles.own(rows, columns)) is not None:
+                found[own] -= 1
+            return found
+
+        found = _gradients(ctx, tiles, gradient, upstream / len(text))
+        return *found, None, None, None, None
+
+
+def _agreed(
+    tiles: Tiles, rows: slice, columns: slice, scores: Tensor, counts: Tensor | None
+) -> Tensor:
+    """The scores of a tile that are to be high, each picture's averaged over its texts."""
+    if counts is None:
+        own = tiles.own(rows, columns)
+        return scores.new_zeros(()) if own is None else scores[own].sum()
+    share = counts[rows.start + tiles.first : rows.stop + tiles.first]
+    same = cast(Tensor, tiles.same(rows, columns))
+    return (scores.masked_fill(~same, 0).sum(1) / share).sum()
+
+
+def _positives(tiles: Tiles, rows: slice, columns: slice, scores: Tensor, same_name: str) -> Tensor:
+    """The sum of a tile's scores of pairs that belong together."""
+    if same_name == "positive" and (same := tiles.same(rows, columns)) is not None:
+        return scores[same].sum()
+    own = tiles.own(rows, columns)
+    return scores.new_zeros(()) if own is None else scores[own].sum()
+
+
+def _counts(
+    names: Tensor | None, same_name: str, pairs: int, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """How many pairs have each pair's name, where that is asked for."""
+    if names is None or same_name != "positive":
+        return None
+    _, place, counts = torch.unique(names, return_inverse=True, return_counts=True)
+    return counts[place].to(device, dtype)
+
+
+def _gradients(
+    ctx: Any, tiles: Tiles, gradient: Any, upstream: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of pictures, texts, factor and bias.
+
+    Args:
+        ctx: Of the function.
+        tiles: The scores.
+        gradient: Gives the gradient of a tile's scores, of (rows, columns, scores).
+        upstream: Factor on everything.
+    """
+    image, text, scale = tiles.image, tiles.text, tiles.scale
+    wanted = ctx.needs_input_grad
+    d_image = torch.zeros_like(image, dtype=tiles.dtype)
+    d_text = torch.zeros_like(text, dtype=tiles.dtype)
+    d_bias = d_image.new_zeros(())
+    with torch.autocast(image.device.type, enabled=False):
+        for rows, pictures in tiles.rows():
+            for columns, words in tiles.columns():
+                found = gradient(rows, columns, tiles.scores(pictures, words))
+                d_image[rows].addmm_(found, words)
+                if wanted[1]:
+                    d_text[columns].addmm_(found.T, pictures)
+                if tiles.bias is not None:
+                    d_bias += found.sum()
+        # The factor's gradient is the sum over all pairs of gradient and similarity, and the
+        # similarities are sums over what d_image holds already
+        d_scale = sum(
+            ((d_image[rows] * pictures).sum() for rows, pictures in tiles.rows()),
+            start=d_image.new_zeros(()),
+        )
+        if wanted[1]:
+            d_text = summed_home(d_text, len(image), ctx.group)
+    return (
+        d_image.mul_(upstream * scale).to(image.dtype) if wanted[0] else None,
+        d_text.mul_(upstream * scale).to(text.dtype) if wanted[1] else None,
+        d_scale * upstream if wanted[2] else None,
+        d_bias * upstream if tiles.bias is not None and wanted[3] else None,
+    )
