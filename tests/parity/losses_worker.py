@@ -25,6 +25,16 @@ def pairs() -> tuple[Tensor, Tensor]:
     return image, text
 
 
+def uneven(rank: int) -> list[Tensor]:
+    """As below, with a third of the pairs on the first process."""
+    own = slice(0, PAIRS // 3) if rank == 0 else slice(PAIRS // 3, PAIRS)
+    inputs = [x[own].clone().requires_grad_() for x in pairs()]
+    inputs += [torch.tensor(v, requires_grad=True) for v in (12.0, -3.0)]
+    loss = clip_loss(*inputs[:3], names=NAMES[own], tile=5, group=dist.group.WORLD)
+    grads = torch.autograd.grad(loss, inputs[:3])
+    return [loss.detach(), *grads, torch.zeros(())]
+
+
 def all_losses(rank: int, processes: int) -> dict[str, list[Tensor]]:
     """Loss, and gradients of pictures, texts, factor and bias, of each way."""
     group = dist.group.WORLD if processes > 1 else None
@@ -61,11 +71,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(1)
-    torch.save(all_losses(rank, processes), Path(sys.argv[1]) / f"{rank}.pt")
-    try:
-        clip_loss(*(x[: 3 + rank] for x in pairs()), 1.0, group=dist.group.WORLD)
-    except ValueError as error:
-        (Path(sys.argv[1]) / f"{rank}.txt").write_text(str(error))
+    found = {**all_losses(rank, processes), "uneven": uneven(rank)}
+    torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

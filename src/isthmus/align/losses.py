@@ -22,7 +22,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from isthmus.align.tiles import Tiles, gathered, put_together, summed_home, wide
+from isthmus.align.tiles import Tiles, first_of, gathered, put_together, summed_home, wide
 from isthmus.errors import ConfigError, InputError, suggestion
 
 SameName = Literal["negative", "neither", "positive"]
@@ -55,14 +55,14 @@ def clip_loss(
             spreads the target evenly over them (UniCL, Yang et al. 2022, arXiv 2204.03610,
             section 3.2); "negative" is plain InfoNCE. Without `names` all are "negative".
         tile: Rows and columns that are scored at once; it changes nothing else.
-        group: Processes that share the batch; None for this one alone. All hold as many pairs.
+        group: Processes that share the batch; None for this one alone.
 
     Returns:
         This process's share of the loss, a scalar: the whole where it is alone. Differentiable
         once, for both features and the factor.
 
     Raises:
-        InputError: If shapes do not match, or processes hold different numbers of pairs.
+        InputError: If shapes do not match.
         ConfigError: If `same_name` or `tile` is out of range.
 
     Example:
@@ -109,7 +109,7 @@ def siglip_loss(
         the factor and the bias.
 
     Raises:
-        InputError: If shapes do not match, or processes hold different numbers of pairs.
+        InputError: If shapes do not match.
         ConfigError: If `same_name` or `tile` is out of range.
 
     Example:
@@ -176,7 +176,8 @@ class _ClipLoss(torch.autograd.Function):
         tile: int | None,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        first, text, names = gathered(text, names, group)
+        sizes, text, names = gathered(text, names, group)
+        first = first_of(sizes, group)
         tiles = Tiles(image, text, scale, None, names, first, tile)
         counts = _counts(names, same_name, len(text), text.device, tiles.dtype)
         own = slice(first, first + len(image))
@@ -206,7 +207,8 @@ class _ClipLoss(torch.autograd.Function):
             empty if names is None else names,
             empty if counts is None else counts,
         )
-        ctx.first, ctx.same_name, ctx.tile, ctx.group = first, same_name, tile, group
+        ctx.first, ctx.sizes, ctx.same_name = first, sizes, same_name
+        ctx.tile, ctx.group = tile, group
         return total / len(text)
 
     @staticmethod
@@ -248,7 +250,8 @@ class _SigLipLoss(torch.autograd.Function):
         tile: int | None,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        first, text, names = gathered(text, names, group)
+        sizes, text, names = gathered(text, names, group)
+        first = first_of(sizes, group)
         tiles = Tiles(image, text, scale, bias, names, first, tile)
         with torch.autocast(image.device.type, enabled=False):
             total = image.new_zeros((), dtype=tiles.dtype)
@@ -261,7 +264,8 @@ class _SigLipLoss(torch.autograd.Function):
                     total += F.softplus(scores).sum()
         empty = torch.empty(0)
         ctx.save_for_backward(image, text, scale, bias, empty if names is None else names)
-        ctx.first, ctx.same_name, ctx.tile, ctx.group = first, same_name, tile, group
+        ctx.first, ctx.sizes, ctx.same_name = first, sizes, same_name
+        ctx.tile, ctx.group = tile, group
         return total / len(text)
 
     @staticmethod
@@ -347,7 +351,7 @@ def _gradients(
             start=d_image.new_zeros(()),
         )
         if wanted[1]:
-            d_text = summed_home(d_text, len(image), ctx.group)
+            d_text = summed_home(d_text, ctx.sizes, ctx.group)
     return (
         d_image.mul_(upstream * scale).to(image.dtype) if wanted[0] else None,
         d_text.mul_(upstream * scale).to(text.dtype) if wanted[1] else None,

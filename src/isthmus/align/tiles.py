@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from isthmus.errors import InputError
-
 TILE = {"cpu": 1024, "cuda": 4096}
 """Rows and columns of a tile: enough for a matrix product to run at full speed."""
 
@@ -96,29 +94,28 @@ class Tiles:
 
 def gathered(
     text: Tensor, names: Tensor | None, group: dist.ProcessGroup | None
-) -> tuple[int, Tensor, Tensor | None]:
-    """Number of this process's first pair; texts and names of all processes, in order of rank."""
+) -> tuple[list[int], Tensor, Tensor | None]:
+    """How many pairs each process holds; texts and names of all, in the order of ranks."""
     if group is None or dist.get_world_size(group) == 1:
-        return 0, text, names
+        return [len(text)], text, names
     count = dist.get_world_size(group)
-    sizes = [torch.zeros(1, dtype=torch.long, device=text.device) for _ in range(count)]
-    dist.all_gather(sizes, torch.tensor([len(text)], device=text.device), group=group)
-    if len({int(size) for size in sizes}) > 1:
-        raise InputError(
-            f"processes hold {[int(size) for size in sizes]} pairs: expected as many on each"
-        )
-    first = dist.get_rank(group) * len(text)
-    return (
-        first,
-        _all(text, count, group),
-        None if names is None else _all(names, count, group),
-    )
+    told = torch.empty(count, dtype=torch.long, device=text.device)
+    dist.all_gather_into_tensor(told, told.new_tensor([len(text)]), group=group)
+    sizes: list[int] = told.tolist()
+    words = _all(text, sizes, group)
+    return sizes, words, None if names is None else _all(names, sizes, group)
 
 
-def _all(tensor: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:
-    found = tensor.new_empty(count * len(tensor), *tensor.shape[1:])
-    dist.all_gather_into_tensor(found, tensor.contiguous(), group=group)
-    return found
+def _all(tensor: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Rows of all processes, which are sent as if all held as many as the fullest."""
+    most = max(sizes)
+    padded = tensor.new_zeros(most, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    found = tensor.new_empty(most * len(sizes), *tensor.shape[1:])
+    dist.all_gather_into_tensor(found, padded, group=group)
+    if min(sizes) == most:
+        return found
+    return torch.cat([part[:n] for part, n in zip(found.split(most), sizes, strict=True)])
 
 
 def put_together(sums: Tensor, group: dist.ProcessGroup | None) -> None:
@@ -132,10 +129,19 @@ def put_together(sums: Tensor, group: dist.ProcessGroup | None) -> None:
     sums.log_().add_(peak)
 
 
-def summed_home(gradient: Tensor, own: int, group: dist.ProcessGroup | None) -> Tensor:
+def summed_home(gradient: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> Tensor:
     """The sum over processes of a gradient (N, D), the rows of this process's own texts."""
-    if group is None or dist.get_world_size(group) == 1:
+    if group is None or len(sizes) == 1:
         return gradient
-    home = gradient.new_empty(own, *gradient.shape[1:])
-    dist.reduce_scatter_tensor(home, gradient, group=group)
-    return home
+    rank = dist.get_rank(group)
+    if min(sizes) == max(sizes):
+        home = gradient.new_empty(sizes[rank], *gradient.shape[1:])
+        dist.reduce_scatter_tensor(home, gradient, group=group)
+        return home
+    dist.all_reduce(gradient, group=group)
+    return gradient.split(sizes)[rank].clone()
+
+
+def first_of(sizes: list[int], group: dist.ProcessGroup | None) -> int:
+    """Number of this process's first pair among all."""
+    return 0 if group is None or len(sizes) == 1 else sum(sizes[: dist.get_rank(group)])
