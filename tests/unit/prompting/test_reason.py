@@ -357,7 +357,14 @@ def test_auto_cot_takes_one_chain_that_holds_up_of_each_cluster() -> None:
     assert [w.example.question for w in found] == ["What is 1 + 1?", "What is 3 + 1?"]
     assert [w.example.answer for w in found] == ["2", "4"]
     assert found[0].example.rationale == f"{trigger} 1 and 1 more. That makes 2."
-    assert found[0].made["by"] == "auto-cot"
+    assert found[0].made == {
+        "by": "auto-cot",
+        "trigger": trigger,
+        "seed": 0,
+        "cluster": 0,
+        "question": 1,
+        "kept": "nearest to its cluster's centre that passed the filters",
+    }
     assert "999" not in "".join(p.text for p in engine.asked)
     with pytest.raises(InputError, match="4 questions for 5"):
         auto_cot(engine, questions, 5, Reasoning("zero-cot"), NUMBERS)
@@ -395,6 +402,32 @@ def test_bootstrapping_keeps_chains_that_reach_the_answer() -> None:
     hinted = bootstrap(engine, labelled, 3, how, NUMBERS, attempts=3, hint=True)
     assert [w.made["by"] for w in hinted][2] == "bootstrap with the answer as a hint"
     assert hinted[2].example.question == "hopeless?"  # the hint is not in the demonstration
+    assert [w.made["kept"] for w in hinted][1:] == [
+        "reaches the known answer",
+        "reaches the known answer, which it was told",
+    ]
     assert len(bootstrap(engine, labelled, 1, how, NUMBERS)) == 1
     with pytest.raises(InputError, match="has no answer"):
         bootstrap(engine, [Example((), "x?")], 1, how, NUMBERS)
+
+
+def test_the_hint_is_in_the_questions_language() -> None:
+    engine: Any = Scripted(lambda prompt, _: "모른다.")
+    labelled = [Example((), "몇 개야?", "3")]
+    assert bootstrap(engine, labelled, 1, Reasoning("zero-cot"), NUMBERS, hint=True) == []
+    assert "Q: 몇 개야? 정답은 3입니다.\n" in engine.asked[-1].text
+
+
+def test_each_question_has_choices_of_its_own() -> None:
+    def script(prompt: str, _: int) -> str:
+        asks = prompt.endswith("is")
+        return "the last" if asks and "through C" in prompt else "It is blue."
+
+    forms = [Asked(qa, "choice", ("red", "blue")), Asked(qa, "choice", ("no", "not", "the last"))]
+    labelled = [Example((), "1?", "B"), Example((), "2?", "C")]
+    engine: Any = Scripted(script)
+    how = Reasoning("zero-cot")
+    assert [w.example.answer for w in bootstrap(engine, labelled, 2, how, forms)] == ["B", "C"]
+    vectors = [[0.0, 1.0], [1.0, 0.0]]
+    found = auto_cot(engine, labelled, 2, how, forms, embed=lambda _: vectors)
+    assert {w.example.question: w.example.answer for w in found} == {"1?": "B", "2?": "C"}
