@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -368,6 +369,18 @@ def test_auto_cot_takes_one_chain_that_holds_up_of_each_cluster() -> None:
     assert "999" not in "".join(p.text for p in engine.asked)
     with pytest.raises(InputError, match="4 questions for 5"):
         auto_cot(engine, questions, 5, Reasoning("zero-cot"), NUMBERS)
+
+
+@pytest.mark.parametrize(("middle", "taken", "tried"), [(2, "2 + 1", 1), (9, "3 + 1", 2)])
+def test_auto_cot_walks_a_cluster_from_its_centre(middle: int, taken: str, tried: int) -> None:
+    # the question at angle 0 is nearest to the centre, then that at 0.3, then that at -0.7
+    questions = [Example((), f"What is {n} + 1?") for n in (1, 3, middle)]
+    vectors = [[math.cos(a), math.sin(a)] for a in (-0.7, 0.3, 0.0)]
+    engine: Any = Scripted(adding)
+    how = Reasoning("zero-cot")
+    found = auto_cot(engine, questions, 1, how, NUMBERS, embed=lambda _: vectors, at_once=1)
+    assert [w.example.question for w in found] == [f"What is {taken}?"]
+    assert len(engine.asked) == 2 * tried  # those further out are never asked
 
 
 def test_a_cluster_without_a_good_chain_gives_none() -> None:
