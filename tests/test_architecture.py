@@ -27,6 +27,7 @@ LAYERS = [
     {"model"},
     {"checkpoint", "generation"},
     {"data"},
+    {"align"},
     {"prompting"},
     {"inference"},
     {"training", "testing", "evaluation"},

@@ -10,7 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isthmus.align.dual_encoder import DualEncoder
+    from isthmus.align.saved import load_dual_encoder, save_dual_encoder
+    from isthmus.align.zeroshot import ZeroShotClassifier
     from isthmus.backbones.language import LanguageModel, load_language
+    from isthmus.backbones.text import TextEncoder, load_text
     from isthmus.backbones.vision import VisionEncoder, load_vision
     from isthmus.batch import Batch, Output
     from isthmus.checkpoint import load, save
@@ -98,6 +102,10 @@ _HOMES = {
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
     "isthmus.data.sources": ("read_data", "read_records"),
+    "isthmus.align.zeroshot": ("ZeroShotClassifier",),
+    "isthmus.align.dual_encoder": ("DualEncoder",),
+    "isthmus.align.saved": ("load_dual_encoder", "save_dual_encoder"),
+    "isthmus.backbones.text": ("TextEncoder", "load_text"),
     "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
     "isthmus.backbones.language": ("LanguageModel", "load_language"),
     "isthmus.connectors": ("Connector",),
@@ -132,6 +140,7 @@ __all__ = [
     "CrossAttention",
     "DataConfig",
     "DataSet",
+    "DualEncoder",
     "Engine",
     "Example",
     "Inline",
@@ -156,18 +165,22 @@ __all__ = [
     "Resampler",
     "RunConfig",
     "Task",
+    "TextEncoder",
     "TrainConfig",
     "TrainingError",
     "TrainingStopped",
     "VisionConfig",
     "VisionEncoder",
     "VisionLanguageModel",
+    "ZeroShotClassifier",
     "ask",
     "compose",
     "evaluate",
     "generate",
     "load",
+    "load_dual_encoder",
     "load_language",
+    "load_text",
     "load_vision",
     "open_picture",
     "read_data",
@@ -175,6 +188,7 @@ __all__ = [
     "read_records",
     "read_run",
     "save",
+    "save_dual_encoder",
     "stream",
     "train",
     "write_examples",

@@ -257,7 +257,7 @@ def from_open_clip(model: Any, config: VisionConfig, transform: Any = None) -> B
     """
     visual = getattr(model, "visual", model)
     if transform is None:
-        transform = _open_clip_transform(visual)
+        transform = open_clip_transform(visual)
     if hasattr(visual, "trunk"):
         mean, std = getattr(visual, "image_mean", None), getattr(visual, "image_std", None)
         backbone = from_timm(visual.trunk, config)
@@ -307,7 +307,7 @@ def _open_clip_normalisation(visual: Any) -> tuple[Sequence[float], Sequence[flo
     return tuple(mean), tuple(std)
 
 
-def _open_clip_transform(visual: Any) -> Preprocess:
+def open_clip_transform(visual: Any) -> Preprocess:
     """The evaluation transform that open_clip's factory would have made."""
     library = open_clip_library()
     mean, std = _open_clip_normalisation(visual)

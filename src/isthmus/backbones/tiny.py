@@ -251,3 +251,32 @@ def byte_tokenizer() -> Any:
         eos_token="</s>",
         clean_up_tokenization_spaces=False,  # decoded text is the text, spaces before dots and all
     )
+
+
+def tiny_text_model(*, width: int = 32, layers: int = 2, heads: int = 2, seed: int = 0) -> Any:
+    """A BERT with random weights over the byte vocabulary; it goes with `byte_tokenizer`.
+
+    Args:
+        width: Hidden width.
+        layers: Number of layers.
+        heads: Attention heads.
+        seed: Seed of the weights; the global generator is left alone.
+    """
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
+        max_position_embeddings=128,
+        pad_token_id=PAD,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertModel(config, add_pooling_layer=False)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # the usual 0.02 would make every text alike
+                torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()

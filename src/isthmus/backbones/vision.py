@@ -122,6 +122,10 @@ class VisionEncoder(nn.Module):
         """As `forward`, operation by operation, so that they can be counted."""
         return self._tokens(self._features(pixels))
 
+    def with_gradients(self, pixels: Tensor) -> Tensor:
+        """As `eager`, for a model that is being trained."""
+        return self._tokens(self._features(pixels.to(self._dtype)))
+
     def _tokens(self, found: Tensor) -> Tensor:
         """The patches (B, N, D), row by row, of tokens or of a feature map (B, D, h, w)."""
         if found.ndim == 4:
@@ -305,7 +309,7 @@ def _fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
             return from_timm(_asset_model(rest), config)
         if scheme == "hf":
             return from_transformers(*_transformers_model(rest, pretrained, config, processor))
-        return from_open_clip(*_open_clip_model(rest, pretrained, config))
+        return from_open_clip(*open_clip_model(rest, pretrained, config))
     except IsthmusError:
         raise
     except Exception as error:  # the libraries' own, and their network clients', of many kinds
@@ -367,7 +371,7 @@ def _transformers_model(
     return model, config, processor or AutoImageProcessor.from_pretrained(name)
 
 
-def _open_clip_model(
+def open_clip_model(
     name: str, pretrained: bool, config: VisionConfig
 ) -> tuple[Any, VisionConfig, Any]:
     library = open_clip_library()

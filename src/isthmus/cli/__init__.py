@@ -13,6 +13,7 @@ import typer
 
 from isthmus.cli.ask import ask
 from isthmus.cli.assets import assets
+from isthmus.cli.classify import classify
 from isthmus.cli.data import data
 from isthmus.cli.eval import eval_
 from isthmus.cli.features import features
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(ask)
+app.command()(classify)
 app.command()(train)
 app.command("eval")(eval_)
 app.command()(info)

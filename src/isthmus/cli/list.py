@@ -11,7 +11,8 @@ import typer
 def list_(
     json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """List what can be named: shipped models, connectors, fusions, templates, assets."""
+    """List what can be named: shipped models, connectors, fusions, templates, prompts, assets."""
+    from isthmus.align.templates import template_sets
     from isthmus.assets import ASSETS
     from isthmus.config import CONNECTOR_CONFIGS, FUSION_CONFIGS, SHIPPED
     from isthmus.templates import TEMPLATES
@@ -24,6 +25,7 @@ def list_(
             **{n: _first_line(t) for n, t in TEMPLATES.items()},
             "chat": "The language model's own chat template.",
         },
+        "prompts": {n: told["about"] for n, told in template_sets().items()},
         "assets": {n: a.description for n, a in ASSETS.items()},
     }
     if json_:

@@ -1,0 +1,196 @@
+"""Any vision encoder and any text encoder, joined by two heads.
+
+With both towers locked this is LiT (Zhai et al. 2022, arXiv 2111.07991) from both sides: only the
+heads are trained, on features that can be computed once.
+
+Letters: B pictures, K texts, N patches, D width of the common space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from isthmus.align.towers import ImageTower, TextTower, Tokens
+from isthmus.backbones.text import TextEncoder
+from isthmus.backbones.vision import VisionEncoder
+from isthmus.errors import ConfigError, suggestion
+
+Pooling = Literal["mean", "own"]
+POOLINGS = ("mean", "own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """A tower's head: a linear map, and beside it a small network whose output is added.
+
+    Attributes:
+        hidden: Hidden units of the network; 0 leaves the linear map alone.
+        bias: Whether the linear map has a bias.
+        dropout: Share of hidden units dropped in training.
+    """
+
+    hidden: int = 0
+    bias: bool = True
+    dropout: float = 0.0
+
+
+class Head(nn.Module):
+    """Maps a tower's vectors to the common space.
+
+    `linear(z) + mlp(z)` of z = (x - mean) / std; the network's last layer starts at zero, so that
+    a linear map that was solved for is where training starts.
+
+    Args:
+        in_width: Width of the tower's vectors.
+        width: Width D of the common space.
+        config: Its form.
+
+    Attributes:
+        mean: Subtracted from the input, (in_width,); 0 unless set.
+        std: Divides the input, (in_width,); 1 unless set.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_width: int, width: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(in_width))
+        self.register_buffer("std", torch.ones(in_width))
+        self.linear = nn.Linear(in_width, width, bias=config.bias)
+        self.mlp: nn.Sequential | None = None
+        if config.hidden:
+            last = nn.Linear(config.hidden, width)
+            self.mlp = nn.Sequential(
+                nn.Linear(in_width, config.hidden), nn.GELU(), nn.Dropout(config.dropout), last
+            )
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, D) of vectors (B, in_width)."""
+        standard = (vectors.to(self.mean.dtype) - self.mean) / self.std
+        mapped: Tensor = self.linear(standard)
+        return mapped if self.mlp is None else mapped + self.mlp(standard)
+
+
+class JoinedImageTower(ImageTower):
+    """A vision encoder, its pooled features, and a head.
+
+    Args:
+        encoder: The encoder.
+        head: The head.
+        pooling: "mean" of the patches, or the encoder's "own" pooled output.
+        locked: Whether the encoder stays frozen.
+    """
+
+    def __init__(
+        self, encoder: VisionEncoder, head: Head, *, pooling: Pooling, locked: bool
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.pooling = pooling
+        self.locked = locked
+        self.image_size = encoder.image_size
+        encoder.model.requires_grad_(not locked)
+
+    def preprocess(self, picture: Image.Image) -> Tensor:
+        """Pixels (3, H, W): the encoder's own way."""
+        return self.encoder.preprocess(picture)
+
+    def pool(self, pixels: Tensor) -> Tensor:
+        """Pooled features (B, D_vision), float32, of pixels (B, 3, H, W)."""
+        return pooled_features(self.encoder, pixels, self.pooling, gradients=not self.locked)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Vectors (B, D) of pixels (B, 3, H, W)."""
+        mapped: Tensor = self.head(self.pool(pixels))
+        return mapped
+
+
+class JoinedTextTower(TextTower):
+    """A text encoder and a head.
+
+    Args:
+        encoder: The encoder.
+        head: The head.
+        locked: Whether the encoder stays frozen.
+    """
+
+    masked = True
+
+    def __init__(self, encoder: TextEncoder, head: Head, *, locked: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.locked = locked
+        self.context_length = encoder.context_length
+        self.pad_id = encoder.tokenizer.pad_token_id or 0
+        plain = encoder.token_ids(["a"])[0]
+        bare = encoder.tokenizer("a", add_special_tokens=False)["input_ids"]
+        self.prefix = next((i for i, token in enumerate(plain) if token == bare[0]), 0)
+        encoder.model.requires_grad_(not locked)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's token ids."""
+        return self.encoder.token_ids(texts)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Vectors (K, D)."""
+        mapped: Tensor = self.head(self.encoder(**tokens).float())
+        return mapped
+
+    def token_embedding(self) -> nn.Module:
+        """The encoder's word embedding."""
+        found: nn.Module = self.encoder.model.get_input_embeddings()
+        return found
+
+
+def pooled_features(
+    encoder: VisionEncoder, pixels: Tensor, pooling: Pooling = "mean", *, gradients: bool = False
+) -> Tensor:
+    """One vector (B, D_vision), float32, for each picture.
+
+    Args:
+        encoder: The encoder.
+        pixels: (B, 3, H, W).
+        pooling: "mean" of the patches, which is the own pooling of convolutional networks; or the
+            encoder's "own": timm's features before the classifier, Transformers'
+            `pooler_output`, open_clip's projection.
+        gradients: Whether they flow into the encoder.
+
+    Raises:
+        ConfigError: If the pooling is unknown, or the model has none of its own.
+    """
+    if pooling == "mean":
+        features = encoder.with_gradients(pixels) if gradients else encoder(pixels)
+        return features.float().mean(dim=1)
+    if pooling != "own":
+        raise ConfigError(f'unknown pooling "{pooling}": {suggestion(pooling, POOLINGS)}')
+    with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
+        return _own_pooling(encoder, pixels).float().flatten(1)
+
+
+def _own_pooling(encoder: VisionEncoder, pixels: Tensor) -> Tensor:
+    model = encoder.model
+    pixels = pixels.to(next(model.parameters()).dtype)
+    found: Tensor | tuple[Tensor, ...] | None
+    if hasattr(model, "forward_head"):  # timm
+        found = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
+    elif hasattr(model, "config"):  # Transformers
+        found = getattr(model(pixel_values=pixels), "pooler_output", None)
+    else:  # open_clip
+        found = model(pixels)
+    if found is None:
+        raise ConfigError(
+            f'{type(model).__name__} has no pooled output of its own: pass pooling="mean"'
+        )
+    return found[0] if isinstance(found, tuple) else found
