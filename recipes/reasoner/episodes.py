@@ -45,7 +45,7 @@ ENDS = "\0"
 DIRECT_WEIGHT = 4.0
 """What a token of a direct answer counts for beside one of a rationale: there are far fewer."""
 RESULT_WEIGHT = 5.0
-"""What the value of a pair counts for in a rationale: the rest of it is copied, and soon learned."""
+"""What the value of a pair counts for in a rationale: the rest is copied, and soon learned."""
 RESULT = re.compile(r"(?<==)\d|(?<== )\d+")
 
 

@@ -4,8 +4,8 @@
 
 A vision transformer of one layer, a Llama of four, a linear connector: 1.5 million parameters, all
 of them trained, on three generated tasks of `isthmus eval` (arithmetic modulo 7, the parity of
-digits, two-hop questions on grids). It is here to show what prompts do, on a laptop's CPU, and knows
-nothing else. A run that was stopped goes on behind its last checkpoint.
+digits, two-hop questions on grids). It is here to show what prompts do, on a laptop's CPU, and
+knows nothing else. A run that was stopped goes on behind its last checkpoint.
 """
 
 from __future__ import annotations
