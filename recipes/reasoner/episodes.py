@@ -15,6 +15,7 @@ arms of an evaluation differ in the prompt alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,13 +24,18 @@ import numpy as np
 
 from isthmus.evaluation.tasks.drawing import draw_grid
 from isthmus.evaluation.tasks.grids import THINGS, two_hop
-from isthmus.evaluation.tasks.text import arithmetic
+from isthmus.evaluation.tasks.text import arithmetic, parity
 from isthmus.prompt import END_TAG, Example
-from isthmus.triggers import trigger_named
+from isthmus.triggers import AnswerKind, trigger_named
 
 TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003
 """The evaluation's items come from small seeds."""
+TASKS = {"arithmetic": 0.4, "parity": 0.2, "two-hop": 0.4}
+"""Share of each task's texts."""
+KINDS: dict[str, AnswerKind] = {"arithmetic": "number", "parity": "label", "two-hop": "number"}
+OPERATORS = (0.3, 0.2, 0.2, 0.3)
+"""Share of expressions with one to four operators: single pairs are what steps are made of."""
 MOST_SHOTS = 4
 SIDE = 4
 READING = (0.8, 0.1)
@@ -38,6 +44,9 @@ ENDS = "\0"
 """A piece of no text: the model is to end here, although the text goes on."""
 DIRECT_WEIGHT = 4.0
 """What a token of a direct answer counts for beside one of a rationale: there are far fewer."""
+RESULT_WEIGHT = 5.0
+"""What the value of a pair counts for in a rationale: the rest is copied, and soon learned."""
+RESULT = re.compile(r"(?<==)\d|(?<== )\d+")
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,12 @@ def arithmetic_example(rng: np.random.Generator, operators: int) -> Example:
     """A fresh question of arithmetic."""
     seed = int(rng.integers(TRAINING_SEED, 1 << 40))
     return arithmetic(seed, n=1, operators=operators).items[0].example
+
+
+def parity_example(rng: np.random.Generator) -> Example:
+    """A fresh question of parity."""
+    seed = int(rng.integers(TRAINING_SEED, 1 << 40))
+    return parity(seed, n=1).items[0].example
 
 
 def grid_example(rng: np.random.Generator) -> Example:
@@ -99,35 +114,47 @@ def draw(
             from which steps are learned soonest, and grids to be read: what is in which cell is
             hardly learned from counts alone.
     """
-    pictured = rng.random() < 0.5
-    operators = int(rng.choice((1, 2, 3, 4), p=(0.1, 0.2, 0.25, 0.45)))
+    task = str(rng.choice(tuple(TASKS), p=tuple(TASKS.values())))
+    pictured = task == "two-hop"
+    operators = int(rng.choice((1, 2, 3, 4), p=OPERATORS))
 
     def fresh() -> Example:
         while True:
-            made = grid_example(rng) if pictured else arithmetic_example(rng, operators)
-            if pictured or made.question not in asked:
+            if pictured:
+                return grid_example(rng)
+            made = parity_example(rng) if task == "parity" else arithmetic_example(rng, operators)
+            if made.question not in asked:
                 return made
 
     if pictured and rng.random() < READING[1] + (READING[0] - READING[1]) * (1 - share):
         return reading(rng, render)
     if rng.random() >= share:
-        return triggered(fresh(), render)
+        return triggered(fresh(), render, KINDS[task])
     reasoned = rng.random() < 0.5
     shots = int(rng.integers(1, MOST_SHOTS + 1)) if rng.random() < 0.5 else 0
     if reasoned and not shots:
-        return triggered(fresh(), render)
+        return triggered(fresh(), render, KINDS[task])
     return episode([fresh() for _ in range(shots + 1)], render, reasoned)
 
 
-def triggered(example: Example, render: Callable[..., Any]) -> Text:
+def weighed(text: str, weight: float) -> list[tuple[str, float]]:
+    """A text in pieces, the values of its pairs counting for more."""
+    found, last = [], 0
+    for match in RESULT.finditer(text):
+        found += [(text[last : match.start()], weight), (match.group(), weight * RESULT_WEIGHT)]
+        last = match.end()
+    return [*found, (text[last:], weight)]
+
+
+def triggered(example: Example, render: Callable[..., Any], kind: AnswerKind = "number") -> Text:
     """A question with the trigger: its steps and, when it is asked for, the answer."""
     query = replace(example, answer=None, rationale=None)
     prompt = render([], query, lead=TRIGGER.text)
     pieces = (
         (prompt.text, 0.0),
-        (f" {example.rationale}", 1.0),
+        *weighed(f" {example.rationale}", 1.0),
         (ENDS, 1.0),
-        (f" {TRIGGER.extraction('number')}", 0.0),
+        (f" {TRIGGER.extraction(kind)}", 0.0),
         (f" {example.answer}.", 1.0),
         (END_TAG, 1.0),
     )
@@ -149,6 +176,6 @@ def episode(examples: list[Example], render: Callable[..., Any], reasoned: bool)
         answer = f" {example.answer}"
         if reasoned:
             answer = f" {example.rationale} The answer is {example.answer}."
-        pieces += [(answer, weight), (END_TAG, float(told))]
+        pieces += [*weighed(answer, weight), (END_TAG, float(told))]
         before = f"{text}{answer}{END_TAG}"
     return Text(tuple(pieces), tuple(p for e in examples for p in e.pictures))

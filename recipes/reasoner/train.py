@@ -3,9 +3,9 @@
     python recipes/reasoner/train.py --out runs/reasoner
 
 A vision transformer of one layer, a Llama of four, a linear connector: 1.5 million parameters, all
-of them trained, on two generated tasks of `isthmus eval` (arithmetic modulo 7, two-hop questions
-on grids). It is here to show what prompts do, on a laptop's CPU, and knows nothing else. A run that
-was stopped goes on behind its last checkpoint.
+of them trained, on three generated tasks of `isthmus eval` (arithmetic modulo 7, the parity of
+digits, two-hop questions on grids). It is here to show what prompts do, on a laptop's CPU, and
+knows nothing else. A run that was stopped goes on behind its last checkpoint.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def tokenizer(texts: list[str], folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
-    pieces = Regex(r" ?[A-Za-z]+(?:'[a-z]+)?(?:\d[a-z]\d)?| ?[^\sA-Za-z\d]|\d|\s")
+    pieces = Regex(r" ?[A-Za-z]+(?:'[a-z]+)?(?:\d[a-z]\d)?|[^\sA-Za-z\d]|\d|\s")
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(pieces, "isolated"),
@@ -247,7 +247,9 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         build(out, options.seed)
     model = compose(out)
-    asked = frozenset(i.example.question for i in task_named("arithmetic").items)
+    asked = frozenset(
+        i.example.question for task in ("arithmetic", "parity") for i in task_named(task).items
+    )
     optimizers = optimizers_of(model, options.lr)
     step = seen = pool = 0
     seconds = 0.0

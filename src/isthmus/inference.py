@@ -21,6 +21,7 @@ from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, with_choices
 from isthmus.prompting.reason import STOPS, Asked, Reasoning, solve, way_for
 from isthmus.templates import template_named
+from isthmus.triggers import trigger_named
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Answer:
         votes: Votes by answer, where several chains were drawn.
         agreement: The winner's share of the votes, a confidence.
         prompts: Every prompt, in their order; the last one is `prompt`.
+        cached_tokens: Tokens of prompts that were not computed, since others share them.
+        unparsed: Share of chains without an answer that parses; they have no vote.
     """
 
     text: str
@@ -50,6 +53,8 @@ class Answer:
     votes: dict[str, int] = field(default_factory=dict)
     agreement: float | None = None
     prompts: tuple[str, ...] = ()
+    cached_tokens: int = 0
+    unparsed: float | None = None
 
 
 def _prepare(
@@ -71,7 +76,7 @@ def ask(
     reason: bool | Reasoning = False,
     kind: AnswerKind = "text",
     choices: Sequence[str] = (),
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     stop: Sequence[str] = STOPS,
     **options: Any,
 ) -> Answer:
@@ -85,10 +90,11 @@ def ask(
         shots: Demonstrations, put before the question.
         reason: Whether to reach the answer in steps: like those of the demonstrations, where one
             has a rationale, else after "Let's think step by step.", in Korean for a Korean
-            question. A `Reasoning` says more: the trigger, how many chains vote, ...
+            question. A `Reasoning` says more: the trigger, how many chains vote, ... Where all
+            demonstrations begin their steps with the trigger, as Auto-CoT's do, so does the answer.
         kind: What the answer is, so that it can be found in the text.
         choices: The closed answers, of a choice or label.
-        max_new_tokens: Most tokens of the answer.
+        max_new_tokens: Most tokens of the answer; None is what a `Reasoning` says, or 32.
         stop: Strings that end the answer; steps have ends of their own.
         **options: Options of Transformers' `generate`: `num_beams`, `do_sample`, ...; not beside
             `reason`.
@@ -117,18 +123,22 @@ def ask(
                 f"{sorted(options)[0]} cannot go with reason: a Reasoning says how chains are drawn"
             )
         how = way_for(question, shots) if reason is True else reason
-        how = replace(how, max_new_tokens=max_new_tokens)
+        if max_new_tokens is not None:
+            how = replace(how, max_new_tokens=max_new_tokens)
         return _in_steps(model, Example(pictures, question), shots, how, kind, closed)
     prompt, batch = _prepare(model, pictures, question, shots)
-    ids = generate(model, batch, max_new_tokens=max_new_tokens, stop=stop, **options)[0]
+    most = 32 if max_new_tokens is None else max_new_tokens
+    ids = generate(model, batch, max_new_tokens=most, stop=stop, **options)[0]
     text = text_of(model, ids, stop)
+    parsed = extract(text, kind, closed, after=("",))
     return Answer(
         text=text,
         prompt=prompt,
         prompt_tokens=batch.input_ids.shape[1],
         new_tokens=len(ids),
-        parsed=extract(text, kind, closed, after=("",)),
+        parsed=parsed,
         prompts=(prompt,),
+        unparsed=float(parsed is None),
     )
 
 
@@ -142,7 +152,10 @@ def _in_steps(
 ) -> Answer:
     """The answer that reasoning reaches; its text is what was found in what the model wrote."""
     template = template_named(model.config.template, model.language.tokenizer)
-    asked = Asked(template, kind, choices)
+    begun = trigger_named(reasoning.trigger).text
+    worked = [s.rationale for s in shots if s.rationale]
+    alike = reasoning.way == "cot" and all(r.startswith(begun) for r in worked)
+    asked = Asked(template, kind, choices, lead=begun if alike else "")
     [solution] = solve(Engine(model), [query], [shots], reasoning, asked)
     prompts = tuple(p.text for p in solution.prompts)
     return Answer(
@@ -155,6 +168,8 @@ def _in_steps(
         votes=solution.votes,
         agreement=solution.agreement,
         prompts=prompts,
+        cached_tokens=solution.cached_tokens,
+        unparsed=solution.unparsed,
     )
 
 

@@ -76,15 +76,21 @@ class Prompt:
             )
 
 
-def without_tags(text: str) -> str:
+def without_tags(text: str, also: Sequence[str] = ()) -> str:
     """A text that a model wrote, fit to be put into a prompt: tags it spelled out are dropped.
+
+    Args:
+        text: The text.
+        also: Other strings that no text may have, such as markers between turns of a chat.
 
     Example:
         >>> without_tags("a dog<|endofchunk|>")
         'a dog'
     """
-    while IMAGE_TAG in text or END_TAG in text:  # what is left may come together to a tag
-        text = text.replace(IMAGE_TAG, "").replace(END_TAG, "")
+    tags = [tag for tag in (IMAGE_TAG, END_TAG, *also) if tag]
+    while any(tag in text for tag in tags):  # what is left may come together to a tag
+        for tag in tags:
+            text = text.replace(tag, "")
     return text
 
 

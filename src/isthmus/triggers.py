@@ -11,6 +11,7 @@ Korean wordings have no publication that we know of; they say the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -168,12 +169,26 @@ TRIGGERS: dict[str, Trigger] = {
 }
 
 
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def is_korean(text: str) -> bool:
+    """Whether there is Hangul in a text.
+
+    Example:
+        >>> is_korean("사과 3개"), is_korean("3 apples")
+        (True, False)
+    """
+    return any("가" <= character <= "힣" for character in text)
+
+
 def trigger_named(name: str) -> Trigger:
     """A published trigger by its name, or one of your own by its text.
 
     Args:
-        name: A name in `TRIGGERS`; anything with white space in it is a trigger of your own, with
-            Korean wordings if there is Hangul in it.
+        name: A name in `TRIGGERS`; anything that does not look like one, Latin letters,
+            digits and hyphens alone, is a trigger of your own, with Korean wordings if there is
+            Hangul in it.
 
     Raises:
         ConfigError: If there is none of that name.
@@ -186,9 +201,8 @@ def trigger_named(name: str) -> Trigger:
     """
     if name in TRIGGERS:
         return TRIGGERS[name]
-    if " " in name.strip():
-        korean = any("가" <= character <= "힣" for character in name)
-        return Trigger(name, KOREAN if korean else ENGLISH)
+    if name.strip() and not _NAME.fullmatch(name):
+        return Trigger(name, KOREAN if is_korean(name) else ENGLISH)
     raise ConfigError(f'unknown trigger "{name}": {suggestion(name, TRIGGERS)}')
 
 

@@ -309,6 +309,8 @@ def test_triggers_are_named_or_ones_own() -> None:
     assert trigger_named("logically").text == "Let's think about this logically."
     assert trigger_named("Count one by one.").wording is STEPS.wording
     assert trigger_named("하나씩 세어 보자.").wording is KOREAN.wording
+    assert trigger_named("차근차근").wording is KOREAN.wording
+    assert trigger_named("First,").text == "First,"
     with pytest.raises(ConfigError, match='did you mean "logically"'):
         trigger_named("logicaly")
 

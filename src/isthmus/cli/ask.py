@@ -35,9 +35,14 @@ def ask(
         str, typer.Option(help="How to reach the answer: none, cot, zero-cot, least-to-most.")
     ] = "none",
     trigger: Annotated[
-        str, typer.Option(help='What makes it reason: a published name, or a text such as "First,"')
+        str,
+        typer.Option(
+            help='What makes it reason: a published name, or a text such as "First," '
+            "(default: step by step, in the question's language)."
+        ),
     ] = "",
     samples: Annotated[int, typer.Option(min=1, help="Chains whose answers vote.")] = 1,
+    max_step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     kind: Annotated[
         str, typer.Option(help="What the answer is: text, number, yes_no, choice, label.")
@@ -58,14 +63,14 @@ def ask(
         raise InputError(
             f"--stream cannot go with {'--json' if json_ else '--beams'}: leave one of them out"
         )
-    reasoning = _reasoning(reason, trigger, samples, seed)
+    *sources, question = arguments
+    reasoning = _reasoning(reason, trigger, question, samples, seed, max_step_tokens)
     if reasoning and (stream or beams > 1):
         raise InputError(
             f"--reason and --samples cannot go with {'--stream' if stream else '--beams'}: "
             "leave one of them out"
         )
-    how = _answers(kind, choices)
-    *sources, question = arguments
+    how = closed_answers(kind, choices)
     pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
     from isthmus import checkpoint, inference
@@ -75,6 +80,10 @@ def ask(
         from isthmus.prompting.example_file import read_examples
 
         options["shots"] = read_examples(shots)
+    if reasoning:
+        from isthmus.prompting.reason import check_shots
+
+        check_shots(reasoning, options.get("shots", ()))
     loaded = checkpoint.load(model)
     if beams > 1:
         options["num_beams"] = beams
@@ -88,21 +97,34 @@ def ask(
     print(shown if json_ else answer.text)
 
 
-def _reasoning(way: str, trigger: str, samples: int, seed: int) -> Any:
+def _reasoning(
+    way: str, trigger: str, question: str, samples: int, seed: int, max_step_tokens: int
+) -> Any:
     """How the answer is reached; False for at once, in the ordinary way."""
     if way == "none" and samples == 1 and not trigger:
         return False
-    from isthmus.prompting.reason import Reasoning
+    from isthmus.prompting.reason import Reasoning, trigger_for
     from isthmus.triggers import trigger_named
 
     if trigger and way == "none":
         way = "zero-cot"
-    trigger_named(trigger or "step-by-step")  # an unknown one is said before the model is loaded
-    return Reasoning(way, trigger or "step-by-step", samples=samples, seed=seed)  # type: ignore[arg-type]
+    name = trigger or trigger_for(question)
+    trigger_named(name)  # an unknown one is said before the model is loaded
+    return Reasoning(
+        way,  # type: ignore[arg-type]
+        name,
+        samples=samples,
+        seed=seed,
+        max_step_tokens=max_step_tokens,
+    )
 
 
-def _answers(kind: str, choices: str) -> dict[str, Any]:
-    """What the answer may be."""
+def closed_answers(kind: str, choices: str) -> dict[str, Any]:
+    """What the answer may be.
+
+    Raises:
+        InputError: If the kind is unknown, or choices are missing or there for nothing.
+    """
     from typing import get_args
 
     from isthmus.answers import AnswerKind
@@ -116,6 +138,8 @@ def _answers(kind: str, choices: str) -> dict[str, Any]:
             f"--kind {kind} came with {len(closed)} choices: --choices goes with the kinds choice "
             'and label, as in --kind label --choices "cat,dog"'
         )
+    if kind == "choice" and len(closed) > 26:
+        raise InputError(f"got {len(closed)} choices, expected 1 to 26: they are named by letters")
     return {"kind": kind, "choices": closed}
 
 

@@ -25,7 +25,6 @@ from isthmus.prompting.vote import vote
 from isthmus.templates import template_named
 from isthmus.triggers import trigger_named
 
-ANSWER_IS = controls.ANSWER_IS
 MOST_CLUSTERED = 1000
 """Questions of the support set that Auto-CoT looks at."""
 
@@ -108,7 +107,8 @@ class Asker:
         if self.arm.reason in ("zero-cot", "auto-cot"):
             lead = trigger_named(self.style.trigger).text
         if self.arm.control == "filler":
-            lead = f"{self._filler(item, shots)} {ANSWER_IS}"
+            before, _, _ = self._conclusion.partition(" {answer}")
+            lead = f"{self._filler(item, shots)} {before}"
         return self._render(self._changed(item, shots), self._query(item), lead)
 
     def _query(self, item: Item) -> Example:
@@ -131,14 +131,20 @@ class Asker:
                 return controls.filled(shots, self._tokens)
         return list(shots)
 
+    @property
+    def _conclusion(self) -> str:
+        """How worked demonstrations state their answer: as `solve` has it, in every control."""
+        return trigger_named(self.style.trigger).wording.conclusion
+
     def _render(self, shots: Sequence[Example], query: Example, lead: str = "") -> Prompt:
         """The template with its options."""
+        steps = self.arm.reason != "none" and self.arm.control != "answer-first"
         return self.template(
             shots,
             query,
             instruction=self.task.instruction,
             lead=lead,
-            reason=self.arm.reason != "none" and self.arm.control != "answer-first",
+            reason=self._conclusion if steps else False,
         )
 
     def _tokens(self, text: str) -> int:
@@ -194,9 +200,7 @@ class Asker:
             max_new_tokens=task.max_new_tokens,
         )
         lead = trigger_named(style.trigger).text if auto else ""
-        forms = [
-            Asked(self.template, task.kind, closed(i, task), task.instruction, lead) for i in items
-        ]
+        forms = [Asked(self.template, task.kind, i.options, task.instruction, lead) for i in items]
         found = solve(
             self.engine,
             [self._query(i) for i in items],
@@ -330,7 +334,8 @@ def written_shots(engine: Engine, task: Task, arm: Arm, style: Style) -> list[Wo
     are not looked at. A cluster without a chain that holds up gives none.
     """
     asker = Asker(engine, task, arm, style)
-    questions = [replace(shown(i, task), answer=None) for i in task.support[:MOST_CLUSTERED]]
+    items = task.support[:MOST_CLUSTERED]
+    questions = [replace(shown(i, task), answer=None) for i in items]
     reasoning = Reasoning(
         "zero-cot",
         style.trigger,
@@ -338,6 +343,5 @@ def written_shots(engine: Engine, task: Task, arm: Arm, style: Style) -> list[Wo
         max_step_tokens=task.max_reason_tokens,
         max_new_tokens=task.max_new_tokens,
     )
-    options = closed(task.support[0], task)
-    asked = Asked(asker.template, task.kind, options, task.instruction)
+    asked = [Asked(asker.template, task.kind, i.options, task.instruction) for i in items]
     return auto_cot(engine, questions, min(arm.shots, len(questions)), reasoning, asked)

@@ -14,7 +14,6 @@ from isthmus.prompt import Example
 
 GREY = (128, 128, 128)
 DOTS = " ."
-ANSWER_IS = "The answer is"
 
 
 def blank(picture: Any) -> Image.Image:

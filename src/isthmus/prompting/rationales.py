@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from isthmus.answers import AnswerKind, same_answer
 from isthmus.errors import InputError
 from isthmus.generation.engine import Engine
-from isthmus.prompt import Example, without_tags
+from isthmus.prompt import Example
 from isthmus.prompting.diversity import kmeans
 from isthmus.prompting.embed import Embedder, embedded, on_questions
 from isthmus.prompting.reason import TEMPERATURE, Asked, Reasoning, Solution, solve
 from isthmus.prompting.tfidf import TfIdf
-from isthmus.triggers import trigger_named
+from isthmus.triggers import ENGLISH, KOREAN, is_korean, trigger_named
 
 MOST_QUESTION_WORDS, MOST_STEPS = 60, 5
 """Zhang et al. 2022, section 4: simple questions and short chains."""
-HINT = "The answer is {answer}."
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,12 @@ class Worked:
 
     Attributes:
         example: Question, pictures, rationale and answer.
-        made: How it was made, in words and numbers for people: by, seed, cluster, attempt.
+        made: How it was made, in words and numbers for people: by, trigger, seed, cluster or
+            attempt, number of the question, and why it was kept.
     """
 
     example: Example
-    made: dict[str, str | int | float]
+    made: dict[str, str | int | float] = field(default_factory=dict)
 
 
 def passes(question: str, solution: Solution, kind: AnswerKind) -> bool:
@@ -64,12 +64,23 @@ def passes(question: str, solution: Solution, kind: AnswerKind) -> bool:
     return re.search(rf"(?<![\d.]){re.escape(solution.answer)}(?!\.?\d)", last) is not None
 
 
+def _each(asked: Asked | Sequence[Asked], count: int) -> list[Asked]:
+    """What is asked, by each question."""
+    return [asked] * count if isinstance(asked, Asked) else list(asked)
+
+
+def _hint(labelled: Example) -> str:
+    """The answer in a sentence, in the question's language."""
+    wording = KOREAN if is_korean(labelled.question) else ENGLISH
+    return wording.conclusion.format(answer=labelled.answer)
+
+
 def auto_cot(
     engine: Engine,
     questions: Sequence[Example],
     k: int,
     reasoning: Reasoning,
-    asked: Asked,
+    asked: Asked | Sequence[Asked],
     *,
     embed: Embedder | None = None,
     at_once: int = 8,
@@ -83,19 +94,28 @@ def auto_cot(
         k: How many demonstrations, one for each cluster; a cluster without a chain that passes
             gives none, as in the paper.
         reasoning: How chains are written, by "zero-cot" for example; its seed also clusters.
-        asked: What is asked.
+        asked: What is asked, by all questions or by each.
         embed: Vectors of questions; None takes TF-IDF over the questions.
         at_once: Questions of a cluster that are tried in one batch.
         progress: Told the number of clusters done so far.
 
     Raises:
         InputError: If there are fewer questions than demonstrations wanted.
+
+    Example:
+        >>> import isthmus as im
+        >>> from isthmus.templates import qa
+        >>> engine = Engine(im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline()))
+        >>> how = Reasoning("zero-cot", max_step_tokens=2, max_new_tokens=2)
+        >>> auto_cot(engine, [Example((), "2 + 3?")], 1, how, Asked(qa, "number"))
+        []
     """
     if not 1 <= k <= len(questions):
         raise InputError(
             f"got {len(questions)} questions for {k} demonstrations, expected at least as many"
         )
     trigger = trigger_named(reasoning.trigger)
+    forms = _each(asked, len(questions))
     bare = [replace(q, answer=None, rationale=None) for q in questions]
     if embed is None:
         embed = on_questions(TfIdf([q.question for q in bare]))
@@ -110,9 +130,10 @@ def auto_cot(
         kept = None
         for start in range(0, len(ordered), at_once):
             part = ordered[start : start + at_once]
-            solutions = solve(engine, [bare[i] for i in part], [[]] * len(part), reasoning, asked)
+            own = [forms[i] for i in part]
+            solutions = solve(engine, [bare[i] for i in part], [[]] * len(part), reasoning, own)
             for i, solution in zip(part, solutions, strict=True):
-                if passes(bare[i].question, solution, asked.kind):
+                if passes(bare[i].question, solution, forms[i].kind):
                     kept = (i, solution)
                     break
             if kept is not None:
@@ -122,16 +143,18 @@ def auto_cot(
             continue
         number, solution = kept
         # as published, with the trigger: a query's chain then begins with it too
-        begun = f"{trigger.text} {without_tags(solution.rationale or '')}"
+        begun = f"{trigger.text} {solution.rationale}"
         example = replace(bare[number], answer=solution.answer, rationale=begun)
         found.append(
             Worked(
                 example,
                 {
                     "by": "auto-cot",
+                    "trigger": trigger.text,
                     "seed": reasoning.seed,
                     "cluster": cluster,
                     "question": number,
+                    "kept": "nearest to its cluster's centre that passed the filters",
                 },
             )
         )
@@ -143,7 +166,7 @@ def bootstrap(
     labelled: Sequence[Example],
     k: int,
     reasoning: Reasoning,
-    asked: Asked,
+    asked: Asked | Sequence[Asked],
     *,
     shots: Sequence[Example] = (),
     attempts: int = 1,
@@ -158,7 +181,7 @@ def bootstrap(
         labelled: Questions with answers, tried in their order until there are enough.
         k: How many demonstrations.
         reasoning: How chains are written: "zero-cot", or "cot" behind `shots`.
-        asked: What is asked.
+        asked: What is asked, by all questions or by each.
         shots: Worked demonstrations to begin with.
         attempts: Chains for a question: the first as `reasoning` says, the others sampled.
         hint: Whether a question that all chains miss is asked once more with its answer in it.
@@ -174,6 +197,8 @@ def bootstrap(
                 f'question {number + 1} ("{example.question[:60]}") has no answer: bootstrapping '
                 "keeps chains that reach the known one; without answers take auto-cot"
             )
+    forms = _each(asked, len(labelled))
+    trigger = trigger_named(reasoning.trigger)
     found: list[Worked] = []
     for start in range(0, len(labelled), at_once):
         part = list(labelled[start : start + at_once])
@@ -193,21 +218,26 @@ def bootstrap(
             queries = [replace(part[i], answer=None, rationale=None) for i in left]
             if hinted:
                 queries = [
-                    replace(q, question=f"{q.question} {HINT.format(answer=part[i].answer)}")
+                    replace(q, question=f"{q.question} {_hint(part[i])}")
                     for q, i in zip(queries, left, strict=True)
                 ]
-            solutions = solve(engine, queries, [shots] * len(queries), how, asked)
+            own = [forms[start + i] for i in left]
+            solutions = solve(engine, queries, [shots] * len(queries), how, own)
             for i, solution in zip(left, solutions, strict=True):
                 right = part[i].answer or ""
-                if not solution.rationale or not same_answer(solution.answer, right, asked.kind):
+                kind = forms[start + i].kind
+                if not solution.rationale or not same_answer(solution.answer, right, kind):
                     continue
                 made: dict[str, str | int | float] = {
                     "by": "bootstrap with the answer as a hint" if hinted else "bootstrap",
                     "seed": how.seed,
                     "attempt": attempt + 1,
                     "question": start + i,
+                    "kept": "reaches the known answer" + (", which it was told" if hinted else ""),
                 }
-                kept[i] = Worked(replace(part[i], rationale=without_tags(solution.rationale)), made)
+                if reasoning.way != "cot":
+                    made["trigger"] = trigger.text
+                kept[i] = Worked(replace(part[i], rationale=solution.rationale), made)
         found.extend(kept[i] for i in sorted(kept))
         progress(min(k, len(found)))
         if len(found) >= k:

@@ -15,25 +15,39 @@ share once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from isthmus.answers import AnswerKind, extract
 from isthmus.errors import ConfigError, suggestion
-from isthmus.generation.engine import Engine, Generation
-from isthmus.prompt import Example, Prompt, without_tags
-from isthmus.prompting.decompose import BREAK_DOWN, parts_of
+from isthmus.generation.engine import Engine
+from isthmus.prompt import Example, Prompt
+from isthmus.prompting.chains import (
+    STOPS,
+    TEMPERATURE,
+    Questions,
+    at_once,
+    least_to_most,
+    two_stages,
+)
 from isthmus.prompting.vote import vote
 from isthmus.templates import Template
-from isthmus.triggers import Trigger, trigger_named
+from isthmus.triggers import is_korean, trigger_named
+
+__all__ = [
+    "STOPS",
+    "TEMPERATURE",
+    "Asked",
+    "Reasoning",
+    "Solution",
+    "Way",
+    "check_shots",
+    "solve",
+    "trigger_for",
+    "way_for",
+]
 
 Way = Literal["none", "cot", "zero-cot", "least-to-most"]
-STOPS = ("\n", "Question:", "Q:")
-"""What ends an answer: a base language model left to itself goes on with the pattern."""
-STEP_STOPS = ("Question:", "\nQ:")
-"""What ends a chain, which may have several lines."""
-TEMPERATURE = 0.7
-"""Wang et al. 2022, section 3.1."""
 
 
 @dataclass(frozen=True)
@@ -128,30 +142,6 @@ class Asked:
         return self.options if self.kind in ("choice", "label") else ()
 
 
-@dataclass
-class _Chain:
-    """One chain on its way."""
-
-    steps: str
-    text: str
-    prompts: tuple[Prompt, ...]
-
-
-@dataclass
-class _Count:
-    """Tokens of one question."""
-
-    prompt: int = 0
-    cached: int = 0
-    new: int = 0
-
-    def add(self, generation: Generation) -> None:
-        """Counts a generation, each of its samples with its new tokens."""
-        self.prompt += generation.prompt_tokens
-        self.cached += generation.cached_tokens
-        self.new += sum(len(c.ids) for c in generation.completions)
-
-
 def way_for(question: str, shots: Sequence[Example]) -> Reasoning:
     """What "reason" means where nothing more is said.
 
@@ -162,10 +152,31 @@ def way_for(question: str, shots: Sequence[Example]) -> Reasoning:
         >>> way_for("고양이는 몇 마리야?", []).trigger
         'step-by-step-ko'
     """
-    if any(s.rationale for s in shots):
-        return Reasoning("cot")
-    korean = any("가" <= character <= "힣" for character in question)
-    return Reasoning("zero-cot", trigger="step-by-step-ko" if korean else "step-by-step")
+    way: Way = "cot" if any(s.rationale for s in shots) else "zero-cot"
+    return Reasoning(way, trigger_for(question))
+
+
+def trigger_for(question: str) -> str:
+    """The name of the trigger in a question's language.
+
+    Example:
+        >>> trigger_for("How many?"), trigger_for("몇 개야?")
+        ('step-by-step', 'step-by-step-ko')
+    """
+    return "step-by-step-ko" if is_korean(question) else "step-by-step"
+
+
+def check_shots(reasoning: Reasoning, shots: Sequence[Example]) -> None:
+    """Whether demonstrations show what a way to reason needs.
+
+    Raises:
+        ConfigError: If a chain of thought is wanted and none shows one.
+    """
+    if reasoning.way == "cot" and not any(s.rationale for s in shots):
+        raise ConfigError(
+            "chain of thought was asked for, and no demonstration has a rationale: give one, "
+            'or take the way "zero-cot", which needs none'
+        )
 
 
 def solve(
@@ -199,24 +210,21 @@ def solve(
     """
     if not queries:
         return []
+    for demonstrations in shots:
+        check_shots(reasoning, demonstrations)
     forms = [asked] * len(queries) if isinstance(asked, Asked) else list(asked)
-    counts = [_Count() for _ in queries]
     trigger = trigger_named(reasoning.trigger)
-    if reasoning.way == "cot" and not all(any(s.rationale for s in own) for own in shots):
-        raise ConfigError(
-            "chain of thought was asked for, and no demonstration has a rationale: give one, "
-            'or take the way "zero-cot", which needs none'
-        )
+    questions = Questions(engine, queries, shots, reasoning, forms, trigger)
     if reasoning.way in ("none", "cot"):
-        chains = _at_once(engine, queries, shots, reasoning, forms, counts)
+        chains = at_once(questions)
     elif reasoning.way == "zero-cot":
-        chains = _two_stages(engine, queries, shots, reasoning, forms, trigger, counts)
+        chains = two_stages(questions)
     else:
-        chains = _least_to_most(engine, queries, shots, reasoning, forms, trigger, counts)
+        chains = least_to_most(questions)
     markers = trigger.wording.markers
     after = markers if reasoning.way == "cot" else ("",)
     solutions = []
-    for own, count, form in zip(chains, counts, forms, strict=True):
+    for own, count, form in zip(chains, questions.counts, forms, strict=True):
         found = [extract(c.text, form.kind, form.closed(), after=after) for c in own]
         result = vote(found, form.kind)
         chosen = own[result.chosen]
@@ -244,153 +252,3 @@ def _before(text: str, markers: Sequence[str]) -> str:
     """A text up to the first of some markers."""
     places = [text.find(m) for m in markers if m in text]
     return text[: min(places)] if places else text
-
-
-def _draws(reasoning: Reasoning) -> dict[str, float | int]:
-    """How chains are drawn."""
-    usual = TEMPERATURE if reasoning.samples > 1 else 0.0
-    return {
-        "samples": reasoning.samples,
-        "temperature": usual if reasoning.temperature is None else reasoning.temperature,
-        "top_p": reasoning.top_p,
-        "seed": reasoning.seed,
-    }
-
-
-def _at_once(
-    engine: Engine,
-    queries: Sequence[Example],
-    shots: Sequence[Sequence[Example]],
-    reasoning: Reasoning,
-    forms: Sequence[Asked],
-    counts: Sequence[_Count],
-) -> list[list[_Chain]]:
-    """One prompt: the answer, or steps and answer in the manner of the demonstrations."""
-    steps = reasoning.way == "cot"
-    prompts = [
-        form.prompt(query, own, lead=form.lead, reason=steps)
-        for query, own, form in zip(queries, shots, forms, strict=True)
-    ]
-    written = engine.generate(
-        prompts,
-        max_new_tokens=reasoning.max_step_tokens if steps else reasoning.max_new_tokens,
-        stop=STEP_STOPS if steps else STOPS,
-        **_draws(reasoning),  # type: ignore[arg-type]
-    )
-    for count, generation in zip(counts, written, strict=True):
-        count.add(generation)
-    return [[_Chain("", c.text, (g.prompt,)) for c in g.completions] for g in written]
-
-
-def _two_stages(
-    engine: Engine,
-    queries: Sequence[Example],
-    shots: Sequence[Sequence[Example]],
-    reasoning: Reasoning,
-    forms: Sequence[Asked],
-    trigger: Trigger,
-    counts: Sequence[_Count],
-) -> list[list[_Chain]]:
-    """The trigger, then question, trigger, steps and an extraction prompt."""
-    first = [
-        form.prompt(query, own, lead=trigger.text)
-        for query, own, form in zip(queries, shots, forms, strict=True)
-    ]
-    written = engine.generate(
-        first,
-        max_new_tokens=reasoning.max_step_tokens,
-        stop=STEP_STOPS,
-        **_draws(reasoning),  # type: ignore[arg-type]
-    )
-    chains: list[list[_Chain]] = []
-    second: list[Prompt] = []
-    for prompt, query, own, form, generation, count in zip(
-        first, queries, shots, forms, written, counts, strict=True
-    ):
-        count.add(generation)
-        branch = []
-        for completion in generation.completions:
-            said = without_tags(completion.text)
-            said = f" {said}" if said else ""
-            lead = trigger.answer_lead(said, form.kind, options=len(form.options))
-            asking = form.prompt(query, own, lead=lead)
-            # chains of one question go on from the same states: its first prompt's
-            if reasoning.samples > 1:
-                asking = replace(asking, shared=len(prompt.text))
-            second.append(asking)
-            branch.append(_Chain(completion.text, "", (prompt, asking)))
-        chains.append(branch)
-    answers = iter(engine.generate(second, max_new_tokens=reasoning.max_new_tokens, stop=STOPS))
-    for branch, count in zip(chains, counts, strict=True):
-        for chain in branch:
-            generation = next(answers)
-            count.add(generation)
-            chain.text = generation.completions[0].text
-    return chains
-
-
-# --- least to most --------------------------------------------------------------------------------
-
-
-def _least_to_most(
-    engine: Engine,
-    queries: Sequence[Example],
-    shots: Sequence[Sequence[Example]],
-    reasoning: Reasoning,
-    forms: Sequence[Asked],
-    trigger: Trigger,
-    counts: Sequence[_Count],
-) -> list[list[_Chain]]:
-    """A list of smaller questions, their answers one after the other, then the answer itself."""
-    korean = trigger.wording.conclusion.startswith("정답")
-    start = BREAK_DOWN["ko" if korean else "en"]
-
-    def prompt_of(number: int, lead: str) -> Prompt:
-        return forms[number].prompt(queries[number], shots[number], lead=lead)
-
-    first = [prompt_of(n, start) for n in range(len(queries))]
-    written = engine.generate(
-        first,
-        max_new_tokens=reasoning.max_step_tokens,
-        stop=(*STEP_STOPS, "\n\n"),
-        **_draws(reasoning),  # type: ignore[arg-type]
-    )
-    owners: list[int] = []
-    leads: list[str] = []
-    parts: list[list[str]] = []
-    prompts: list[tuple[Prompt, ...]] = []
-    for number, (generation, count) in enumerate(zip(written, counts, strict=True)):
-        count.add(generation)
-        for completion in generation.completions:
-            listed = parts_of(without_tags(completion.text))
-            shown = " ".join(f"{i}. {part}" for i, part in enumerate(listed, 1))
-            owners.append(number)
-            leads.append(f"{start} {shown}" if listed else start)
-            parts.append(listed)
-            prompts.append((generation.prompt,))
-    for step in range(max(map(len, parts))):
-        live = [i for i, listed in enumerate(parts) if step < len(listed)]
-        for i in live:
-            leads[i] += f"\n{step + 1}."
-            prompts[i] += (prompt_of(owners[i], leads[i]),)
-        answered = engine.generate(
-            [prompts[i][-1] for i in live],
-            max_new_tokens=reasoning.max_step_tokens,
-            stop=("\n", *STEP_STOPS),
-        )
-        for i, generation in zip(live, answered, strict=True):
-            counts[owners[i]].add(generation)
-            leads[i] += f" {without_tags(generation.completions[0].text)}"
-    for i, lead in enumerate(leads):
-        form = forms[owners[i]]
-        extraction = trigger.extraction(form.kind, options=len(form.options))
-        prompts[i] += (prompt_of(owners[i], lead + extraction),)
-    answered = engine.generate(
-        [own[-1] for own in prompts], max_new_tokens=reasoning.max_new_tokens, stop=STOPS
-    )
-    chains: list[list[_Chain]] = [[] for _ in queries]
-    for i, generation in enumerate(answered):
-        counts[owners[i]].add(generation)
-        steps = leads[i].removeprefix(start)
-        chains[owners[i]].append(_Chain(steps, generation.completions[0].text, prompts[i]))
-    return chains

@@ -97,3 +97,34 @@ def test_least_to_most_and_zero_shot_steps(tmp_path: Path) -> None:
     assert all(r["prompt"].endswith("numerals) is") for r in records)
     # one prompt and three chains' second prompts; tokens of all of them are counted
     assert records[0]["prompt_tokens"] == 4 * 20
+
+
+def test_a_choice_named_by_its_text_after_steps_is_its_letter(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "options": ["red", "blue"], "answer": "B"} for n in range(2)]
+    support = [
+        {"question": "3?", "options": ["red", "blue"], "answer": "A", "split": "support"},
+        {"question": "4?", "options": ["a", "b", "blue"], "answer": "A", "split": "support"},
+    ]
+    path = tmp_path / "exam.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, *support]))
+    engine = Says("blue")
+    results = evaluate(
+        engine, str(path), shots=[0, 2], reason=["zero-cot", "auto-cot"], out=tmp_path / "out"
+    )
+    assert [row.accuracy for row in results.rows] == [1.0, 1.0]
+    assert [row.unparsed for row in results.rows] == [0.0, 0.0]
+    # each question is asked among its own choices
+    assert any("among A through C" in p and "4?" in p for p in engine.asked)
+    (written,) = (tmp_path / "out").glob("auto-cot-*.toml")
+    assert {s.answer for s in read_examples(written)} == {"B", "C"}
+
+
+def test_steps_and_their_filler_conclude_in_the_triggers_language(tmp_path: Path) -> None:
+    engine = Says("3")
+    options: dict[str, Any] = {"shots": [1], "reason": "cot", "limit": 1, "out": tmp_path}
+    evaluate(engine, "arithmetic", trigger="step-by-step-ko", controls=["filler"], **options)
+    steps, filler = (row["prompt"] for row in rows_of(tmp_path))
+    assert "정답은 " in steps
+    assert "정답은 " in filler
+    assert filler.endswith(". 정답은")
+    assert "The answer is" not in steps + filler

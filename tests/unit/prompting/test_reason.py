@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import isthmus as im
+from isthmus.chat_template import chat_template
 from isthmus.errors import ConfigError, InputError
 from isthmus.generation.engine import Completion, Engine, Generation
 from isthmus.prompt import Example, Prompt
@@ -26,6 +28,8 @@ NUMBERS = Asked(qa, "number")
 
 class Scripted:
     """Stands where an engine does and writes what a script says, since no tiny model reasons."""
+
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
 
     def __init__(self, script: Callable[[str, int], str]) -> None:
         self.script = script
@@ -90,6 +94,68 @@ def test_few_shot_chain_of_thought_is_parsed_after_its_conclusion() -> None:
     assert solution.rationale == "2 and 3, or 7 less 2."
     with pytest.raises(ConfigError, match="rationale"):
         solved(lambda *_: "", Reasoning("cot"), shots=[Example((), "1 + 1?", "2")])
+
+
+def test_few_shot_chain_of_thought_in_korean() -> None:
+    shots = [Example((), "1 더하기 1은?", "2", "하나에 하나를 더한다.")]
+    query = Example((), "2 더하기 3은?")
+    how = way_for(query.question, shots)
+    solution = solved(lambda *_: "2에 3을 더한다. 정답은 5입니다.", how, shots=shots, query=query)
+    assert solution.prompts[0].text == (
+        "Q: 1 더하기 1은?\nA: 하나에 하나를 더한다. 정답은 2입니다.\n\nQ: 2 더하기 3은?\nA:"
+    )
+    assert (solution.answer, solution.rationale) == ("5", "2에 3을 더한다.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "extraction"),
+    [
+        (Asked(qa, "number"), "the answer (arabic numerals) is"),
+        (Asked(qa, "yes_no"), "the answer (Yes or No) is"),
+        (Asked(qa, "choice", ("red", "blue", "green")), "among A through C, the answer is"),
+        (Asked(qa, "label", ("red", "blue")), "the answer is"),
+        (Asked(qa, "text"), "the answer is"),
+    ],
+)
+def test_the_second_stage_asks_for_each_kind_as_published(asked: Asked, extraction: str) -> None:
+    # Kojima et al. 2022, main.py: question, trigger, chain, a space, and the prompt of the kind
+    query = Example((), "Which colour?")
+    engine = Scripted(lambda prompt, _: "blue" if prompt.endswith("is") else "The sky is meant.")
+    solution = solved(engine.script, Reasoning("zero-cot"), engine=engine, asked=asked, query=query)
+    assert [p.text for p in engine.asked] == [
+        "Q: Which colour?\nA: Let's think step by step.",
+        "Q: Which colour?\nA: Let's think step by step. The sky is meant. "
+        f"\nTherefore, {extraction}",
+    ]
+    expected = {"choice": "B", "label": "blue", "text": "blue"}
+    assert solution.answer == expected.get(asked.kind)
+
+
+def test_a_question_has_the_same_solution_alone_and_among_others() -> None:
+    kinds = [Asked(qa, "number"), Asked(qa, "yes_no"), Asked(qa, "choice", ("red", "blue"))]
+    queries = [Example((), f"{n}?") for n in range(3)]
+
+    def script(prompt: str, n: int) -> str:
+        if not prompt.endswith("is"):
+            return f"draw {n} of {prompt[3]}."
+        return "3" if "numerals" in prompt else "no" if "Yes" in prompt else "(B)"
+
+    engine: Any = Scripted(script)
+    how = Reasoning("zero-cot", samples=2)
+    together = solve(engine, queries, [[]] * 3, how, kinds)
+    assert [s.answer for s in together] == ["3", "no", "B"]
+    for query, form, solution in zip(queries, kinds, together, strict=True):
+        assert solve(engine, [query], [[]], how, form) == [solution]
+    assert solve(engine, [], [], how, NUMBERS) == []
+
+
+def test_least_to_most_in_korean() -> None:
+    query = Example((), "모두 몇 개야?")
+    how = Reasoning("least-to-most", "step-by-step-ko")
+    solution = solved(lambda p, _: "5개" if p.endswith("로)") else "1. 하나?", how, query=query)
+    assert solution.prompts[0].text.endswith("A: 이 문제를 나누어 보자:")
+    assert solution.prompts[-1].text.endswith("1. 1. 하나?\n따라서 정답은(숫자로)")
+    assert solution.answer == "5"
 
 
 def test_least_to_most_answers_parts_in_order() -> None:
@@ -157,10 +223,36 @@ def test_a_tag_that_the_model_wrote_is_no_picture() -> None:
     assert solution.answer == "5"
 
 
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_marker_between_turns_that_the_model_spells_out_starts_no_turn() -> None:
+    markers = ["<|im_start|>", "<|im_end|>"]
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+    model.language.tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    model.language.tokenizer.chat_template = CHAT
+
+    def script(prompt: str, _: int) -> str:
+        return "5" if prompt.endswith("is") else "2 and <|im_end|><|im_<image>start|>3 is 5."
+
+    for way, prompts in (("zero-cot", 2), ("least-to-most", 2)):
+        engine = Scripted(script)
+        engine.model = model
+        asked = Asked(chat_template(model.language.tokenizer), "number")
+        solution = solved(script, Reasoning(way), engine=engine, asked=asked)  # type: ignore[arg-type]
+        assert (solution.answer, len(solution.prompts)) == ("5", prompts)
+        assert all(p.text.count("<|im_end|>") == 1 for p in solution.prompts)
+    assert solved(script, Reasoning("zero-cot"), engine=engine).rationale == "2 and 3 is 5."
+
+
 def test_what_reason_means_by_itself() -> None:
     worked = Example((), "?", "1", "because")
     assert way_for("Why?", [worked]).way == "cot"
     assert way_for("Why?", []) == Reasoning("zero-cot")
+    assert way_for("왜?", [worked]) == Reasoning("cot", "step-by-step-ko")
     with pytest.raises(ConfigError, match="samples"):
         Reasoning(samples=0)
     with pytest.raises(ConfigError, match="zero-cto"):
@@ -266,10 +358,29 @@ def test_auto_cot_takes_one_chain_that_holds_up_of_each_cluster() -> None:
     assert [w.example.question for w in found] == ["What is 1 + 1?", "What is 3 + 1?"]
     assert [w.example.answer for w in found] == ["2", "4"]
     assert found[0].example.rationale == f"{trigger} 1 and 1 more. That makes 2."
-    assert found[0].made["by"] == "auto-cot"
+    assert found[0].made == {
+        "by": "auto-cot",
+        "trigger": trigger,
+        "seed": 0,
+        "cluster": 0,
+        "question": 1,
+        "kept": "nearest to its cluster's centre that passed the filters",
+    }
     assert "999" not in "".join(p.text for p in engine.asked)
     with pytest.raises(InputError, match="4 questions for 5"):
         auto_cot(engine, questions, 5, Reasoning("zero-cot"), NUMBERS)
+
+
+@pytest.mark.parametrize(("middle", "taken", "tried"), [(2, "2 + 1", 1), (9, "3 + 1", 2)])
+def test_auto_cot_walks_a_cluster_from_its_centre(middle: int, taken: str, tried: int) -> None:
+    # the question at angle 0 is nearest to the centre, then that at 0.3, then that at -0.7
+    questions = [Example((), f"What is {n} + 1?") for n in (1, 3, middle)]
+    vectors = [[math.cos(a), math.sin(a)] for a in (-0.7, 0.3, 0.0)]
+    engine: Any = Scripted(adding)
+    how = Reasoning("zero-cot")
+    found = auto_cot(engine, questions, 1, how, NUMBERS, embed=lambda _: vectors, at_once=1)
+    assert [w.example.question for w in found] == [f"What is {taken}?"]
+    assert len(engine.asked) == 2 * tried  # those further out are never asked
 
 
 def test_a_cluster_without_a_good_chain_gives_none() -> None:
@@ -304,6 +415,32 @@ def test_bootstrapping_keeps_chains_that_reach_the_answer() -> None:
     hinted = bootstrap(engine, labelled, 3, how, NUMBERS, attempts=3, hint=True)
     assert [w.made["by"] for w in hinted][2] == "bootstrap with the answer as a hint"
     assert hinted[2].example.question == "hopeless?"  # the hint is not in the demonstration
+    assert [w.made["kept"] for w in hinted][1:] == [
+        "reaches the known answer",
+        "reaches the known answer, which it was told",
+    ]
     assert len(bootstrap(engine, labelled, 1, how, NUMBERS)) == 1
     with pytest.raises(InputError, match="has no answer"):
         bootstrap(engine, [Example((), "x?")], 1, how, NUMBERS)
+
+
+def test_the_hint_is_in_the_questions_language() -> None:
+    engine: Any = Scripted(lambda prompt, _: "모른다.")
+    labelled = [Example((), "몇 개야?", "3")]
+    assert bootstrap(engine, labelled, 1, Reasoning("zero-cot"), NUMBERS, hint=True) == []
+    assert "Q: 몇 개야? 정답은 3입니다.\n" in engine.asked[-1].text
+
+
+def test_each_question_has_choices_of_its_own() -> None:
+    def script(prompt: str, _: int) -> str:
+        asks = prompt.endswith("is")
+        return "the last" if asks and "through C" in prompt else "It is blue."
+
+    forms = [Asked(qa, "choice", ("red", "blue")), Asked(qa, "choice", ("no", "not", "the last"))]
+    labelled = [Example((), "1?", "B"), Example((), "2?", "C")]
+    engine: Any = Scripted(script)
+    how = Reasoning("zero-cot")
+    assert [w.example.answer for w in bootstrap(engine, labelled, 2, how, forms)] == ["B", "C"]
+    vectors = [[0.0, 1.0], [1.0, 0.0]]
+    found = auto_cot(engine, labelled, 2, how, forms, embed=lambda _: vectors)
+    assert {w.example.question: w.example.answer for w in found} == {"1?": "B", "2?": "C"}

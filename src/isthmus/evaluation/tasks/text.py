@@ -96,29 +96,34 @@ def _combined(left: int, operator: str, right: int, modulus: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator] % modulus
 
 
-def _reduced(node: Node, modulus: int) -> Node:
-    """The expression after its first pair of bare numbers, from the left, is worked out."""
+def _reduced(node: Node, modulus: int) -> tuple[str, Node]:
+    """The first pair of bare numbers, from the left, worked out; the expression with its value."""
     assert node.left is not None
     assert node.right is not None
     if node.left.operator:
-        return Node(0, node.operator, _reduced(node.left, modulus), node.right)
+        told, left = _reduced(node.left, modulus)
+        return told, Node(0, node.operator, left, node.right)
     if node.right.operator:
-        return Node(0, node.operator, node.left, _reduced(node.right, modulus))
-    return Node(_combined(node.left.value, node.operator, node.right.value, modulus))
+        told, right = _reduced(node.right, modulus)
+        return told, Node(0, node.operator, node.left, right)
+    value = _combined(node.left.value, node.operator, node.right.value, modulus)
+    return f"{node.left}{node.operator}{node.right}={value}", Node(value)
 
 
 def steps(node: Node, modulus: int) -> list[str]:
-    """The expression after each step, down to a number.
+    """The pair that each step works out, and the expression after it, down to a number.
+
+    A pair is written before its value, so that finding it and working it out are two steps.
 
     Example:
         >>> four = Node(0, "+", Node(3), Node(1))
         >>> steps(Node(0, "*", four, Node(5)), 7)
-        ['(4*5)', '6']
+        ['3+1=4: (4*5)', '4*5=6: 6']
     """
     found = []
     while node.operator:
-        node = _reduced(node, modulus)
-        found.append(str(node))
+        told, node = _reduced(node, modulus)
+        found.append(f"{told}: {node}")
     return found
 
 
@@ -151,8 +156,8 @@ def arithmetic(
     def make(rng: np.random.Generator) -> Example:
         node = _random(rng, operators, modulus)
         found = steps(node, modulus)
-        rationale = " ".join(f"= {step}" for step in found) + "."
-        return Example((), f"Modulo {modulus}: {node} = ?", found[-1], rationale)
+        answer = found[-1].rpartition(" ")[2]
+        return Example((), f"Modulo {modulus}: {node} = ?", answer, f"{', '.join(found)}.")
 
     def items(stream: int, count: int) -> Generated:
         name = "test" if stream == TEST else "support"
@@ -165,5 +170,5 @@ def arithmetic(
         support=items(SUPPORT, support),
         chance=1 / modulus,
         max_new_tokens=8,
-        max_reason_tokens=4 * operators * (operators + 3) + 32,
+        max_reason_tokens=4 * operators * (operators + 5) + 32,
     )
