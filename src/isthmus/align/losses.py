@@ -14,7 +14,8 @@ Letters: B pairs of this process, N pairs of all processes, D width.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from isthmus.align.tiles import Tiles, first_of, gathered, put_together, summed_home, wide
+from isthmus.align.tiles import Tile, Tiles, first_of, gathered, put_together, summed_home, wide
 from isthmus.errors import ConfigError, InputError, suggestion
 
 SameName = Literal["negative", "neither", "positive"]
@@ -72,7 +73,7 @@ def clip_loss(
     """
     scale = _checked(image_features, text_features, factor, names, same_name, tile)
     loss: Tensor = _ClipLoss.apply(
-        image_features, text_features, scale, _mask(names, same_name), same_name, tile, group
+        image_features, text_features, scale, names, same_name, tile, group
     )
     return loss
 
@@ -124,7 +125,7 @@ def siglip_loss(
         text_features,
         scale,
         offset,
-        _mask(names, same_name),
+        names,
         same_name,
         tile,
         group,
@@ -158,10 +159,6 @@ def _checked(
     return torch.as_tensor(factor, dtype=wide(image), device=image.device)
 
 
-def _mask(names: Tensor | None, same_name: str) -> Tensor | None:
-    return None if same_name == "negative" else names
-
-
 class _ClipLoss(torch.autograd.Function):
     """Softmax over rows and over columns."""
 
@@ -176,62 +173,35 @@ class _ClipLoss(torch.autograd.Function):
         tile: int | None,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        sizes, text, names = gathered(text, names, group)
-        first = first_of(sizes, group)
-        tiles = Tiles(image, text, scale, None, names, first, tile)
-        counts = _counts(names, same_name, len(text), text.device, tiles.dtype)
-        own = slice(first, first + len(image))
+        tiles = _tiles(ctx, image, text, scale, None, names, same_name, tile, group)
+        row_sums = image.new_full((len(image),), -torch.inf, dtype=tiles.dtype)
+        column_sums = image.new_full((len(tiles.text),), -torch.inf, dtype=tiles.dtype)
+        agreed = row_sums.new_zeros(())
         with torch.autocast(image.device.type, enabled=False):
-            row_sums = image.new_full((len(image),), -torch.inf, dtype=tiles.dtype)
-            column_sums = image.new_full((len(text),), -torch.inf, dtype=tiles.dtype)
-            agreed = row_sums.new_zeros(())
-            for rows, pictures in tiles.rows():
-                for columns, words in tiles.columns():
-                    scores = tiles.scores(pictures, words)
-                    if same_name == "neither" and names is not None:
-                        scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
-                    agreed += _agreed(tiles, rows, columns, scores, counts)
-                    row_sums[rows] = torch.logaddexp(row_sums[rows], scores.logsumexp(1))
-                    column_sums[columns] = torch.logaddexp(
-                        column_sums[columns], scores.logsumexp(0)
-                    )
-            put_together(column_sums, group)
-            total = (row_sums.sum() + column_sums[own].sum()) / 2 - agreed
-        empty = torch.empty(0)
-        ctx.save_for_backward(
-            image,
-            text,
-            scale,
-            row_sums,
-            column_sums,
-            empty if names is None else names,
-            empty if counts is None else counts,
-        )
-        ctx.first, ctx.sizes, ctx.same_name = first, sizes, same_name
-        ctx.tile, ctx.group = tile, group
-        return total / len(text)
+            for t in tiles:
+                if t.positive is not None:
+                    agreed += (t.scores[t.positive] * t.weight).sum()
+                row_sums[t.rows] = torch.logaddexp(row_sums[t.rows], t.scores.logsumexp(1))
+                found = t.scores.logsumexp(0)
+                column_sums[t.columns] = torch.logaddexp(column_sums[t.columns], found)
+        put_together(column_sums, group)
+        ctx.save_for_backward(image, tiles.text, scale, None, tiles.names, row_sums, column_sums)
+        own = column_sums[tiles.first : tiles.first + len(image)]
+        return ((row_sums.sum() + own.sum()) / 2 - agreed) / len(tiles.text)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, row_sums, column_sums, names, counts = ctx.saved_tensors
-        names, counts = (t if len(t) else None for t in (names, counts))
-        tiles = Tiles(image, text, scale, None, names, ctx.first, ctx.tile)
+        *of_tiles, row_sums, column_sums = ctx.saved_tensors
 
-        def gradient(rows: slice, columns: slice, scores: Tensor) -> Tensor:
-            if ctx.same_name == "neither" and names is not None:
-                scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
-            found = (scores - row_sums[rows, None]).exp_()
-            found.add_(scores.sub_(column_sums[columns]).exp_()).mul_(0.5)
-            if counts is None:
-                if (own := tiles.own(rows, columns)) is not None:
-                    found[own] -= 1
-            else:
-                same = cast(Tensor, tiles.same(rows, columns))
-                found -= same / counts[rows.start + ctx.first : rows.stop + ctx.first, None]
+        def slope(t: Tile) -> Tensor:
+            found = (t.scores - row_sums[t.rows, None]).exp_()
+            found.add_(t.scores.sub_(column_sums[t.columns]).exp_()).mul_(0.5)
+            if t.positive is not None:
+                found[t.positive] -= t.weight
             return found
 
-        d_image, d_text, d_scale, _ = _gradients(ctx, tiles, gradient, upstream / len(text))
+        d_image, d_text, d_scale, _ = _gradients(ctx, of_tiles, slope, upstream)
         return d_image, d_text, d_scale, None, None, None, None
 
 
@@ -250,108 +220,83 @@ class _SigLipLoss(torch.autograd.Function):
         tile: int | None,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        sizes, text, names = gathered(text, names, group)
-        first = first_of(sizes, group)
-        tiles = Tiles(image, text, scale, bias, names, first, tile)
+        tiles = _tiles(ctx, image, text, scale, bias, names, same_name, tile, group)
+        total = image.new_zeros((), dtype=tiles.dtype)
         with torch.autocast(image.device.type, enabled=False):
-            total = image.new_zeros((), dtype=tiles.dtype)
-            for rows, pictures in tiles.rows():
-                for columns, words in tiles.columns():
-                    scores = tiles.scores(pictures, words)
-                    total -= _positives(tiles, rows, columns, scores, same_name)
-                    if same_name == "neither" and names is not None:
-                        scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
-                    total += F.softplus(scores).sum()
-        empty = torch.empty(0)
-        ctx.save_for_backward(image, text, scale, bias, empty if names is None else names)
-        ctx.first, ctx.sizes, ctx.same_name = first, sizes, same_name
-        ctx.tile, ctx.group = tile, group
-        return total / len(text)
+            for t in tiles:
+                # -log sigmoid(s) = softplus(s) - s
+                if t.positive is not None:
+                    total -= t.scores[t.positive].sum()
+                total += F.softplus(t.scores).sum()
+        ctx.save_for_backward(image, tiles.text, scale, bias, tiles.names)
+        return total / len(tiles.text)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, bias, names = ctx.saved_tensors
-        names = names if len(names) else None
-        tiles = Tiles(image, text, scale, bias, names, ctx.first, ctx.tile)
-
-        def gradient(rows: slice, columns: slice, scores: Tensor) -> Tensor:
-            if ctx.same_name == "neither" and names is not None:
-                scores.masked_fill_(cast(Tensor, tiles.crossed(rows, columns)), -torch.inf)
-            found = scores.sigmoid_()
-            if ctx.same_name == "positive" and names is not None:
-                found -= cast(Tensor, tiles.same(rows, columns)).to(found.dtype)
-            elif (own := tiles.own(rows, columns)) is not None:
-                found[own] -= 1
+        def slope(t: Tile) -> Tensor:
+            found = t.scores.sigmoid_()
+            if t.positive is not None:
+                found[t.positive] -= 1
             return found
 
-        found = _gradients(ctx, tiles, gradient, upstream / len(text))
+        found = _gradients(ctx, ctx.saved_tensors, slope, upstream)
         return *found, None, None, None, None
 
 
-def _agreed(
-    tiles: Tiles, rows: slice, columns: slice, scores: Tensor, counts: Tensor | None
-) -> Tensor:
-    """The scores of a tile that are to be high, each picture's averaged over its texts."""
-    if counts is None:
-        own = tiles.own(rows, columns)
-        return scores.new_zeros(()) if own is None else scores[own].sum()
-    share = counts[rows.start + tiles.first : rows.stop + tiles.first]
-    same = cast(Tensor, tiles.same(rows, columns))
-    return (scores.masked_fill(~same, 0).sum(1) / share).sum()
-
-
-def _positives(tiles: Tiles, rows: slice, columns: slice, scores: Tensor, same_name: str) -> Tensor:
-    """The sum of a tile's scores of pairs that belong together."""
-    if same_name == "positive" and (same := tiles.same(rows, columns)) is not None:
-        return scores[same].sum()
-    own = tiles.own(rows, columns)
-    return scores.new_zeros(()) if own is None else scores[own].sum()
-
-
-def _counts(
-    names: Tensor | None, same_name: str, pairs: int, device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """How many pairs have each pair's name, where that is asked for."""
-    if names is None or same_name != "positive":
-        return None
-    _, place, counts = torch.unique(names, return_inverse=True, return_counts=True)
-    return counts[place].to(device, dtype)
+def _tiles(
+    ctx: Any,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    names: Tensor | None,
+    same_name: SameName,
+    size: int | None,
+    group: dist.ProcessGroup | None,
+) -> Tiles:
+    """The tiles of a loss, with what the backward pass needs to make them again left in `ctx`."""
+    names = None if same_name == "negative" else names
+    ctx.group = group
+    ctx.sizes, text, names = gathered(text, names, group)
+    first = first_of(ctx.sizes, group)
+    ctx.how = {"spread": same_name == "positive", "first": first, "size": size}
+    return Tiles(image, text, scale, bias, names, **ctx.how)
 
 
 def _gradients(
-    ctx: Any, tiles: Tiles, gradient: Any, upstream: Tensor
+    ctx: Any, of_tiles: Sequence[Any], slope: Callable[[Tile], Tensor], upstream: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of pictures, texts, factor and bias.
 
     Args:
         ctx: Of the function.
-        tiles: The scores.
-        gradient: Gives the gradient of a tile's scores, of (rows, columns, scores).
-        upstream: Factor on everything.
+        of_tiles: What `Tiles` takes.
+        slope: The gradient of a tile's scores; it may overwrite them.
+        upstream: The gradient of the loss.
     """
+    tiles = Tiles(*of_tiles, **ctx.how)
     image, text, scale = tiles.image, tiles.text, tiles.scale
     wanted = ctx.needs_input_grad
+    upstream = upstream / len(text)
     d_image = torch.zeros_like(image, dtype=tiles.dtype)
     d_text = torch.zeros_like(text, dtype=tiles.dtype)
     d_bias = d_image.new_zeros(())
     with torch.autocast(image.device.type, enabled=False):
-        for rows, pictures in tiles.rows():
-            for columns, words in tiles.columns():
-                found = gradient(rows, columns, tiles.scores(pictures, words))
-                d_image[rows].addmm_(found, words)
-                if wanted[1]:
-                    d_text[columns].addmm_(found.T, pictures)
-                if tiles.bias is not None:
-                    d_bias += found.sum()
-        # The factor's gradient is the sum over all pairs of gradient and similarity, and the
-        # similarities are sums over what d_image holds already
-        d_scale = sum(
-            ((d_image[rows] * pictures).sum() for rows, pictures in tiles.rows()),
-            start=d_image.new_zeros(()),
-        )
-        if wanted[1]:
-            d_text = summed_home(d_text, ctx.sizes, ctx.group)
+        for t in tiles:
+            found = slope(t)
+            d_image[t.rows].addmm_(found, t.words)
+            if wanted[1]:
+                d_text[t.columns].addmm_(found.T, t.pictures)
+            if tiles.bias is not None:
+                d_bias += found.sum()
+    # The factor's gradient is the sum over all pairs of gradient and similarity, and the
+    # similarities are sums over what d_image holds already
+    d_scale = d_image.new_zeros(())
+    for grads, pictures in zip(d_image.split(4096), image.split(4096), strict=True):
+        d_scale += (grads * pictures).sum()
+    if wanted[1]:
+        d_text = summed_home(d_text, ctx.sizes, ctx.group)
     return (
         d_image.mul_(upstream * scale).to(image.dtype) if wanted[0] else None,
         d_text.mul_(upstream * scale).to(text.dtype) if wanted[1] else None,

@@ -6,6 +6,7 @@ Letters: B pairs of this process, N pairs of all processes, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,27 @@ def wide(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Scores (r, c) of a run of pictures with a run of texts.
+
+    Attributes:
+        rows, columns: Which pictures of this process, and which texts of all.
+        pictures, words: Their vectors (r, D) and (c, D) in full precision.
+        scores: Their scores; -inf for pairs that are left out.
+        positive: Index of the scores of pairs that belong together; None without any.
+        weight: What each of those counts for, so that a picture's sum to 1.
+    """
+
+    rows: slice
+    columns: slice
+    pictures: Tensor
+    words: Tensor
+    scores: Tensor
+    positive: tuple[Tensor, Tensor] | Tensor | None
+    weight: Tensor | float
+
+
 class Tiles:
     """The scores of this process's pictures with all texts, a tile at a time.
 
@@ -29,6 +51,7 @@ class Tiles:
         scale: Factor on similarities.
         bias: What is added to them.
         names: Of all pairs (N,), or None.
+        spread: Whether pairs of the same name belong together; else they are left out.
         first: Number of this process's first pair among all.
         size: Rows and columns of a tile.
     """
@@ -40,32 +63,47 @@ class Tiles:
         scale: Tensor,
         bias: Tensor | None,
         names: Tensor | None,
+        *,
+        spread: bool,
         first: int,
         size: int | None,
     ) -> None:
         self.image, self.text, self.scale, self.bias = image, text, scale, bias
-        self.names, self.first = names, first
+        self.names, self.spread, self.first = names, spread, first
         self.size = size or TILE.get(image.device.type, TILE["cuda"])
         self.dtype = wide(image)
+        self._counts: Tensor | None = None
+        if names is not None and spread:
+            _, place, counts = torch.unique(names, return_inverse=True, return_counts=True)
+            self._counts = counts[place].to(self.dtype)
 
-    def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of pictures, and their vectors (r, D) in full precision."""
+    def __iter__(self) -> Iterator[Tile]:
         for i in range(0, len(self.image), self.size):
             rows = slice(i, min(i + self.size, len(self.image)))
-            yield rows, self.image[rows].to(self.dtype)
+            pictures = self.image[rows].to(self.dtype)
+            for j in range(0, len(self.text), self.size):
+                columns = slice(j, min(j + self.size, len(self.text)))
+                yield self._tile(rows, columns, pictures, self.text[columns].to(self.dtype))
 
-    def columns(self) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of texts, and their vectors (c, D) in full precision."""
-        for j in range(0, len(self.text), self.size):
-            columns = slice(j, min(j + self.size, len(self.text)))
-            yield columns, self.text[columns].to(self.dtype)
+    def _tile(self, rows: slice, columns: slice, pictures: Tensor, words: Tensor) -> Tile:
+        scores = (pictures * self.scale) @ words.T
+        if self.bias is not None:
+            scores.add_(self.bias)
+        positive: tuple[Tensor, Tensor] | Tensor | None = self._own(rows, columns)
+        weight: Tensor | float = 1.0
+        if self.names is not None:
+            whole = slice(rows.start + self.first, rows.stop + self.first)
+            same = self.names[whole, None] == self.names[columns]
+            if self._counts is not None:
+                positive = same
+                weight = (1 / self._counts[whole, None]).expand_as(same)[same]
+            else:
+                if positive is not None:
+                    same[positive] = False
+                scores.masked_fill_(same, -torch.inf)
+        return Tile(rows, columns, pictures, words, scores, positive, weight)
 
-    def scores(self, image: Tensor, text: Tensor) -> Tensor:
-        """Scores (r, c) of vectors."""
-        found = (image * self.scale) @ text.T
-        return found if self.bias is None else found.add_(self.bias)
-
-    def own(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor] | None:
+    def _own(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor] | None:
         """Places in a tile, (rows, columns), of pictures and their own texts; None without any."""
         start = max(rows.start + self.first, columns.start)
         stop = min(rows.stop + self.first, columns.stop)
@@ -73,20 +111,6 @@ class Tiles:
             return None
         each = torch.arange(start, stop, device=self.image.device)
         return each - self.first - rows.start, each - columns.start
-
-    def same(self, rows: slice, columns: slice) -> Tensor | None:
-        """Where picture and text (r, c) have the same name, their own included; None if unnamed."""
-        if self.names is None:
-            return None
-        mine = self.names[rows.start + self.first : rows.stop + self.first]
-        return mine[:, None] == self.names[columns]
-
-    def crossed(self, rows: slice, columns: slice) -> Tensor | None:
-        """As `same`, without their own."""
-        same = self.same(rows, columns)
-        if same is not None and (own := self.own(rows, columns)) is not None:
-            same[own] = False
-        return same
 
 
 # --- Processes -----------------------------------------------------------------------------------
