@@ -293,8 +293,8 @@ def _gradients(
     # The factor's gradient is the sum over all pairs of gradient and similarity, and the
     # similarities are sums over what d_image holds already
     d_scale = d_image.new_zeros(())
-    for grads, pictures in zip(d_image.split(4096), image.split(4096), strict=True):
-        d_scale += (grads * pictures).sum()
+    for i in range(0, len(image), tiles.size):
+        d_scale += (d_image[i : i + tiles.size] * image[i : i + tiles.size]).sum()
     if wanted[1]:
         d_text = summed_home(d_text, ctx.sizes, ctx.group)
     return (

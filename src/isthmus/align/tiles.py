@@ -163,7 +163,7 @@ def summed_home(gradient: Tensor, sizes: list[int], group: dist.ProcessGroup | N
         dist.reduce_scatter_tensor(home, gradient, group=group)
         return home
     dist.all_reduce(gradient, group=group)
-    return gradient.split(sizes)[rank].clone()
+    return gradient.split(sizes)[rank].clone()  # type: ignore[no-untyped-call]
 
 
 def first_of(sizes: list[int], group: dist.ProcessGroup | None) -> int:
