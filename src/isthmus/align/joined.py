@@ -21,8 +21,8 @@ from isthmus.backbones.text import TextEncoder
 from isthmus.backbones.vision import VisionEncoder
 from isthmus.errors import ConfigError, suggestion
 
-Pooling = Literal["mean", "own"]
-POOLINGS = ("mean", "own")
+Pooling = Literal["mean", "mean_max", "own"]
+POOLINGS = ("mean", "mean_max", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class JoinedImageTower(ImageTower):
     Args:
         encoder: The encoder.
         head: The head.
-        pooling: "mean" of the patches, or the encoder's "own" pooled output.
+        pooling: How patches become one vector; see `pooled_features`.
         locked: Whether the encoder stays frozen.
     """
 
@@ -157,22 +157,24 @@ class JoinedTextTower(TextTower):
 def pooled_features(
     encoder: VisionEncoder, pixels: Tensor, pooling: Pooling = "mean", *, gradients: bool = False
 ) -> Tensor:
-    """One vector (B, D_vision), float32, for each picture.
+    """One vector (B, D_vision), float32, for each picture; (B, 2 D_vision) for "mean_max".
 
     Args:
         encoder: The encoder.
         pixels: (B, 3, H, W).
-        pooling: "mean" of the patches, which is the own pooling of convolutional networks; or the
-            encoder's "own": timm's features before the classifier, Transformers'
+        pooling: "mean" of the patches, which is the own pooling of convolutional networks;
+            "mean_max", their mean and then their maximum, which tells a small thing from an empty
+            picture; or the encoder's "own": timm's features before the classifier, Transformers'
             `pooler_output`, open_clip's projection.
         gradients: Whether they flow into the encoder.
 
     Raises:
         ConfigError: If the pooling is unknown, or the model has none of its own.
     """
-    if pooling == "mean":
-        features = encoder.with_gradients(pixels) if gradients else encoder(pixels)
-        return features.float().mean(dim=1)
+    if pooling in ("mean", "mean_max"):
+        features = (encoder.with_gradients(pixels) if gradients else encoder(pixels)).float()
+        mean = features.mean(dim=1)
+        return mean if pooling == "mean" else torch.cat([mean, features.amax(dim=1)], dim=1)
     if pooling != "own":
         raise ConfigError(f'unknown pooling "{pooling}": {suggestion(pooling, POOLINGS)}')
     with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
