@@ -26,7 +26,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 log = logging.getLogger("isthmus.serving")
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
-_DRAINED_S = 2.0
+_DRAINED_S = 1.0
 
 
 class Gate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import copy
 import socket
 from types import FrameType
 from typing import Any
@@ -70,12 +70,14 @@ def server_of(app: Any, settings: ServerSettings, log_level: str = "warning") ->
         settings: Its settings.
         log_level: "debug", "info", "warning" or "error".
     """
-    logging.getLogger("isthmus.serving").setLevel(log_level.upper())
+    logs: dict[str, Any] = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logs["loggers"]["isthmus.serving"] = {"handlers": ["default"], "level": log_level.upper()}
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
         ws="none",
         access_log=False,  # it would tell what clients wrote into addresses
+        log_config=logs,
         log_level=log_level,
         server_header=False,
         proxy_headers=False,

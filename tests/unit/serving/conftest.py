@@ -37,9 +37,19 @@ def picture_of(uri: str) -> Image.Image:
 
 
 def tiny_model(connector: Any = None, fusion: Any = None) -> Any:
+    """A model that sees its pictures and writes what can be printed, on one line, without end."""
     torch.manual_seed(0)
     made = im.compose("tiny-vit", "tiny-lm", connector or im.Linear(), fusion or im.Inline())
     open_gates(made)
+    mute = torch.ones(made.language.vocab_rows, dtype=torch.bool)
+    mute[32:127] = False
+
+    def readable(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.masked_fill(
+            torch.nn.functional.pad(mute, (0, logits.shape[-1] - len(mute)), value=True), -1e4
+        )
+
+    made.language.output_embedding.register_forward_hook(readable)
     return made
 
 
@@ -94,6 +104,11 @@ def running(model: Any, dual: Any) -> Iterator[Running]:
     settings = ServerSettings(port=0, model_name="tiny", dual_encoder_name="clip", api_key="key")
     with serving(create_app(model, dual_encoder=dual, settings=settings), settings) as found:
         yield found
+
+
+@pytest.fixture
+def picture() -> str:
+    return picture_uri()
 
 
 Make = Callable[..., contextlib.AbstractContextManager[Running]]
