@@ -211,7 +211,8 @@ class Choice:
                 deadline_s=self._time_left(),
             )
         )
-        answer, tokens, end = "", (), None
+        answer, end = "", None
+        tokens: tuple[TokenLogprob, ...] = ()
         async for event in self._of_ticket():
             if isinstance(event, Finished):
                 end = event

@@ -324,7 +324,7 @@ def _documented(
         ok["content"]["text/event-stream"] = {}
     codes = (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503)
     told: dict[str, Any] = {
-        "responses": {200: ok, **{code: failed for code in codes}},
+        "responses": {200: ok, **dict.fromkeys(codes, failed)},
         "response_model": None,
     }
     if body is not None:

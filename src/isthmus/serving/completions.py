@@ -13,7 +13,7 @@ from isthmus.prompt import Example, Prompt
 from isthmus.prompting.chains import STEP_STOPS
 from isthmus.prompting.reason import way_for
 from isthmus.serving.answering import Choice, Steps
-from isthmus.serving.conversation import Conversations, Turn
+from isthmus.serving.conversation import Conversations, Form, Turn
 from isthmus.serving.engine import GenerationRequest, ServingEngine
 from isthmus.serving.media import PictureReader
 from isthmus.serving.metrics import Metrics
@@ -87,22 +87,23 @@ class Service:
         """
         self.check(asked)
         turns, shots = await self._read(asked)
+        form = self.talk.form(turns, shots)
         steps, lead = self._steps(asked, turns, shots)
         if steps is not None and steps.way == "cot":
             said = steps.trigger.wording.conclusion
             shots = [replace(s, answer=shown_answer(s, said), rationale=None) for s in shots]
         if steps is not None:
-            steps = replace(steps, prompt=lambda begun: self.talk.prompt(turns, shots, lead=begun))
-        prompt = await asyncio.to_thread(self.talk.prompt, turns, shots, lead=lead)
+            steps = replace(steps, prompt=lambda begun: form.prompt(turns, shots, lead=begun))
+        prompt = await asyncio.to_thread(form.prompt, turns, shots, lead=lead)
         if len(prompt.text) > _CHARACTERS * self.engine.context_length:
             raise self._too_long("a prompt")  # reading megabytes into tokens would take a while
         count = asked.n or 1
         choices = [
             Choice(
                 self.engine,
-                self._request(asked, prompt, steps, number),
+                self._request(asked, form, prompt, steps, number),
                 steps,
-                not self.talk.is_chat,
+                not form.is_chat,
                 self._finished,
             )
             for number in range(count)
@@ -229,13 +230,13 @@ class Service:
         return asked.max_completion_tokens or asked.max_tokens or self.settings.max_tokens
 
     def _request(
-        self, asked: ChatRequest, prompt: Prompt, steps: Steps | None, number: int
+        self, asked: ChatRequest, form: Form, prompt: Prompt, steps: Steps | None, number: int
     ) -> GenerationRequest:
         """What the engine is asked for; each of several choices draws from a seed of its own."""
         count = asked.n or 1
         given = asked.stop or ()
         stop = tuple([given] if isinstance(given, str) else given)
-        stop = (*self.talk.stop, *stop) if steps is None else (*STEP_STOPS, *stop)
+        stop = (*form.stop, *stop) if steps is None else (*STEP_STOPS, *stop)
         temperature = asked.temperature
         if temperature is None:
             # As `ask`: the likeliest text; several of it would all be the same

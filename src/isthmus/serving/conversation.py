@@ -1,12 +1,12 @@
 """A conversation as a prompt: turns in, one text with its pictures out.
 
-The language model's own chat template is used where it has one, else the template that the model
-learned. In both, the prompt of a later turn begins with the prompt of the one before and the answer
-to it, so that an engine which keeps prefixes computes only what is new.
+Whatever the template, the prompt of a later turn begins with the prompt of the one before and the
+answer to it, so that an engine which keeps prefixes computes only what is new.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,39 +44,32 @@ class Turn:
         return "\n".join(p for p in self.parts if isinstance(p, str))
 
 
-class Conversations:
-    """Makes prompts of conversations with one model.
+class Form:
+    r"""One way of writing conversations down.
 
     Args:
-        model: The model, whose tokenizer and configuration are read.
-        template: A template's name; None is "chat" where the tokenizer has a chat template that
-            can be rendered, else the model's own.
+        name: A template's name, "chat" for the tokenizer's own.
+        tokenizer: The language model's tokenizer.
 
     Attributes:
-        template: Makes prompts of examples.
         name: The template's name.
+        is_chat: Whether it is the tokenizer's own.
         stop: Strings that end an answer without anyone's asking.
 
+    Raises:
+        ConfigError: If the template is unknown, or the tokenizer has none.
+
     Example:
-        >>> import isthmus as im
-        >>> talk = Conversations(im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline()))
-        >>> talk.prompt([Turn("system", ("Be brief.",)), Turn("user", ("Why?",))]).text
-        'Be brief.\\nQuestion: Why? Answer:'
+        >>> turns = [Turn("system", ("Be brief.",)), Turn("user", ("Why?",))]
+        >>> Form("plain", None).prompt(turns).text
+        'Be brief.\nQuestion: Why? Answer:'
     """
 
-    def __init__(self, model: Any, template: str | None = None) -> None:
-        tokenizer = model.language.tokenizer
-        own = model.config.template
-        self.name = template or "chat"
-        try:
-            self.template: Template = template_named(self.name, tokenizer)
-        except ConfigError:
-            if template is not None:
-                raise
-            self.name = own
-            self.template = template_named(own, tokenizer)
-        self.is_chat = self.name == "chat"
+    def __init__(self, name: str, tokenizer: Any) -> None:
+        self.name = name
+        self.is_chat = name == "chat"
         self.stop: tuple[str, ...] = () if self.is_chat else STOPS
+        self._template: Template = template_named(name, tokenizer)
         self._markers = tuple(tokenizer.all_special_tokens) if self.is_chat else ()
 
     def prompt(
@@ -105,7 +98,7 @@ class Conversations:
         context = [*shots, *examples[: len(asked) - 1]]
         query = self._example(asked[-1], None)
         lead = f"{begun} {lead}" if begun and lead else begun or lead
-        made = self.template(context, query, instruction=instruction, lead=lead)
+        made = self._template(context, query, instruction=instruction, lead=lead)
         pictures = tuple(p for s in shots for p in s.pictures)
         pictures += tuple(p for said in asked for p in said.pictures)
         shared = len(made.text[: made.shared].replace(_GAP, IMAGE_TAG))
@@ -167,3 +160,38 @@ class Conversations:
             glue = "\n" if i > first and isinstance(parts[i - 1], str) else ""
             text += glue + refuse_tags(part).replace(_GAP, "")
         return Example(tuple(parts[:first]), text, answer)
+
+
+class Conversations:
+    """Chooses the form in which a model reads a conversation.
+
+    A language model was taught chats, its own way; what joins it to a vision encoder was taught
+    pictures in the model's template. So a conversation with a picture takes that template, and one
+    without the chat template, where there is one that can be rendered.
+
+    Args:
+        model: The model, whose tokenizer and configuration are read.
+        template: The name of a template for both.
+
+    Raises:
+        ConfigError: If that is unknown, or the tokenizer has no chat template.
+
+    Example:
+        >>> import isthmus as im
+        >>> talk = Conversations(im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline()))
+        >>> talk.form([Turn("user", ("Why?",))]).name
+        'plain'
+    """
+
+    def __init__(self, model: Any, template: str | None = None) -> None:
+        tokenizer = model.language.tokenizer
+        self._shown = Form(template or model.config.template, tokenizer)
+        self._told = self._shown
+        if template is None and not self._shown.is_chat:
+            with contextlib.suppress(ConfigError):
+                self._told = Form("chat", tokenizer)
+
+    def form(self, turns: Sequence[Turn], shots: Sequence[Example] = ()) -> Form:
+        """The form for a conversation and the demonstrations before it."""
+        seen = any(t.pictures for t in turns) or any(s.pictures for s in shots)
+        return self._shown if seen else self._told

@@ -52,6 +52,7 @@ class Gate:
         self._most = settings.max_queue + settings.max_batch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request through, or refuses it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return

@@ -30,14 +30,14 @@ _HEAD = re.compile(r"data:image/(png|jpe?g|webp|gif|bmp|x-ms-bmp);base64,", re.I
 
 
 def data_of(uri: str) -> bytes:
-    """The bytes of a data URI.
+    r"""The bytes of a data URI.
 
     Raises:
         Refusal: 400 if it is no data URI of a picture, or not base64 to the letter.
 
     Example:
         >>> data_of("data:image/png;base64,AAEC")
-        b'\\x00\\x01\\x02'
+        b'\x00\x01\x02'
     """
     head = _HEAD.match(uri[:64])
     if head is None:

@@ -20,7 +20,7 @@ class ServerSettings:
         model_name: What clients call the model.
         dual_encoder_name: What clients call the dual encoder.
         template: How conversations become prompts, a name that `template_named` knows; None is
-            the language model's own chat template where it has one, else the model's template.
+            the model's own with pictures, and without the language model's chat template.
         max_batch: Requests that are decoded together.
         max_queue: Requests that wait; more are told to come back (429).
         memory: Most bytes that prefixes and visual tokens may keep.

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.testing import open_gates
 from isthmus.serving.app import create_app
 from isthmus.serving.run import listen, server_of
 from isthmus.serving.settings import ServerSettings
+from isthmus.testing import open_gates
 
 
 def picture_uri(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> str:

@@ -75,7 +75,7 @@ def test_base64_is_read_to_the_letter(data: bytes) -> None:
         ("data:image/png;base64, AAAA", "invalid_base64"),
         ("data:image/png;base64,AA-_", "invalid_base64"),
         ("data:image/png;base64,AAAA====", "invalid_base64"),
-        ("data:image/png;base64,ＡＡＡＡ", "invalid_base64"),
+        ("data:image/png;base64,\uff21\uff21\uff21\uff21", "invalid_base64"),
         ("data:image/png;base64,../../etc/passwd", "invalid_base64"),
         ("http://127.0.0.1/cat.png", "invalid_image_url"),
         ("https://example.org/cat.png", "invalid_image_url"),
