@@ -38,7 +38,9 @@ def test_pieces_are_whole_characters_and_make_the_text(text: str) -> None:
     assert not any("\ufffd" in piece for piece in said)
 
 
-@given(st.text("abX점", max_size=20), st.lists(st.text("abX점", min_size=1, max_size=4), max_size=3))
+@given(
+    st.text("abX점", max_size=20), st.lists(st.text("abX점", min_size=1, max_size=4), max_size=3)
+)
 def test_nothing_of_a_stop_string_is_said(text: str, stop: list[str]) -> None:
     # a text ends where the first of its stop strings is complete
     ends = [text.find(s) + len(s) for s in stop if s in text]
