@@ -163,7 +163,7 @@ class RunningBatch:
                 self._enter(job, *done)
             except Exception as error:  # one request's failure is no other's
                 self.entering = None
-                self._fail(job, error)
+                self._fail(job, _lightened(error))
 
     def _enter(self, job: Job, rows: Rows, logits: Tensor) -> None:
         """Takes a prefilled row's first token and lets it join the others."""
@@ -282,9 +282,8 @@ class RunningBatch:
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, IsthmusError):
-            _log.error("a request failed", exc_info=error)
-        # the error goes to the asker, without what the frames that it went through hold
-        traceback.clear_frames(error.__traceback__)
+            # as text: a record that somebody keeps must not keep what the error goes through later
+            _log.error("a request failed\n%s", "".join(traceback.format_exception(error)))
         self.ended["failed"] += 1
         job.ticket.put(error)
 
@@ -292,5 +291,14 @@ class RunningBatch:
         """A step failed: its rows cannot go on, the engine can."""
         jobs, self.running = self.running, []
         self._rows = self._new_rows()
+        error = _lightened(error)
         for job in jobs:
             self._fail(job, error)
+
+
+def _lightened(error: Exception) -> Exception:
+    """An error for the asker and the log, without what its frames hold: requests and states."""
+    trace = error.__traceback__
+    error.__traceback__ = None if trace is None else trace.tb_next  # the first is still running
+    traceback.clear_frames(error.__traceback__)
+    return error

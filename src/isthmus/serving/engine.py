@@ -241,6 +241,7 @@ class ServingEngine:
                 self._expire()
                 batch.sweep()
                 batch.admit(self._following)
+                batch.sweep()  # prompts may have taken long
                 if batch.running:
                     batch.step()
             except Exception as error:  # the engine outlives what it serves
