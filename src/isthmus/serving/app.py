@@ -132,6 +132,7 @@ def create_app(
 def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> None:
     settings = service.settings
     started = int(time.time())
+    most = settings.timeout + settings.grace
     names = [settings.model_name] + ([settings.dual_encoder_name] if dual else [])
 
     def described(name: str) -> dict[str, Any]:
@@ -142,8 +143,8 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
         """The next message of a conversation."""
         asked = await _parsed(request, ChatRequest)
         if not asked.stream:
-            return JSONResponse(await _unless_gone(request, _answer(service, asked)))
-        choices, events = await _unless_gone(request, _begin(service, asked))
+            return JSONResponse(await _unless_gone(request, _answer(service, asked), most))
+        choices, events = await _unless_gone(request, _begin(service, asked), most)
         return _Events(events, choices)
 
     @app.get("/v1/models", **_documented())
@@ -167,13 +168,13 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
     async def embeddings(request: Request) -> Any:
         """The vectors of texts, and of pictures as data URIs."""
         asked = await _parsed(request, EmbeddingRequest)
-        return JSONResponse(await _unless_gone(request, _dual(dual).embed(asked)))
+        return JSONResponse(await _unless_gone(request, _dual(dual).embed(asked), most))
 
     @app.post("/v1/classify", **_documented(ClassifyRequest))
     async def classify(request: Request) -> Any:
         """The labels of pictures, whatever labels are asked for."""
         asked = await _parsed(request, ClassifyRequest)
-        return JSONResponse(await _unless_gone(request, _dual(dual).classify(asked)))
+        return JSONResponse(await _unless_gone(request, _dual(dual).classify(asked), most))
 
     @app.get("/health", **_documented())
     async def health() -> Any:
@@ -224,16 +225,22 @@ async def _parsed(request: Request, schema: type[_M]) -> _M:
         raise Refusal(400, f"{place}: {first['msg']}", code, place) from None
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """What the work gives; it ends when the client leaves.
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T], most: float) -> _T:
+    """What the work gives within so many seconds; it ends when the client leaves.
 
     Raises:
         ClientGone: If that happens first.
+        Refusal: 503 if time runs out.
     """
     task = asyncio.create_task(work)
     watch = asyncio.create_task(_gone(request))
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        first = asyncio.FIRST_COMPLETED
+        done, _ = await asyncio.wait({task, watch}, timeout=most, return_when=first)
+        if (
+            not done
+        ):  # requests have deadlines of their own; this is for what has failed to keep one
+            raise Refusal(503, f"no answer within {most:.0f} s: come back later", "timeout")
         if not task.done():
             raise ClientGone
         return task.result()

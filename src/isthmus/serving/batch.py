@@ -20,6 +20,7 @@ from isthmus.model import VisionLanguageModel
 from isthmus.prompt import END_TAG, IMAGE_TAG
 from isthmus.serving.lanes import Apart, Lanes, takes_lanes
 from isthmus.serving.prefill import Prefill, Prefiller
+from isthmus.serving.refusals import error_place
 from isthmus.serving.requests import (
     Delta,
     Finished,
@@ -282,8 +283,9 @@ class RunningBatch:
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, IsthmusError):
-            # as text: a record that somebody keeps must not keep what the error goes through later
-            _log.error("a request failed\n%s", "".join(traceback.format_exception(error)))
+            # not its message, which may quote the request; and as text, since a record that
+            # somebody keeps must not keep what the error goes through later
+            _log.error("a request failed: %s", error_place(error))
         self.ended["failed"] += 1
         job.ticket.put(error)
 

@@ -6,17 +6,17 @@ Nothing of a request is logged but its route, status, time, size and a hash of i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from isthmus.serving.metrics import Metrics
-from isthmus.serving.refusals import Refusal
+from isthmus.serving.refusals import Refusal, error_place
 from isthmus.serving.settings import ServerSettings
 
 Scope = MutableMapping[str, Any]
@@ -48,6 +48,7 @@ class Gate:
         self.closing = closing
         self._key = _digest(settings.api_key.encode()) if settings.api_key else None
         self._inside = 0
+        self._held = 0
         # Bodies are held while requests wait; each has a place in the queue or in the batch
         self._most = settings.max_queue + settings.max_batch
 
@@ -74,18 +75,21 @@ class Gate:
                     )
                 self._inside += 1
                 counted = True
-                visit.body = await self._body(headers, receive)
-            await self.app(scope, _replayed(visit.body, receive), visit.send)
+                body = await self._body(headers, receive, visit)
+                visit.digest = hashlib.sha256(body).hexdigest()[:12]
+                receive, body = _replayed(body, receive), b""
+            await self.app(scope, receive, visit.send)
         except Refusal as refusal:
             await self._refuse(visit, headers, receive, refusal)
         except ClientGone:
             visit.status = 499
         except Exception as error:
-            log.error("%s\n%s", type(error).__name__, _where(error))
+            log.error("a request failed: %s", error_place(error))
             failed = Refusal(500, "the server failed; its log says why", "internal_error")
             await self._refuse(visit, headers, receive, failed)
         finally:
             self._inside -= counted
+            self._held -= visit.size
             self._done(visit)
 
     def _check_host(self, headers: dict[str, str]) -> None:
@@ -116,8 +120,8 @@ class Gate:
                 "invalid_api_key",
             )
 
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
-        """The whole body, within its limits of size and time."""
+    async def _body(self, headers: dict[str, str], receive: Receive, visit: _Visit) -> bytes:
+        """The whole body, within its limits of size and time, and of all bodies together."""
         most = self.settings.max_body
         too_large = Refusal(
             413, f"the body has more than {most:,} bytes: send smaller pictures", "body_too_large"
@@ -126,7 +130,6 @@ class Gate:
         if length.isdigit() and int(length) > most:
             raise too_large
         pieces: list[bytes] = []
-        size = 0
         try:
             async with asyncio.timeout(self.settings.body_timeout):
                 while True:
@@ -134,11 +137,15 @@ class Gate:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     piece = message.get("body", b"")
-                    size += len(piece)
-                    if size > most:
+                    visit.size += len(piece)
+                    self._held += len(piece)
+                    if visit.size > most:
                         raise too_large
+                    if self._held > self.settings.max_held:
+                        raise Refusal(429, "too many large requests: come back later", "queue_full")
                     pieces.append(piece)
                     if not message.get("more_body", False):
+                        visit.read = True
                         return b"".join(pieces)
         except TimeoutError:
             raise Refusal(
@@ -152,15 +159,14 @@ class Gate:
     ) -> None:
         if visit.started:  # an answer that had begun cannot be ended well: the connection closes
             return
-        if refusal.status in (401, 413, 429, 503):
-            await _drain(receive, 4 * self.settings.max_body)
+        read = visit.read or await _drain(receive, 4 * self.settings.max_body, refusal.status)
         body = json.dumps(refusal.body).encode()
         head = {
             "content-type": "application/json",
             "content-length": str(len(body)),
             **refusal.headers,
         }
-        if refusal.status in (408, 413):
+        if not read:
             head["connection"] = "close"
         listed = [(k.lower().encode(), v.encode()) for k, v in head.items()]
         await visit.send(
@@ -172,8 +178,8 @@ class Gate:
         seconds = time.perf_counter() - visit.began
         self.metrics.requests.labels(visit.route, str(visit.status)).inc()
         told = ""
-        if visit.body:
-            told = f" {len(visit.body)} bytes {hashlib.sha256(visit.body).hexdigest()[:12]}"
+        if visit.size:
+            told = f" {visit.size} bytes {visit.digest}"
         log.info("%s %s %s %.3f s%s", visit.method, visit.route, visit.status, seconds, told)
 
 
@@ -186,7 +192,9 @@ class _Visit:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope, self._send = scope, send
-        self.body = b""
+        self.size = 0
+        self.digest = ""
+        self.read = False
         self.began = time.perf_counter()
         self.status = 0
         self.started = False
@@ -219,35 +227,28 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _where(error: BaseException) -> str:
-    """Where it was raised, without its message or any line that holds values."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return "\n".join(f"  {f.filename}:{f.lineno} in {f.name}" for f in frames)
-
-
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body in one piece; afterwards whatever the connection says."""
-    given = False
+    """The body in one piece, which is not kept; afterwards whatever the connection says."""
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return left.pop() if left else await receive()
 
     return again
 
 
-async def _drain(receive: Receive, most: int) -> None:
-    """Reads on for a moment: a client still writing would not see the answer otherwise."""
+async def _drain(receive: Receive, most: int, status: int) -> bool:
+    """Reads on for a moment, since a client still writing would not see the answer otherwise.
+
+    Returns:
+        Whether the body has come to its end, so that the connection can be used again.
+    """
     size = 0
-    try:
-        async with asyncio.timeout(_DRAINED_S):
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0 if status == 408 else _DRAINED_S):
             while size <= most:
                 message = await receive()
                 if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
+                    return True
                 size += len(message.get("body", b""))
-    except TimeoutError:
-        return
+    return False

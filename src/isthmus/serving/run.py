@@ -9,9 +9,11 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.logging import DefaultFormatter
 
 from isthmus.errors import InputError
 from isthmus.serving.protocol import PatientProtocol
+from isthmus.serving.refusals import error_place
 from isthmus.serving.settings import ServerSettings
 
 _BACKLOG = 2048
@@ -44,6 +46,14 @@ def listen(settings: ServerSettings) -> socket.socket:
     return listening
 
 
+class DiscreetFormatter(DefaultFormatter):
+    """Tells of an error what it was and where; its message may quote what a client sent."""
+
+    def formatException(self, ei: Any) -> str:
+        """The error's name, and the lines of code that it came through."""
+        return error_place(ei[1])
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, which tells the application at once that it is to end.
 
@@ -71,7 +81,8 @@ def server_of(app: Any, settings: ServerSettings, log_level: str = "warning") ->
         log_level: "debug", "info", "warning" or "error".
     """
     logs: dict[str, Any] = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-    logs["loggers"]["isthmus.serving"] = {"handlers": ["default"], "level": log_level.upper()}
+    logs["formatters"]["default"]["()"] = DiscreetFormatter
+    logs["loggers"]["isthmus"] = {"handlers": ["default"], "level": log_level.upper()}
     config = uvicorn.Config(
         app,
         http=PatientProtocol,

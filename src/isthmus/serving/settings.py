@@ -27,6 +27,7 @@ class ServerSettings:
         timeout: Seconds that a request may take, waiting included.
         max_tokens: Most tokens of an answer where a request does not say.
         max_body: Most bytes of a request's body.
+        max_held: Most bytes of all bodies that are being read or answered.
         body_timeout: Seconds that a body may take to arrive.
         max_pictures: Most pictures of a request, those of demonstrations included.
         max_pixels: Most pixels of all pictures of a request, read off their headers.
@@ -59,6 +60,7 @@ class ServerSettings:
     timeout: float = 300.0
     max_tokens: int = 512
     max_body: int = 20_000_000
+    max_held: int = 400_000_000
     body_timeout: float = 30.0
     max_pictures: int = 32
     max_pixels: int = 120_000_000
@@ -73,8 +75,15 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"got port {self.port}, expected 0 to 65535")
-        counts = ("max_batch", "max_queue", "max_tokens", "max_body", "max_pictures", "max_media")
-        for name in (*counts, "timeout", "body_timeout", "media_timeout", "max_pixels"):
+        counts = ("max_batch", "max_queue", "max_tokens", "max_body", "max_held", "max_pictures")
+        for name in (
+            *counts,
+            "max_media",
+            "timeout",
+            "body_timeout",
+            "media_timeout",
+            "max_pixels",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"got {name} = {getattr(self, name)}, expected more than 0")
         if self.api_key is not None and (not self.api_key.strip() or not self.api_key.isascii()):

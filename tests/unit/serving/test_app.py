@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from isthmus.errors import ConfigError
 from isthmus.model import bare_language_model
+from isthmus.serving.gate import Gate
 from isthmus.serving.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
@@ -52,6 +54,13 @@ def eventually(check: Callable[[], bool]) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("it did not come about within 10 s")
+
+
+def gate_of(app: Any) -> Any:
+    layer = app.middleware_stack
+    while not isinstance(layer, Gate):
+        layer = layer.app
+    return layer
 
 
 class Held:
@@ -242,6 +251,21 @@ def test_a_body_is_measured_while_it_is_read(serve: Any) -> None:
         assert httpx.post(running.url + CHAT, json=HI).status_code == 200
 
 
+def test_all_bodies_together_are_measured(serve: Any) -> None:
+    """Clients that send half of a body and wait cannot fill the memory."""
+    with serve(max_body=1000, max_held=1500) as running, contextlib.ExitStack() as links:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n"
+        half = head.encode() + b"x" * 800
+        first = links.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+        first.sendall(half)
+        gate = gate_of(running.app)
+        eventually(lambda: gate._held == 800)
+        assert b" 429 " in raw(running.port, half)
+        first.close()
+        eventually(lambda: gate._held == 0)
+        assert httpx.post(running.url + CHAT, json=HI).status_code == 200
+
+
 def test_a_slow_body_times_out(serve: Any) -> None:
     with serve(body_timeout=0.2) as running:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{"
@@ -381,31 +405,22 @@ def test_concurrent_leavers_leave_nothing_behind(serve: Any, model: Any) -> None
             asyncio.run(all_of_them())
             answer = httpx.post(running.url + CHAT, json=HI, timeout=60)
             assert answer.status_code == 200
-            gate = _gate(running.app)
+            gate = gate_of(running.app)
             eventually(lambda: gate._inside == 0)
     finally:
         slow.remove()
-
-
-def _gate(app: Any) -> Any:
-    from isthmus.serving.gate import Gate
-
-    layer = app.middleware_stack
-    while not isinstance(layer, Gate):
-        layer = layer.app
-    return layer
 
 
 # --- What is told ----------------------------------------------------------------------------
 
 
 def test_a_failure_tells_nothing_of_itself(
-    serve: Any, model: Any, caplog: pytest.LogCaptureFixture
+    serve: Any, model: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("secret weights at /home/someone")
 
-    with serve() as running, caplog.at_level(logging.DEBUG):
+    with serve() as running:
         broken = model.language.model.register_forward_pre_hook(fail)
         try:
             for stream in (False, True):
@@ -415,15 +430,40 @@ def test_a_failure_tells_nothing_of_itself(
         finally:
             broken.remove()
         assert httpx.post(running.url + CHAT, json=HI).status_code == 200
-    assert "RuntimeError" in caplog.text
-    assert not [r for r in caplog.records if r.name.startswith("isthmus") and "secret" in r.message]
+    heard = capfd.readouterr().err
+    assert "RuntimeError" in heard
+    assert "secret" not in heard
+
+
+def test_a_stream_that_breaks_off_says_so(serve: Any, model: Any) -> None:
+    steps = []
+
+    def fail(*_: Any) -> None:
+        steps.append(1)
+        if len(steps) > 4:
+            raise RuntimeError("secret")
+
+    with serve() as running, openai.OpenAI(base_url=f"{running.url}/v1", api_key="-") as client:
+        broken = model.language.model.register_forward_pre_hook(fail)
+        pieces = client.chat.completions.create(
+            model="tiny", messages=LONG, max_tokens=50, stream=True
+        )
+        try:
+            assert [next(pieces).choices[0].delta.role, next(pieces).choices[0].delta.role] == [
+                "assistant",
+                None,
+            ]
+            with pytest.raises(openai.APIError, match="its log says why"):
+                list(pieces)
+        finally:
+            broken.remove()
 
 
 def test_no_word_of_a_request_is_logged(
     serve: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with serve(api_key="topsecret") as running, caplog.at_level(logging.DEBUG):
-        logging.getLogger("isthmus.serving").setLevel(logging.DEBUG)
+        logging.getLogger("isthmus").setLevel(logging.DEBUG)
         headers = {"Authorization": "Bearer topsecret"}
         body = {"messages": [{"role": "user", "content": "private words"}], "max_tokens": 2}
         for path in (CHAT, f"{CHAT}?private=words", "/private/words"):
