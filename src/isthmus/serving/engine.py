@@ -222,7 +222,9 @@ class ServingEngine:
         if drain:
             self._thread.join(timeout)
         if self._thread.is_alive():
-            for job in [*self._queue, self._batch.entering, *self._batch.running]:
+            with self._changed:
+                there = [*self._queue, self._batch.entering, *self._batch.running]
+            for job in there:
                 if job is not None:
                     job.ticket.cancel()
             self._thread.join(timeout)

@@ -24,6 +24,7 @@ from isthmus.generation.decode import generate
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
+from isthmus.serving import tiers
 from isthmus.serving.engine import (
     Delta,
     EngineClosed,
@@ -32,7 +33,7 @@ from isthmus.serving.engine import (
     QueueFull,
     ServingEngine,
 )
-from isthmus.serving.lanes import Apart, Lanes
+from isthmus.serving.lanes import Apart
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -152,12 +153,13 @@ def engine(model: VisionLanguageModel) -> Iterator[ServingEngine]:
 
 
 @pytest.mark.parametrize(("family", "fusion"), EVERY)
-def test_batched_is_alone(family: str, fusion: str) -> None:
+def test_batched_is_alone(family: str, fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "SHORT", 16)  # so that there are several
     model = model_of(family, fusion)
     most = [8, 3, 12, 5, 8, 1, 9, 10]  # so that rows leave from everywhere
     expected = [naive(model, p, n) for p, n in zip(PROMPTS, most, strict=True)]
     with ServingEngine(model, max_batch=3, prefill_tokens=7) as engine:
-        assert isinstance(engine._batch._rows, Apart if family in ALONE else Lanes)
+        assert isinstance(engine._batch._rows, Apart if family in ALONE else tiers.Tiers)
         for _ in range(2):  # the second time with whatever is known from the first
             tickets = [
                 engine.submit(request(p, max_new_tokens=n))
@@ -476,15 +478,17 @@ def test_closing_finishes_what_there_is(model: VisionLanguageModel) -> None:
     engine.close()
 
 
-def test_closing_at_once_cancels(model: VisionLanguageModel) -> None:
-    for options in ({"drain": False}, {"drain": True, "timeout": 0.01}):
-        engine = ServingEngine(model, max_batch=1)
-        tickets = [engine.submit(request(p, max_new_tokens=10**6)) for p in PROMPTS]
-        next(iter(tickets[0].events()))
-        engine.close(**options)  # type: ignore[arg-type]
-        reasons = {t.result()[2].reason for t in tickets[1:]}
-        assert reasons == {"cancelled"}
-        until(lambda engine=engine: not engine._thread.is_alive())  # type: ignore[misc]
+@pytest.mark.parametrize("drain", [False, True])
+def test_closing_at_once_or_after_a_while_cancels(model: VisionLanguageModel, drain: bool) -> None:
+    gate = Gate()
+    engine = ServingEngine(model, max_batch=2, observer=gate)
+    tickets = [engine.submit(request(p, max_new_tokens=100)) for p in PROMPTS]
+    assert gate.reached.wait(30)
+    engine.close(drain=drain, timeout=0.01)
+    gate.go.set()
+    assert [t.result()[2].reason for t in tickets] == ["cancelled"] * len(PROMPTS)
+    engine.close()
+    assert not engine._thread.is_alive()
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -597,7 +601,11 @@ def naive_without(handle: Any, model: VisionLanguageModel, prompt: Prompt) -> st
     return naive(model, prompt)
 
 
-def test_a_row_that_leaves_is_replaced_by_the_last(model: VisionLanguageModel) -> None:
+@pytest.mark.parametrize("short", [1024, 12])
+def test_a_row_that_leaves_is_replaced_by_the_last(
+    model: VisionLanguageModel, short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "SHORT", short)
     asked = [(p, n) for n, p in zip((30, 2, 25, 4, 20, 6, 15, 8), PROMPTS, strict=True)]
     with ServingEngine(model, max_batch=8, prefill_tokens=1000) as engine:
         tickets = [engine.submit(request(p, max_new_tokens=n)) for p, n in asked]
