@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 import time
 import weakref
@@ -337,6 +338,20 @@ def test_memory_stays_within_its_bound(model: VisionLanguageModel) -> None:
         assert engine.statistics().evictions > 0
 
 
+def test_what_a_longer_prefix_holds_is_kept_once(engine: ServingEngine) -> None:
+    finished = engine.submit(request("abcdef")).result()[2]
+    kept = finished.usage.prompt_tokens + finished.usage.completion_tokens - 1
+    one = 4 * 2 * 2 * 16 * 4  # layers, keys and values, key heads, their width, bytes
+    assert engine.statistics().bytes == kept * one
+
+
+def test_a_prefix_that_does_not_fit_drives_out_no_other(model: VisionLanguageModel) -> None:
+    with ServingEngine(model, memory=1 << 17) as engine:  # 64 tokens' worth of prefixes
+        engine.submit(request("a short one")).result()
+        engine.submit(request("b" * 100)).result()
+        assert engine.submit(request("a short one")).result()[2].usage.cached_tokens > 0
+
+
 def test_a_finished_request_leaves_nothing_behind(model: VisionLanguageModel) -> None:
     engine = ServingEngine(model, max_batch=3)
     refs = []
@@ -489,6 +504,50 @@ def test_closing_at_once_or_after_a_while_cancels(model: VisionLanguageModel, dr
     assert [t.result()[2].reason for t in tickets] == ["cancelled"] * len(PROMPTS)
     engine.close()
     assert not engine._thread.is_alive()
+
+
+@pytest.mark.parametrize("family", ["llama", *ALONE])
+def test_a_prompt_that_goes_on_from_one_that_runs(family: str) -> None:
+    model = model_of(family, "inline")
+    first = Prompt("What may come after this?")
+    second = Prompt(first.text + " And then?")
+    with ServingEngine(model, prefill_tokens=1) as engine:  # a step before the second begins
+        tickets = [engine.submit(request(p, max_new_tokens=40)) for p in (first, second)]
+        assert [t.result()[0] for t in tickets] == [naive(model, p, 40) for p in (first, second)]
+
+
+def test_many_threads_ask_and_change_their_minds(model: VisionLanguageModel) -> None:
+    expected = {p.text: naive(model, p, 12) for p in PROMPTS}
+    wrong: list[str] = []
+
+    def ask(number: int) -> None:
+        chance = random.Random(number)
+        for _ in range(6):
+            prompt = chance.choice(PROMPTS)
+            ticket = engine.submit(request(prompt, max_new_tokens=12))
+            patience = chance.choice((0, 1, 4, 100))
+            text = ""
+            for count, event in enumerate(ticket.events()):
+                if isinstance(event, Delta):
+                    text += event.text
+                elif event.reason != "cancelled" and text != expected[prompt.text]:
+                    wrong.append(text)
+                if count >= patience:
+                    ticket.cancel()
+            if not expected[prompt.text].startswith(text):
+                wrong.append(text)
+
+    with ServingEngine(model, max_batch=3, memory=1 << 19, prefill_tokens=9) as engine:
+        threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        statistics = engine.statistics()
+    assert wrong == []
+    assert (statistics.queued, statistics.running, statistics.running_bytes) == (0, 0, 0)
+    assert statistics.completed + statistics.cancelled == 36
+    assert min(statistics.completed, statistics.cancelled) > 0
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
