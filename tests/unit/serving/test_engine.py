@@ -509,11 +509,41 @@ def test_closing_at_once_or_after_a_while_cancels(model: VisionLanguageModel, dr
 @pytest.mark.parametrize("family", ["llama", *ALONE])
 def test_a_prompt_that_goes_on_from_one_that_runs(family: str) -> None:
     model = model_of(family, "inline")
-    first = Prompt("What may come after this?")
-    second = Prompt(first.text + " And then?")
+    first = request("What may come after this?", max_new_tokens=40, logprobs=0)
+    second = request(first.prompt.text + " And then?", logprobs=0)
+
+    def scores(ticket: Any) -> list[float]:
+        return [t.logprob for t in ticket.result()[1]]
+
+    with ServingEngine(model, memory=1) as engine:
+        alone = [scores(engine.submit(r)) for r in (first, second)]
     with ServingEngine(model, prefill_tokens=1) as engine:  # a step before the second begins
-        tickets = [engine.submit(request(p, max_new_tokens=40)) for p in (first, second)]
-        assert [t.result()[0] for t in tickets] == [naive(model, p, 40) for p in (first, second)]
+        tickets = [engine.submit(r) for r in (first, second)]
+        for ticket, expected in zip(tickets, alone, strict=True):
+            assert scores(ticket) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", *ALONE])
+def test_a_prompt_that_goes_on_from_an_answer(family: str) -> None:
+    model = model_of(family, "inline")
+
+    def letters_only(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
+        allowed[ord("a") : ord("z")] = True
+        return logits.masked_fill(~allowed, -torch.inf)
+
+    model.language.output_embedding.register_forward_hook(letters_only)
+    first = request("What may come after this?")
+    with ServingEngine(model) as engine:
+        text, _, before = engine.submit(first).result()
+        assert len(text) == 8  # so its tokens are the prompt's that follows
+        second = request(first.prompt.text + text + " And then?", logprobs=0)
+        _, tokens, after = engine.submit(second).result()
+    with ServingEngine(model, memory=1) as engine:
+        expected = [t.logprob for t in engine.submit(second).result()[1]]
+    assert [t.logprob for t in tokens] == pytest.approx(expected, abs=1e-4)
+    # all but the last token, which never went through the model
+    assert after.usage.cached_tokens == before.usage.prompt_tokens + 7
 
 
 def test_many_threads_ask_and_change_their_minds(model: VisionLanguageModel) -> None:
