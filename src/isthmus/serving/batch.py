@@ -18,7 +18,7 @@ from isthmus.errors import IsthmusError
 from isthmus.generation.rows import Encoded, Rows
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import END_TAG, IMAGE_TAG
-from isthmus.serving.lanes import Apart, Lanes, takes_lanes
+from isthmus.serving.lanes import Apart, takes_lanes
 from isthmus.serving.prefill import Prefill, Prefiller
 from isthmus.serving.refusals import error_place
 from isthmus.serving.requests import (
@@ -32,6 +32,7 @@ from isthmus.serving.requests import (
 from isthmus.serving.sampling import Draw, choose, penalized
 from isthmus.serving.text_stream import TextStream, TokenTexts
 from isthmus.serving.ticket import Ticket
+from isthmus.serving.tiers import Tiers
 
 _log = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ class RunningBatch:
         """Bytes that the running requests' keys and values take."""
         return self._rows.bytes
 
-    def _new_rows(self) -> Lanes | Apart:
-        return Lanes(self.model) if self.shares else Apart(self.model)
+    def _new_rows(self) -> Tiers | Apart:
+        return Tiers(self.model) if self.shares else Apart(self.model)
 
     def sweep(self) -> None:
         """Ends what was cancelled or is late."""
@@ -160,8 +161,9 @@ class RunningBatch:
                 left -= before - job.prefill.left
                 if done is None:
                     continue
-                self.entering, job.prefill = None, None
+                job.prefill = None
                 self._enter(job, *done)
+                self.entering = None  # not before: whoever closes the engine looks for it
             except Exception as error:  # one request's failure is no other's
                 self.entering = None
                 self._fail(job, _lightened(error))

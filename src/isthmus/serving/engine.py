@@ -21,6 +21,7 @@ from isthmus.errors import PromptError
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 from isthmus.serving.batch import Job, Observer, RunningBatch
+from isthmus.serving.packed import PackedLinears
 from isthmus.serving.prefill import encoded
 from isthmus.serving.requests import (
     Delta,
@@ -65,6 +66,8 @@ class ServingEngine:
         memory: Most bytes kept for later requests, half for prefixes and half for visual tokens;
             the least recently used go first. The running requests' own states come on top.
         prefill_tokens: Most tokens of prompts that are computed between two decoding steps.
+        packed: Most bytes of weights that are kept a second time, laid out for the CPU's matrix
+            products (`packed.PackedLinears`); 0 keeps none. Nothing where the model is elsewhere.
         observer: Is told of latencies.
 
     Attributes:
@@ -88,12 +91,14 @@ class ServingEngine:
         max_queue: int = 64,
         memory: int = 1 << 30,
         prefill_tokens: int = 256,
+        packed: int = 2 << 30,
         observer: Observer | None = None,
     ) -> None:
         self.model = model.eval()
         self.max_batch, self.max_queue = max_batch, max_queue
         self.context_length = _context_length(model)
         self._observer = observer
+        self._packed = PackedLinears(model, packed)
         self._tokenizing = Lock()  # a fast tokenizer does not bear two threads
         self._batch = RunningBatch(
             self.model,
@@ -105,6 +110,7 @@ class ServingEngine:
         self._queue: deque[Job] = deque()
         self._changed = Condition()
         self._closing = False
+        self.prompt_tokens(Prompt("a"))  # a tokenizer changes its own settings the first time
         self._thread = Thread(target=self._work, name="isthmus-serving", daemon=True)
         self._thread.start()
 
@@ -116,11 +122,17 @@ class ServingEngine:
         Raises:
             PromptError: If tags and pictures do not match, or the model sees none.
         """
+        return len(self._tokens(prompt))
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
         with self._tokenizing:
-            return len(self.model.encode_text(prompt.text, len(prompt.pictures)))
+            return self.model.encode_text(prompt.text, len(prompt.pictures))
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queues a request; what is wrong with it is said here.
+
+        From any thread. Pictures are read and hashed before it returns: an asyncio loop should let
+        a thread do it.
 
         Raises:
             PromptError: If the prompt is empty, too long, or does not fit its pictures.
@@ -130,16 +142,16 @@ class ServingEngine:
         """
         submitted = time.perf_counter()
         self._check_open()
-        with self._tokenizing:
-            prompt, pictures = encoded(self.model, request.prompt)
-        room = self.context_length - len(prompt.ids)
-        if not prompt.ids:
+        ids = self._tokens(request.prompt)
+        room = self.context_length - len(ids)
+        if not ids:
             raise PromptError("the prompt is empty: expected a text or a picture")
         if room < 1:
             raise PromptError(
-                f"the prompt has {len(prompt.ids)} tokens and the model's context "
+                f"the prompt has {len(ids)} tokens and the model's context "
                 f"{self.context_length}: shorten it, so that an answer has room"
             )
+        prompt, pictures = encoded(self.model, request.prompt, ids)
         ticket = Ticket(self._left)
         seed = random.SystemRandom().getrandbits(64) if request.seed is None else request.seed
         job = Job(
@@ -210,7 +222,9 @@ class ServingEngine:
         if drain:
             self._thread.join(timeout)
         if self._thread.is_alive():
-            for job in [*self._queue, self._batch.entering, *self._batch.running]:
+            with self._changed:
+                there = [*self._queue, self._batch.entering, *self._batch.running]
+            for job in there:
                 if job is not None:
                     job.ticket.cancel()
             self._thread.join(timeout)
@@ -228,8 +242,15 @@ class ServingEngine:
 
     # --- the engine's thread --------------------------------------------------------------------
 
-    @torch.inference_mode()
     def _work(self) -> None:
+        try:
+            with torch.inference_mode():
+                self._serve()
+        finally:
+            self._packed.restore()
+
+    def _serve(self) -> None:
+        """Until the engine is closed and nothing is left to do."""
         batch = self._batch
         while True:
             with self._changed:

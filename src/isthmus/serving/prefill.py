@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -14,17 +15,17 @@ from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 
 
-def encoded(model: VisionLanguageModel, prompt: Prompt) -> tuple[Encoded, dict[str, Any]]:
-    """A prompt's tokens, and its pictures by the hashes of their content.
+def encoded(
+    model: VisionLanguageModel, prompt: Prompt, ids: Sequence[int]
+) -> tuple[Encoded, dict[str, Any]]:
+    """A prompt with its tokens, and its pictures by the hashes of their content.
 
     Raises:
         PictureError: If a picture cannot be read.
-        PromptError: If tags and pictures do not match, or the model sees none.
     """
-    ids = tuple(model.encode_text(prompt.text, len(prompt.pictures)))
     contents = [content_of(p) for p in prompt.pictures]
     hashes = tuple(key for key, _ in contents)
-    return Encoded(ids, symbols_of(model, ids, hashes), hashes, 0), dict(contents)
+    return Encoded(tuple(ids), symbols_of(model, ids, hashes), hashes, 0), dict(contents)
 
 
 @dataclass(eq=False)
@@ -37,6 +38,7 @@ class Prefill:
         states: What the language model keeps of the first tokens.
         past: How many these are.
         cached: How many of them were known.
+        visual: Visual tokens of pictures that were needed so far, by their hashes.
     """
 
     prompt: Encoded
@@ -44,6 +46,7 @@ class Prefill:
     states: Any = None
     past: int = 0
     cached: int = 0
+    visual: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -93,8 +96,9 @@ class Prefiller:
             shown = sum(isinstance(s, str) for s in prompt.symbols[:end])
             own = prompt.pictures[: shown // self.model.fusion.tokens_in_text]
             part = Encoded(prompt.ids[:end], prompt.symbols[:end], own, 0)
-        wanted = [(h, job.pictures[h]) for h in seen_after(self.model, part, job.past)]
-        rows = Rows(self.model, [part], self.visual.of(wanted), job.states, job.past)
+        needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
+        job.visual |= self.visual.of([(h, job.pictures[h]) for h in part.pictures if h in needed])
+        rows = Rows(self.model, [part], job.visual, job.states, job.past)
         logits = rows.prefill()
         self.computed += end - job.past
         job.states, job.past = rows.states, end

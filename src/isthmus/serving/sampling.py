@@ -11,7 +11,7 @@ from torch import Tensor
 COLDEST = 1e-5
 """A temperature below this is greedy: dividing by it overflows."""
 LIKELIEST = 256
-"""Tokens that are looked through for top_p before all of them are sorted."""
+"""Tokens that are looked through for top_p first, since to sort all takes long."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +74,31 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     some = logits if len(drawn) == len(draws) else logits[drawn]
     heat = torch.tensor([d.temperature for d in own], device=logits.device)
     shares = (some / heat[:, None]).softmax(dim=-1)
-    for place, draw in enumerate(own):
-        if 0 < draw.top_k < shares.shape[1]:
-            kept, ids = shares[place].topk(draw.top_k)
-            shares[place] = torch.zeros_like(shares[place]).scatter(0, ids, kept / kept.sum())
-        if draw.top_p < 1:
-            shares[place] = _nucleus(shares[place], draw.top_p)
-    borders = shares.double().cumsum(dim=-1)
-    chances = torch.tensor([d.chance for d in own], device=logits.device, dtype=torch.float64)
-    picked = torch.searchsorted(borders, (chances * borders[:, -1])[:, None], right=True)
-    for row, token in zip(drawn, picked.squeeze(1).tolist(), strict=True):
-        found[row] = min(int(token), logits.shape[1] - 1)
+    for place, row in enumerate(drawn):
+        found[row] = _drawn(shares[place], draws[row])
     return found
 
 
-def _nucleus(shares: Tensor, top_p: float) -> Tensor:
-    """Shares (V,) of the likeliest tokens that hold `top_p` together, zero for the others."""
-    ordered, ids = shares.topk(min(LIKELIEST, len(shares)))
-    if float(ordered.sum()) < top_p:
-        ordered, ids = shares.sort(descending=True)
-    # a token stays while what is likelier than it holds less than the share
-    stays = ordered.cumsum(dim=-1) - ordered < top_p
-    return torch.zeros_like(shares).scatter(0, ids[stays], ordered[stays])
+def _drawn(shares: Tensor, draw: Draw) -> int:
+    """The token (V,) that a row's chance falls on, after `top_k`, then `top_p`."""
+    ids = None
+    if 0 < draw.top_k < len(shares):
+        shares, ids = shares.topk(draw.top_k)
+        shares = shares / shares.sum()
+    if draw.top_p < 1:
+        looked = LIKELIEST
+        ordered, places = shares.topk(min(looked, len(shares)))
+        while looked < len(shares) and float(ordered.sum()) < draw.top_p:
+            looked *= 8
+            ordered, places = shares.topk(min(looked, len(shares)))
+        # a token stays while what is likelier than it holds less than the share
+        stays = ordered.cumsum(dim=-1) - ordered < draw.top_p
+        shares = ordered[stays]
+        ids = places[stays] if ids is None else ids[places[stays]]
+    if ids is not None:
+        ids, order = ids.sort()
+        shares = shares[order]
+    borders = shares.double().cumsum(dim=-1)
+    picked = torch.searchsorted(borders, draw.chance * borders[-1:], right=True)
+    picked = picked.clamp(max=len(shares) - 1)
+    return int(picked if ids is None else ids[picked])

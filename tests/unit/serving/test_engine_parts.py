@@ -8,8 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+import isthmus as im
 from isthmus.backbones.tiny import byte_tokenizer
+from isthmus.serving.engine import ServingEngine
+from isthmus.serving.packed import PackedLinears
 from isthmus.serving.requests import TokenLogprob
 from isthmus.serving.sampling import Draw, choose, penalized
 from isthmus.serving.text_stream import TextStream, TokenTexts
@@ -192,3 +197,42 @@ def test_penalties_by_openais_definition() -> None:
     got = penalized(logits, [{1: 2}, {}, {0: 1, 3: 3}], [0.5, 0.5, 0.0], [0.25, 0.25, 2.0])
     assert got.tolist() == [[0, -1.0, 0, 0], [0, 0, 0, 0], [-2.0, 0, 0, -6.0]]
     assert logits.eq(0).all()  # the given ones are what log-probabilities are of
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory", [1 << 20, 20 * 30 * 4, 0])
+def test_packed_linears_say_the_same_until_they_are_restored(
+    dtype: torch.dtype, memory: int
+) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Linear(20, 30),
+        nn.GELU(),
+        nn.Linear(30, 20, bias=False),
+        NonDynamicallyQuantizableLinear(20, 4),
+    ).to(dtype)
+    states = torch.randn(3, 5, 20, dtype=dtype)
+    with torch.inference_mode():
+        expected = layers(states)
+        packed = PackedLinears(layers, memory)
+        assert packed.layers == [layers[0], layers[2]]  # a subclass may do something of its own
+        assert packed.bytes <= memory
+        assert (packed.bytes > 0) == (memory > 0)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        assert torch.allclose(layers(states), expected, atol=tolerance, rtol=tolerance)
+        # oneDNN is what runs: it knows the weights of then
+        before = layers(states)
+        layers[0].weight.data.mul_(2) if memory else None
+        assert torch.equal(layers(states), before)
+        packed.restore()
+        assert torch.equal(layers(states), expected) != bool(memory)
+    layers(states).sum().backward()
+    assert layers[0].weight.grad is not None
+
+
+def test_an_engine_leaves_the_model_as_it_was() -> None:
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+    linears = [m for m in model.modules() if type(m) is nn.Linear]
+    with ServingEngine(model):
+        assert all("forward" in vars(m) for m in linears)
+    assert not any("forward" in vars(m) for m in linears)
