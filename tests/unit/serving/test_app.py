@@ -411,6 +411,26 @@ def test_concurrent_leavers_leave_nothing_behind(serve: Any, model: Any) -> None
         slow.remove()
 
 
+def test_the_space_before_an_answer_is_the_template_s(serve: Any, model: Any) -> None:
+    first = [True]
+
+    def space(module: Any, args: Any, logits: Any) -> Any:
+        if first.pop() if first else False:
+            logits[..., 32] += 1e5
+        return logits
+
+    with serve() as running:
+        hook = model.language.output_embedding.register_forward_hook(space)
+        try:
+            answer = httpx.post(running.url + CHAT, json={**HI, "logprobs": True}).json()
+        finally:
+            hook.remove()
+    [choice] = answer["choices"]
+    read = "".join(t["token"] for t in choice["logprobs"]["content"])
+    assert read[0] == " "
+    assert choice["message"]["content"] == read.lstrip()
+
+
 # --- What is told ----------------------------------------------------------------------------
 
 
