@@ -6,7 +6,6 @@ import logging
 import math
 import random
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -166,7 +165,7 @@ class RunningBatch:
                 self.entering = None  # not before: whoever closes the engine looks for it
             except Exception as error:  # one request's failure is no other's
                 self.entering = None
-                self._fail(job, _lightened(error))
+                self._fail(job, _reported(error))
 
     def _enter(self, job: Job, rows: Rows, logits: Tensor) -> None:
         """Takes a prefilled row's first token and lets it join the others."""
@@ -284,10 +283,6 @@ class RunningBatch:
         job.ticket.put(Finished(reason, usage, job.first_token_s, total))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        if not isinstance(error, IsthmusError):
-            # not its message, which may quote the request; and as text, since a record that
-            # somebody keeps must not keep what the error goes through later
-            _log.error("a request failed: %s", error_place(error))
         self.ended["failed"] += 1
         job.ticket.put(error)
 
@@ -295,14 +290,20 @@ class RunningBatch:
         """A step failed: its rows cannot go on, the engine can."""
         jobs, self.running = self.running, []
         self._rows = self._new_rows()
-        error = _lightened(error)
+        error = _reported(error)
         for job in jobs:
             self._fail(job, error)
 
 
-def _lightened(error: Exception) -> Exception:
-    """An error for the asker and the log, without what its frames hold: requests and states."""
-    trace = error.__traceback__
-    error.__traceback__ = None if trace is None else trace.tb_next  # the first is still running
-    traceback.clear_frames(error.__traceback__)
+def _reported(error: Exception) -> Exception:
+    """An error for the asker, whose way through the code is told to the log alone.
+
+    Whoever keeps an error keeps the frames it went through, and with them requests and states.
+    """
+    if not isinstance(error, IsthmusError):
+        _log.error("a request failed: %s", error_place(error))  # its message may quote it
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
     return error

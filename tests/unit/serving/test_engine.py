@@ -363,7 +363,7 @@ def test_a_finished_request_leaves_nothing_behind(model: VisionLanguageModel) ->
         refs += [weakref.ref(x) for x in (shown, prompt, ticket)]
     broken = torch.zeros(3, 5, 5)
     failing = engine.submit(request(Prompt("<image>", (broken,))))
-    with pytest.raises(AssertionError, match="height") as error:  # which is kept to the end
+    with pytest.raises(AssertionError, match="height") as caught:
         failing.result()
     refs.append(weakref.ref(broken))
     del shown, prompt, ticket, failing, broken
@@ -372,10 +372,11 @@ def test_a_finished_request_leaves_nothing_behind(model: VisionLanguageModel) ->
     assert engine.statistics().running_bytes == 0
     gc.collect()
     assert [r() for r in refs] == [None] * len(refs)
+    assert caught.value.args  # the error itself was there all the time
     engine.close()
     assert not engine._thread.is_alive()
     gone = weakref.ref(engine)
-    del engine
+    del engine, caught
     gc.collect()
     assert gone() is None
 
