@@ -139,7 +139,7 @@ def _all(tensor: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
     dist.all_gather_into_tensor(found, padded, group=group)
     if min(sizes) == most:
         return found
-    return torch.cat([part[:n] for part, n in zip(found.split(most), sizes, strict=True)])
+    return torch.cat([found[i * most : i * most + n] for i, n in enumerate(sizes)])
 
 
 def put_together(sums: Tensor, group: dist.ProcessGroup | None) -> None:

@@ -257,6 +257,18 @@ class FeatureCache:
             self._fill_window(window, tally, batch_size, workers)
         return FillReport(tally.computed, tally.present, tuple(tally.broken))
 
+    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+        """What the encoder is shown of a picture; `key` is the hash of its bytes."""
+        return self.encoder.preprocess(picture)
+
+    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
+        """Rows (P, N, D_vision) of what `pixels` gave for P pictures, on any device.
+
+        Raises:
+            PictureError: If a row cannot be kept; the message names the picture.
+        """
+        return encode(self.encoder, pixels, pictures)
+
     def _look(self, picture: Picture) -> tuple[Picture, str | None, str]:
         try:
             return picture, self.find(picture), ""
@@ -324,15 +336,15 @@ class FeatureCache:
         """Adds the pixels, or why there are none, and the hash of the very bytes they are of."""
         try:
             data = drawn.picture.read()
-            pixels = self.encoder.preprocess(decode(drawn.picture, data))
-            return replace(drawn, key=_hash(data), pixels=pixels)
+            key = _hash(data)
+            return replace(drawn, key=key, pixels=self.pixels(decode(drawn.picture, data), key))
         except PictureError as error:
             return replace(drawn, why=str(error))
 
     def _encode(self, batch: Sequence[_Opened], tally: _Tally) -> None:
         if batch:
             pixels = [b.pixels for b in batch if b.pixels is not None]
-            features = encode(self.encoder, torch.stack(pixels), [b.picture for b in batch])
+            features = self.encode(torch.stack(pixels), [b.picture for b in batch])
             self.store.append([b.key for b in batch], features)
             tally.add(computed=len(batch))
 
