@@ -13,16 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import isthmus as im
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig
-from isthmus.align.saved import load_dual_encoder
-from isthmus.align.zeroshot import ZeroShotClassifier
-from isthmus.data.records import Picture, Record
-from isthmus.errors import ConfigError, PromptError, TrainingError
+from isthmus.data.records import Record
 from isthmus.training.contrastive import train_contrastive
 from isthmus.training.contrastive_config import ContrastiveConfig
-from isthmus.training.contrastive_data import PairSet, same_things
+from isthmus.training.contrastive_data import PairSet
 
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
 CONFIG = ContrastiveConfig(steps=6, batch_size=4, warmup=2, save_every=2, log_every=1, lr=1e-3)
