@@ -108,9 +108,9 @@ class PairConfig:
     folder."""
     weight: float = 1.0
     """Share of the draws, relative to the other data sets."""
-    templates: str | tuple[str, ...] = "{}"
-    """How names become texts: a published set such as "imagenet-7", or templates with {}. One is
-    drawn at each step."""
+    templates: tuple[str, ...] = ("{}",)
+    """How names become texts: templates with {}, or alone a published set such as "imagenet-7". One
+    is drawn at each step."""
     held_out: float = 0.0
     """Share of the records that is kept for evaluation and never trained on; 1 for all."""
 

@@ -104,12 +104,13 @@ def pair_sets(
         name = Path(config.path).stem or config.path
         if [Path(c.path).stem for c in configs].count(name) > 1:
             name = f"{name}-{number}"  # logs tell data sets apart by name
+        templates = config.templates[0] if len(config.templates) == 1 else config.templates
         whole = DataSet(read_data(config.path, root=root), name=name)
         own, aside = split(whole, config.held_out, seed)
         if len(aside.records):
-            evaluation.append(PairSet(aside.records, config.templates, name=name))
+            evaluation.append(PairSet(aside.records, templates, name=name))
         if len(own.records) or config.held_out < 1:
-            training.append(PairSet(own.records, config.templates, config.weight, name))
+            training.append(PairSet(own.records, templates, config.weight, name))
     return training, evaluation
 
 
