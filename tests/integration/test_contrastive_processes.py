@@ -157,6 +157,13 @@ def test_the_plan_and_the_smoke_run(run: Any, config: Path, tmp_path: Path) -> N
     assert load_dual_encoder(tmp_path / "smoke").image.head.linear.out_features == 16
 
 
+def test_the_shipped_configuration_runs_small(run: Any, tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "configs" / "lit.toml"
+    code, printed, errors = run(path, "--smoke", "--out", tmp_path / "run", "--json")
+    assert (code, json.loads(printed)["steps"]) == (0, 2), errors
+    assert load_dual_encoder(tmp_path / "run").loss == "softmax"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -228,31 +229,36 @@ class PairFeed:
             chance: Four numbers in [0, 1): which picture, view, name and template.
             number: The sample's number, which decides what a view that is made anew looks like.
         """
-        source, pair = self.data[data], Pair(data, index)
+        source = self.data[data]
+        told: dict[str, Any] = {}
         try:
             record = source.records[index]
             names = names_of(record)
             name = _pick(names, chance[2])
-            text = _pick(source.texts(name), chance[3])
-            pair = replace(pair, first=names[0], name=name, text=text)
-            vectors = self.vectors[data]
-            if vectors is not None:
-                views = vectors.shape[1]
-                return replace(pair, place=index, view=int(chance[1] * views))
-            shown = pictures_of(record)
-            at = int(chance[0] * len(shown))
-            pair = replace(pair, picture=shown[at])
-            if self.pictures is not None:
-                place = self._rows.get((data, index, at))
-                if place is None:
-                    place = self._rows[data, index, at] = self.pictures.row(shown[at])
-                return replace(pair, place=place, view=int(chance[1] * self.pictures.shape[0]))
-            views = self.config.views
-            return replace(pair, view=int(chance[1] * views) if views else -1 - number)
+            told |= {"first": names[0], "name": name, "text": _pick(source.texts(name), chance[3])}
+            if (vectors := self.vectors[data]) is not None:
+                told |= {"place": index, "view": int(chance[1] * vectors.shape[1])}
+            else:
+                shown = pictures_of(record)
+                at = int(chance[0] * len(shown))
+                told["picture"] = shown[at]
+                told |= self._kept((data, index, at), shown[at], chance[1], number)
         except PromptError:
             raise  # of the templates, and so of every record
         except InputError as error:
-            return replace(pair, why_not=" ".join(str(error).split()))
+            told["why_not"] = " ".join(str(error).split())
+        return Pair(data, index, **told)
+
+    def _kept(
+        self, where: tuple[int, int, int], picture: Picture, chance: float, number: int
+    ) -> dict[str, int]:
+        """Which view of a picture, and where its vectors are."""
+        if self.pictures is None:
+            views = self.config.views
+            return {"view": int(chance * views) if views else -1 - number}
+        if where not in self._rows:
+            self._rows[where] = self.pictures.row(picture)
+        return {"place": self._rows[where], "view": int(chance * self.pictures.shape[0])}
 
     def opened(self, pair: Pair) -> Pair:
         """A pair with its pixels, where no vectors are kept."""
