@@ -108,7 +108,7 @@ def train_contrastive(
         model, data, evaluation, config, cache or folder / "features", augment, processes, quiet
     )
     optimizer = contrastive_optimizer(parameters, config)
-    described = json.dumps({"model": description["config"], **to_mapping(config)}, default=str)
+    described = json.dumps({"model": description, **to_mapping(config)}, default=str)
     state = load_state(folder, parameters, optimizer, described)
     buffers = {n: b for n, b in model.named_buffers() if not n.startswith(locked_parts(model))}
     load_buffers(folder, buffers)
@@ -154,7 +154,8 @@ def train_contrastive(
                 named = [{"picture": p, "why": w} for p, w in result.broken]
                 log.write({"step": step, "broken": named})
             if log is not None and (last or step % config.log_every == 0):
-                log.write({"step": step, **stepper.entry(result), **bar.rates()})
+                rate = {"samples_per_second": bar.rates()["samples_per_second"]}
+                log.write({"step": step, **stepper.entry(result), **rate})
             broken.add(result)
             if on_step is not None:
                 on_step(step, result.loss)
@@ -218,7 +219,7 @@ def _feeds(
     texts = TextCache(cache, model) if "text.encoder." in locked else None
     where: dict[str, Any] = {"rank": processes.rank, "processes": processes.count, "texts": texts}
     feeds = []
-    for sets, how in ((data, config), (evaluation, plain)):
+    for sets, how in ((data, config), (evaluation, plain))[: 2 if evaluation else 1]:
         pictures = None
         if "image.encoder." in locked and how.views:
             assert isinstance(model.image, JoinedImageTower)
@@ -226,8 +227,6 @@ def _feeds(
             size = max(1, 16 // how.views)
             pictures.fill(all_pictures(sets), quiet=bar, batch_size=size, workers=config.workers)
             processes.wait()
-        if not sets:
-            break
         feed = PairFeed(sets, how, model.preprocess, pictures=pictures, augment=augment, **where)
         if texts is not None:
             texts.fill(feed.all_texts(), processes, quiet=bar)

@@ -209,7 +209,7 @@ class PairFeed:
         size = len(range(self.rank, self.config.batch_size, self.processes))
         drawn = (pair for step in range(start, stop) for pair in self.drawn(step))
         workers = self.config.workers if self.pictures is None else 0
-        opened = prefetch(drawn, self.opened, workers=workers, ahead=2 * size)
+        opened = prefetch(drawn, self.opened, workers=workers, ahead=size)
         while step := list(islice(opened, size)):
             yield step
 

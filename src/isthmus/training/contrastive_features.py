@@ -154,7 +154,7 @@ class TextCache:
         missing = [t for t in texts if key_of(t) not in self.store.rows]
         own = missing[processes.rank :: processes.count]
         parts = [own[i : i + TEXTS_AT_ONCE] for i in range(0, len(own), TEXTS_AT_ONCE)]
-        for part in track(parts, "Texts", console=Console(stderr=True), disable=quiet):
+        for part in track(parts, "Texts", console=Console(stderr=True), disable=quiet or not parts):
             places, vectors = [], []
             with torch.no_grad():
                 for many, found in self.model.passes(self.model.rows(part), self.tower.encode):

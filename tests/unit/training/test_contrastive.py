@@ -125,6 +125,20 @@ def test_chunks_change_nothing(records: list[Record], tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, state(models[1])[name], rtol=0, atol=2e-5)
 
 
+def test_half_precision_is_near(records: list[Record], tmp_path: Path) -> None:
+    """Activations are rounded, and nothing else: parameters and their updates stay fp32."""
+    for precision in ("fp32", "bf16"):
+        for chunk in (None, 3):
+            config = replace(CONFIG, batch_size=8, chunk=chunk, precision=precision, steps=3)  # type: ignore[arg-type]
+            model = join(lock_image=False, lock_text=False)
+            model = run(model, records, config, tmp_path / f"{precision} {chunk}")
+            assert {p.dtype for p in model.parameters()} == {torch.float32}
+    for chunk in (None, 3):
+        exact, rounded = (dict(logged(tmp_path / f"{p} {chunk}")) for p in ("fp32", "bf16"))
+        assert rounded != exact
+        assert rounded == {step: pytest.approx(loss, rel=0.05) for step, loss in exact.items()}
+
+
 def test_locked_towers_stay_as_they_are(records: list[Record], tmp_path: Path) -> None:
     for locked in (True, False):
         model = join(lock_image=locked)
