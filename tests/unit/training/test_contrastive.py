@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from isthmus.align.joined import HeadConfig
 from isthmus.align.saved import load_dual_encoder
 from isthmus.align.zeroshot import ZeroShotClassifier
 from isthmus.data.records import Record
-from isthmus.errors import ConfigError, PromptError, TrainingError
+from isthmus.errors import ConfigError, PromptError, TrainingError, TrainingStopped
 from isthmus.training.contrastive import train_contrastive
 from isthmus.training.contrastive_config import ContrastiveConfig
 from isthmus.training.contrastive_data import PairFeed, PairSet, same_things
+from isthmus.training.contrastive_features import view_of
 
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
 CONFIG = ContrastiveConfig(steps=6, batch_size=4, warmup=2, save_every=2, log_every=1, lr=1e-3)
@@ -91,6 +94,20 @@ def test_a_killed_run_goes_on_loss_for_loss(
     assert (steps.count(4), steps.count(5)) == (1, 2)  # it went on after 4, the last saved
     for name, tensor in state(whole).items():
         assert torch.equal(tensor, state(resumed)[name]), name
+
+
+def test_asked_to_stop_it_saves_first(records: list[Record], tmp_path: Path) -> None:
+    def ask(step: int, loss: float) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = replace(CONFIG, save_every=100)
+    with pytest.raises(TrainingStopped, match="stopped after step 3 of 6"):
+        run(join(), records, config, tmp_path / "cut", on_step=ask)
+    resumed = run(join(), records, config, tmp_path / "cut")
+    whole = run(join(), records, config, tmp_path / "whole")
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+    assert resumed.fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize("options", [{}, {"lock_text": False}, {"loss": "sigmoid"}])
@@ -260,6 +277,24 @@ def test_everything_is_drawn_evenly(records: list[Record]) -> None:
         assert len(set(values)) == ways
     assert [p.text for p in made.drawn(1)] != [p.text for p in drawn]
     assert [p.text for p in made.drawn(0)] == [p.text for p in drawn]
+
+
+def test_views_are_of_each_picture_its_own() -> None:
+    """Another picture, view or seed is another crop; the same three are the same."""
+    picture, seen = Image.new("RGB", (4, 4)), []
+
+    def augment(shown: Image.Image, generator: np.random.Generator) -> Image.Image:
+        seen.append(generator.random())
+        return shown
+
+    keys = "0" * 32, "1" * 32
+    told = [(view, key, seed) for view in (1, 2) for key in keys for seed in (0, 1)]
+    for view, key, seed in told * 2:
+        view_of(picture, view, key, augment, seed)
+    assert seen[:8] == seen[8:]
+    assert len(set(seen)) == 8
+    assert view_of(picture, 0, keys[0], augment, 0) is picture
+    assert len(seen) == 16
 
 
 def test_data_sets_have_their_shares(records: list[Record]) -> None:
