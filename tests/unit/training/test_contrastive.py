@@ -25,6 +25,7 @@ from isthmus.training.contrastive import train_contrastive
 from isthmus.training.contrastive_config import ContrastiveConfig
 from isthmus.training.contrastive_data import PairFeed, PairSet, same_things
 from isthmus.training.contrastive_features import view_of
+from isthmus.training.optim import contrastive_optimizer
 
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
 CONFIG = ContrastiveConfig(steps=6, batch_size=4, warmup=2, save_every=2, log_every=1, lr=1e-3)
@@ -250,6 +251,24 @@ def test_linked_names_are_one_thing() -> None:
     # 5 drew its other name 6, which is the first of another; 7 stands alone
     assert same_things([(5, 6), (6, 6), (7, 7), (5, 5)]) == [6, 6, 7, 6]
     assert same_things([(5, 5), (6, 6), (7, 7)]) == [5, 6, 7]
+
+
+def test_rates_and_weight_decay() -> None:
+    model = join(lock_image=False, loss="sigmoid")
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    config = replace(CONFIG, lr=1e-3, lr_encoder=1e-5, weight_decay=0.3)
+    groups = contrastive_optimizer(parameters, config).param_groups
+    told = {id(p): (g["peak"], g["weight_decay"]) for g in groups for p in g["params"]}
+    found = {name: told[id(p)] for name, p in parameters.items()}
+    assert found["logit_scale"] == found["logit_bias"] == (1e-3, 0.0)
+    assert found["text.head.linear.weight"] == (1e-3, 0.3)
+    assert found["text.head.linear.bias"] == (1e-3, 0.0)
+    encoder = {n: told for n, told in found.items() if n.startswith("image.encoder.")}
+    assert {(rate, decay > 0) for rate, decay in encoder.values()} == {(1e-5, False), (1e-5, True)}
+    for name, (_, decay) in encoder.items():
+        tokens = name.endswith(("pos_embed", "cls_token"))
+        assert (decay == 0.0) == (parameters[name].ndim < 2 or tokens), name
+    assert not any(name.startswith("text.encoder.") for name in found)
 
 
 # --- What is drawn ------------------------------------------------------------------------------
