@@ -316,6 +316,19 @@ def test_views_are_of_each_picture_its_own() -> None:
     assert len(seen) == 16
 
 
+def test_evaluation_is_on_pictures_as_they_are(records: list[Record], tmp_path: Path) -> None:
+    """A new view is made for each pair of the training, and none for the evaluations."""
+    made = []
+
+    def augment(shown: Image.Image, generator: np.random.Generator) -> Image.Image:
+        made.append(generator.random())
+        return shown
+
+    config = replace(CONFIG, views=0, evaluate_every=3)
+    run(join(), records, config, tmp_path, evaluation=[PairSet(records)], augment=augment)
+    assert len(set(made)) == len(made) == CONFIG.steps * CONFIG.batch_size
+
+
 def test_data_sets_have_their_shares(records: list[Record]) -> None:
     made = feed([PairSet(records, weight=3.0), PairSet(records[:2])], batch_size=400)
     drawn = [p.data for p in made.drawn(0)]
