@@ -1,6 +1,6 @@
 """Memory and time of the contrastive losses at large batches, beside open_clip's.
 
-    python benchmarks/contrastive_loss.py [--quick] [--threads 2] [--width 512]
+    python benchmarks/contrastive_loss.py [--quick] [--threads 2] [--width 512] [--pairs 4096 ...]
 
 Loss, forward and backward, of N pairs of vectors of length 1 in fp32, in one process on the CPU.
 
@@ -10,8 +10,9 @@ makes glibc give memory back as soon as a tensor is gone. Time is the best of a 
 turn. open_clip holds several N x N matrices: it is run where they fit into the memory that is free,
 and left out, which the table says, where they do not.
 
-    ratio contrastive_loss_memory_growth  memory at the largest batch over that at a quarter of it:
-                                          4 is linear, 16 is quadratic; the larger of both losses
+    ratio contrastive_loss_memory_growth  memory at the largest batch over that at the one before,
+                                          a quarter of it: 4 is linear, 16 is quadratic; the larger
+                                          of both losses
     ratio contrastive_loss_memory         open_clip's memory over ours, at the largest batch that
                                           both ran; the smaller of both losses
     ratio contrastive_loss_time           our time over open_clip's likewise; the larger
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,024 and 4,096 pairs, one time each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[4096, 16384, 65536])
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -122,7 +124,7 @@ def main() -> None:
         one(kind, bool(ours), pairs, width)
         return
     torch.set_num_threads(options.threads)
-    sizes = [1024, 4096] if options.quick else [4096, 16384, 65536]
+    sizes = [1024, 4096] if options.quick else sorted(options.pairs)
     memory: dict[tuple[str, int, bool], int] = {}
     seconds: dict[tuple[str, int, bool], float] = {}
     compared = 0
@@ -144,9 +146,10 @@ def main() -> None:
             cells += [f"{seconds[kind, pairs, True]:10.2f}"]
             cells += [f"{seconds[kind, pairs, False]:14.2f}" if both else f"{'no room':>14}"]
             print(f"{kind:<8}{pairs:>8}{''.join(cells)}", flush=True)
-    largest, before = sizes[-1], sizes[-2]
-    growth = max(memory[k, largest, True] / memory[k, before, True] for k in KINDS)
-    print(f"ratio contrastive_loss_memory_growth {growth:.2f}")
+    if len(sizes) > 1:
+        largest, before = sizes[-1], sizes[-2]
+        growth = max(memory[k, largest, True] / memory[k, before, True] for k in KINDS)
+        print(f"ratio contrastive_loss_memory_growth {growth:.2f}")
     less = min(memory[k, compared, False] / memory[k, compared, True] for k in KINDS)
     print(f"ratio contrastive_loss_memory {less:.1f}")
     slower = max(seconds[k, compared, True] / seconds[k, compared, False] for k in KINDS)

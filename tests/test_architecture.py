@@ -31,6 +31,7 @@ LAYERS = [
     {"prompting"},
     {"inference"},
     {"training", "testing", "evaluation"},
+    {"serving"},
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from isthmus.prompt import Example, Prompt
     from isthmus.prompting.example_file import read_examples, write_examples
     from isthmus.prompting.reason import Reasoning
+    from isthmus.training.contrastive import train_contrastive
+    from isthmus.training.contrastive_config import ContrastiveConfig
+    from isthmus.training.contrastive_data import PairSet
     from isthmus.training.feed import DataSet
     from isthmus.training.loop import train
 
@@ -99,6 +102,9 @@ _HOMES = {
     "isthmus.evaluation.runner": ("evaluate",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
+    "isthmus.training.contrastive": ("train_contrastive",),
+    "isthmus.training.contrastive_config": ("ContrastiveConfig",),
+    "isthmus.training.contrastive_data": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
     "isthmus.data.sources": ("read_data", "read_records"),
@@ -137,6 +143,7 @@ __all__ = [
     "ConceptBottleneck",
     "ConfigError",
     "Connector",
+    "ContrastiveConfig",
     "CrossAttention",
     "DataConfig",
     "DataSet",
@@ -153,6 +160,7 @@ __all__ = [
     "MissingExtraError",
     "ModelConfig",
     "Output",
+    "PairSet",
     "Picture",
     "PictureError",
     "PixelShuffle",
@@ -191,6 +199,7 @@ __all__ = [
     "save_dual_encoder",
     "stream",
     "train",
+    "train_contrastive",
     "write_examples",
 ]
 

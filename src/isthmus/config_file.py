@@ -53,7 +53,7 @@ def _check_value(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} = {value!r}: expected a list")
         return tuple(_check_value(v, typing.get_args(hint)[0], where) for v in value)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _from_mapping(hint, value, where)  # type: ignore[arg-type]
+        return value if isinstance(value, hint) else from_mapping(hint, value, where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -61,7 +61,7 @@ def _check_value(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def _from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Builds a configuration dataclass; an unknown or missing key is an error."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a table, got {values!r}")
@@ -97,7 +97,7 @@ def part_from_mapping(kind: str, values: Mapping[str, Any]) -> Any:
     name = str(values["type"])
     if name not in table:
         raise ConfigError(f'unknown {kind} "{name}": {suggestion(name, table)}')
-    return _from_mapping(table[name], {k: v for k, v in values.items() if k != "type"}, kind)
+    return from_mapping(table[name], {k: v for k, v in values.items() if k != "type"}, kind)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -123,10 +123,10 @@ def model_from_mapping(values: Mapping[str, Any]) -> ModelConfig:
             if not isinstance(parts[kind], Mapping):
                 raise ConfigError(f"{kind}: expected a table, got {parts[kind]!r}")
             parts[kind] = part_from_mapping(kind, parts[kind])
-    return _from_mapping(ModelConfig, parts, "model")
+    return from_mapping(ModelConfig, parts, "model")
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """Writes one `section.key=value` into the tables; the value is TOML, or a bare string."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
@@ -154,7 +154,7 @@ def run_from_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -
     """
     tables = json.loads(json.dumps(values))  # a deep copy, and proof that it is plain data
     for override in overrides:
-        _apply_override(tables, override)
+        apply_override(tables, override)
     model_keys = {f.name for f in dataclasses.fields(ModelConfig)}
     known = {*model_keys, "train", "data"}
     for key in tables:
@@ -162,8 +162,8 @@ def run_from_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -
             raise ConfigError(f'unknown key "{key}": {suggestion(key, known)}')
     return RunConfig(
         model=model_from_mapping({k: v for k, v in tables.items() if k in model_keys}),
-        train=_from_mapping(TrainConfig, tables.get("train", {}), "train"),
-        data=tuple(_from_mapping(DataConfig, d, "data") for d in tables.get("data", [])),
+        train=from_mapping(TrainConfig, tables.get("train", {}), "train"),
+        data=tuple(from_mapping(DataConfig, d, "data") for d in tables.get("data", [])),
     )
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.cli import main
+from isthmus.training.contrastive_config import is_contrastive
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.toml") if not is_contrastive(p))
 TINY = """
 [vision]
 name = "tiny-vit"

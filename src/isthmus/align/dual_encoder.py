@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Literal
@@ -231,13 +231,23 @@ class DualEncoder(nn.Module):
         return torch.zeros_like(found).index_copy(0, order, found)
 
     def passes(
-        self, rows: Sequence[Sequence[int]], *, trim: bool = True
+        self,
+        rows: Sequence[Sequence[int]],
+        encode: Callable[[Tokens], Tensor] | None = None,
+        *,
+        trim: bool = True,
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Rows of token ids through the text tower, shortest first, a few thousand tokens a pass.
+
+        Args:
+            rows: The token ids.
+            encode: From tokens on the model's device to vectors; None for `encode_tokens`.
+            trim: Whether padding is left out where that changes no vector.
 
         Yields:
             Which rows, and their vectors (k, D) of length 1.
         """
+        encode = encode or self.encode_tokens
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         trims = trim and not self.text.fixed_length
         start = 0
@@ -249,7 +259,8 @@ class DualEncoder(nn.Module):
                     break
                 stop += 1
             places = order[start:stop]
-            yield places, self.encode_tokens(self.text.pad([rows[i] for i in places], trim=trim))
+            tokens = self.text.pad([rows[i] for i in places], trim=trim)
+            yield places, encode({name: t.to(self.device) for name, t in tokens.items()})
             start = stop
 
     # --- Scores -----------------------------------------------------------------------------

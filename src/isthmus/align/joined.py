@@ -145,8 +145,13 @@ class JoinedTextTower(TextTower):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Vectors (K, D)."""
-        mapped: Tensor = self.head(self.encoder(**tokens).float())
+        mapped: Tensor = self.head(self.encode(tokens))
         return mapped
+
+    def encode(self, tokens: Tokens) -> Tensor:
+        """The encoder's vectors (K, D_text), float32, that the head maps."""
+        found: Tensor = self.encoder(**tokens).float()
+        return found
 
     def token_embedding(self) -> nn.Module:
         """The encoder's word embedding."""

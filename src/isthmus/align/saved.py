@@ -225,7 +225,7 @@ def save_dual_encoder(
         True
     """
     target = Path(folder)
-    description = {"format": FORMAT, "version": VERSION, **_describe(model), **(extra or {})}
+    description = {"format": FORMAT, "version": VERSION, **description_of(model), **(extra or {})}
     tensors = {
         name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
         for name, t in trained_state(model).items()
@@ -236,7 +236,12 @@ def save_dual_encoder(
     return target
 
 
-def _describe(model: DualEncoder) -> dict[str, Any]:
+def description_of(model: DualEncoder) -> dict[str, Any]:
+    """What `config.json` says of a model: its configuration and what it was trained on.
+
+    Raises:
+        CheckpointError: If a saved copy could not be loaded again.
+    """
     image, text = model.image, model.text
     if not isinstance(image, JoinedImageTower) or not isinstance(text, JoinedTextTower):
         if model.name.partition(":")[0] not in ("open_clip", "hf"):

@@ -123,9 +123,9 @@ def gathered(
     if group is None or dist.get_world_size(group) == 1:
         return [len(text)], text, names
     count = dist.get_world_size(group)
-    told = torch.empty(count, dtype=torch.long, device=text.device)
-    dist.all_gather_into_tensor(told, told.new_tensor([len(text)]), group=group)
-    sizes: list[int] = told.tolist()
+    told = [torch.empty(1, dtype=torch.long, device=text.device) for _ in range(count)]
+    dist.all_gather(told, told[0].new_tensor([len(text)]), group=group)
+    sizes = [int(size) for size in told]
     words = _all(text, sizes, group)
     return sizes, words, None if names is None else _all(names, sizes, group)
 
@@ -136,10 +136,10 @@ def _all(tensor: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
     padded = tensor.new_zeros(most, *tensor.shape[1:])
     padded[: len(tensor)] = tensor
     found = tensor.new_empty(most * len(sizes), *tensor.shape[1:])
-    dist.all_gather_into_tensor(found, padded, group=group)
+    dist.all_gather([found[i * most :][:most] for i in range(len(sizes))], padded, group=group)
     if min(sizes) == most:
         return found
-    return torch.cat([part[:n] for part, n in zip(found.split(most), sizes, strict=True)])
+    return torch.cat([found[i * most : i * most + n] for i, n in enumerate(sizes)])
 
 
 def put_together(sums: Tensor, group: dist.ProcessGroup | None) -> None:
@@ -160,7 +160,8 @@ def summed_home(gradient: Tensor, sizes: list[int], group: dist.ProcessGroup | N
     rank = dist.get_rank(group)
     if min(sizes) == max(sizes):
         home = gradient.new_empty(sizes[rank], *gradient.shape[1:])
-        dist.reduce_scatter_tensor(home, gradient, group=group)
+        parts = [gradient[i * len(home) :][: len(home)] for i in range(len(sizes))]
+        dist.reduce_scatter(home, parts, group=group)
         return home
     dist.all_reduce(gradient, group=group)
     return gradient.split(sizes)[rank].clone()  # type: ignore[no-untyped-call]

@@ -20,6 +20,7 @@ from isthmus.cli.features import features
 from isthmus.cli.info import info
 from isthmus.cli.list import list_
 from isthmus.cli.rationales import rationales
+from isthmus.cli.serve import serve
 from isthmus.cli.train import train
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.command("list")(list_)
 app.command()(assets)
 app.command()(features)
 app.command()(rationales)
+app.command()(serve)
 app.add_typer(data, name="data")
 
 

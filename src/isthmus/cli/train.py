@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,9 @@ def train(
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
-    """Train the strip between two frozen parts; a stopped run goes on where it was.
+    """Train the strip between two frozen parts, or a CLIP; a stopped run goes on where it was.
+
+    A CONFIG with a table [dual_encoder] trains a dual encoder on pictures and their names.
 
     Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 143 stopped by SIGTERM after saving.
     """
@@ -51,16 +53,19 @@ def train(
         raise ConfigError("expected --out FOLDER for the model, its checkpoints and its log")
     import torch
 
-    from isthmus.training import run
+    from isthmus.training import contrastive_run, run
+    from isthmus.training.contrastive_config import is_contrastive
 
     if threads is not None:
         torch.set_num_threads(threads)
-    job = run.job(config, data, set_ or (), smoke=smoke)
+    # Both modules offer the same three functions
+    runner: Any = contrastive_run if config is not None and is_contrastive(config) else run
+    job = runner.job(config, data, set_ or (), smoke=smoke)
     if dry_run:
-        plan = run.plan_of(job)
+        plan = runner.plan_of(job)
         print(json.dumps(plan.to_json()) if json_ else plan)
         return
     assert out is not None
     steps = job.config.train.steps
-    folder = run.work(job, out, quiet=quiet or json_)
+    folder = runner.work(job, out, quiet=quiet or json_)
     print(json.dumps({"model": str(folder), "steps": steps}) if json_ else f"saved {folder}")

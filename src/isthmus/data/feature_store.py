@@ -1,6 +1,6 @@
 """The files of a feature cache: rows, their index, locks. Knows no encoder and no pictures.
 
-    features-KEY.f16      rows of (N, D_vision), float16
+    features-KEY.f16      rows of (N, D_vision), float16 unless another type is asked for
     features-KEY.index    a line for each row, 32 hexadecimal digits of the bytes' SHA-256
     features-KEY.lock     held while rows are appended
     features-KEY.claims/  locks, each for a share of all hashes: who holds one computes those
@@ -27,20 +27,22 @@ CLAIMS = 32
 
 
 class FeatureStore:
-    """Rows of half precision, found by hash; safe for several processes.
+    """Rows of one shape, found by hash; safe for several processes.
 
     Args:
         path: The array's file, `features-KEY.f16`.
         shape: Shape (N, D_vision) of a row.
+        dtype: Type of its numbers.
 
     Attributes:
         index: The hashes of the rows.
         rows: Row of each hash, as far as the index was read.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: Any = np.float16) -> None:
         self.path = path
         self.shape = shape
+        self.dtype = np.dtype(dtype)
         self.index = path.with_suffix(".index")
         self.rows: dict[str, int] = {}
         self._lines = 0
@@ -49,24 +51,31 @@ class FeatureStore:
 
     @property
     def _row_bytes(self) -> int:
-        return self.shape[0] * self.shape[1] * 2
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     def __contains__(self, key: str) -> bool:
         """Whether there is a row, also one that another process has just written."""
         return key in self.rows or key in self.refresh()
 
     def __getitem__(self, key: str) -> Any:
-        """A row (N, D_vision), float16, on the disk.
+        """A row (N, D_vision) on the disk.
 
         Raises:
             KeyError: If there is none, as far as the index was read.
         """
         row = self.rows[key]
-        array = self._array
-        if array is None or row >= len(array):
-            shape = (max(self._lines, row + 1), *self.shape)
-            array = self._array = np.memmap(self.path, np.float16, "r", shape=shape)
-        return array[row]
+        return self._mapped(row + 1)[row]
+
+    def gather(self, rows: Any, places: Any) -> Any:
+        """Vectors (P, D_vision): of each row (P,) the one in a place (P,) of its N."""
+        return self._mapped(int(rows.max()) + 1)[rows, places]
+
+    def _mapped(self, rows: int) -> Any:
+        """The array, of at least so many rows."""
+        if self._array is None or rows > len(self._array):
+            shape = (max(self._lines, rows), *self.shape)
+            self._array = np.memmap(self.path, self.dtype, "r", shape=shape)
+        return self._array
 
     def refresh(self) -> dict[str, int]:
         """Reads what was added to the index since, and returns `rows`."""
@@ -91,7 +100,7 @@ class FeatureStore:
 
         Args:
             keys: What `key` gives for the pictures.
-            features: (P, N, D_vision), float16.
+            features: (P, N, D_vision).
         """
         lock = FileLock(self.path.with_suffix(".lock"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +112,7 @@ class FeatureStore:
             index.truncate(rows * LINE_BYTES)
             self.refresh()
             new = {key: i for i, key in enumerate(keys) if key not in self.rows}
-            data.write(np.ascontiguousarray(features[list(new.values())], np.float16).tobytes())
+            data.write(np.ascontiguousarray(features[list(new.values())], self.dtype).tobytes())
             data.flush()
             os.fsync(data.fileno())  # no line may be on the disk before its row
             index.write("".join(f"{key}\n" for key in new).encode("ascii"))

@@ -45,8 +45,8 @@ class FillReport:
 
     Attributes:
         computed: Pictures whose features were computed.
-        present: Pictures that needed no work: there before, the same bytes again, computed by
-            another process meanwhile, or features in an `.npy` file.
+        present: Pictures that needed no work: there before, the same bytes, computed by another
+            process meanwhile, or features in an `.npy` file.
         broken: Name and reason for each picture that cannot be read.
     """
 
@@ -144,8 +144,7 @@ class FeatureCache:
             if picture.is_features:
                 found[i] = self._read_array(picture)
                 continue
-            key = self.key(picture)
-            if key not in self.store:
+            if (key := self.key(picture)) not in self.store:
                 raise PictureError(f"no features of {picture} in {self.path}: fill the cache first")
             found[i] = self.store[key]
         return torch.from_numpy(found)
@@ -257,6 +256,14 @@ class FeatureCache:
             self._fill_window(window, tally, batch_size, workers)
         return FillReport(tally.computed, tally.present, tuple(tally.broken))
 
+    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+        """What the encoder is shown of a picture; `key` is the hash of its bytes."""
+        return self.encoder.preprocess(picture)
+
+    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
+        """Rows (P, N, D_vision) of what `pixels` gave; PictureError if one cannot be kept."""
+        return encode(self.encoder, pixels, pictures)
+
     def _look(self, picture: Picture) -> tuple[Picture, str | None, str]:
         try:
             return picture, self.find(picture), ""
@@ -323,17 +330,16 @@ class FeatureCache:
     def _open(self, drawn: _Opened) -> _Opened:
         """Adds the pixels, or why there are none, and the hash of the very bytes they are of."""
         try:
-            data = drawn.picture.read()
-            pixels = self.encoder.preprocess(decode(drawn.picture, data))
-            return replace(drawn, key=_hash(data), pixels=pixels)
+            key = _hash(data := drawn.picture.read())
+            return replace(drawn, key=key, pixels=self.pixels(decode(drawn.picture, data), key))
         except PictureError as error:
             return replace(drawn, why=str(error))
 
     def _encode(self, batch: Sequence[_Opened], tally: _Tally) -> None:
         if batch:
-            pixels = [b.pixels for b in batch if b.pixels is not None]
-            features = encode(self.encoder, torch.stack(pixels), [b.picture for b in batch])
-            self.store.append([b.key for b in batch], features)
+            pixels = torch.stack([b.pixels for b in batch if b.pixels is not None])
+            keys, pictures = [b.key for b in batch], [b.picture for b in batch]
+            self.store.append(keys, self.encode(pixels, pictures))
             tally.add(computed=len(batch))
 
 
@@ -348,8 +354,7 @@ def encode(encoder: VisionEncoder, pixels: Tensor, pictures: Sequence[object]) -
     Raises:
         PictureError: If a feature is beyond the range of half precision, or not a number.
     """
-    device = next(encoder.parameters()).device
-    features = encoder(pixels.to(device)).float().cpu()
+    features = encoder(pixels.to(next(encoder.parameters()).device)).float().cpu()
     largest = features.abs().flatten(1).amax(dim=1)  # NaN where there is one
     for picture, value in zip(pictures, largest.tolist(), strict=True):
         if not value <= HALF_MAX:

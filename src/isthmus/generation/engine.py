@@ -23,7 +23,7 @@ from isthmus.generation.decode import generate, text_of
 from isthmus.generation.pictures import VisualTokens, content_of
 from isthmus.generation.prefix import Prefix, PrefixStore, Symbols, can_be_cut, common, fork
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
-from isthmus.generation.rows import Encoded, Rows, seen_after
+from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
 from isthmus.generation.score import score_trees, takes_trees, tree_of
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt
@@ -88,21 +88,15 @@ class Engine:
         contents = [known[id(p)] for p in prompt.pictures]
         hashes = tuple(key for key, _ in contents)
         ids = tuple(self.model.encode_text(prompt.text, len(hashes)))
-        symbols = self._symbols(ids, hashes)
+        symbols = symbols_of(self.model, ids, hashes)
         shared = 0
         if prompt.shared:
             start = prompt.text[: prompt.shared]
             shown = start.count(IMAGE_TAG)
             own = tuple(self.model.encode_text(start, shown))
             # the text's last token may look different when it goes on
-            shared = common(self._symbols(own, hashes), symbols)
+            shared = common(symbols_of(self.model, own, hashes), symbols)
         return Encoded(ids, symbols, hashes, min(shared, len(ids) - 1)), dict(contents)
-
-    def _symbols(self, ids: Sequence[int], hashes: Sequence[str]) -> Symbols:
-        """Token ids, each visual token that stands in the text told by its picture's hash."""
-        image, repeat = self.model.special_tokens.image_id, self.model.fusion.tokens_in_text
-        places = iter([key for key in hashes for _ in range(repeat)])
-        return tuple(next(places) if i == image else i for i in ids)
 
     def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""

@@ -80,10 +80,14 @@ def common(a: Sequence[int | str], b: Sequence[int | str]) -> int:
         >>> common([1, 2, 3], [1, 2, 4, 5])
         2
     """
-    for i, (one, other) in enumerate(zip(a, b, strict=False)):
-        if one != other:
-            return i
-    return min(len(a), len(b))
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices are compared much faster than their members in a loop
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 class PrefixStore:
@@ -106,6 +110,9 @@ class PrefixStore:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, symbols: Symbols) -> bool:
+        return symbols in self._kept
+
     def get(self, symbols: Symbols) -> Prefix | None:
         """The prefix of exactly these symbols."""
         prefix = self._kept.get(symbols)
@@ -125,10 +132,19 @@ class PrefixStore:
                 continue
             if shared and (best is None or shared > best[1]):
                 best = (prefix, shared)
+        if best is not None:
+            self._kept.move_to_end(best[0].symbols)
         return best
+
+    def drop(self, symbols: Symbols) -> None:
+        """Forgets a prefix, such as one that a longer one holds."""
+        prefix = self._kept.pop(symbols, None)
+        if prefix is not None:
+            self.bytes -= prefix.bytes
 
     def put(self, symbols: Symbols, states: Any) -> Prefix:
         """Keeps states that nobody else will write to, and makes room for them."""
+        self.drop(symbols)
         prefix = Prefix(symbols, states, bytes_of(states))
         self._kept[symbols] = prefix
         self.bytes += prefix.bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,6 +52,13 @@ def pictures_before(model: VisionLanguageModel, prompt: Encoded, past: int) -> i
     """How many pictures have their tags among the first `past` tokens."""
     tags = prompt.ids[:past].count(model.special_tokens.image_id)
     return tags // model.fusion.tokens_in_text
+
+
+def symbols_of(model: VisionLanguageModel, ids: Sequence[int], hashes: Sequence[str]) -> Symbols:
+    """Token ids, each visual token that stands in the text told by its picture's hash."""
+    image, repeat = model.special_tokens.image_id, model.fusion.tokens_in_text
+    places = iter([key for key in hashes for _ in range(repeat)])
+    return tuple(next(places) if i == image else i for i in ids)
 
 
 class Rows:
@@ -193,6 +200,12 @@ class Rows:
             self._may_end = self._may_end[rows]
         if self._sight is not None:
             self._sight.select(rows)
+
+    def seen(self) -> tuple[Tensor | None, Sight | None]:
+        """What tokens decoded from here on see: which rows have pictures, and what of them."""
+        if self._sight is not None and cast(CrossAttentionFusion, self.model.fusion).sees == "last":
+            self._sight.narrow()
+        return self._may_end, self._sight
 
     def branch(self, row: int, rows: int) -> Rows:
         """So many rows that continue one row of this batch, which stays as it is."""

@@ -12,13 +12,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from isthmus.checkpoint import description_of, strip_state, write_model
+from isthmus.checkpoint import (
+    DESCRIPTION,
+    WEIGHTS,
+    description_of,
+    strip_state,
+    write_model,
+)
 from isthmus.config import TrainConfig
 from isthmus.config_file import to_mapping
 from isthmus.data.features import FeatureCache
@@ -132,8 +139,9 @@ def train(
         if processes.is_main:
             progress = Progress(step, best, scale.value, scale.good_steps)
             how = {"train": {**to_mapping(config), "steps_done": step}}
-            args = (tensors, {**description, **how}, strip, described, config.keep)
-            write_checkpoint(folder, progress, *args)
+            write = partial(write_model, description={**description, **how}, state=strip)
+            files = (WEIGHTS, DESCRIPTION)
+            write_checkpoint(folder, progress, tensors, write, files, described, config.keep)
         processes.wait()
 
     def evaluate(step: int, best: float) -> float:
@@ -155,7 +163,7 @@ def train(
         return min(best, model_loss)
 
     best = state.best
-    with _asked_to_stop() as asked, bar, nullcontext() if log is None else closing(log):
+    with asked_to_stop() as asked, bar, nullcontext() if log is None else closing(log):
         steps = feed.steps(state.step, config.steps)
         for step, items in enumerate(steps, start=state.step + 1):
             result = stepper.take(step - 1, items, stop=asked.is_set())
@@ -214,7 +222,7 @@ class Broken:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
+def asked_to_stop() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, while the context lasts."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

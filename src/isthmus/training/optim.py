@@ -9,6 +9,14 @@ import torch
 from torch import nn
 
 from isthmus.config import TrainConfig
+from isthmus.errors import TrainingError
+from isthmus.training.contrastive_config import ContrastiveConfig
+
+PLACES = ("latents", "queries", "rows", "embedding", "positions", "frames")
+"""Endings of the names of positions and offsets, which are no maps."""
+
+TOKEN_PLACES = ("pos_embed", "cls_token", "reg_token", "embeddings.weight", "embedding.weight")
+"""Likewise in the encoders of timm, Transformers and open_clip."""
 
 
 def parameter_groups(
@@ -30,9 +38,7 @@ def parameter_groups(
             lr = config.lr_lora
         elif name.startswith("connector.") and config.lr_connector is not None:
             lr = config.lr_connector
-        plain = parameter.ndim < 2 or name.endswith(
-            ("latents", "queries", "rows", "embedding", "positions", "frames")
-        )
+        plain = parameter.ndim < 2 or name.endswith(PLACES)
         groups.setdefault((lr, 0.0 if plain else config.weight_decay), []).append(parameter)
     return [
         {"params": members, "lr": lr, "peak": lr, "weight_decay": decay}
@@ -40,7 +46,7 @@ def parameter_groups(
     ]
 
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
+def learning_rate_factor(step: int, config: TrainConfig | ContrastiveConfig) -> float:
     """Share of the peak learning rate at a step, counted from 0.
 
     Linear warm-up to 1, then a cosine or a line down to `final_lr` at the last step, or 1.
@@ -75,3 +81,36 @@ def optimizer_for(
     if spread:
         return torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+
+def contrastive_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: ContrastiveConfig
+) -> torch.optim.AdamW:
+    """AdamW for dual encoders, betas (0.9, 0.98) and epsilon 1e-6 as in CLIP (table 20).
+
+    Matrices have weight decay; temperature, bias, gains and what is added to tokens have none.
+
+    Args:
+        parameters: Trained parameters by name.
+        config: Learning rates and weight decay.
+
+    Raises:
+        TrainingError: If there is none.
+    """
+    if not parameters:
+        raise TrainingError("nothing to train: no parameter is trainable")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        joined = name.startswith(("image.encoder.", "text.encoder."))
+        plain = parameter.ndim < 2 or name.endswith((*PLACES, *TOKEN_PLACES))
+        key = (config.lr_encoder if joined else config.lr, 0.0 if plain else config.weight_decay)
+        groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "lr": lr, "peak": lr, "weight_decay": decay}
+            for (lr, decay), members in groups.items()
+        ],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        fused=True,
+    )

@@ -78,17 +78,17 @@ class Plan:
             encode = self.pictures * self.picture_seconds
             lines.append(
                 f"{'feature cache':<16}{self.cache / GB:.2f} GB on disk, "
-                f"{_clock(encode)} to fill ({self.pictures:,} pictures)"
+                f"{clock(encode)} to fill ({self.pictures:,} pictures)"
             )
-        lines.append(f"{'whole run':<16}{_clock(self.seconds)}")
+        lines.append(f"{'whole run':<16}{clock(self.seconds)}")
         return "\n".join(lines)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Seconds as hours, minutes and seconds.
 
     Example:
-        >>> _clock(3723)
+        >>> clock(3723)
         '1:02:03'
     """
     whole = round(seconds)

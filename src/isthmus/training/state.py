@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial as bound
 from pathlib import Path
@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from isthmus.checkpoint import DESCRIPTION, WEIGHTS, write_atomically, write_model
+from isthmus.checkpoint import write_atomically
 from isthmus.errors import CheckpointError, TrainingError
 from isthmus.training.processes import assign, whole
 
@@ -47,6 +47,7 @@ MAY_CHANGE = {
     "gradient_checkpointing",
     "broken_share",
     "feature_cache",
+    "chunk",
 }
 """What a run may go on with another value of: none of them changes which samples are drawn."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -86,8 +87,8 @@ def write_checkpoint(
     folder: Path,
     progress: Progress,
     tensors: Mapping[str, Tensor],
-    description: Mapping[str, Any],
-    strip: Mapping[str, Tensor],
+    write: Callable[[Path], object],
+    files: Sequence[str],
     config: str,
     keep: int,
 ) -> None:
@@ -97,8 +98,8 @@ def write_checkpoint(
         folder: The run's folder.
         progress: How far it has come.
         tensors: As `state_tensors` gives them.
-        description: Of the model, as `write_model` takes it.
-        strip: Of the model, as `write_model` takes it.
+        write: Writes the model into a folder.
+        files: What it writes there, the one last that makes the model whole.
         config: The run's configuration as text; resuming with another is refused.
         keep: How many checkpoints stay.
 
@@ -110,13 +111,13 @@ def write_checkpoint(
     metadata = {"progress": json.dumps(vars(progress)), "config": config}
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        write_model(partial, description, strip)
+        write(partial)
         contiguous = {n: t.contiguous() for n, t in tensors.items()}
         write_atomically(partial / STATE, lambda path: save_file(contiguous, path, metadata))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(folder)
-        publish(final, folder)
+        publish(final, folder, files)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {final}: {error}; the checkpoint before is untouched"
@@ -127,9 +128,9 @@ def write_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def publish(checkpoint: Path, target: Path) -> None:
-    """Makes a checkpoint's model the one of another folder, weights first."""
-    for name in (WEIGHTS, DESCRIPTION):
+def publish(checkpoint: Path, target: Path, files: Sequence[str]) -> None:
+    """Makes a checkpoint's model the one of another folder."""
+    for name in files:
         write_atomically(target / name, bound(shutil.copyfile, checkpoint / name))
 
 
@@ -186,6 +187,21 @@ def load_state(
             f"{path} cannot be read ({error}): remove its folder to go on from the checkpoint "
             "before, or choose another --out"
         ) from error
+
+
+def load_buffers(folder: Path, buffers: Mapping[str, Tensor]) -> None:
+    """Reads what the newest state of a run has as `buffer.NAME`, if there is one.
+
+    Raises:
+        TrainingError: If the state is damaged.
+    """
+    for path in checkpoints(folder)[-1:]:
+        try:
+            with safe_open(path / STATE, framework="pt") as file:
+                for name, buffer in buffers.items():
+                    buffer.copy_(file.get_tensor(f"buffer.{name}"))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise TrainingError(f"{path / STATE} cannot be read ({error})") from error
 
 
 def _moment(parameter: nn.Parameter, key: str, value: Tensor) -> Tensor:

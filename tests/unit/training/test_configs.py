@@ -20,10 +20,11 @@ from isthmus.data.records import Medium, Picture, Record
 from isthmus.model import IGNORED, Batch, VisionLanguageModel, compose, pad
 from isthmus.prompt import END_TAG, Example
 from isthmus.templates import plain
+from isthmus.training.contrastive_config import is_contrastive
 from isthmus.training.smoke import smoke
 
 FOLDER = Path(__file__).parents[3] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.toml") if not is_contrastive(path))
 
 
 def read(name: str) -> RunConfig:

@@ -1,0 +1,363 @@
+"""The application: routes of OpenAI's API, and what stands around them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+import isthmus
+from isthmus.align.dual_encoder import DualEncoder
+from isthmus.errors import IsthmusError
+from isthmus.model import VisionLanguageModel
+from isthmus.serving.answering import Choice
+from isthmus.serving.completions import Service
+from isthmus.serving.conversation import Conversations
+from isthmus.serving.dual import DualService
+from isthmus.serving.engine import ServingEngine
+from isthmus.serving.gate import ClientGone, Gate
+from isthmus.serving.media import PictureReader
+from isthmus.serving.metrics import Metrics
+from isthmus.serving.refusals import Refusal, refusal_of
+from isthmus.serving.remote import Fetcher
+from isthmus.serving.replies import streamed, whole
+from isthmus.serving.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest, ErrorBody
+from isthmus.serving.settings import ServerSettings
+
+_BODIES = (ChatRequest, EmbeddingRequest, ClassifyRequest)
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def create_app(
+    model: VisionLanguageModel,
+    *,
+    dual_encoder: DualEncoder | None = None,
+    settings: ServerSettings | None = None,
+    engine: ServingEngine | None = None,
+    fetcher: Fetcher | None = None,
+) -> FastAPI:
+    """An OpenAI-compatible server of a model.
+
+    Args:
+        model: Answers `/v1/chat/completions`.
+        dual_encoder: Answers `/v1/embeddings` and `/v1/classify`; None leaves them unanswered.
+        settings: Limits, key and names.
+        engine: Of the model, where another part of the program uses it too; it is left open at
+            the end. None makes one.
+        fetcher: Fetches pictures by address, in place of what the settings say.
+
+    Returns:
+        The application, to be run by any ASGI server; setting `state.closing`, an event, makes it
+        refuse what is new, and its end closes the engine.
+
+    Raises:
+        ConfigError: If the settings' template is unknown, or needs what the tokenizer lacks.
+
+    Example:
+        >>> import isthmus as im
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+        >>> create_app(model).title
+        'Isthmus'
+    """
+    settings = settings or ServerSettings()
+    talk = Conversations(model, settings.template)
+    metrics = Metrics()
+    own = engine is None
+    if engine is None:
+        engine = ServingEngine(
+            model,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            memory=settings.memory,
+        )
+    fetcher = fetcher or Fetcher(settings.media_domains, settings.media_timeout, settings.max_media)
+    sees = not model.text_only
+    prepare: Any = model.vision.preprocess if sees else lambda picture: picture
+    reader = PictureReader(
+        prepare, fetcher, max_pictures=settings.max_pictures, max_pixels=settings.max_pixels
+    )
+    markers = tuple(model.language.tokenizer.all_special_tokens)
+    service = Service(engine, talk, reader if sees else None, settings, metrics, markers)
+    dual = None if dual_encoder is None else DualService(dual_encoder, reader, settings)
+    metrics.watch(engine)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        app.state.closing.set()
+        if own:
+            await asyncio.to_thread(engine.close, drain=True, timeout=settings.grace)
+        reader.close()
+        if dual is not None:
+            dual.close()
+
+    app = FastAPI(
+        title="Isthmus",
+        version=isthmus.__version__,
+        lifespan=lifespan,
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.engine = engine
+    app.state.metrics = metrics
+    _add_routes(app, service, dual)
+    _describe(app)
+    app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(IsthmusError, _refused)
+
+    app.state.closing = asyncio.Event()
+    app.add_middleware(Gate, settings=settings, metrics=metrics, closing=app.state.closing)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> None:
+    settings = service.settings
+    started = int(time.time())
+    most = settings.timeout + settings.grace
+    names = [settings.model_name] + ([settings.dual_encoder_name] if dual else [])
+
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": started, "owned_by": "isthmus"}
+
+    @app.post("/v1/chat/completions", **_documented(ChatRequest, stream=True))
+    async def chat_completions(request: Request) -> Response:
+        """The next message of a conversation."""
+        asked = await _parsed(request, ChatRequest)
+        if not asked.stream:
+            return JSONResponse(await _unless_gone(request, _answer(service, asked), most))
+        choices, events = await _unless_gone(request, _begin(service, asked), most)
+        return _Events(events, choices)
+
+    @app.get("/v1/models", **_documented())
+    async def models() -> Any:
+        """The models that are served."""
+        return {"object": "list", "data": [described(name) for name in names]}
+
+    @app.get("/v1/models/{name:path}", **_documented())
+    async def model(name: str) -> Any:
+        """One of them."""
+        if name not in names:
+            raise Refusal(
+                404,
+                f"there is no such model here: expected one of {', '.join(names)}",
+                "model_not_found",
+                "model",
+            )
+        return described(name)
+
+    @app.post("/v1/embeddings", **_documented(EmbeddingRequest))
+    async def embeddings(request: Request) -> Any:
+        """The vectors of texts, and of pictures as data URIs."""
+        asked = await _parsed(request, EmbeddingRequest)
+        return JSONResponse(await _unless_gone(request, _dual(dual).embed(asked), most))
+
+    @app.post("/v1/classify", **_documented(ClassifyRequest))
+    async def classify(request: Request) -> Any:
+        """The labels of pictures, whatever labels are asked for."""
+        asked = await _parsed(request, ClassifyRequest)
+        return JSONResponse(await _unless_gone(request, _dual(dual).classify(asked), most))
+
+    @app.get("/health", **_documented())
+    async def health() -> Any:
+        """Whether the server takes requests; needs no key."""
+        return {"status": "ok"}
+
+    @app.get("/metrics", **_documented(media="text/plain"))
+    async def prometheus() -> Response:
+        """What Prometheus reads."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _dual(found: DualService | None) -> DualService:
+    if found is None:
+        raise Refusal(
+            404,
+            "this server has no dual encoder: start it with --dual-encoder tiny (or another)",
+            "model_not_found",
+            "model",
+        )
+    return found
+
+
+# --- A request's body ------------------------------------------------------------------------
+
+
+async def _parsed(request: Request, schema: type[_M]) -> _M:
+    """The body as its schema has it, parsed in a thread: it may be large.
+
+    Raises:
+        Refusal: 415 if it is no JSON by its own account, 400 if it does not fit.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # A page of the web can send other kinds without asking first
+        raise Refusal(
+            415, "expected the header Content-Type: application/json", "unsupported_media_type"
+        )
+    body = await request.body()
+    try:
+        return await asyncio.to_thread(schema.model_validate_json, body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        if first["type"] == "json_invalid":
+            raise Refusal(400, "the body is no JSON, or too deep", "invalid_json") from None
+        code = "missing_parameter" if first["type"] == "missing" else "invalid_value"
+        raise Refusal(400, f"{place}: {first['msg']}", code, place) from None
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T], most: float) -> _T:
+    """What the work gives within so many seconds; it ends when the client leaves.
+
+    Raises:
+        ClientGone: If that happens first.
+        Refusal: 503 if time runs out.
+    """
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_gone(request))
+    try:
+        first = asyncio.FIRST_COMPLETED
+        done, _ = await asyncio.wait({task, watch}, timeout=most, return_when=first)
+        if (
+            not done
+        ):  # requests have deadlines of their own; this is for what has failed to keep one
+            raise Refusal(503, f"no answer within {most:.0f} s: come back later", "timeout")
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(BaseException):
+                await task
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(service: Service, asked: ChatRequest) -> dict[str, Any]:
+    choices = await service.choices(asked)
+    try:
+        return await whole(asked, choices, service.settings.model_name)
+    finally:
+        for choice in choices:
+            choice.cancel()
+
+
+async def _begin(service: Service, asked: ChatRequest) -> tuple[list[Choice], AsyncIterator[bytes]]:
+    """A stream whose first event is there."""
+    choices = await service.choices(asked)
+    try:
+        events = streamed(asked, choices, service.settings.model_name)
+        first = await anext(events)
+    except BaseException:
+        for choice in choices:
+            choice.cancel()
+        raise
+
+    async def all_of_it() -> AsyncIterator[bytes]:
+        yield first
+        async for event in events:
+            yield event
+
+    return choices, all_of_it()
+
+
+class _Events(StreamingResponse):
+    """Server-sent events; whichever way they end, nothing goes on being generated."""
+
+    def __init__(self, events: AsyncIterator[bytes], choices: Sequence[Choice]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self.choices = choices
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for choice in self.choices:
+                choice.cancel()
+
+
+# --- Errors and their description ------------------------------------------------------------
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    refusal = refusal_of(error)
+    return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    told = {404: "there is no such route", 405: "the route takes another method"}
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    status = error.status_code
+    refusal = Refusal(status, told.get(status, "the request cannot be read"), codes.get(status))
+    return JSONResponse(refusal.body, status, headers=error.headers)
+
+
+def _documented(
+    body: type[BaseModel] | None = None,
+    *,
+    stream: bool = False,
+    media: str = "application/json",
+) -> dict[str, Any]:
+    """What OpenAPI says of a route: its body, and that every error has one form."""
+    failed = {"model": ErrorBody, "description": "An error in OpenAI's form."}
+    ok: dict[str, Any] = {"description": "The answer.", "content": {media: {}}}
+    if stream:
+        ok["content"]["text/event-stream"] = {}
+    codes = (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503)
+    told: dict[str, Any] = {
+        "responses": {200: ok, **dict.fromkeys(codes, failed)},
+        "response_model": None,
+    }
+    if body is not None:
+        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+        told["openapi_extra"] = {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+        }
+    return told
+
+
+def _describe(app: FastAPI) -> None:
+    """Puts the bodies' schemas, which are parsed outside FastAPI, into its OpenAPI."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = made()
+            _, found = models_json_schema(
+                [(body, "validation") for body in _BODIES],
+                ref_template="#/components/schemas/{model}",
+            )
+            components = schema.setdefault("components", {})
+            components.setdefault("schemas", {}).update(found["$defs"])
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,302 @@
+"""The serving engine: requests join and leave a running batch between decoding steps.
+
+One thread owns the model. Between two steps it lets go of rows that are done, cancelled or late,
+and prefills waiting prompts up to a number of tokens, so that a long prompt holds up the running
+rows by no more than a piece of it (chunked prefill: Agrawal et al. 2024, Sarathi-Serve, section 4).
+Batching by step is Orca's (Yu et al. 2022, section 4.1).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from contextlib import suppress
+from threading import Condition, Lock, Thread
+from types import TracebackType
+
+import torch
+
+from isthmus.errors import PromptError
+from isthmus.model import VisionLanguageModel
+from isthmus.prompt import Prompt
+from isthmus.serving.batch import Job, Observer, RunningBatch
+from isthmus.serving.packed import PackedLinears
+from isthmus.serving.prefill import encoded
+from isthmus.serving.requests import (
+    Delta,
+    EngineClosed,
+    Finished,
+    GenerationRequest,
+    QueueFull,
+    ServingStatistics,
+    TokenLogprob,
+    Usage,
+)
+from isthmus.serving.text_stream import TextStream
+from isthmus.serving.ticket import Ticket
+
+__all__ = [
+    "Delta",
+    "EngineClosed",
+    "Finished",
+    "GenerationRequest",
+    "Observer",
+    "QueueFull",
+    "ServingEngine",
+    "ServingStatistics",
+    "Ticket",
+    "TokenLogprob",
+    "Usage",
+]
+
+_NO_LIMIT = 10**6
+"""Tokenizers without a limit say some enormous number."""
+
+
+class ServingEngine:
+    """Generates for many at once.
+
+    Greedy text is the same alone and among others, and so is text drawn under a seed.
+
+    Args:
+        model: The model, put into evaluation mode; nobody else may use it while the engine lives.
+        max_batch: Most requests that are decoded together.
+        max_queue: Most requests that wait.
+        memory: Most bytes kept for later requests, half for prefixes and half for visual tokens;
+            the least recently used go first. The running requests' own states come on top.
+        prefill_tokens: Most tokens of prompts that are computed between two decoding steps.
+        packed: Most bytes of weights that are kept a second time, laid out for the CPU's matrix
+            products (`packed.PackedLinears`); 0 keeps none. Nothing where the model is elsewhere.
+        observer: Is told of latencies.
+
+    Attributes:
+        context_length: Most tokens of a prompt and its continuation.
+
+    Example:
+        >>> import isthmus as im
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+        >>> with ServingEngine(model) as engine:
+        ...     ticket = engine.submit(GenerationRequest(prompt=Prompt("Hi"), max_new_tokens=2))
+        ...     text, tokens, finished = ticket.result()
+        >>> finished.usage.prompt_tokens
+        2
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        *,
+        max_batch: int = 16,
+        max_queue: int = 64,
+        memory: int = 1 << 30,
+        prefill_tokens: int = 256,
+        packed: int = 2 << 30,
+        observer: Observer | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.max_batch, self.max_queue = max_batch, max_queue
+        self.context_length = _context_length(model)
+        self._observer = observer
+        self._packed = PackedLinears(model, packed)
+        self._tokenizing = Lock()  # a fast tokenizer does not bear two threads
+        self._batch = RunningBatch(
+            self.model,
+            max_batch=max_batch,
+            memory=memory,
+            prefill_tokens=prefill_tokens,
+            observer=observer,
+        )
+        self._queue: deque[Job] = deque()
+        self._changed = Condition()
+        self._closing = False
+        self.prompt_tokens(Prompt("a"))  # a tokenizer changes its own settings the first time
+        self._thread = Thread(target=self._work, name="isthmus-serving", daemon=True)
+        self._thread.start()
+
+    # --- the askers' side -----------------------------------------------------------------------
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, visual tokens in the text included.
+
+        Raises:
+            PromptError: If tags and pictures do not match, or the model sees none.
+        """
+        return len(self._tokens(prompt))
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        with self._tokenizing:
+            return self.model.encode_text(prompt.text, len(prompt.pictures))
+
+    def submit(self, request: GenerationRequest) -> Ticket:
+        """Queues a request; what is wrong with it is said here.
+
+        From any thread. Pictures are read and hashed before it returns: an asyncio loop should let
+        a thread do it.
+
+        Raises:
+            PromptError: If the prompt is empty, too long, or does not fit its pictures.
+            PictureError: If a picture cannot be read.
+            QueueFull: If as many requests wait as may.
+            EngineClosed: If the engine has been closed.
+        """
+        submitted = time.perf_counter()
+        self._check_open()
+        ids = self._tokens(request.prompt)
+        room = self.context_length - len(ids)
+        if not ids:
+            raise PromptError("the prompt is empty: expected a text or a picture")
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens and the model's context "
+                f"{self.context_length}: shorten it, so that an answer has room"
+            )
+        prompt, pictures = encoded(self.model, request.prompt, ids)
+        ticket = Ticket(self._left)
+        seed = random.SystemRandom().getrandbits(64) if request.seed is None else request.seed
+        job = Job(
+            request=request,
+            ticket=ticket,
+            prompt=prompt,
+            pictures=pictures,
+            most=min(request.max_new_tokens, room),
+            text=TextStream(self.model.special_tokens.decode, request.stop),
+            chance=random.Random(seed),
+            submitted=submitted,
+        )
+        with self._changed:
+            self._check_open()
+            self._queue.append(job)
+            self._changed.notify()
+        self._tell_queue()
+        return ticket
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise EngineClosed("the engine has been closed and takes no more requests")
+        if len(self._queue) >= self.max_queue:
+            raise QueueFull(
+                f"{len(self._queue)} requests wait, as many as may: ask again a little later"
+            )
+
+    def _left(self, ticket: Ticket) -> None:
+        """Somebody cancelled: if their request still waits, it is gone at once."""
+        with self._changed:
+            job = next((j for j in self._queue if j.ticket is ticket), None)
+            if job is None:
+                return  # the engine's thread will see
+            self._queue.remove(job)
+        self._batch.end(job, "cancelled")
+        self._tell_queue()
+
+    def statistics(self) -> ServingStatistics:
+        """What the engine does now, and has done so far."""
+        batch, prefiller = self._batch, self._batch.prefiller
+        return ServingStatistics(
+            queued=len(self._queue),
+            running=len(batch.running) + (batch.entering is not None),
+            **batch.ended,
+            prefill_tokens=prefiller.computed,
+            cached_tokens=prefiller.cached,
+            decoded_tokens=batch.decoded,
+            steps=batch.steps,
+            pictures_encoded=prefiller.visual.encoded,
+            pictures_found=prefiller.visual.found,
+            prefix_hits=prefiller.hits,
+            prefix_misses=prefiller.misses,
+            evictions=prefiller.prefixes.evictions,
+            bytes=prefiller.prefixes.bytes + prefiller.visual.bytes,
+            running_bytes=batch.bytes,
+        )
+
+    def close(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Takes no more requests and ends.
+
+        Args:
+            drain: Whether requests that wait or run are finished; else they are cancelled.
+            timeout: Seconds after which they are cancelled all the same; None waits.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if drain:
+            self._thread.join(timeout)
+        if self._thread.is_alive():
+            with self._changed:
+                there = [*self._queue, self._batch.entering, *self._batch.running]
+            for job in there:
+                if job is not None:
+                    job.ticket.cancel()
+            self._thread.join(timeout)
+
+    def __enter__(self) -> ServingEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    # --- the engine's thread --------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            with torch.inference_mode():
+                self._serve()
+        finally:
+            self._packed.restore()
+
+    def _serve(self) -> None:
+        """Until the engine is closed and nothing is left to do."""
+        batch = self._batch
+        while True:
+            with self._changed:
+                while not (self._queue or batch.entering or batch.running):
+                    if self._closing:
+                        return
+                    self._changed.wait()
+            try:
+                self._expire()
+                batch.sweep()
+                batch.admit(self._following)
+                batch.sweep()  # prompts may have taken long
+                if batch.running:
+                    batch.step()
+            except Exception as error:  # the engine outlives what it serves
+                batch.fail_running(error)
+
+    def _expire(self) -> None:
+        """Ends what waits no longer, since it is late."""
+        now = time.perf_counter()
+        with self._changed:
+            late = [(j, r) for j in self._queue if (r := j.ended_early(now)) is not None]
+            for job, _ in late:
+                self._queue.remove(job)
+        for job, reason in late:
+            self._batch.end(job, reason)
+        if late:
+            self._tell_queue()
+
+    def _following(self) -> Job | None:
+        """The next request that waits, which waits no more."""
+        with self._changed:
+            if not self._queue:
+                return None
+            job = self._batch.entering = self._queue.popleft()
+        self._tell_queue()
+        return job
+
+    def _tell_queue(self) -> None:
+        if self._observer is not None:
+            with suppress(Exception):
+                self._observer.queued(len(self._queue))
+
+
+def _context_length(model: VisionLanguageModel) -> int:
+    """Most tokens that a language model reads."""
+    config = model.language.model.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return min(int(length or model.language.tokenizer.model_max_length), _NO_LIMIT)

@@ -1,0 +1,350 @@
+"""The running batch: rows of different lengths that join and leave between decoding steps.
+
+Letters: B rows, H key heads, K the longest row's tokens, D the width of a head.
+
+Each row has a lane in one block of keys and values per layer, (B, H, K, D), and starts at its
+beginning. A step writes each row's new key behind its own last one and hides from each row what
+lies behind it. So nothing is copied from step to step, a row that joins is copied once and moves no
+other, and where one leaves the last row takes its lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+from isthmus.backbones.language import LanguageModel
+from isthmus.fusion.sight import Sight
+from isthmus.generation.prefix import bytes_of, can_be_cut
+from isthmus.generation.rows import Rows
+from isthmus.model import VisionLanguageModel
+
+GROWTH = 1.5
+
+
+class LaneLayer(CacheLayerMixin):
+    """One layer's block of keys and values, as Transformers' models write to it and read it.
+
+    Attributes:
+        at: Lanes and places (B,) that the next token's keys and values go to.
+        length: Tokens K of the longest row, the next token counted.
+    """
+
+    keys: Tensor | None
+    values: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = (torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Makes no block: rows that join bring theirs."""
+
+    def reserve(
+        self, like: tuple[Tensor, Tensor] | None, rows: int, length: int, used: int
+    ) -> None:
+        """Makes room for rows of a length; `like` tells the shape of the first ones."""
+        old = (self.keys, self.values)
+        grown = []
+        for block, own in zip(old, old if like is None else like, strict=True):
+            assert own is not None
+            # zeros: hidden values are multiplied by 0, and 0 times NaN is NaN
+            new = own.new_zeros(rows, own.shape[1], length, own.shape[3])
+            if block is not None and used:
+                new[:used, :, : block.shape[2]] = block[:used]
+            grown.append(new)
+        self.keys, self.values = grown
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Writes one token's keys and values (B, H, 1, D); all rows' so far, views."""
+        assert self.keys is not None
+        assert self.values is not None
+        lanes, places = self.at
+        self.keys[lanes, :, places] = key_states[:, :, 0]
+        self.values[lanes, :, places] = value_states[:, :, 0]
+        rows = len(lanes)
+        return self.keys[:rows, :, : self.length], self.values[:rows, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of a mask, which models that are given one do not make."""
+        return self.length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest row."""
+        return self.length - 1
+
+    def get_max_length(self) -> int:
+        """There is none."""
+        return -1
+
+
+class Lanes:
+    """Rows that are decoded in one pass.
+
+    Only for language models that `takes_lanes` finds to, behind prompts whose states can be cut.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        lengths: Tokens of each row, by lane.
+    """
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self.model = model
+        self._clear()
+
+    def _clear(self) -> None:
+        self.lengths: list[int] = []
+        self._layers: list[LaneLayer] = []
+        self._rows = self._room = 0
+        self._mask: Tensor | None = None
+        self._seen: list[tuple[bool, Sight | None]] = []
+        self._sight: Sight | None = None
+        self._may_end: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all blocks."""
+        blocks = [t for layer in self._layers for t in (layer.keys, layer.values) if t is not None]
+        return sum(t.numel() * t.element_size() for t in blocks)
+
+    def join(self, rows: Rows | _Prefilled) -> None:
+        """Takes a row that has been prefilled, which is copied, into a lane behind the others."""
+        own = [(layer.keys, layer.values) for layer in rows.states.layers]
+        length = own[0][0].shape[2]
+        self._reserve(own, len(self.lengths) + 1, length + 1)
+        lane = len(self.lengths)
+        for layer, (keys, values) in zip(self._layers, own, strict=True):
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.keys[lane, :, :length] = keys[0]
+            layer.values[lane, :, :length] = values[0]
+        assert self._mask is not None
+        self._mask[lane, ..., :length] = 0
+        self._mask[lane, ..., length:] = torch.finfo(self._mask.dtype).min
+        may_end, sight = rows.seen()
+        self.lengths.append(length)
+        self._seen.append((may_end is not None, sight))
+        self._look()
+
+    def leave(self, lane: int) -> None:
+        """Lets a row go; the last one takes its lane."""
+        last = len(self.lengths) - 1
+        if last == 0:  # nothing is kept for nobody
+            self._clear()
+            return
+        if lane != last:
+            length = self.lengths[last]
+            assert self._mask is not None
+            for layer in self._layers:
+                assert layer.keys is not None
+                assert layer.values is not None
+                layer.keys[lane, :, :length] = layer.keys[last, :, :length]
+                layer.values[lane, :, :length] = layer.values[last, :, :length]
+            self._mask[lane] = self._mask[last]
+            self.lengths[lane], self._seen[lane] = self.lengths[last], self._seen[last]
+        self.lengths.pop()
+        self._seen.pop()
+        self._look()
+
+    def states(self, lane: int) -> DynamicCache:
+        """A row's states, copied."""
+        found = DynamicCache()
+        found.layers = []
+        for layer in self._layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            length = self.lengths[lane]
+            keys, values = (t[lane, :, :length][None].clone() for t in (layer.keys, layer.values))
+            own = DynamicLayer()
+            own.lazy_initialization(keys, values)
+            own.keys, own.values = keys, values
+            found.layers.append(own)
+        return found
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Logits (B, V) after one more token for each row."""
+        self._reserve([], len(ids), max(self.lengths) + 1)
+        device = self.model.device
+        places = torch.tensor(self.lengths, device=device)
+        lanes = torch.arange(len(ids), device=device)
+        assert self._mask is not None
+        self._mask[lanes, 0, 0, places] = 0
+        length = max(self.lengths) + 1
+        for layer in self._layers:
+            layer.at, layer.length = (lanes, places), length
+        embeddings = self.model.special_tokens.embed(torch.tensor(ids, device=device)[:, None])
+        with self.model.shown(self._sight, self._may_end):
+            logits: Tensor = self.model.language.model(
+                inputs_embeds=embeddings,
+                attention_mask=self._mask[: len(ids), ..., :length],
+                position_ids=places[:, None],
+                past_key_values=Cache(layers=self._layers),
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+        self.lengths = [n + 1 for n in self.lengths]
+        return logits[:, -1]
+
+    def _reserve(self, like: Sequence[tuple[Tensor, Tensor]], rows: int, length: int) -> None:
+        """Makes room for so many rows of such a length."""
+        if rows <= self._rows and length <= self._room:
+            return
+        room = self._room if length <= self._room else max(length, int(self._room * GROWTH), 64)
+        many = self._rows if rows <= self._rows else max(rows, 2 * self._rows)
+        if not self._layers:
+            self._layers = [LaneLayer() for _ in like]
+        for number, layer in enumerate(self._layers):
+            layer.reserve(like[number] if like else None, many, room, len(self.lengths))
+        dtype = self.model.language.input_embedding.weight.dtype
+        mask = torch.full(
+            (many, 1, 1, room), torch.finfo(dtype).min, dtype=dtype, device=self.model.device
+        )
+        if self._mask is not None:
+            mask[: self._rows, ..., : self._room] = self._mask
+        self._mask, self._rows, self._room = mask, many, room
+
+    def _look(self) -> None:
+        """Puts together what the rows see."""
+        ends = [may_end for may_end, _ in self._seen]
+        device = self.model.device
+        self._may_end = torch.tensor(ends, device=device) if any(ends) else None
+        self._sight = together([sight for _, sight in self._seen], device)
+
+
+def together(sights: Sequence[Sight | None], device: torch.device) -> Sight | None:
+    """What rows see while they decode, as one batch; each of one row, None for nothing."""
+    there = [s for s in sights if s is not None]
+    if not there:
+        return None
+    last, begin, count = [], [], 0
+    for sight in sights:
+        if sight is None:
+            last.append(-1)
+            begin.append(0)
+            continue
+        last.append(count + int(sight.last))
+        begin.append(count + int(sight.begin[0, -1]))
+        count += len(sight.visual)
+    return Sight(
+        visual=torch.cat([s.visual for s in there]),
+        prompt=torch.tensor(last, device=device)[:, None],
+        begin=torch.tensor(begin, device=device)[:, None],
+        keep=True,
+        keys_values={
+            block: (
+                torch.cat([s.keys_values[block][0] for s in there]),
+                torch.cat([s.keys_values[block][1] for s in there]),
+            )
+            for block in there[0].keys_values
+        },
+    )
+
+
+class Apart:
+    """Rows that are decoded one by one, for language models whose rows cannot share a pass.
+
+    Their states slide or recur, or their positions are read off a mask. It does what `Lanes` does.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        lengths: Tokens of each row.
+    """
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self.model = model
+        self.lengths: list[int] = []
+        self._rows: list[Rows] = []
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all states."""
+        return sum(bytes_of(rows.states) for rows in self._rows)
+
+    def join(self, rows: Rows) -> None:
+        """Takes a row that has been prefilled."""
+        self._rows.append(rows)
+        self.lengths.append(int(rows.lengths))
+
+    def leave(self, lane: int) -> None:
+        """Lets a row go; the last one takes its place."""
+        self._rows[lane], self.lengths[lane] = self._rows[-1], self.lengths[-1]
+        self._rows.pop()
+        self.lengths.pop()
+
+    def states(self, lane: int) -> Any:
+        """A row's states; the row is not to be continued."""
+        return self._rows[lane].states
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Logits (B, V) after one more token for each row."""
+        device = self.model.device
+        found = [
+            rows.step(torch.tensor([token], device=device))
+            for rows, token in zip(self._rows, ids, strict=True)
+        ]
+        self.lengths = [n + 1 for n in self.lengths]
+        widest = max(t.shape[1] for t in found)
+        return torch.cat([F.pad(t, (0, widest - t.shape[1]), value=-torch.inf) for t in found])
+
+
+@torch.no_grad()
+def takes_lanes(model: VisionLanguageModel) -> bool:
+    """Whether rows that share a pass get the logits that they get alone; it is tried.
+
+    Families whose positions are no argument, or whose attention looks at distances on its own
+    (ALiBi), may not.
+    """
+    language: LanguageModel = model.language
+    device = model.device
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [3, 2]]
+    further = [[5, 6], [1, 3], [7, 4]]
+    half = language.input_embedding.weight.dtype in (torch.float16, torch.bfloat16)
+    try:
+        lanes = Lanes(model)
+        for prompt in prompts:
+            row = _Prefilled(language, torch.tensor([prompt], device=device))
+            if not can_be_cut(row.states):
+                return False
+            lanes.join(row)
+        shared = [lanes.step([own[n] for own in further]) for n in range(2)]
+        lanes.leave(0)
+        shared.append(lanes.step([7, 7]))
+    except Exception:  # whatever a foreign model raises, the answer is no
+        return False
+    wanted = [
+        (step, lane, [*prompts[lane], *further[lane][: step + 1]])
+        for step in range(2)
+        for lane in range(3)
+    ]
+    wanted += [(2, 0, [*prompts[2], *further[2], 7]), (2, 1, [*prompts[1], *further[1], 7])]
+    for step, lane, ids in wanted:
+        alone = language.model(
+            input_ids=torch.tensor([ids], device=device), use_cache=False
+        ).logits[0, -1]
+        away = (alone.float() - shared[step][lane].float()).norm() / alone.float().norm()
+        if not float(away) < (0.05 if half else 1e-3):
+            return False
+    return True
+
+
+class _Prefilled:
+    """A row without pictures, prefilled by the bare language model."""
+
+    def __init__(self, language: LanguageModel, ids: Tensor) -> None:
+        self.states = language.model(input_ids=ids, use_cache=True).past_key_values
+
+    def seen(self) -> tuple[None, None]:
+        return None, None

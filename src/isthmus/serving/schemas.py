@@ -1,0 +1,200 @@
+"""What clients may send, as OpenAI's API has it, and what is ours: `shots` and `reasoning`.
+
+Keys that are not named here are accepted and have no effect: clients send sampling options of many
+servers. Those whose absence would change what an answer means are refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from isthmus.answers import AnswerKind
+
+MOST_STOPS = 4
+MOST_CHOICES = 8
+MOST_TOP_LOGPROBS = 20
+_SEED = 2**63
+
+Text = Annotated[str, Field(max_length=4_000_000)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Lenient(BaseModel):
+    """Types must be right; unknown keys have no effect."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Exact(BaseModel):
+    """Types must be right, and a key that is unknown is a mistake."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class TextPart(Lenient):
+    """A text within a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImageUrl(Lenient):
+    """A picture as a data URI, or as an https address where the server allows its host."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(Lenient):
+    """A picture within a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(Lenient):
+    """A turn of a conversation; `developer` is `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Part], Field(max_length=1000)] | None = None
+
+
+class Shot(Exact):
+    """A demonstration: pictures, question, answer, and the steps to it."""
+
+    pictures: Annotated[list[str], Field(max_length=64)] = Field(
+        default_factory=list, description="Pictures as data URIs."
+    )
+    question: Text = ""
+    answer: Text
+    rationale: Text | None = None
+
+
+class ReasoningOptions(Exact):
+    """How to reach an answer in steps."""
+
+    way: Literal["cot", "zero-cot"] | None = Field(
+        default=None,
+        description="Like the demonstrations' steps (cot), or after a trigger (zero-cot); by "
+        "default cot where a demonstration has a rationale.",
+    )
+    trigger: Literal[True] | Annotated[str, Field(max_length=1000)] = Field(
+        default=True,
+        description='A published trigger\'s name or a text; true is "step by step" in the '
+        "question's language.",
+    )
+    kind: AnswerKind = Field(default="text", description="What the answer is.")
+    choices: Annotated[list[str], Field(max_length=26)] = Field(
+        default_factory=list, description="The closed answers, of a choice or label."
+    )
+    max_step_tokens: Annotated[int, Field(ge=1)] = 256
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Most tokens of the answer after the steps."
+    )
+
+
+class StreamOptions(Lenient):
+    """What a stream tells besides the answer."""
+
+    include_usage: bool = False
+
+
+class ResponseFormat(Lenient):
+    """The form of an answer; text alone is served."""
+
+    type: str
+
+
+class ChatRequest(Lenient):
+    """A request for the next message of a conversation."""
+
+    model: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=2000)]
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
+    seed: Annotated[int, Field(ge=-_SEED, lt=_SEED)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=1000)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=1000)]],
+            Field(max_length=MOST_STOPS),
+        ]
+        | None
+    ) = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    logit_bias: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    shots: Annotated[list[Shot], Field(max_length=256)] = Field(
+        default_factory=list, description="Demonstrations, shown before the conversation."
+    )
+    reasoning: bool | ReasoningOptions | None = Field(
+        default=None, description="Reach the answer in steps, returned as reasoning_content."
+    )
+    return_prompt: bool = Field(
+        default=False, description="Return the exact prompts, <image> where a picture stood."
+    )
+
+
+class EmbeddingRequest(Lenient):
+    """A request for the vectors of texts, and of pictures as data URIs."""
+
+    model: str | None = None
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+    )
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: int | None = None
+
+
+class ClassifyRequest(Lenient):
+    """A request for the labels of pictures."""
+
+    model: str | None = None
+    images: Annotated[list[str], Field(min_length=1)] = Field(description="Pictures as data URIs.")
+    labels: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
+    templates: (
+        Annotated[str, Field(max_length=1000)]
+        | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=200)]
+        | dict[str, list[str]]
+    ) = Field(
+        default="imagenet-7",
+        description="A published set's name, templates with {}, or descriptions by label.",
+    )
+    multi_label: bool = False
+    threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
+    top: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="How many labels of each picture are returned; all by default."
+    )
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every error."""
+
+    error: ErrorDetail

@@ -1,0 +1,177 @@
+"""Vectors of locked encoders, computed once and kept on disk: training then runs the heads alone.
+
+A file belongs to one encoder, its pooling and its preprocessing; for pictures also to the random
+crops that were asked for. Vectors are fp32: a step on them is the step on pictures and texts.
+
+Letters: P pictures, V views, K texts, D width of an encoder's vectors.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from isthmus.align.dual_encoder import DualEncoder
+from isthmus.align.joined import JoinedImageTower, JoinedTextTower
+from isthmus.backbones.fingerprint import fingerprint
+from isthmus.data.feature_store import FeatureStore
+from isthmus.data.features import FeatureCache, cache_key, decode
+from isthmus.data.records import Picture
+from isthmus.errors import PictureError
+from isthmus.training.processes import Processes
+
+Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
+"""Makes another picture of a picture, with nothing random but the generator."""
+TEXTS_AT_ONCE = 4096
+
+
+def view_of(picture: Image.Image, view: int, key: str, augment: Augment, seed: int) -> Image.Image:
+    """A version of a picture: 0 is itself, others are always the same for one seed.
+
+    Args:
+        picture: The picture.
+        view: Which version.
+        key: Hash of its bytes.
+        augment: What makes versions.
+        seed: The run's.
+    """
+    if view == 0:
+        return picture
+    return augment(picture, np.random.default_rng([seed, view, int(key[:16], 16)]))
+
+
+class PooledCache(FeatureCache):
+    """Pooled vectors of pictures and of their views under a locked image tower.
+
+    Args:
+        folder: Where files live.
+        tower: The tower, on any device.
+        views: Versions of each picture.
+        augment: What makes them.
+        seed: The run's.
+
+    Attributes:
+        shape: (V, D).
+    """
+
+    def __init__(
+        self, folder: str | Path, tower: JoinedImageTower, views: int, augment: Augment, seed: int
+    ) -> None:
+        self.encoder = tower.encoder
+        self.tower, self.augment, self.seed = tower, augment, seed
+        self.shape = (views, tower.head.linear.in_features)
+        told = f"{cache_key(tower.encoder)} {tower.pooling} {views}"
+        if views > 1:
+            probe = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3))
+            crop = view_of(probe, 1, "0" * 32, augment, seed)
+            told += f" {crop.size} {hashlib.sha256(crop.tobytes()).hexdigest()}"
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        self.path = Path(folder) / f"pooled-{key}.f32"
+        self.store = FeatureStore(self.path, self.shape, np.float32)
+        self._keys = {}
+
+    def find(self, picture: Picture) -> str:
+        """As `key`.
+
+        Raises:
+            PictureError: If it cannot be read, or holds features in place of pixels.
+        """
+        if picture.is_features:
+            raise PictureError(
+                f"{picture} holds features: name the picture, or pass vectors as PairSet(vectors=)"
+            )
+        return self.key(picture)
+
+    def row(self, picture: Picture) -> int:
+        """Where a picture's vectors are.
+
+        Raises:
+            PictureError: If it cannot be read, or was not filled in.
+        """
+        key = self.find(picture)
+        if key not in self.store:
+            decode(picture, picture.read())  # says what is wrong with it
+            raise PictureError(f"no features of {picture} in {self.path}: fill the cache first")
+        return self.store.rows[key]
+
+    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+        """Pixels (V, 3, H, W) of a picture's views."""
+        views = (view_of(picture, v, key, self.augment, self.seed) for v in range(self.shape[0]))
+        return torch.stack([self.encoder.preprocess(view) for view in views])
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
+        """Vectors (P, V, D) of pixels (P, V, 3, H, W)."""
+        device = next(self.encoder.parameters()).device
+        pooled = self.tower.pool(pixels.flatten(0, 1).to(device)).float().cpu()
+        found = pooled.view(len(pixels), *self.shape)
+        for picture, fine in zip(pictures, found.flatten(1).isfinite().all(1), strict=True):
+            if not fine:
+                raise PictureError(f"{picture}: its features are not finite")
+        return found.numpy()
+
+
+class TextCache:
+    """Vectors of texts under a locked text tower.
+
+    Args:
+        folder: Where files live.
+        model: The dual encoder, its text tower a joined one.
+    """
+
+    def __init__(self, folder: str | Path, model: DualEncoder) -> None:
+        tower = model.text
+        assert isinstance(tower, JoinedTextTower)
+        self.model, self.tower = model, tower
+        told = f"{fingerprint(tower.encoder.model)} {tower.encoder.config}"
+        told += f" {tower.token_ids(['a photo of a cat.', 'An_ODD-one: 42'])}"
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        path = Path(folder) / f"texts-{key}.f32"
+        self.store = FeatureStore(path, (1, tower.head.linear.in_features), np.float32)
+
+    def fill(self, texts: Sequence[str], processes: Processes, *, quiet: bool = False) -> None:
+        """Computes the vectors that are missing, each process its share.
+
+        Args:
+            texts: Distinct ones, the same in every process.
+            processes: Those that share the work.
+            quiet: No progress bar.
+
+        Raises:
+            PromptError: If a text has more tokens than the encoder reads.
+        """
+        self.store.refresh()
+        missing = [t for t in texts if key_of(t) not in self.store.rows]
+        own = missing[processes.rank :: processes.count]
+        parts = [own[i : i + TEXTS_AT_ONCE] for i in range(0, len(own), TEXTS_AT_ONCE)]
+        for part in track(parts, "Texts", console=Console(stderr=True), disable=quiet or not parts):
+            places, vectors = [], []
+            with torch.no_grad():
+                for many, found in self.model.passes(self.model.rows(part), self.tower.encode):
+                    places += many
+                    vectors.append(found.float().cpu())
+            keys = [key_of(part[place]) for place in places]
+            self.store.append(keys, torch.cat(vectors)[:, None].numpy())
+        processes.wait()
+        self.store.refresh()
+
+    def get(self, texts: Sequence[str]) -> Tensor:
+        """Vectors (K, D) of texts that were filled in."""
+        rows = np.array([self.store.rows[key_of(text)] for text in texts])
+        return torch.from_numpy(self.store.gather(rows, np.zeros_like(rows)))
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def key_of(text: str) -> str:
+    """SHA-256 of a text, 32 hexadecimal digits of it."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,273 @@
+"""Pictures by address: allowed hosts alone, the address that was checked, nothing but a picture."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from isthmus.serving.refusals import Refusal
+from isthmus.serving.remote import Fetcher, is_public
+
+PUBLIC = "93.184.216.34"
+DRIPS = 200
+"""Four seconds of them; half a second is allowed."""
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.255.255.254",
+        "0.0.0.0",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "192.0.0.1",
+        "192.0.2.1",
+        "192.88.99.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::7f00:1",
+        "::ffff:127.0.0.1",
+        "::ffff:93.184.216.34",
+        "64:ff9b::7f00:1",
+        "64:ff9b::5db8:d822",
+        "64:ff9b:1::1",
+        "100::1",
+        "2001::1",
+        "2001:db8::1",
+        "2002:7f00:1::",
+        "2002:5db8:d822::",
+        "3fff::1",
+        "fc00::1",
+        "fd00:ec2::254",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fec0::1",
+        "ff02::1",
+        "no address",
+        "",
+    ],
+)
+def test_special_addresses_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", [PUBLIC, "1.1.1.1", "2606:4700:4700::1111"])
+def test_the_open_internet_is(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://pictures.test/cat.png",
+        "https://other.test/cat.png",
+        "https://pictures.test:8443/cat.png",
+        "https://pictures.test@other.test/cat.png",
+        "https://user:secret@pictures.test/cat.png",
+        "https://pictures.test.other.test/cat.png",
+        "https://xpictures.test/cat.png",
+        "https://127.0.0.1/cat.png",
+        "https://[::1]/cat.png",
+        "https://0x7f000001/cat.png",
+        "https:///cat.png",
+        "https://pictures.test\\@other.test/",
+        "https://[bad/",
+        "https://pictures.test:99999/",
+    ],
+)
+def test_only_allowed_hosts_by_https(url: str) -> None:
+    asked: list[str] = []
+    fetcher = Fetcher(("pictures.test",), resolve=lambda host, port: asked.append(host) or [])
+    with pytest.raises(Refusal) as caught:
+        fetcher.fetch(url)
+    assert caught.value.status == 400
+    assert asked == []
+
+
+def test_it_is_off_by_default() -> None:
+    with pytest.raises(Refusal, match="--allow-media-domain"):
+        Fetcher().fetch("https://pictures.test/cat.png")
+
+
+@pytest.mark.parametrize("private", ["127.0.0.1", "10.0.0.1", "::1", "169.254.169.254"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_host_with_any_private_address_is_refused(private: str, first: bool) -> None:
+    found = [private, PUBLIC] if first else [PUBLIC, private]
+    connected: list[Any] = []
+    fetcher = Fetcher(
+        ("pictures.test",),
+        resolve=lambda host, port: found,
+        connect=lambda address, left: connected.append(address) or socket.socket(),
+    )
+    with pytest.raises(Refusal, match="open internet"):
+        fetcher.fetch("https://pictures.test/cat.png")
+    assert connected == []
+
+
+# --- A host that we run, behind a public address ---------------------------------------------
+
+
+@dataclass
+class Host:
+    """A host "pictures.test" and everything that was asked of it."""
+
+    fetcher: Fetcher
+    resolved: list[str] = field(default_factory=list)
+    connected: list[str] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    dripped: int = 0
+    dry: threading.Event = field(default_factory=threading.Event)
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    host: ClassVar[Host]
+
+    def do_GET(self) -> None:
+        self.host.asked.append((self.path, self.headers["Host"]))
+        if self.path.startswith("/redirect"):
+            self.send_response(302)
+            self.send_header("Location", "https://127.0.0.1/secret")
+            self.end_headers()
+            return
+        if self.path == "/drip-head":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            self._drip(b"x")  # a header that never ends
+            return
+        body = b"x" * 50_000 if self.path == "/large" else b"picture"
+        body = b"x" * 1000 if self.path == "/drip" else body
+        self.send_response(404 if self.path == "/missing" else 200)
+        if self.path != "/no-length":
+            self.send_header("Content-Length", str(len(body) + (self.path == "/short")))
+        self.end_headers()
+        if self.path == "/drip":
+            self._drip(b"x")
+            return
+        self.wfile.write(body * (10_000 if self.path == "/no-length" else 1))
+
+    def _drip(self, piece: bytes) -> None:
+        try:
+            for _ in range(DRIPS):
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(0.02)
+                self.host.dripped += 1
+        except OSError:
+            pass
+        self.host.dry.set()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("certificate")
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-keyout", str(key), "-out", str(cert), "-days", "2"]
+    command += ["-subj", "/CN=pictures.test", "-addext", "subjectAltName=DNS:pictures.test"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("openssl is not installed")
+    return key, cert
+
+
+@pytest.fixture
+def host(certificate: tuple[Path, Path]) -> Iterator[Host]:
+    key, cert = certificate
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    answers = ["127.0.0.1", "10.0.0.1"]  # what a second look-up would give
+
+    def resolve(name: str, port: int) -> list[str]:
+        made.resolved.append(name)
+        return [PUBLIC] if len(made.resolved) == 1 else answers
+
+    def connect(address: tuple[str, int], left: float) -> socket.socket:
+        made.connected.append(address[0])
+        return socket.create_connection(server.server_address[:2], left)
+
+    trusting = ssl.create_default_context(cafile=str(cert))
+    made = Host(
+        Fetcher(
+            ("pictures.test",),
+            timeout=0.5,
+            max_bytes=40_000,
+            resolve=resolve,
+            connect=connect,
+            context=trusting,
+        )
+    )
+    _Answers.host = made
+    yield made
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_connection_is_to_what_was_checked(host: Host) -> None:
+    """Rebinding: a name that is looked up twice leads elsewhere the second time."""
+    assert host.fetcher.fetch("https://pictures.test/cat.png?a=b c") == b"picture"
+    assert host.resolved == ["pictures.test"]
+    assert host.connected == [PUBLIC]
+    assert host.asked == [("/cat.png?a=b%20c", "pictures.test")]
+
+
+def test_redirects_are_not_followed(host: Host) -> None:
+    with pytest.raises(Refusal, match="redirects") as caught:
+        host.fetcher.fetch("https://pictures.test/redirect")
+    assert caught.value.status == 422
+    assert len(host.asked) == len(host.connected) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("large", "more than"),
+        ("no-length", "more than"),
+        ("missing", "404"),
+        ("short", "missing|does not answer"),
+        ("drip", "not done|missing|does not answer"),
+        ("drip-head", "not done|does not answer"),
+    ],
+)
+def test_size_and_time_are_limited(host: Host, path: str, why: str) -> None:
+    with pytest.raises(Refusal, match=why) as caught:
+        host.fetcher.fetch(f"https://pictures.test/{path}")
+    assert caught.value.status == 422
+    if path.startswith("drip"):
+        assert host.dry.wait(10)
+        assert host.dripped < DRIPS
+
+
+def test_a_certificate_of_another_name_is_refused(host: Host) -> None:
+    from dataclasses import replace
+
+    fetcher = replace(host.fetcher, domains=("other.test",))
+    with pytest.raises(Refusal) as caught:
+        fetcher.fetch("https://other.test/cat.png")
+    assert caught.value.status == 422
+    assert host.asked == []
