@@ -224,7 +224,7 @@ def train_text_head(
         photographed = photographed.view(*data.photos.shape[:2], -1)
         centre = texts[0].mean(0)
         head.mean.copy_(centre)
-        head.std.copy_((texts - centre).flatten(0, 1).std(0))
+        head.std.copy_((texts - centre).flatten(0, 1).std(0).clamp(min=0.01))
         names = by_name(data)
         said = [texts[:, place[n]].mean(0) for n in names]
         said += [texts[:, place[c["name"]]].mean(0) for c in data.classes]
