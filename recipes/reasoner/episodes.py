@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.evaluation.tasks.drawing import draw_grid
-from isthmus.evaluation.tasks.grids import THINGS, two_hop
 from isthmus.evaluation.tasks.text import arithmetic, parity
 from isthmus.prompt import END_TAG, Example
 from isthmus.triggers import AnswerKind, trigger_named
@@ -31,15 +29,12 @@ from isthmus.triggers import AnswerKind, trigger_named
 TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003
 """The evaluation's items come from small seeds."""
-TASKS = {"arithmetic": 0.4, "parity": 0.2, "two-hop": 0.4}
+TASKS = {"arithmetic": 0.65, "parity": 0.35}
 """Share of each task's texts."""
-KINDS: dict[str, AnswerKind] = {"arithmetic": "number", "parity": "label", "two-hop": "number"}
+KINDS: dict[str, AnswerKind] = {"arithmetic": "number", "parity": "label"}
 OPERATORS = (0.3, 0.2, 0.2, 0.3)
 """Share of expressions with one to four operators: single pairs are what steps are made of."""
 MOST_SHOTS = 4
-SIDE = 4
-READING = (0.8, 0.1)
-"""Share of grids that are only read, at the beginning and in the end."""
 ENDS = "\0"
 """A piece of no text: the model is to end here, although the text goes on."""
 DIRECT_WEIGHT = 4.0
@@ -55,11 +50,9 @@ class Text:
 
     Attributes:
         pieces: The text, its parts to be learned with a weight, the others with 0.
-        pictures: Its pictures.
     """
 
     pieces: tuple[tuple[str, float], ...]
-    pictures: tuple[Any, ...]
 
 
 def arithmetic_example(rng: np.random.Generator, operators: int) -> Example:
@@ -74,30 +67,6 @@ def parity_example(rng: np.random.Generator) -> Example:
     return parity(seed, n=1).items[0].example
 
 
-def grid_example(rng: np.random.Generator) -> Example:
-    """A fresh question about a grid."""
-    seed = int(rng.integers(TRAINING_SEED, 1 << 40))
-    return two_hop(seed, n=1).items[0].example
-
-
-def reading(rng: np.random.Generator, render: Callable[..., Any]) -> Text:
-    """A grid and what is in each of its cells: every word of it has to be seen."""
-    cells = [
-        [
-            THINGS[int(rng.integers(len(THINGS)))] if rng.random() < 0.6 else None
-            for _ in range(SIDE)
-        ]
-        for _ in range(SIDE)
-    ]
-    listed = ", ".join(
-        f"r{r}c{c} {' '.join(cell) if cell else 'none'}"
-        for r, row in enumerate(cells, 1)
-        for c, cell in enumerate(row, 1)
-    )
-    prompt = render([], Example(draw_grid(cells, 128), "What is in each cell?"))
-    return Text(((prompt.text, 0.0), (f" {listed}.", 1.0), (END_TAG, 1.0)), prompt.pictures)
-
-
 def draw(
     rng: np.random.Generator,
     render: Callable[..., Any],
@@ -109,25 +78,19 @@ def draw(
     Args:
         rng: Where it is drawn from.
         render: The template.
-        asked: Questions of the evaluation in text alone, which are never trained on.
+        asked: Questions of the evaluation, which are never trained on.
         share: How many texts are of all kinds. The others are single questions with the trigger,
-            from which steps are learned soonest, and grids to be read: what is in which cell is
-            hardly learned from counts alone.
+            from which steps are learned soonest.
     """
     task = str(rng.choice(tuple(TASKS), p=tuple(TASKS.values())))
-    pictured = task == "two-hop"
     operators = int(rng.choice((1, 2, 3, 4), p=OPERATORS))
 
     def fresh() -> Example:
         while True:
-            if pictured:
-                return grid_example(rng)
             made = parity_example(rng) if task == "parity" else arithmetic_example(rng, operators)
             if made.question not in asked:
                 return made
 
-    if pictured and rng.random() < READING[1] + (READING[0] - READING[1]) * (1 - share):
-        return reading(rng, render)
     if rng.random() >= share:
         return triggered(fresh(), render, KINDS[task])
     reasoned = rng.random() < 0.5
@@ -158,7 +121,7 @@ def triggered(example: Example, render: Callable[..., Any], kind: AnswerKind = "
         (f" {example.answer}.", 1.0),
         (END_TAG, 1.0),
     )
-    return Text(pieces, prompt.pictures)
+    return Text(pieces)
 
 
 def episode(examples: list[Example], render: Callable[..., Any], reasoned: bool) -> Text:
@@ -178,4 +141,4 @@ def episode(examples: list[Example], render: Callable[..., Any], reasoned: bool)
             answer = f" {example.rationale} The answer is {example.answer}."
         pieces += [*weighed(answer, weight), (END_TAG, float(told))]
         before = f"{text}{answer}{END_TAG}"
-    return Text(tuple(pieces), tuple(p for e in examples for p in e.pictures))
+    return Text(tuple(pieces))

@@ -465,6 +465,7 @@ def test_a_deadline_counts_while_waiting_and_while_running(model: VisionLanguage
         assert waiting.result()[2].reason == "deadline"
         assert patient.result()[2].reason == "length"
         assert engine.statistics().expired == 2
+    assert gate.queues[-2:] == [1, 0]  # the late one left, then the patient one's turn came
 
 
 def test_a_full_queue_says_so(model: VisionLanguageModel) -> None:

@@ -159,6 +159,13 @@ def test_tokens_are_drawn_as_often_as_their_shares_say() -> None:
     assert spread(logits, top_k=2, top_p=0.7)[1] == 1
 
 
+def test_what_has_no_share_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 1.0, -torch.inf]])
+    for chance, token in ((0.0, 1), (0.5, 3), (1 - 2**-53, 3)):
+        assert choose(logits, [Draw(1.0, 1.0, 0, chance)]) == [token]
+        assert choose(logits, [Draw(1.0, 1.0, 4, chance)]) == [token]
+
+
 def test_a_flat_nucleus_is_wider_than_what_is_looked_through_first() -> None:
     logits = torch.zeros(2000)
     assert int((spread(logits, top_p=0.5) > 0).sum()) == 1000
