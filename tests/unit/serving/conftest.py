@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import logging
 import io
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
