@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,8 @@ def serving(app: Any, settings: ServerSettings) -> Iterator[Running]:
     """The application on a real server at a free port."""
     listening = listen(settings)
     port = listening.getsockname()[1]
+    logger = logging.getLogger("isthmus")
+    logs = logger.level, logger.handlers[:]
     server = server_of(app, settings, "error")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -85,6 +88,8 @@ def serving(app: Any, settings: ServerSettings) -> Iterator[Running]:
         server.should_exit = True
         thread.join(20)
         listening.close()
+        logger.setLevel(logs[0])  # a server sets up logging, other tests listen to it
+        logger.handlers[:] = logs[1]
         assert not thread.is_alive()
 
 
