@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import isthmus as im
 from isthmus import assets
 
 pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,9 @@ def test_minilm_knows_what_is_alike() -> None:
     cat, kitten, lorry = torch.nn.functional.normalize(pooled, dim=-1)
     assert pooled.shape == (3, 384)
     assert cat @ kitten > 0.7 > 0.4 > cat @ lorry
+
+
+def test_the_shipped_dual_encoder_tells_coffee_from_other_things() -> None:
+    labels = ["cat", "cup of coffee", "teapot", "car"]
+    classifier = im.ZeroShotClassifier("tiny", labels, cache=False)
+    assert list(classifier.predict([EXAMPLES / "coffee.jpg"])) == ["cup of coffee"]

@@ -151,6 +151,14 @@ def test_a_fingerprint_tells_the_smallest_change() -> None:
     assert model.text_fingerprint() != text
 
 
+def test_mean_and_maximum_of_the_patches() -> None:
+    model = DualEncoder.join("tiny-vit", "tiny-text", width=6, pooling="mean_max")
+    pixels = torch.randn(2, 3, *model.image.image_size)
+    features = model.image.encoder(pixels)
+    expected = torch.cat([features.mean(1), features.max(1).values], dim=1)
+    assert torch.equal(model.image.pool(pixels), expected)
+
+
 def test_own_pooling_is_the_library_s() -> None:
     vit = tiny_vit_model(width=16)
     model = DualEncoder.join(vit, "tiny-text", width=6, pooling="own")
@@ -188,7 +196,7 @@ def test_unknown_names_say_what_there_is(name: str, message: str) -> None:
 def test_unknown_options_say_what_there_is() -> None:
     with pytest.raises(ConfigError, match="softmax"):
         join(loss="sofmax")
-    with pytest.raises(ConfigError, match="mean, own"):
+    with pytest.raises(ConfigError, match="mean, mean_max, own"):
         join(pooling="max")
     with pytest.raises(ConfigError, match="asset:NAME"):
         load_text("minilm")
