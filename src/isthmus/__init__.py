@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isthmus.align.dual_encoder import DualEncoder
     from isthmus.align.saved import load_dual_encoder, save_dual_encoder
+    from isthmus.align.search import Hit, PictureIndex
     from isthmus.align.zeroshot import ZeroShotClassifier
     from isthmus.backbones.language import LanguageModel, load_language
     from isthmus.backbones.text import TextEncoder, load_text
@@ -111,6 +112,7 @@ _HOMES = {
     "isthmus.align.zeroshot": ("ZeroShotClassifier",),
     "isthmus.align.dual_encoder": ("DualEncoder",),
     "isthmus.align.saved": ("load_dual_encoder", "save_dual_encoder"),
+    "isthmus.align.search": ("Hit", "PictureIndex"),
     "isthmus.backbones.text": ("TextEncoder", "load_text"),
     "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
     "isthmus.backbones.language": ("LanguageModel", "load_language"),

@@ -278,11 +278,19 @@ class DualEncoder(nn.Module):
         It covers every weight of both towers, and what preprocessing and tokenization make of a
         few examples; not the temperature, which moves no vector.
         """
+        digest = hashlib.sha256(self.text_fingerprint().encode())
+        digest.update(self._image_told())
+        return digest.hexdigest()[:16]
+
+    def image_fingerprint(self) -> str:
+        """As `fingerprint`, of the image tower alone."""
+        return hashlib.sha256(self._image_told()).hexdigest()[:16]
+
+    def _image_told(self) -> bytes:
+        """Its weights, and what its preprocessing makes of a picture."""
         noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
         pixels = self.preprocess(Image.fromarray(noise)).float().cpu().numpy()
-        digest = hashlib.sha256(self.text_fingerprint().encode())
-        digest.update(_digest(self.image) + pixels.tobytes())
-        return digest.hexdigest()[:16]
+        return _digest(self.image) + pixels.tobytes()
 
     def text_fingerprint(self) -> str:
         """As `fingerprint`, of the text tower alone."""

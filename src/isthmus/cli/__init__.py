@@ -20,6 +20,7 @@ from isthmus.cli.features import features
 from isthmus.cli.info import info
 from isthmus.cli.list import list_
 from isthmus.cli.rationales import rationales
+from isthmus.cli.search import search
 from isthmus.cli.serve import serve
 from isthmus.cli.train import train
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(classify)
+app.command()(search)
 app.command()(train)
 app.command("eval")(eval_)
 app.command()(info)
