@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from isthmus.serving.settings import ServerSettings
 
+DTYPES = ("float32", "bfloat16", "float16")
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -44,6 +45,9 @@ def serve(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 300.0,
     device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help=f"Precision of the weights: {', '.join(DTYPES)}.")
+    ] = "float32",
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "warning",
 ) -> None:
     """Serve a model to every client of OpenAI's API.
@@ -52,6 +56,8 @@ def serve(
     """
     from isthmus.errors import InputError, MissingExtraError, suggestion
 
+    if dtype not in DTYPES:
+        raise InputError(f'unknown --dtype "{dtype}": {suggestion(dtype, DTYPES)}')
     if log_level not in LEVELS:
         raise InputError(f'unknown --log-level "{log_level}": {suggestion(log_level, LEVELS)}')
     try:
@@ -80,10 +86,12 @@ def serve(
     from isthmus.serving.run import listen, server_of
 
     with listen(settings) as listening:
+        import torch
+
         from isthmus import checkpoint
         from isthmus.serving.app import create_app
 
-        loaded = checkpoint.load(model, device=device)
+        loaded = checkpoint.load(model, device=device, dtype=getattr(torch, dtype))
         second = None
         if dual_encoder:
             from isthmus.align.saved import load_dual_encoder
