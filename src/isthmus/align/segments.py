@@ -25,7 +25,7 @@ SEGMENT = 65_536
 EXACT = 20_000
 """Up to so many vectors every one is compared, which takes milliseconds and misses none."""
 PATTERN = "vectors-*.usearch"
-BREADTH = 128
+BREADTH = 64
 """Candidates that a search of the graph keeps (`ef` of the paper)."""
 
 Vectors = NDArray[np.float32]
