@@ -32,6 +32,7 @@ LAYERS = [
     {"inference"},
     {"training", "testing", "evaluation"},
     {"serving"},
+    {"chat"},
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -13,6 +13,7 @@ import typer
 
 from isthmus.cli.ask import ask
 from isthmus.cli.assets import assets
+from isthmus.cli.chat import chat
 from isthmus.cli.classify import classify
 from isthmus.cli.data import data
 from isthmus.cli.eval import eval_
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(ask)
+app.command()(chat)
 app.command()(classify)
 app.command()(search)
 app.command()(train)

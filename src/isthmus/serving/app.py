@@ -20,13 +20,10 @@ from isthmus.align.dual_encoder import DualEncoder
 from isthmus.errors import IsthmusError
 from isthmus.model import VisionLanguageModel
 from isthmus.serving.answering import Choice
-from isthmus.serving.completions import Service
-from isthmus.serving.conversation import Conversations
+from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
 from isthmus.serving.engine import ServingEngine
 from isthmus.serving.gate import ClientGone, Gate
-from isthmus.serving.media import PictureReader
-from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.remote import Fetcher
 from isthmus.serving.replies import streamed, whole
@@ -70,24 +67,9 @@ def create_app(
         'Isthmus'
     """
     settings = settings or ServerSettings()
-    talk = Conversations(model, settings.template)
-    metrics = Metrics()
     own = engine is None
-    if engine is None:
-        engine = ServingEngine(
-            model,
-            max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
-            memory=settings.memory,
-        )
-    fetcher = fetcher or Fetcher(settings.media_domains, settings.media_timeout, settings.max_media)
-    sees = not model.text_only
-    prepare: Any = model.vision.preprocess if sees else lambda picture: picture
-    reader = PictureReader(
-        prepare, fetcher, max_pictures=settings.max_pictures, max_pixels=settings.max_pixels
-    )
-    markers = tuple(model.language.tokenizer.all_special_tokens)
-    service = Service(engine, talk, reader if sees else None, settings, metrics, markers)
+    service = make_service(model, settings, engine=engine, fetcher=fetcher)
+    engine, metrics, reader = service.engine, service.metrics, service.pictures
     dual = None if dual_encoder is None else DualService(dual_encoder, reader, settings)
     metrics.watch(engine)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isthmus.errors import PromptError
+from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, Prompt
 from isthmus.prompting.chains import STEP_STOPS
 from isthmus.prompting.reason import way_for
@@ -18,6 +19,7 @@ from isthmus.serving.engine import GenerationRequest, ServingEngine
 from isthmus.serving.media import PictureReader
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal
+from isthmus.serving.remote import Fetcher
 from isthmus.serving.schemas import ChatRequest, ReasoningOptions
 from isthmus.serving.settings import ServerSettings
 from isthmus.templates import shown_answer
@@ -35,7 +37,8 @@ class Service:
     Attributes:
         engine: Generates.
         talk: Makes prompts of conversations.
-        reader: Reads pictures; None where the model sees none.
+        pictures: Reads pictures.
+        sees: Whether the model sees any.
         settings: Limits.
         metrics: Counts answers.
         markers: Strings that nothing a model wrote may bring into a prompt.
@@ -43,9 +46,10 @@ class Service:
 
     engine: ServingEngine
     talk: Conversations
-    reader: PictureReader | None
+    pictures: PictureReader
     settings: ServerSettings
     metrics: Metrics
+    sees: bool = True
     markers: tuple[str, ...] = ()
 
     def check(self, asked: ChatRequest) -> None:
@@ -176,14 +180,14 @@ class Service:
     async def _pictures(self, places: Sequence[tuple[str, str]]) -> list[Any]:
         if not places:
             return []
-        if self.reader is None:
+        if not self.sees:
             raise Refusal(
                 400,
                 f"{self.settings.model_name} is a language model alone and sees no pictures",
                 "unsupported_value",
                 places[0][0],
             )
-        return await self.reader.read(places)
+        return await self.pictures.read(places)
 
     def _steps(
         self, asked: ChatRequest, turns: Sequence[Turn], shots: Sequence[Example]
@@ -256,3 +260,39 @@ class Service:
             presence_penalty=asked.presence_penalty or 0.0,
             frequency_penalty=asked.frequency_penalty or 0.0,
         )
+
+
+def make_service(
+    model: VisionLanguageModel,
+    settings: ServerSettings,
+    *,
+    engine: ServingEngine | None = None,
+    fetcher: Fetcher | None = None,
+) -> Service:
+    """What answers conversations with a model, whoever asks: the endpoint, the page, the shell.
+
+    Args:
+        model: The model.
+        settings: Limits.
+        engine: Of the model, where there is one already; None makes one.
+        fetcher: Fetches pictures by address, in place of what the settings say.
+
+    Raises:
+        ConfigError: If the settings' template is unknown, or needs what the tokenizer lacks.
+    """
+    talk = Conversations(model, settings.template)
+    if engine is None:
+        engine = ServingEngine(
+            model,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            memory=settings.memory,
+        )
+    fetcher = fetcher or Fetcher(settings.media_domains, settings.media_timeout, settings.max_media)
+    sees = not model.text_only
+    prepare: Any = model.vision.preprocess if sees else lambda picture: picture
+    reader = PictureReader(
+        prepare, fetcher, max_pictures=settings.max_pictures, max_pixels=settings.max_pixels
+    )
+    markers = tuple(model.language.tokenizer.all_special_tokens)
+    return Service(engine, talk, reader, settings, Metrics(), sees, markers)

@@ -1,0 +1,1 @@
+"""Talking to a model: a page in the browser, and a shell."""
