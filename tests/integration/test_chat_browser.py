@@ -112,10 +112,13 @@ def test_a_picture_a_question_an_answer(
 
     # a worked example of it
     page.fill("#right textarea, #right input", "noise")
+    page.fill("#why textarea, #why input", "It has all colours.")
     page.get_by_role("button", name="Add as an example").click()
     expect(page.locator("#shots img")).to_have_count(1, timeout=PATIENCE_MS)
 
     # in steps, which are folded
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator("#talk .bot")).to_have_count(0, timeout=PATIENCE_MS)
     page.locator("#steps input").check()
     page.fill("#question textarea", "And why?")
     page.keyboard.press("Enter")
