@@ -73,7 +73,8 @@ def chat(
             service.engine.close(drain=False)
         return
     service = _service(model, device, settings)
-    from isthmus.chat.page import STYLE, build_page, sorter, theme
+    from isthmus.chat.labels import sorter
+    from isthmus.chat.page import STYLE, build_page, theme
 
     classify = None
     if dual_encoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,9 @@ def serve(
     ] = "",
     max_batch: Annotated[int, typer.Option(min=1, help="Requests decoded together.")] = 16,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
+    memory: Annotated[
+        int, typer.Option(min=1, help="Megabytes that known prefixes and pictures may take.")
+    ] = 1024,
     max_pictures: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = 32,
     allow_media_domain: Annotated[
         list[str] | None, typer.Option(help="A host that https picture addresses may name.")
@@ -48,6 +51,12 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help=f"Precision of the weights: {', '.join(DTYPES)}.")
     ] = "float32",
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Copies of the model, each a process (Ray Serve).")
+    ] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="More are started under load, up to so many.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "warning",
 ) -> None:
     """Serve a model to every client of OpenAI's API.
@@ -79,10 +88,14 @@ def serve(
         max_batch=max_batch,
         max_queue=max_queue,
         max_pictures=max_pictures,
+        memory=memory << 20,
         media_domains=tuple(allow_media_domain or ()),
         allowed_hosts=tuple(allow_host or ()),
         timeout=timeout,
     )
+    if replicas > 1 or max_replicas is not None:
+        _replicas(model, dual_encoder, settings, device, dtype, replicas, max_replicas)
+        return
     from isthmus.serving.run import listen, server_of
 
     with listen(settings) as listening:
@@ -102,6 +115,52 @@ def serve(
         )
         typer.echo(_greeting(settings, listening.getsockname()[1]))
         server.run(sockets=[listening])
+
+
+def _replicas(
+    model: str,
+    dual_encoder: str,
+    settings: ServerSettings,
+    device: str,
+    dtype: str,
+    replicas: int,
+    max_replicas: int | None,
+) -> None:
+    """Serves with Ray until somebody says stop."""
+    import signal
+    import threading
+
+    from isthmus.serving.cluster import serve_replicas, stop_replicas
+
+    if os.path.exists(model):
+        model = os.path.abspath(model)  # replicas' processes stand elsewhere
+    if dual_encoder and os.path.exists(dual_encoder):
+        dual_encoder = os.path.abspath(dual_encoder)
+
+    def build() -> Any:
+        import torch
+
+        from isthmus import checkpoint
+        from isthmus.serving.app import create_app
+
+        loaded = checkpoint.load(model, device=device, dtype=getattr(torch, dtype))
+        second = None
+        if dual_encoder:
+            from isthmus.align.saved import load_dual_encoder
+
+            second = load_dual_encoder(dual_encoder).to(device)
+        return create_app(loaded, dual_encoder=second, settings=settings)
+
+    told = threading.Event()
+    gpus = 1 if device.startswith("cuda") else 0
+    try:
+        serve_replicas(build, settings, replicas=replicas, max_replicas=max_replicas, gpus=gpus)
+        for name in (signal.SIGINT, signal.SIGTERM):  # after Ray, which has handlers of its own
+            signal.signal(name, lambda *_: told.set())
+        typer.echo(_greeting(settings, settings.port))
+        told.wait()
+    finally:
+        stop_replicas()
 
 
 def _name_of(model: str) -> str:

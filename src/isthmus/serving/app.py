@@ -161,6 +161,8 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
     @app.get("/health", **_documented())
     async def health() -> Any:
         """Whether the server takes requests; needs no key."""
+        if not service.engine.is_alive:
+            raise Refusal(503, "the engine has stopped: start the server anew", "engine_stopped")
         return {"status": "ok"}
 
     @app.get("/metrics", **_documented(media="text/plain"))

@@ -189,6 +189,11 @@ class ServingEngine:
         self._batch.end(job, "cancelled")
         self._tell_queue()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread works; false after `close`, and if it ever died of an error."""
+        return self._thread.is_alive()
+
     def statistics(self) -> ServingStatistics:
         """What the engine does now, and has done so far."""
         batch, prefiller = self._batch, self._batch.prefiller
@@ -247,6 +252,13 @@ class ServingEngine:
             with torch.inference_mode():
                 self._serve()
         finally:
+            with self._changed:
+                self._closing = True
+                left = [*self._queue, self._batch.entering, *self._batch.running]
+                self._queue.clear()
+            for job in left:  # only if what handles failures has failed
+                if job is not None:
+                    job.ticket.put(EngineClosed("the engine has stopped"))
             self._packed.restore()
 
     def _serve(self) -> None:
