@@ -10,9 +10,11 @@ tokenizing what was answered. Transformers serves in two ways, as it comes and w
 
     ratio serve_throughput_N   tokens a second with N clients, ours over theirs
     ratio serve_first_token_N  median seconds to the first text, theirs over ours
+    ratio serve_replicas       with `--replicas 2`, which measures this alone: tokens a second of 16
+                               clients, two replicas that share the threads over one process
     ratio serve_first_picture  232 ms over ours: a picture and a question, over HTTP, `tiny`
 
-The last is with a new picture each time; the same picture again, its tokens known, stands beside.
+The picture is a new one each time; the same picture again, its tokens known, stands beside it.
 """
 
 from __future__ import annotations
@@ -167,6 +169,33 @@ def first_picture(url: str, repeats: int) -> tuple[list[float], list[float]]:
     return new, again
 
 
+def replicas(options: argparse.Namespace) -> None:
+    """One process with all threads, and replicas that share them."""
+    ours = [sys.executable, "-m", "isthmus.cli", "serve", "tiny", "--port", str(options.port)]
+    ours += ["--template", "chat"]
+    tokenizer = im.load_language("asset:smollm2-135m-instruct").tokenizer
+    ratios = []
+    for turn in range(1 if options.quick else options.turns):
+        rates = []
+        for count in (options.replicas, 1):
+            threads = max(1, options.threads // count)
+            command = [*ours, "--replicas", str(count)] if count > 1 else ours
+            with server(command, options.port, threads, f"{count} replicas") as url:
+                load(url, "tiny", 4, 1, 4, 0)
+                took, firsts, answers = load(
+                    url, "tiny", 16, options.requests, options.tokens, turn
+                )
+            many = sum(len(tokenizer(text)["input_ids"]) for text in answers.values())
+            rates.append(many / took)
+            first = 1000 * statistics.median(firsts)
+            print(f"{count} replicas: {many / took:.1f} tokens/s, first {first:.0f} ms", flush=True)
+        ratios.append(rates[0] / rates[1])
+    print(
+        f"ratio serve_replicas {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
 def main() -> None:
     """Prints a table and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -176,7 +205,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2, help="of each client")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--port", type=int, default=8741)
+    parser.add_argument("--replicas", type=int, default=1, help="needs Ray Serve; nothing else")
     options = parser.parse_args()
+    if options.replicas > 1:
+        return replicas(options)
     turns = 1 if options.quick else options.turns
     requests = 1 if options.quick else options.requests
     tokens = 16 if options.quick else options.tokens

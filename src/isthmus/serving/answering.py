@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from isthmus.answers import AnswerKind, extract
+from isthmus.errors import PromptError
 from isthmus.prompt import Prompt, without_tags
 from isthmus.prompting.chains import STEP_STOPS, STOPS
 from isthmus.serving.engine import (
@@ -201,16 +202,20 @@ class Choice:
             f" {said}" if said else "", steps.kind, options=len(steps.choices)
         )
         prompt = steps.prompt(lead)
-        await self._go_on(
-            replace(
-                self.request,
-                prompt=prompt,
-                max_new_tokens=min(room, steps.max_new_tokens),
-                stop=(*STOPS, *self._own_stops()),
-                temperature=0.0,
-                deadline_s=self._time_left(),
+        try:
+            await self._go_on(
+                replace(
+                    self.request,
+                    prompt=prompt,
+                    max_new_tokens=min(room, steps.max_new_tokens),
+                    stop=(*STOPS, *self._own_stops()),
+                    temperature=0.0,
+                    deadline_s=self._time_left(),
+                )
             )
-        )
+        except PromptError:  # the steps have filled the context: there is no room to ask in
+            yield replace(first, reason="length")
+            return
         answer, end = "", None
         tokens: tuple[TokenLogprob, ...] = ()
         async for event in self._of_ticket():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -107,6 +108,13 @@ def test_a_stopped_answer_stays_as_far_as_it_came(service: Service) -> None:
             break
         asyncio.run(asyncio.sleep(0.01))
     assert service.engine.statistics().cancelled == before + 1
+
+
+def test_steps_that_fill_the_context_end_without_an_answer(service: Service) -> None:
+    long = replace(service, settings=ServerSettings(max_tokens=512))  # of a context of 256
+    reply = asyncio.run(whole(Session(), long, "And why?", picture("red"), steps=True))
+    assert reply.thought
+    assert reply.answer == ""
 
 
 def test_what_is_no_picture_leaves_the_conversation_as_it_was(service: Service) -> None:
