@@ -396,10 +396,10 @@ def test_vlmevalkit_s_request(running: Any) -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_value", None),
         ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs"),
         (
-            {"response_format": {"type": "json_object"}},
+            {"response_format": {"type": "json_schema"}},
             400,
-            "unsupported_parameter",
-            "response_format",
+            "missing_parameter",
+            "response_format.json_schema",
         ),
         ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "tools"),
         ({"messages": [said("x", role="tool")]}, 400, "invalid_value", "messages.0.role"),

@@ -17,6 +17,7 @@ from isthmus.errors import IsthmusError
 from isthmus.generation.rows import Encoded, Rows
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.serving.constraints import Constraint
 from isthmus.serving.lanes import Apart, takes_lanes
 from isthmus.serving.prefill import Prefill, Prefiller
 from isthmus.serving.refusals import error_place
@@ -67,6 +68,7 @@ class Job:
     cached: int = 0
     first_token_s: float | None = None
     last: float = 0.0
+    constraint: Constraint | None = None
 
     def ended_early(self, now: float) -> Reason | None:
         """Why it must not go on."""
@@ -203,6 +205,11 @@ class RunningBatch:
             [r.presence_penalty for r in asked],
             [r.frequency_penalty for r in asked],
         )
+        bound = [(row, job.constraint) for row, job in enumerate(jobs) if job.constraint]
+        if bound:
+            less = less.clone()
+            for row, constraint in bound:
+                less[row] = constraint.masked(less[row])
         tokens = choose(less, draws)
         now = time.perf_counter()
         self.decoded += len(tokens)
@@ -214,6 +221,8 @@ class RunningBatch:
     def _take(self, job: Job, token: int, logits: Tensor, now: float) -> Reason | None:
         """Hands a token's text on; why it is the last one, or None."""
         job.ids.append(token)
+        if job.constraint is not None:
+            job.constraint.take(token)
         if job.request.presence_penalty or job.request.frequency_penalty:
             job.counts[token] = job.counts.get(token, 0) + 1
         with suppress(Exception):  # whoever measures must not stop what is measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,14 +66,22 @@ class Service:
                 "model_not_found",
                 "model",
             )
-        if asked.response_format is not None and asked.response_format.type != "text":
-            raise Refusal(
-                400,
-                "answers of a given form (json_object, json_schema) are not served: leave "
-                "response_format out and read the JSON out of the text",
-                "unsupported_parameter",
-                "response_format",
-            )
+        form = asked.response_format
+        if form is not None and form.type != "text":
+            if form.type == "json_schema" and form.json_schema is None:
+                raise Refusal(
+                    400,
+                    'the type json_schema needs {"json_schema": {"name": ..., "schema": ...}}',
+                    "missing_parameter",
+                    "response_format.json_schema",
+                )
+            if asked.reasoning:
+                raise Refusal(
+                    400,
+                    "steps are free text: leave reasoning or response_format out",
+                    "invalid_value",
+                    "response_format",
+                )
         for name in ("tools", "functions", "logit_bias"):
             if getattr(asked, name):
                 raise Refusal(
@@ -240,7 +249,9 @@ class Service:
         count = asked.n or 1
         given = asked.stop or ()
         stop = tuple([given] if isinstance(given, str) else given)
-        stop = (*form.stop, *stop) if steps is None else (*STEP_STOPS, *stop)
+        schema = _schema(asked)
+        if schema is None:  # what follows a schema ends by itself
+            stop = (*form.stop, *stop) if steps is None else (*STEP_STOPS, *stop)
         temperature = asked.temperature
         if temperature is None:
             # As `ask`: the likeliest text; several of it would all be the same
@@ -259,7 +270,18 @@ class Service:
             deadline_s=self.settings.timeout,
             presence_penalty=asked.presence_penalty or 0.0,
             frequency_penalty=asked.frequency_penalty or 0.0,
+            json_schema=schema,
         )
+
+
+def _schema(asked: ChatRequest) -> str | None:
+    """The schema that an answer is to follow, as JSON."""
+    form = asked.response_format
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object" or form.json_schema is None:
+        return '{"type": "object"}'
+    return json.dumps(form.json_schema.schema_)
 
 
 def make_service(

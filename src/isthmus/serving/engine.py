@@ -21,6 +21,7 @@ from isthmus.errors import PromptError
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 from isthmus.serving.batch import Job, Observer, RunningBatch
+from isthmus.serving.constraints import Constraints
 from isthmus.serving.packed import PackedLinears
 from isthmus.serving.prefill import encoded
 from isthmus.serving.requests import (
@@ -99,6 +100,7 @@ class ServingEngine:
         self.context_length = _context_length(model)
         self._observer = observer
         self._packed = PackedLinears(model, packed)
+        self._constraints = Constraints(model.language.tokenizer)
         self._tokenizing = Lock()  # a fast tokenizer does not bear two threads
         self._batch = RunningBatch(
             self.model,
@@ -136,6 +138,7 @@ class ServingEngine:
 
         Raises:
             PromptError: If the prompt is empty, too long, or does not fit its pictures.
+            InputError: If a schema cannot be followed.
             PictureError: If a picture cannot be read.
             QueueFull: If as many requests wait as may.
             EngineClosed: If the engine has been closed.
@@ -153,6 +156,7 @@ class ServingEngine:
             )
         prompt, pictures = encoded(self.model, request.prompt, ids)
         ticket = Ticket(self._left)
+        schema = request.json_schema
         seed = random.SystemRandom().getrandbits(64) if request.seed is None else request.seed
         job = Job(
             request=request,
@@ -163,6 +167,7 @@ class ServingEngine:
             text=TextStream(self.model.special_tokens.decode, request.stop),
             chance=random.Random(seed),
             submitted=submitted,
+            constraint=None if schema is None else self._constraints.of(schema),
         )
         with self._changed:
             self._check_open()

@@ -37,6 +37,7 @@ class GenerationRequest:
         deadline_s: Seconds after which the request ends as it is, waiting included.
         presence_penalty: Taken from the logits of tokens that were generated already.
         frequency_penalty: Taken from them once for each time that they were.
+        json_schema: A JSON schema, as JSON, that the continuation follows; None for free text.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -58,6 +59,7 @@ class GenerationRequest:
     deadline_s: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         if "" in self.stop:

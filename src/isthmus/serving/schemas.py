@@ -104,10 +104,18 @@ class StreamOptions(Lenient):
     include_usage: bool = False
 
 
-class ResponseFormat(Lenient):
-    """The form of an answer; text alone is served."""
+class JsonSchema(Lenient):
+    """A schema under a name."""
 
-    type: str
+    name: str = ""
+    schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
+
+
+class ResponseFormat(Lenient):
+    """The form of an answer: text, any JSON object, or what a JSON schema says."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class ChatRequest(Lenient):
