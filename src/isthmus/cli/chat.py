@@ -74,7 +74,7 @@ def chat(
         return
     service = _service(model, device, settings)
     from isthmus.chat.labels import sorter
-    from isthmus.chat.page import STYLE, build_page, theme
+    from isthmus.chat.page import STYLE, build_page, samples, theme
 
     classify = None
     if dual_encoder:
@@ -97,6 +97,7 @@ def chat(
             quiet=True,
             footer_links=[],
             max_file_size=MOST_FILE,
+            allowed_paths=[str(path) for path in samples()],  # these pictures and nothing else
             theme=theme(),
             css=STYLE,
             ssr_mode=False,
