@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,23 @@ def first_picture(url: str, repeats: int) -> tuple[list[float], list[float]]:
     return new, again
 
 
+def tell(
+    ratio: str,
+    of: dict[str, list[float]],
+    unit: str,
+    power: int,
+    best: Callable[[Iterable[Any]], Any],
+) -> None:
+    """A ratio of medians of turns, ours to the best of the others; more than 1 is ahead."""
+    own, others = of["ours"], {name: found for name, found in of.items() if name != "ours"}
+    peer = best((statistics.median(found), name) for name, found in others.items())[1]
+    ratios = [(a / b) ** power for a, b in zip(own, others[peer], strict=True)]
+    print(
+        f"ratio {ratio} {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}; "
+        f"{statistics.median(own):.1f} {unit}, {peer} {statistics.median(others[peer]):.1f})"
+    )
+
+
 def replicas(options: argparse.Namespace) -> None:
     """One process with all threads, and replicas that share them."""
     ours = [sys.executable, "-m", "isthmus.cli", "serve", "tiny", "--port", str(options.port)]
@@ -253,22 +270,10 @@ def main() -> None:
             same = sum(said["ours"][k].strip() == said[name][k].strip() for k in both)
             print(f"the same text as {name}: {same} of {len(both)}")
         for clients in CLIENTS:
-            own = rates["ours", clients]
-            best = max(list(ways)[1:], key=lambda name, n=clients: max(rates[name, n]))
-            ratios = [a / b for a, b in zip(own, rates[best, clients], strict=True)]
-            print(
-                f"ratio serve_throughput_{clients} {statistics.median(ratios):.2f} "
-                f"({min(ratios):.2f} to {max(ratios):.2f}; {statistics.median(own):.1f} tokens/s, "
-                f"{best} {statistics.median(rates[best, clients]):.1f})"
-            )
-            own = firsts["ours", clients]
-            quick = min(list(ways)[1:], key=lambda name, n=clients: min(firsts[name, n]))
-            ratios = [b / a for a, b in zip(own, firsts[quick, clients], strict=True)]
-            print(
-                f"ratio serve_first_token_{clients} {statistics.median(ratios):.2f} "
-                f"({min(ratios):.2f} to {max(ratios):.2f}; {1000 * statistics.median(own):.0f} ms, "
-                f"{quick} {1000 * statistics.median(firsts[quick, clients]):.0f} ms)"
-            )
+            of = {name: rates[name, clients] for name in ways}
+            tell(f"serve_throughput_{clients}", of, "tokens/s", 1, max)
+            of = {name: [1000 * s for s in firsts[name, clients]] for name in ways}
+            tell(f"serve_first_token_{clients}", of, "ms", -1, min)
         with server([*ours, "tiny", *port], options.port, options.threads, "tiny") as url:
             new, again = first_picture(url, 5 if options.quick else 30)
         middle = statistics.median(new)

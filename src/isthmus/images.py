@@ -40,6 +40,9 @@ MOST_BYTES = 10_000_000
 TIMEOUT = 10.0
 """Seconds to wait for an address to say anything, and for all of the picture."""
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+"""How picture files in folders are called, in lower case."""
+
 Source = str | Path | bytes | BinaryIO | Image.Image
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -18,6 +19,8 @@ import torch
 
 import isthmus as im
 from isthmus.cli import main
+from isthmus.cli.serve import _application
+from isthmus.serving.settings import ServerSettings
 
 SRC = Path(im.__file__).parent.parent
 
@@ -112,10 +115,31 @@ def test_bad_input_is_one_line(run: Any, saved: Path, monkeypatch: pytest.Monkey
     one_line(run(saved, "--host", "0.0.0.0"), "--api-key", "--insecure-no-key")
     one_line(run(saved, "--host", "no.such.host.invalid", "--api-key", "x"), "no address")
     one_line(run(saved, "--log-level", "loud"), "warning")
+    one_line(run(saved, "--dtype", "bfloat17"), 'did you mean "bfloat16"?')
+    one_line(run(saved, "--port", 0, "--replicas", 3, "--max-replicas", 2), "3 replicas")
     one_line(run(saved, "--timeout", 0), "timeout")
     one_line(run(saved, "--allow-media-domain", "https://example.org"), "without https://")
     one_line(run(saved, "--port", 0, "--template", "chatt"), "chat")
     one_line(run(saved, "--port", 0, "--dual-encoder", "nowhere"), "nowhere")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_precision_and_memory_are_what_was_asked_for(saved: Path, dtype: str) -> None:
+    settings = ServerSettings(memory=3 << 20)
+    app = _application(str(saved), "", settings, "cpu", dtype)
+    engine = app.state.engine
+    assert {p.dtype for p in engine.model.parameters()} == {getattr(torch, dtype)}
+
+    async def ask() -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.post("/v1/chat/completions", json=body, timeout=60)
+
+    with engine:
+        answer = asyncio.run(ask())
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] >= 1
 
 
 def test_a_port_that_is_taken(run: Any, saved: Path) -> None:

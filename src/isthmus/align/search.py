@@ -26,11 +26,11 @@ from isthmus.align.dual_encoder import DECODERS, DualEncoder
 from isthmus.align.file_table import FileTable
 from isthmus.align.segments import PATTERN, VectorSegments
 from isthmus.data.prefetch import prefetch
+from isthmus.data.rows import is_picture
 from isthmus.errors import CheckpointError, InputError, PictureError
 from isthmus.images import MOST_FILE_BYTES, Source, open_picture
 
 FORMAT = 1
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 SAVE_EVERY = 30.0
 """Seconds of work that a crash can cost, and more where writing takes long."""
 
@@ -371,5 +371,5 @@ def pictures_in(place: Path, but: Path) -> Iterator[str]:
             if not f.startswith(".") and os.path.abspath(os.path.join(folder, f)) != own
         )
         for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in ENDINGS and not file.startswith("."):
+            if is_picture(Path(file)):
                 yield os.path.join(folder, file)

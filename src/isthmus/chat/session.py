@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from isthmus.prompt import Example
 from isthmus.serving.answering import Said
 from isthmus.serving.completions import Service
 from isthmus.serving.schemas import ChatRequest
@@ -32,33 +33,18 @@ class Reply:
     done: bool = False
 
 
-@dataclass(frozen=True)
-class Shot:
-    """A worked example.
-
-    Attributes:
-        pictures: Bytes of picture files.
-        question, answer, rationale: Its texts.
-    """
-
-    pictures: tuple[bytes, ...]
-    question: str
-    answer: str
-    rationale: str = ""
-
-
 @dataclass
 class Session:
     """A conversation.
 
     Attributes:
         messages: The turns so far, as OpenAI's API has them.
-        shots: Worked examples, shown before them.
+        shots: Worked examples, their pictures as bytes of files, shown before them.
         last: Pictures and text of the user's last turn that had a picture.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
-    shots: list[Shot] = field(default_factory=list)
+    shots: list[Example] = field(default_factory=list)
     last: tuple[tuple[bytes, ...], str] | None = None
 
     def request(
@@ -73,7 +59,7 @@ class Session:
                         "pictures": [data_uri(picture) for picture in shot.pictures],
                         "question": shot.question,
                         "answer": shot.answer,
-                        "rationale": shot.rationale or None,
+                        "rationale": shot.rationale,
                     }
                     for shot in self.shots
                 ],
@@ -117,7 +103,7 @@ class Session:
         if self.last is None or not answer.strip():
             return False
         pictures, question = self.last
-        self.shots.append(Shot(pictures, question, answer.strip(), rationale.strip()))
+        self.shots.append(Example(pictures, question, answer.strip(), rationale.strip() or None))
         return True
 
     def start_anew(self) -> None:

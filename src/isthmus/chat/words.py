@@ -14,7 +14,6 @@ _WORDS: dict[str, dict[str, str]] = {
         "new": "New conversation",
         "thought": "Steps",
         "thinking": "Thinking",
-        "stopped": "stopped",
         "shots": "Worked examples",
         "shots_why": "The model sees them before your question. The last picture and question, "
         "with the right answer, make one.",
@@ -35,9 +34,7 @@ _WORDS: dict[str, dict[str, str]] = {
         "none": "none of these",
         "no_labels": "Give a picture and at least two labels.",
         "error": "This did not work: {error}",
-        "language": "Language",
         "q_what": "What is in the picture?",
-        "q_see": "What do you see?",
     },
     "ko": {
         "about": "이 컴퓨터에서 도는 {model} 모델입니다. 작은 모델이라 틀릴 때가 있습니다.",
@@ -48,7 +45,6 @@ _WORDS: dict[str, dict[str, str]] = {
         "new": "새 대화",
         "thought": "풀이 과정",
         "thinking": "생각하는 중",
-        "stopped": "중지됨",
         "shots": "풀이 예시",
         "shots_why": "모델이 질문보다 먼저 보는 예시입니다. 마지막 사진과 질문에 정답을 적어 "
         "추가하세요.",
@@ -69,9 +65,7 @@ _WORDS: dict[str, dict[str, str]] = {
         "none": "해당 없음",
         "no_labels": "사진 한 장과 이름표를 두 개 이상 넣어 주세요.",
         "error": "처리하지 못했습니다: {error}",
-        "language": "언어",
         "q_what": "사진에 무엇이 있나요?",
-        "q_see": "무엇이 보이나요?",
     },
 }
 

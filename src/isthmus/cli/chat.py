@@ -58,11 +58,14 @@ def chat(
         raise MissingExtraError("talking", "ui") from error
     from isthmus.serving.settings import ServerSettings
 
-    settings = ServerSettings(
-        host=host, port=port, api_key=password or None, insecure_no_key=insecure_no_password
-    )
+    settings = ServerSettings(host=host, port=port, insecure_no_key=True)
+    if not (settings.is_loopback or terminal or password or insecure_no_password):
+        raise InputError(
+            f"{host} can be reached by other machines: set a password (ISTHMUS_PASSWORD), listen "
+            "on 127.0.0.1, or say --insecure-no-password"
+        )
+    service = _service(model, device, settings)
     if terminal:
-        service = _service(model, device, settings)
         from isthmus.chat.terminal import Terminal
 
         if sys.stdin.isatty():
@@ -72,7 +75,6 @@ def chat(
         finally:
             service.engine.close(drain=False)
         return
-    service = _service(model, device, settings)
     from isthmus.chat.labels import sorter
     from isthmus.chat.page import STYLE, build_page, samples, theme
 

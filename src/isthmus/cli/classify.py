@@ -142,16 +142,16 @@ def _labels(given: str, file: Path | None) -> list[str]:
 def _sources(given: list[str]) -> list[str]:
     """Paths of pictures, those in folders in the order of their names."""
     from isthmus.errors import InputError
+    from isthmus.images import ENDINGS
 
-    endings = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
     found: list[str] = []
     for source in given:
         if source == "-" and len(given) > 1:
             raise InputError("- for stdin is one picture and goes alone")
         if Path(source).is_dir():
-            inside = sorted(str(p) for p in Path(source).rglob("*") if p.suffix.lower() in endings)
+            inside = sorted(str(p) for p in Path(source).rglob("*") if p.suffix.lower() in ENDINGS)
             if not inside:
-                raise InputError(f"no pictures in {source}: expected {', '.join(sorted(endings))}")
+                raise InputError(f"no pictures in {source}: expected {', '.join(ENDINGS)}")
             found += inside
         else:
             found.append(source)

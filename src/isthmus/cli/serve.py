@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -93,38 +95,48 @@ def serve(
         allowed_hosts=tuple(allow_host or ()),
         timeout=timeout,
     )
+    model, dual_encoder = _placed(model), _placed(dual_encoder)
+    build = functools.partial(_application, model, dual_encoder, settings, device, dtype)
     if replicas > 1 or max_replicas is not None:
-        _replicas(model, dual_encoder, settings, device, dtype, replicas, max_replicas)
+        _replicas(build, settings, replicas, max_replicas, 1 if device.startswith("cuda") else 0)
         return
     from isthmus.serving.run import listen, server_of
 
     with listen(settings) as listening:
-        import torch
-
-        from isthmus import checkpoint
-        from isthmus.serving.app import create_app
-
-        loaded = checkpoint.load(model, device=device, dtype=getattr(torch, dtype))
-        second = None
-        if dual_encoder:
-            from isthmus.align.saved import load_dual_encoder
-
-            second = load_dual_encoder(dual_encoder).to(device)
-        server = server_of(
-            create_app(loaded, dual_encoder=second, settings=settings), settings, log_level
-        )
+        server = server_of(build(), settings, log_level)
         typer.echo(_greeting(settings, listening.getsockname()[1]))
         server.run(sockets=[listening])
 
 
+def _placed(model: str) -> str:
+    """A folder's whole path, since replicas' processes stand elsewhere; a name as it is."""
+    return os.path.abspath(model) if model and os.path.exists(model) else model
+
+
+def _application(
+    model: str, dual_encoder: str, settings: ServerSettings, device: str, dtype: str
+) -> Any:
+    """Loads the models, and makes what answers."""
+    import torch
+
+    from isthmus import checkpoint
+    from isthmus.serving.app import create_app
+
+    loaded = checkpoint.load(model, device=device, dtype=getattr(torch, dtype))
+    second = None
+    if dual_encoder:
+        from isthmus.align.saved import load_dual_encoder
+
+        second = load_dual_encoder(dual_encoder).to(device)
+    return create_app(loaded, dual_encoder=second, settings=settings)
+
+
 def _replicas(
-    model: str,
-    dual_encoder: str,
+    build: Callable[[], Any],
     settings: ServerSettings,
-    device: str,
-    dtype: str,
     replicas: int,
     max_replicas: int | None,
+    gpus: int,
 ) -> None:
     """Serves with Ray until somebody says stop."""
     import signal
@@ -132,29 +144,9 @@ def _replicas(
 
     from isthmus.serving.cluster import serve_replicas, stop_replicas
 
-    if os.path.exists(model):
-        model = os.path.abspath(model)  # replicas' processes stand elsewhere
-    if dual_encoder and os.path.exists(dual_encoder):
-        dual_encoder = os.path.abspath(dual_encoder)
-
-    def build() -> Any:
-        import torch
-
-        from isthmus import checkpoint
-        from isthmus.serving.app import create_app
-
-        loaded = checkpoint.load(model, device=device, dtype=getattr(torch, dtype))
-        second = None
-        if dual_encoder:
-            from isthmus.align.saved import load_dual_encoder
-
-            second = load_dual_encoder(dual_encoder).to(device)
-        return create_app(loaded, dual_encoder=second, settings=settings)
-
     told = threading.Event()
-    gpus = 1 if device.startswith("cuda") else 0
+    serve_replicas(build, settings, replicas=replicas, max_replicas=max_replicas, gpus=gpus)
     try:
-        serve_replicas(build, settings, replicas=replicas, max_replicas=max_replicas, gpus=gpus)
         for name in (signal.SIGINT, signal.SIGTERM):  # after Ray, which has handlers of its own
             signal.signal(name, lambda *_: told.set())
         typer.echo(_greeting(settings, settings.port))

@@ -39,10 +39,9 @@ from isthmus.data.interleaved import (
 )
 from isthmus.data.records import Medium, Picture, Record
 from isthmus.errors import ConfigError
-from isthmus.images import is_url
+from isthmus.images import ENDINGS, is_url
 from isthmus.prompt import IMAGE_TAG, Example
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 """Endings of pictures' names."""
 ONE_PICTURE = ("features", "image", "file_name")
 CLIP = ("video", "frames")
@@ -198,7 +197,7 @@ def to_clip(value: Any, picture: Callable[[Any], Picture]) -> tuple[Picture, ...
 
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, and not hidden."""
-    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

@@ -29,15 +29,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isthmus.data.records import LazyRecords, Picture, Record
-from isthmus.data.rows import PICTURES, to_record
+from isthmus.data.rows import to_record
 from isthmus.errors import ConfigError
+from isthmus.images import ENDINGS
 
 log = logging.getLogger(__name__)
 
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 BLOCK = 512
 """Bytes of a tar header; an archive ends with blocks of zeros."""
-MEDIA = (*PICTURES, ".npy")
+MEDIA = (*ENDINGS, ".npy")
 TEXTS = (".txt", ".json")
 
 Span = tuple[int, int]

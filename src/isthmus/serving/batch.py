@@ -69,6 +69,7 @@ class Job:
     first_token_s: float | None = None
     last: float = 0.0
     constraint: Constraint | None = None
+    failure: Exception | None = None
 
     def ended_early(self, now: float) -> Reason | None:
         """Why it must not go on."""
@@ -221,8 +222,12 @@ class RunningBatch:
     def _take(self, job: Job, token: int, logits: Tensor, now: float) -> Reason | None:
         """Hands a token's text on; why it is the last one, or None."""
         job.ids.append(token)
-        if job.constraint is not None:
-            job.constraint.take(token)
+        if job.constraint is not None and token not in self._ends:
+            try:
+                job.constraint.take(token)
+            except Exception as error:  # one request's failure is no other's
+                job.failure = _reported(error)
+                return "stop"
         if job.request.presence_penalty or job.request.frequency_penalty:
             job.counts[token] = job.counts.get(token, 0) + 1
         with suppress(Exception):  # whoever measures must not stop what is measured
@@ -282,6 +287,9 @@ class RunningBatch:
 
     def end(self, job: Job, reason: Reason) -> None:
         """Hands out what is left of a request's text, and how it ended."""
+        if job.failure is not None:
+            self._fail(job, job.failure)
+            return
         text, tokens = job.text.finish()
         if text or tokens:
             job.ticket.put(Delta(text, tokens))

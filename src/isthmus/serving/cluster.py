@@ -27,7 +27,7 @@ def serve_replicas(
     replicas: int = 1,
     max_replicas: int | None = None,
     gpus: float = 0,
-) -> str:
+) -> None:
     """Starts replicas of an application, and returns once the first answers.
 
     Joins the Ray cluster that `RAY_ADDRESS` names; without it, one is started that only this
@@ -41,9 +41,6 @@ def serve_replicas(
         max_replicas: How many at most: more are started while every one has more requests than
             it decodes together; None keeps their number.
         gpus: GPUs of each replica.
-
-    Returns:
-        The address, such as "http://127.0.0.1:8000".
 
     Raises:
         ConfigError: If the numbers do not fit, or the port is 0.
@@ -87,11 +84,13 @@ def serve_replicas(
             "num_gpus": gpus,
         },
         **scaling,
-    )(serve.ingress(build)(_Replica))
-    serve.run(deployment.bind(), name=NAME, route_prefix="/", blocking=False)
-    _wait(serve)
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    )(serve.ingress(lambda: build())(_Replica))  # Ray takes a function, no other callable
+    try:
+        serve.run(deployment.bind(), name=NAME, route_prefix="/", blocking=False)
+        _wait(serve)
+    except BaseException:
+        stop_replicas()
+        raise
 
 
 def stop_replicas() -> None:

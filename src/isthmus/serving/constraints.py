@@ -39,8 +39,16 @@ class Constraint:
         return logits.masked_fill(~mask.to(logits.device), -torch.inf)
 
     def take(self, token: int) -> None:
-        """A token was drawn."""
+        """A token was drawn.
+
+        Raises:
+            InputError: If the grammar is too hard to go on with.
+        """
         self._matcher.consume_token(token)
+        if self._matcher.is_error():  # its message quotes what was written
+            raise InputError(
+                "the schema is too hard to follow any further: expected one with fewer choices"
+            )
 
 
 class Constraints:
@@ -92,4 +100,5 @@ class Constraints:
         if wrong:
             said = " ".join(wrong.split())[:300]
             raise InputError(f"the schema cannot be followed: {said}; expected a JSON schema")
-        return Constraint(llguidance.LLMatcher(self._known, grammar))
+        # its own log would quote what clients send
+        return Constraint(llguidance.LLMatcher(self._known, grammar, log_level=0))

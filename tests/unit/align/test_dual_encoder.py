@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
+from isthmus.align.joined import Head, HeadConfig
 from isthmus.align.saved import load_dual_encoder, save_dual_encoder, trained_state
 from isthmus.backbones.text import load_text
 from isthmus.backbones.tiny import byte_tokenizer, tiny_text_model, tiny_vit_model
@@ -202,3 +202,27 @@ def test_unknown_options_say_what_there_is() -> None:
         load_text("minilm")
     with pytest.raises(ConfigError, match="without its tokenizer"):
         load_text(tiny_text_model())
+
+
+def test_a_head_that_takes_a_power() -> None:
+    torch.manual_seed(0)
+    head = Head(3, 2, HeadConfig(power=0.5))
+    head.mean.copy_(torch.tensor([1.0, 0.0, -1.0]))
+    head.std.copy_(torch.tensor([2.0, 1.0, 0.5]))
+    x = torch.tensor([[4.0, 0.0, -9.0]], requires_grad=True)
+    rooted = torch.tensor([[(2 - 1) / 2, 0.0, (-3 + 1) / 0.5]])
+    assert head(x).tolist()[0] == pytest.approx(head.linear(rooted).tolist()[0], abs=1e-6)
+    head(x).sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())  # the root's slope at 0 is not
+    with pytest.raises(ConfigError, match="power"):
+        HeadConfig(power=0)
+
+
+def test_a_power_is_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = DualEncoder.join("tiny-vit", "tiny-text", width=8, image_head=HeadConfig(power=0.5))
+    pixels = torch.rand(2, 3, *made.image.image_size)
+    again = load_dual_encoder(save_dual_encoder(made, tmp_path / "made"))
+    assert torch.equal(again.encode_images(pixels), made.encode_images(pixels))
+    assert again.image.head.config.power == 0.5

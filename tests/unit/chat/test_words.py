@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import string
+from pathlib import Path
 
 import pytest
 
+from isthmus import chat
 from isthmus.chat.words import LANGUAGES, language_of, words_in
+
+CHAT = Path(chat.__file__).parent
 
 
 def slots(text: str) -> set[str]:
@@ -20,6 +25,12 @@ def test_every_language_has_every_text(code: str) -> None:
     for key, text in own.items():
         assert text.strip()
         assert slots(text) == slots(english[key]), key
+
+
+def test_every_text_is_said_somewhere() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in CHAT.glob("[!w]*.py"))
+    said = set(re.findall(r"""["']([a-z_]+)["']""", source))
+    assert set(words_in("en")) - said == set()
 
 
 def test_korean_is_korean() -> None:

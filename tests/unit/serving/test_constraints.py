@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -74,6 +75,33 @@ def test_untrained_models_keep_to_a_schema_and_disturb_nobody(engine: ServingEng
 def test_one_seed_one_text(engine: ServingEngine) -> None:
     one, two = (engine.submit(request(SCHEMA, temperature=1.0, seed=5)).result()[0] for _ in "ab")
     assert one == two
+
+
+def test_one_that_cannot_go_on_fails_alone(
+    engine: ServingEngine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = engine.submit(request()).result()[0]
+    made = engine._constraints.of
+    hard = '{"enum": ["aaaa"]}'
+
+    def of(schema: str) -> Any:
+        constraint = made(schema)
+        if schema == hard:  # as if a token had been drawn that the grammar does not know
+            masked, times = constraint.masked, iter(range(9))
+            monkeypatch.setattr(  # not the first, which is drawn before it joins the others
+                constraint, "masked", lambda logits: masked(logits) if not next(times) else logits
+            )
+        return constraint
+
+    monkeypatch.setattr(engine._constraints, "of", of)
+    free = engine.submit(request())
+    bound = engine.submit(request(SCHEMA))
+    failing = engine.submit(replace(request(), json_schema=hard))
+    with pytest.raises(InputError, match="too hard to follow"):
+        failing.result()
+    assert free.result()[0] == alone
+    assert_follows(json.loads(bound.result()[0]))
+    assert "grammar" not in "".join(capfd.readouterr())  # llguidance's log would quote the answer
 
 
 @pytest.mark.parametrize(

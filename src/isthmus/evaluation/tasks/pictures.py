@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from isthmus.data.records import Picture, Record, frames
+from isthmus.data.rows import is_picture
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
 from isthmus.evaluation.tasks.drawing import draw_text, generator
-from isthmus.images import FORMATS
+from isthmus.images import ENDINGS
 from isthmus.prompt import Example
 
-ENDINGS = (*(f".{f.lower()}" for f in FORMATS), ".jpg")
 SUPPORT_FOLDERS = ("train", "training", "support")
 TEST_FOLDERS = ("test", "val", "validation")
 MOST_SUPPORT = 16
@@ -34,13 +34,7 @@ def _classes(root: Path) -> dict[str, list[Path]]:
     return {
         folder.name.replace("_", " "): pictures
         for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-        if (
-            pictures := sorted(
-                p
-                for p in folder.rglob("*")
-                if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
-            )
-        )
+        if (pictures := sorted(p for p in folder.rglob("*") if is_picture(p)))
     }
 
 
