@@ -37,6 +37,7 @@ from decode import VISUAL_TOKENS, VISUAL_WIDTH, ours, theirs
 from torch import Tensor
 
 import isthmus as im
+from isthmus.backbones.states import as_states, states_in
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import fork
 from isthmus.generation.rows import Encoded, Rows
@@ -148,7 +149,7 @@ class Ways:
         )
         scores = []
         for label in tokens:
-            states = fork(context.past_key_values, self.ids.shape[1])
+            states = fork(states_in(context), self.ids.shape[1])
             logits: list[Tensor] = [context.logits]
             runs = [label] if whole else [[token] for token in label]
             length = self.ids.shape[1]
@@ -157,10 +158,10 @@ class Ways:
                 out = other(
                     input_ids=torch.tensor([run]),
                     attention_mask=torch.ones(1, length, dtype=torch.long),
-                    past_key_values=states,
+                    **as_states(other, states),
                     use_cache=True,
                 )
-                states = out.past_key_values
+                states = states_in(out)
                 logits.append(out.logits)
             known = torch.cat(logits, dim=1).log_softmax(dim=-1)  # of prompt and label, as theirs
             behind = known[0, self.ids.shape[1] - 1 : -1]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.backbones.language import LanguageModel
+from isthmus.backbones.states import states_in
 from isthmus.config import CrossAttention
 from isthmus.errors import ConfigError
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
@@ -92,7 +93,7 @@ class CrossAttentionFusion(nn.Module):
         tokens = kwargs.get("inputs_embeds")
         if tokens is None:
             tokens = args[0] if args else kwargs["input_ids"]
-        cache = kwargs.get("past_key_values")
+        cache = states_in(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         decoding = past >= self.sight.prompt.shape[1]
         if decoding and self.sight.keep and self.sees == "last" and self.sight.prompt.shape[1] > 1:

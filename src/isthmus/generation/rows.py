@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from isthmus.backbones.states import as_states, states_in
 from isthmus.fusion import CrossAttentionFusion, InlineFusion
 from isthmus.fusion.sight import Sight, first_of_each
 from isthmus.generation.prefix import Symbols
@@ -139,12 +140,12 @@ class Rows:
         with self.model.shown(self._sight, self._may_end):
             out = self.model.language.model(
                 inputs_embeds=embeddings,
-                past_key_values=self.states,
                 use_cache=True,
                 logits_to_keep=keep,
+                **as_states(self.model.language.model, self.states),
                 **places,
             )
-        self.states = out.past_key_values
+        self.states = states_in(out)
         logits: Tensor = out.logits
         return logits
 

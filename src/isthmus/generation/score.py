@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from isthmus.backbones.language import LanguageModel
+from isthmus.backbones.states import as_states, states_in
 from isthmus.generation.rows import Rows
 
 NODES_AT_ONCE = 256
@@ -166,8 +167,8 @@ def takes_trees(language: LanguageModel) -> bool:
             input_ids=ids[:, 2:],
             attention_mask=mask[:, :, 2:],
             position_ids=positions[:, 2:],
-            past_key_values=first.past_key_values,
             use_cache=True,
+            **as_states(language.model, states_in(first)),
         ).logits[0]
     except Exception:  # whatever a foreign model raises, the answer is no
         return False

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 from isthmus.backbones.language import LanguageModel
+from isthmus.backbones.states import as_states, states_in
 from isthmus.fusion.sight import Sight
 from isthmus.generation.prefix import bytes_of, can_be_cut
 from isthmus.generation.rows import Rows
@@ -189,9 +190,9 @@ class Lanes:
                 inputs_embeds=embeddings,
                 attention_mask=self._mask[: len(ids), ..., :length],
                 position_ids=places[:, None],
-                past_key_values=Cache(layers=self._layers),
                 use_cache=True,
                 logits_to_keep=1,
+                **as_states(self.model.language.model, Cache(layers=self._layers)),
             ).logits
         self.lengths = [n + 1 for n in self.lengths]
         return logits[:, -1]
@@ -344,7 +345,7 @@ class _Prefilled:
     """A row without pictures, prefilled by the bare language model."""
 
     def __init__(self, language: LanguageModel, ids: Tensor) -> None:
-        self.states = language.model(input_ids=ids, use_cache=True).past_key_values
+        self.states = states_in(language.model(input_ids=ids, use_cache=True))
 
     def seen(self) -> tuple[None, None]:
         return None, None
