@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isthmus.align.class_mixture import ClassMixture, ClassMixtureConfig
 from isthmus.align.joined import (
     Head,
     HeadConfig,
@@ -95,6 +96,7 @@ class DualEncoder(nn.Module):
         pooling: Pooling = "mean",
         image_head: HeadConfig | None = None,
         text_head: HeadConfig | None = None,
+        mixture: ClassMixtureConfig | None = None,
         loss: Loss = "softmax",
         lock_image: bool = True,
         lock_text: bool = True,
@@ -108,6 +110,8 @@ class DualEncoder(nn.Module):
             pooling: How a picture's features become one vector; see `pooled_features`.
             image_head: By default a linear map with a network of 1,024 hidden units beside it.
             text_head: By default a linear map.
+            mixture: Gives the last numbers of a picture's vector, as many as it is wide, to what
+                the encoder's own classifier sees; None gives all of them to the head.
             loss: "softmax" starts with a temperature of 0.07 (CLIP), "sigmoid" with a factor of
                 10 and a bias of -10 (SigLIP, section 3.2).
             lock_image: Whether the vision encoder stays frozen (LiT).
@@ -127,11 +131,22 @@ class DualEncoder(nn.Module):
         device = next(encoder.parameters()).device
         probe = torch.zeros(1, 3, *encoder.image_size, device=device)
         in_width = pooled_features(encoder, probe, pooling).shape[1]
+        image_width, mixed = width, None
+        if mixture is not None:
+            image_width -= mixture.width
+            if image_width < 1:
+                raise ConfigError(
+                    f"got a mixture of width {mixture.width} in a space of width {width}: expected "
+                    "less, since the head's vector stands before it"
+                )
+            both = pooled_features(encoder, probe, pooling, classes=True).shape[1]
+            mixed = ClassMixture(both - in_width, mixture)
         image = JoinedImageTower(
             encoder,
-            Head(in_width, width, image_head or HeadConfig(hidden=1024)),
+            Head(in_width, image_width, image_head or HeadConfig(hidden=1024)),
             pooling=pooling,
             locked=lock_image,
+            mixture=mixed,
         )
         words = JoinedTextTower(
             reader, Head(reader.width, width, text_head or HeadConfig()), locked=lock_text

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from isthmus.align.class_mixture import ClassMixture
 from isthmus.align.towers import ImageTower, TextTower, Tokens
 from isthmus.backbones.text import TextEncoder
 from isthmus.backbones.vision import VisionEncoder
 from isthmus.errors import ConfigError, suggestion
 
-Pooling = Literal["mean", "mean_max", "own"]
-POOLINGS = ("mean", "mean_max", "own")
+Pooling = Literal["mean", "mean_max", "stages", "own"]
+POOLINGS = ("mean", "mean_max", "stages", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,31 +104,60 @@ class JoinedImageTower(ImageTower):
         head: The head.
         pooling: How patches become one vector; see `pooled_features`.
         locked: Whether the encoder stays frozen.
+        mixture: What puts the encoder's own classifier beside the head; its scores then follow the
+            pooled features wherever these are kept.
     """
 
     def __init__(
-        self, encoder: VisionEncoder, head: Head, *, pooling: Pooling, locked: bool
+        self,
+        encoder: VisionEncoder,
+        head: Head,
+        *,
+        pooling: Pooling,
+        locked: bool,
+        mixture: ClassMixture | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.mixture = mixture
         self.pooling = pooling
         self.locked = locked
         self.image_size = encoder.image_size
         encoder.model.requires_grad_(not locked)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what `pool` returns."""
+        classes = 0 if self.mixture is None else len(self.mixture.vectors)
+        return self.head.linear.in_features + classes
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         """Pixels (3, H, W): the encoder's own way."""
         return self.encoder.preprocess(picture)
 
     def pool(self, pixels: Tensor) -> Tensor:
-        """Pooled features (B, D_vision), float32, of pixels (B, 3, H, W)."""
-        return pooled_features(self.encoder, pixels, self.pooling, gradients=not self.locked)
+        """Pooled features (B, pooled_width), float32, of pixels (B, 3, H, W)."""
+        return pooled_features(
+            self.encoder,
+            pixels,
+            self.pooling,
+            classes=self.mixture is not None,
+            gradients=not self.locked,
+        )
+
+    def map(self, pooled: Tensor) -> Tensor:
+        """Vectors (B, D) of pooled features (B, pooled_width)."""
+        if self.mixture is None:
+            mapped: Tensor = self.head(pooled)
+            return mapped
+        width = self.head.linear.in_features
+        mixed: Tensor = self.mixture(self.head(pooled[:, :width]), pooled[:, width:])
+        return mixed
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Vectors (B, D) of pixels (B, 3, H, W)."""
-        mapped: Tensor = self.head(self.pool(pixels))
-        return mapped
+        return self.map(self.pool(pixels))
 
 
 class JoinedTextTower(TextTower):
@@ -174,22 +204,38 @@ class JoinedTextTower(TextTower):
 
 
 def pooled_features(
-    encoder: VisionEncoder, pixels: Tensor, pooling: Pooling = "mean", *, gradients: bool = False
+    encoder: VisionEncoder,
+    pixels: Tensor,
+    pooling: Pooling = "mean",
+    *,
+    classes: bool = False,
+    gradients: bool = False,
 ) -> Tensor:
-    """One vector (B, D_vision), float32, for each picture; (B, 2 D_vision) for "mean_max".
+    """One vector (B, W), float32, for each picture.
 
     Args:
         encoder: The encoder.
         pixels: (B, 3, H, W).
         pooling: "mean" of the patches, which is the own pooling of convolutional networks;
             "mean_max", their mean and then their maximum, which tells a small thing from an empty
-            picture; or the encoder's "own": timm's features before the classifier, Transformers'
-            `pooler_output`, open_clip's projection.
+            picture; "stages", mean and maximum of every stage of a convolutional network, in
+            which colours and textures are still told apart; or the encoder's "own": timm's
+            features before the classifier, Transformers' `pooler_output`, open_clip's projection.
+        classes: Whether the scores of the encoder's own classifier follow, (B, W + C); only with
+            "stages".
         gradients: Whether they flow into the encoder.
 
     Raises:
-        ConfigError: If the pooling is unknown, or the model has none of its own.
+        ConfigError: If the pooling is unknown, or the model has none of its own, no stages or no
+            classifier.
     """
+    if classes and pooling != "stages":
+        raise ConfigError(
+            f'got pooling "{pooling}" and a mixture of classes: expected pooling "stages", which '
+            "keeps what the encoder's own classifier says"
+        )
+    if pooling == "stages":
+        return encoder.stages(pixels, classes=classes, gradients=gradients).float()
     if pooling in ("mean", "mean_max"):
         features = (encoder.with_gradients(pixels) if gradients else encoder(pixels)).float()
         mean = features.mean(dim=1)

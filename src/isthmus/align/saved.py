@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from isthmus.align.class_mixture import ClassMixtureConfig
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig, JoinedImageTower, JoinedTextTower
 from isthmus.backbones.fingerprint import fingerprint
@@ -157,10 +158,12 @@ def _build(config: dict[str, Any], folder: Path, vision: Any, text: Any) -> Dual
                 f"{folder} was trained with a {part} encoder that was handed in as an object: "
                 f"pass it as load_dual_encoder(..., {part}=...)"
             )
+    mixture = config.get("mixture")
     return DualEncoder.join(
         load_vision(VisionConfig(**config["vision"]) if vision is None else vision),
         load_text(TextConfig(**config["text"]) if text is None else text),
         width=config["width"],
+        mixture=None if mixture is None else ClassMixtureConfig(**mixture),
         pooling=config["pooling"],
         image_head=HeadConfig(**config["image_head"]),
         text_head=HeadConfig(**config["text_head"]),
@@ -255,10 +258,11 @@ def description_of(model: DualEncoder) -> dict[str, Any]:
         "config": {
             "vision": asdict(image.encoder.config),
             "text": asdict(text.encoder.config),
-            "width": image.head.linear.out_features,
+            "width": text.head.linear.out_features,
             "pooling": image.pooling,
             "image_head": asdict(image.head.config),
             "text_head": asdict(text.head.config),
+            "mixture": None if image.mixture is None else asdict(image.mixture.config),
             "loss": model.loss,
             "lock_image": image.locked,
             "lock_text": text.locked,

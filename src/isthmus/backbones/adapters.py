@@ -44,6 +44,8 @@ class Backbone:
         std: Its normalisation, per channel; None if it is not known.
         convolutional: Whether it is worth tracing, as convolutional networks are.
         grid: (rows, columns) of its patches; None to read it off the output.
+        stages: Pixels to what `VisionEncoder.stages` returns; None if it has no stages.
+        scores: Likewise, with the scores of its own classifier; None if it has none.
     """
 
     model: nn.Module
@@ -55,6 +57,8 @@ class Backbone:
     std: Sequence[float] | None
     convolutional: bool = False
     grid: tuple[int, int] | None = None
+    stages: Features | None = None
+    scores: Features | None = None
 
 
 def from_object(model: nn.Module, config: VisionConfig, processor: Any = None) -> Backbone:
@@ -122,6 +126,8 @@ def from_timm(model: Any, config: VisionConfig) -> Backbone:
         raise _no_such_layer(config.feature_layer, model, max(layers, 1))
     # Windowed transformers (Swin) lack the attribute too, but put channels last
     transformer = hasattr(model, "num_prefix_tokens") or hasattr(model, "output_fmt")
+    staged = not transformer and hasattr(model, "forward_intermediates")
+    classes = staged and bool(getattr(model, "num_classes", 0))
     return Backbone(
         model=model if transformer else model.to(memory_format=torch.channels_last),
         features=partial(_timm_features, model, config.feature_layer, not transformer),
@@ -132,7 +138,15 @@ def from_timm(model: Any, config: VisionConfig) -> Backbone:
         std=data["std"],
         convolutional=not transformer,
         grid=getattr(patch_embed, "grid_size", None),
+        stages=partial(_timm_stages, model, False) if staged else None,
+        scores=partial(_timm_stages, model, True) if classes else None,
     )
+
+
+def _timm_stages(model: Any, classes: bool, pixels: Tensor) -> Tensor:
+    last, stages = model.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last))
+    pooled = [each for stage in stages for each in (stage.mean((2, 3)), stage.amax((2, 3)))]
+    return torch.cat([*pooled, model.forward_head(last)] if classes else pooled, dim=1)
 
 
 def _timm_features(model: Any, layer: int, channels_last: bool, pixels: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from isthmus.backbones.adapters import (
     from_transformers,
     open_clip_library,
 )
+from isthmus.backbones.tracing import frozen_graph
 from isthmus.config import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, IsthmusError, suggestion
 from isthmus.images import open_picture
@@ -73,12 +73,14 @@ class VisionEncoder(nn.Module):
         self.config = config
         self.image_size = backbone.size
         self._features = backbone.features
+        self._stages = backbone.stages
+        self._scores = backbone.scores
         self._own = backbone.preprocess
         self._normalisation = (backbone.mean, backbone.std)
         self._convolutional = backbone.convolutional
-        # None: not tried yet; empty: the model cannot be traced. In a tuple, since a module that
-        # is an attribute becomes a part of the encoder, and this one is only a faster copy of it.
-        self._traced: tuple[Features, ...] | None = None
+        # What was traced, to its graph; empty: it cannot be traced. In a tuple, since a module
+        # that is an attribute becomes a part of the encoder, and this is only a faster copy of it.
+        self._traced: dict[Features, tuple[Features, ...]] = {}
         self.requires_grad_(False)
         self.eval()
         self._dropped, self.shape = self._probe(backbone)
@@ -114,8 +116,36 @@ class VisionEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, N, D) of pixels (B, 3, H, W), in the model's precision."""
         pixels = pixels.to(self._dtype)
-        graph = self._graph(pixels)
-        return self._tokens(graph(pixels)) if graph else self.eager(pixels)
+        return self._tokens(self._fastest(self._features, pixels)(pixels))
+
+    def stages(self, pixels: Tensor, *, classes: bool = False, gradients: bool = False) -> Tensor:
+        """What every stage of a convolutional network sees, (B, W), in the model's precision.
+
+        Of each of timm's stages, from the first to the last, the mean and the maximum over all
+        places. Colours and textures are told apart by early stages, things by late ones, so all
+        together tell more than the last alone (hypercolumns: Hariharan et al. 2015, arXiv
+        1411.5752).
+
+        Args:
+            pixels: (B, 3, H, W).
+            classes: Whether the scores of the model's own classifier follow, (B, W + C).
+            gradients: Whether they flow into the model.
+
+        Raises:
+            ConfigError: If it is no convolutional network of timm, or has no classifier.
+        """
+        function = self._scores if classes else self._stages
+        if function is None:
+            wanted = "a classifier of its own" if self._stages is not None else "stages"
+            raise ConfigError(
+                f"{self.config.name} has no {wanted.removeprefix('a ')}: expected a convolutional "
+                f"network of timm with {wanted}, such as asset:efficientnet-lite2"
+            )
+        pixels = pixels.to(self._dtype)
+        if gradients:
+            return function(pixels)
+        with torch.no_grad():
+            return self._fastest(function, pixels)(pixels)
 
     @torch.no_grad()
     def eager(self, pixels: Tensor) -> Tensor:
@@ -132,34 +162,34 @@ class VisionEncoder(nn.Module):
             return found.flatten(2).transpose(1, 2)
         return found[:, self._dropped :]
 
-    def _graph(self, pixels: Tensor) -> Features | None:
-        """The traced model, where there is one and it takes these pixels.
+    def _fastest(self, function: Features, pixels: Tensor) -> Features:
+        """A function of the model, or its traced copy, where there is one and it takes these pixels.
 
         A CPU runs a convolutional network several times faster as one graph with its
         normalisation folded into its convolutions.
         """
         if not self._convolutional or pixels.device.type != "cpu":
-            return None
+            return function
         if pixels.dtype != torch.float32 or tuple(pixels.shape[2:]) != self.image_size:
-            return None
-        if self._traced is None:
-            self._traced = _frozen_graph(self.model, self._features, self.image_size)
-        return self._traced[0] if self._traced else None
+            return function
+        if function not in self._traced:
+            self._traced[function] = frozen_graph(self.model, function, self.image_size)
+        return next(iter(self._traced[function]), function)
 
-    # The graph holds copies of the weights, so it goes when they are replaced or moved, and it is
+    # A graph holds copies of the weights, so it goes when they are replaced or moved, and it is
     # not part of a copy of the encoder.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionEncoder:
-        self._traced = None
+        self._traced = {}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._traced = None
+        self._traced = {}
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_traced": None}
+        return {**self.__dict__, "_traced": {}}
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         """Pixels (3, H, W), float32, of a picture; transparency is laid over white.
@@ -197,39 +227,6 @@ class VisionEncoder(nn.Module):
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         pixels = pixels.view(height, width, 3).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-
-
-def _frozen_graph(
-    model: nn.Module, features: Features, size: tuple[int, int]
-) -> tuple[Features, ...]:
-    """The model as one traced graph with its weights frozen in; empty if that is not the model.
-
-    A trace follows one example and may take its numbers for constants, the number of pictures
-    among them (attention between convolutions does that). So it is made from two pictures and
-    must agree with the model on one.
-    """
-
-    class Traced(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: Tensor) -> Tensor:
-            return features(x)
-
-    two = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer is in maintenance, and works
-        try:
-            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-                Traced().eval(), two, check_trace=False
-            )
-            graph: Features = torch.jit.freeze(traced)
-            got, expected = graph(two[:1]), features(two[:1])
-        except RuntimeError:
-            return ()
-    same = got.shape == expected.shape and (got - expected).abs().max() <= 1e-3 * expected.std()
-    return (graph,) if same else ()
 
 
 def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int] | None:

@@ -69,8 +69,10 @@ class PooledCache(FeatureCache):
     ) -> None:
         self.encoder = tower.encoder
         self.tower, self.augment, self.seed = tower, augment, seed
-        self.shape = (views, tower.head.linear.in_features)
+        self.shape = (views, tower.pooled_width)
         told = f"{cache_key(tower.encoder)} {tower.pooling} {views}"
+        if tower.mixture is not None:
+            told += " classes"
         if views > 1:
             probe = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3))
             crop = view_of(probe, 1, "0" * 32, augment, seed)

@@ -174,7 +174,7 @@ def encoders(
         if feed.pictures is None:
             return model.encode_images(found)
         assert isinstance(model.image, JoinedImageTower)
-        return F.normalize(model.image.head(found), dim=-1)
+        return F.normalize(model.image.map(found), dim=-1)
 
     def texts(pairs: Sequence[Pair]) -> Tensor:
         return encode_texts(model, feed, [p.text for p in pairs])
