@@ -3,7 +3,7 @@
     python recipes/tiny-clip/measure.py --model tiny --data DATA [--out results.json]
 
 Zero-shot: a picture's label is chosen among all names of its test; it is right if it is the
-picture's name or a listed synonym. Every test with three sets of templates. Digits, the lecture's
+picture's name or a listed synonym. Every test with four sets of templates. Digits, the lecture's
 example of what the internet has no pictures of: zero-shot, and then with 1, 4 and 16 labelled
 pictures of each, by every remedy of `ZeroShotClassifier.fit`, over three draws. Intervals are
 Wilson's at 95%; the baseline always gives the test's most frequent name.
@@ -43,7 +43,7 @@ TESTS = {
     "grocery-43": "test-grocery-val",
     "grocery-81": "test-grocery-val",
 }
-TEMPLATES = ("none", "one", "imagenet-7")
+TEMPLATES = ("none", "one", "imagenet-7", "imagenet-80")
 METHODS = ("tip-adapter", "tip-adapter-f", "ncm", "linear", "coop")
 SHOTS = (1, 4, 16)
 DRAWS = 3

@@ -127,7 +127,7 @@ def piled(
                 (side - length) // 2 + int(rng.uniform(-0.08, 0.08) * side) for length in one.size
             )
         else:
-            x, y = (rng.randint(-length // 3, side - 2 * length // 3) for length in one.size)
+            x, y = (rng.randint(-n // 3, side - 2 * n // 3) for n in one.size)
         shadow = one.getchannel("A").point(lambda value: value // 2)
         shadow = shadow.filter(ImageFilter.GaussianBlur(3))
         picture.paste((0, 0, 0), (x + 3, y + 4), shadow)

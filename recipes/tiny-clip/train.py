@@ -12,7 +12,7 @@ Both towers stay as they are, so everything works on features that `encode.py` c
 2. The second part knows photographs. It is what the encoder's own ImageNet classifier sees, said
    in words: its classes' probabilities mix the text encoder's vectors of the classes' names and of
    what these are kinds of (`isthmus.align.class_mixture`). No picture is needed for it.
-3. How far a picture is from the drawings decides which part speaks.
+3. How far a picture is from the drawings decides which part speaks to texts.
 4. The text head, a linear map and a network beside it, is trained contrastively to meet the first
    part; for the second, a text's vector stays what it is.
 
@@ -56,7 +56,7 @@ TEMPLATES = (
 )
 SHRINK = 0.2
 """How far the covariance within names is drawn to the identity, as Ledoit and Wolf do."""
-CLASS_TEMPERATURE = 1.5
+CLASS_TEMPERATURE = 1.25
 """Divides the classifier's scores."""
 KINDS = 0.5
 """Share of what a class is a kind of in its vector."""
@@ -72,7 +72,7 @@ WIDER = 0.1
 """How often a picture goes by what it is a kind of."""
 DROPPED = 0.2
 TEMPERATURE = 20.0
-EVEN = 0.1
+EVEN = 1.0
 """Weight of the loss that keeps texts' vectors of one length, so that none wins for its length."""
 OWN_CLASSES = 1000
 """The classifier's scores, last in the features."""
@@ -249,7 +249,7 @@ def train_text_head(
         seen = F.normalize(F.dropout(pictures[i, views], DROPPED), dim=-1)
         ids = torch.tensor([place[name_for(data.rows[k])] for k in i])
         template = torch.from_numpy(rng.integers(len(TEMPLATES), size=len(i)))
-        said = head(texts[template, ids])
+        said = model.text.map(texts[template, ids])
         factor = model.logit_scale.exp().clamp(max=100)
         loss = clip_loss(seen, F.normalize(said, dim=-1), factor, names=ids)
         uneven = (said[:, :DRAWN].norm(dim=-1) - 1).square().mean()
@@ -278,7 +278,7 @@ def accuracy(
     """Share of pictures whose name comes first among the names of all of them."""
     model.text.head.eval()
     labels = sorted({row["name"] for row in rows})
-    each = F.normalize(model.text.head(texts[:, [place[n] for n in labels]]), dim=-1)
+    each = F.normalize(model.text.map(texts[:, [place[n] for n in labels]]), dim=-1)
     words = F.normalize(each.mean(0), dim=-1)
     first = (F.normalize(model.image.map(features), dim=-1) @ words.T).argmax(1)
     model.text.head.train()

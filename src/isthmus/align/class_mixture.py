@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from isthmus.errors import ConfigError
 
 SHARPNESS = 8.0
-"""How steeply trust falls with a vector's length: at half the radius it is 0.996, at twice 0.004."""
+"""How steeply trust falls with length: at half the radius it is 0.996, at twice 0.004."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,13 @@ class ClassMixture(nn.Module):
     """Puts the mixture of the classes' vectors beside a head's vector v.
 
         trust = 1 / (1 + (|v| / radius)^8)
-        [trust v / |v|,  (1 - trust) softmax(scores / temperature) vectors]
+        [trust v / |v|,  (1 - trust) softmax(scores / temperature) vectors,  (1 - trust) v / |v|]
 
     Where v is whitened by the pictures that the head was fitted to, |v| is its Mahalanobis
     distance from them, which tells foreign pictures (Lee et al. 2018, arXiv 1807.03888): for those
-    the classifier speaks.
+    the classifier speaks. Texts have nothing in the last part, so that a head that is not trusted
+    has no say in what a picture is called; but pictures are still told from each other by it, in
+    search and by few labelled examples.
 
     Args:
         classes: How many classes C the classifier has.
@@ -64,7 +66,7 @@ class ClassMixture(nn.Module):
     Example:
         >>> mixture = ClassMixture(3, ClassMixtureConfig(width=2, radius=5.0))
         >>> mixture(torch.ones(1, 4), torch.zeros(1, 3)).shape
-        torch.Size([1, 6])
+        torch.Size([1, 10])
     """
 
     def __init__(self, classes: int, config: ClassMixtureConfig) -> None:
@@ -73,8 +75,9 @@ class ClassMixture(nn.Module):
         self.vectors = nn.Parameter(torch.zeros(classes, config.width))
 
     def forward(self, vectors: Tensor, scores: Tensor) -> Tensor:
-        """Vectors (B, D + E) of a head's vectors (B, D) and the classifier's scores (B, C)."""
+        """Vectors (B, D + E + D) of a head's vectors (B, D) and the classifier's scores (B, C)."""
         length = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         trust = 1 / (1 + (length / self.config.radius) ** SHARPNESS)
         said = (scores / self.config.temperature).softmax(dim=-1) @ self.vectors
-        return torch.cat([trust * vectors / length, (1 - trust) * said], dim=-1)
+        own = vectors / length
+        return torch.cat([trust * own, (1 - trust) * said, (1 - trust) * own], dim=-1)

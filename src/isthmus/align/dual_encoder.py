@@ -110,8 +110,9 @@ class DualEncoder(nn.Module):
             pooling: How a picture's features become one vector; see `pooled_features`.
             image_head: By default a linear map with a network of 1,024 hidden units beside it.
             text_head: By default a linear map.
-            mixture: Gives the last numbers of a picture's vector, as many as it is wide, to what
-                the encoder's own classifier sees; None gives all of them to the head.
+            mixture: Gives the last numbers of the common space, as many as it is wide, to what the
+                encoder's own classifier sees; vectors are then wider by what the head keeps, in
+                numbers that texts do not have. None gives all of them to the head.
             loss: "softmax" starts with a temperature of 0.07 (CLIP), "sigmoid" with a factor of
                 10 and a bias of -10 (SigLIP, section 3.2).
             lock_image: Whether the vision encoder stays frozen (LiT).
@@ -131,9 +132,9 @@ class DualEncoder(nn.Module):
         device = next(encoder.parameters()).device
         probe = torch.zeros(1, 3, *encoder.image_size, device=device)
         in_width = pooled_features(encoder, probe, pooling).shape[1]
-        image_width, mixed = width, None
+        image_width, unsaid, mixed = width, 0, None
         if mixture is not None:
-            image_width -= mixture.width
+            unsaid = image_width = width - mixture.width
             if image_width < 1:
                 raise ConfigError(
                     f"got a mixture of width {mixture.width} in a space of width {width}: expected "
@@ -149,7 +150,10 @@ class DualEncoder(nn.Module):
             mixture=mixed,
         )
         words = JoinedTextTower(
-            reader, Head(reader.width, width, text_head or HeadConfig()), locked=lock_text
+            reader,
+            Head(reader.width, width, text_head or HeadConfig()),
+            locked=lock_text,
+            unsaid=unsaid,
         )
         sigmoid = loss == "sigmoid"
         made = cls(

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from isthmus.align.class_mixture import ClassMixture
 from isthmus.align.towers import ImageTower, TextTower, Tokens
@@ -167,12 +168,14 @@ class JoinedTextTower(TextTower):
         encoder: The encoder.
         head: The head.
         locked: Whether the encoder stays frozen.
+        unsaid: How many zeros follow the head's vector: numbers that pictures alone have.
     """
 
     masked = True
 
-    def __init__(self, encoder: TextEncoder, head: Head, *, locked: bool) -> None:
+    def __init__(self, encoder: TextEncoder, head: Head, *, locked: bool, unsaid: int = 0) -> None:
         super().__init__()
+        self.unsaid = unsaid
         self.encoder = encoder
         self.head = head
         self.locked = locked
@@ -189,8 +192,11 @@ class JoinedTextTower(TextTower):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Vectors (K, D)."""
-        mapped: Tensor = self.head(self.encode(tokens))
-        return mapped
+        return self.map(self.encode(tokens))
+
+    def map(self, vectors: Tensor) -> Tensor:
+        """Vectors (K, D) of the encoder's (K, D_text)."""
+        return F.pad(self.head(vectors), (0, self.unsaid))
 
     def encode(self, tokens: Tokens) -> Tensor:
         """The encoder's vectors (K, D_text), float32, that the head maps."""

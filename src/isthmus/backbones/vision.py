@@ -163,7 +163,7 @@ class VisionEncoder(nn.Module):
         return found[:, self._dropped :]
 
     def _fastest(self, function: Features, pixels: Tensor) -> Features:
-        """A function of the model, or its traced copy, where there is one and it takes these pixels.
+        """A function of the model, or its traced copy where there is one that takes these pixels.
 
         A CPU runs a convolutional network several times faster as one graph with its
         normalisation folded into its convolutions.

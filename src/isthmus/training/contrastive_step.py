@@ -187,7 +187,7 @@ def encode_texts(model: DualEncoder, feed: PairFeed, texts: Sequence[str]) -> Te
     if feed.texts is None:
         return model.encode_texts(texts)
     assert isinstance(model.text, JoinedTextTower)
-    return F.normalize(model.text.head(feed.texts.get(texts).to(model.device)), dim=-1)
+    return F.normalize(model.text.map(feed.texts.get(texts).to(model.device)), dim=-1)
 
 
 @torch.no_grad()
