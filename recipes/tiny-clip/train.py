@@ -6,17 +6,17 @@
 Both towers stay as they are, so everything works on features that `encode.py` computed once.
 
 1. The first part of a picture's vector knows drawings. It is linear discriminant analysis (Fisher
-   1936) of what every stage of the encoder sees: what differs between pictures of one name -
-   style, view - is whitened away, and what is left of the names' means is kept in its first
+   1936) of what every stage of the encoder sees: what differs between pictures of one name, such
+   as a house's style, is whitened away, and what is left of the names' means is kept in its first
    principal components. Nothing is trained, so nothing is learned by heart.
 2. The second part knows photographs. It is what the encoder's own ImageNet classifier sees, said
    in words: its classes' probabilities mix the text encoder's vectors of the classes' names and of
    what these are kinds of (`isthmus.align.class_mixture`). No picture is needed for it.
 3. How far a picture is from the drawings decides which part speaks to texts.
 4. The text head, a linear map and a network beside it, is trained contrastively to meet the first
-   part; for the second, a text's vector stays what it is.
+   part; for the second, a text's vector is the text encoder's, its directions evened out.
 
-About five minutes on two CPU cores, after `encode.py`.
+About three minutes on two CPU cores, after `encode.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from encode import SOURCES, VISION, records_of
+from encode import SOURCES, VISION, WATCHED, records_of
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,7 +44,7 @@ from isthmus.align.losses import clip_loss
 from isthmus.align.saved import save_dual_encoder
 from isthmus.checkpoint import write_atomically
 
-DRAWN, CLASSES, HIDDEN = 512, 384, 1024
+DRAWN, CLASSES, HIDDEN = 512, 384, 2048
 """Widths of the two parts, the second the text encoder's own, and hidden units of the text head."""
 TEMPLATES = (
     "{}",
@@ -59,11 +59,13 @@ SHRINK = 0.2
 CLASS_TEMPERATURE = 1.25
 """Divides the classifier's scores."""
 KINDS = 0.5
-"""Share of what a class is a kind of in its vector."""
-CLASS_SCALE = 4.0
+"""Weight of what a class is a kind of, beside its name, in its vector."""
+EVENED = 0.5
+"""How far the spread of names in the text encoder's directions is evened out; 1 whitens it."""
+CLASS_SCALE = 3.0
 """Length of the classes' vectors, by which a doubtful classifier speaks about as loud as a head."""
 FARTHEST = 0.99
-"""The share of training pictures' views that lie within the radius."""
+"""The share of training pictures that lie within the radius."""
 OTHER = 0.2
 """Weight of pictures of no things: flags, faces, signs."""
 OTHER_NAMES = 0.5
@@ -72,8 +74,6 @@ WIDER = 0.1
 """How often a picture goes by what it is a kind of."""
 DROPPED = 0.2
 TEMPERATURE = 20.0
-EVEN = 1.0
-"""Weight of the loss that keeps texts' vectors of one length, so that none wins for its length."""
 OWN_CLASSES = 1000
 """The classifier's scores, last in the features."""
 
@@ -83,7 +83,7 @@ class Data:
     """Training pictures, and the classifier's classes.
 
     Attributes:
-        features: (n, views, W), scores of the classes last.
+        features: (n, W), scores of the classes last.
         rows: Their records.
         classes: The classes' records, in the order of their scores.
         held: Features and records by which nothing is trained.
@@ -96,11 +96,14 @@ class Data:
 
 
 def read(root: Path, held_out: str | None, seed: int) -> Data:
-    """All features and records; with `held_out`, one style and half of the drawings apart."""
+    """All features and records; with `held_out`, some are apart, to choose by.
+
+    These are a style of emoji, half of Tux Paint's drawings, and Grocery's training photographs,
+    which are never trained on.
+    """
     parts, rows = [], []
     for name in SOURCES:
-        views = [load_file(root / "stages" / f"{n}.safetensors") for n in (name, f"{name}-piles")]
-        parts.append(torch.cat([each["features"] for each in views], dim=1).float())
+        parts.append(load_file(root / "stages" / f"{name}.safetensors")["features"].float())
         rows += records_of(root, name)
     features = torch.cat(parts)
     rng = np.random.default_rng(seed)
@@ -109,12 +112,16 @@ def read(root: Path, held_out: str | None, seed: int) -> Data:
         style = held_out.partition("-")[0]  # styles of one house share their designs
         gone = {i for i, row in enumerate(rows) if row["source"].startswith(style)}
         shown = [i for i in gone if rows[i]["source"] == held_out and rows[i]["object_like"]]
-        held["style"] = features[shown, 0], [rows[i] for i in shown]
+        held["style"] = features[shown], [rows[i] for i in shown]
         drawings = [i for i, row in enumerate(rows) if row["source"].startswith("tuxpaint")]
         some = [int(i) for i in rng.permutation(drawings)[: len(drawings) // 2]]
-        held["drawings"] = features[some, 0], [rows[i] for i in some]
+        held["drawings"] = features[some], [rows[i] for i in some]
         kept = [i for i in range(len(rows)) if i not in gone and i not in some]
         features, rows = features[kept], [rows[i] for i in kept]
+        watched = root / "stages" / f"{WATCHED}.safetensors"
+        if watched.is_file():
+            seen = load_file(watched)["features"].float()
+            held["photographs"] = seen, records_of(root, WATCHED)
     classes = sorted(records_of(root, "imagenet-names"), key=lambda row: row["index"])
     return Data(features, rows, classes, held)
 
@@ -131,30 +138,28 @@ def by_name(data: Data) -> dict[str, list[int]]:
 def solve_image_head(model: DualEncoder, data: Data, shrink: float) -> None:
     """Fills the image head's linear map, and the mixture's radius."""
     head = model.image.head
-    stages = data.features[..., :-OWN_CLASSES]
-    everything = stages.flatten(0, 1)
-    head.mean.copy_(everything.mean(0))
-    head.std.copy_(everything.std(0).clamp(min=1e-3))
+    stages = data.features[:, :-OWN_CLASSES]
+    head.mean.copy_(stages.mean(0))
+    head.std.copy_(stages.std(0).clamp(min=1e-3))
     standard = (stages - head.mean) / head.std
     names = by_name(data)
     width = standard.shape[-1]
     within = torch.zeros(width, width)
     for own in names.values():
         if len(own) > 1:
-            apart = standard[own].flatten(0, 1)
-            apart = apart - apart.mean(0)
+            apart = standard[own] - standard[own].mean(0)
             within += apart.T @ apart
     within = (1 - shrink) * within / within.diagonal().mean() + shrink * torch.eye(width)
     root = torch.linalg.cholesky(within)
     whiten = torch.linalg.solve_triangular(root, torch.eye(width), upper=False)
     things = [own for own in names.values() if data.rows[own[0]].get("object_like", True)]
-    prototypes = torch.stack([standard[own].mean((0, 1)) for own in things]) @ whiten.T
+    prototypes = torch.stack([standard[own].mean(0) for own in things]) @ whiten.T
     prototypes = F.normalize(prototypes, dim=-1)
     _, values, axes = torch.linalg.svd(prototypes - prototypes.mean(0), full_matrices=False)
     kept = values[:DRAWN].square().sum() / values.square().sum()
     print(f"{len(prototypes):,} names, {kept:.0%} of what tells them apart in {DRAWN} dimensions")
     linear = axes[:DRAWN] @ whiten
-    lengths = (standard.flatten(0, 1) @ linear.T).norm(dim=-1)
+    lengths = (standard @ linear.T).norm(dim=-1)
     radius = lengths.kthvalue(math.ceil(FARTHEST * len(lengths))).values
     print(f"length: median {lengths.median():.1f}, radius {radius:.1f}")
     # in units of the radius, which the mixture's configuration is then 1
@@ -197,12 +202,15 @@ def name_classes(model: DualEncoder, data: Data, texts: Tensor, place: dict[str,
     own = mean_over_templates([row["name"] for row in data.classes])
     kinds = mean_over_templates([[*row["hypernyms"], row["name"]][0] for row in data.classes])
     centre = own.mean(0)
-    said = F.normalize(F.normalize(own + KINDS * kinds, dim=-1) - centre, dim=-1)
+    spread, axes = torch.linalg.eigh(torch.cov(mean_over_templates(list(place)).T))
+    evened = axes @ torch.diag((spread + spread.mean()) ** (-EVENED / 2)) @ axes.T
+    evened = evened / evened.diagonal().mean()
+    said = F.normalize((F.normalize(own + KINDS * kinds, dim=-1) - centre) @ evened, dim=-1)
     model.image.mixture.vectors.copy_(CLASS_SCALE * said)
     head = model.text.head
     head.mean.copy_(centre)
     head.std.copy_((texts - centre).flatten(0, 1).std(0).clamp(min=0.01))
-    head.linear.weight[DRAWN:] = torch.diag(head.std)
+    head.linear.weight[DRAWN:] = evened * head.std
     head.linear.bias.zero_()
     return centre
 
@@ -215,12 +223,11 @@ def train_text_head(
     head, image = model.text.head, model.image
     centre = name_classes(model, data, texts, place)
     with torch.no_grad():
-        pictures = F.normalize(image.map(data.features.flatten(0, 1)), dim=-1)
-        pictures = pictures.view(*data.features.shape[:2], -1)
+        pictures = F.normalize(image.map(data.features), dim=-1)
         names = by_name(data)
         x = torch.stack([texts[:, place[n]].mean(0) for n in names])
         x = (x - centre) / head.std
-        y = torch.stack([pictures[own][..., :DRAWN].mean((0, 1)) for own in names.values()])
+        y = torch.stack([pictures[own, :DRAWN].mean(0) for own in names.values()])
         ridge = torch.linalg.solve(x.T @ x + 400.0 * torch.eye(x.shape[1]), x.T @ y)
         head.linear.weight[:DRAWN] = ridge.T
         model.logit_scale.fill_(math.log(TEMPERATURE))
@@ -245,16 +252,14 @@ def train_text_head(
         for group in optimizer.param_groups:
             group["lr"] = options.lr * rate
         i = rng.choice(len(data.rows), options.batch, p=weights, replace=False)
-        views = rng.integers(data.features.shape[1], size=len(i))
-        seen = F.normalize(F.dropout(pictures[i, views], DROPPED), dim=-1)
+        seen = F.normalize(F.dropout(pictures[i], DROPPED), dim=-1)
         ids = torch.tensor([place[name_for(data.rows[k])] for k in i])
         template = torch.from_numpy(rng.integers(len(TEMPLATES), size=len(i)))
         said = model.text.map(texts[template, ids])
         factor = model.logit_scale.exp().clamp(max=100)
         loss = clip_loss(seen, F.normalize(said, dim=-1), factor, names=ids)
-        uneven = (said[:, :DRAWN].norm(dim=-1) - 1).square().mean()
         optimizer.zero_grad()
-        (loss + EVEN * uneven).backward()
+        loss.backward()
         optimizer.step()
         with torch.no_grad():  # the second part stays the text's own vector
             head.linear.weight[DRAWN:] = fixed
@@ -263,7 +268,7 @@ def train_text_head(
             head.mlp[-1].bias[DRAWN:] = 0
         if (step + 1) % 100 == 0 or step + 1 == options.steps:
             told = {n: f"{accuracy(model, texts, place, *v):.1%}" for n, v in data.held.items()}
-            told |= {"loss": f"{loss:.3f}", "factor": f"{factor:.1f}", "uneven": f"{uneven:.3f}"}
+            told |= {"loss": f"{loss:.3f}", "factor": f"{factor:.1f}"}
             print(f"step {step + 1}", told, flush=True)
 
 
@@ -292,7 +297,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--held-out", help="a style of emoji to choose by")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--shrink", type=float, default=SHRINK, help="1 whitens nothing")
@@ -312,7 +317,7 @@ def main() -> None:
     solve_image_head(model, data, options.shrink)
     names = {
         n
-        for name in (*SOURCES, "imagenet-names")
+        for name in (*SOURCES, "imagenet-names", *([WATCHED] if "photographs" in data.held else []))
         for r in records_of(options.data, name)
         for n in (r["name"], *r["names"], *r.get("hypernyms", ()))
     }

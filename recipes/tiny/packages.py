@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-PYTHON = {"easy-vqa": "1.0", "scikit-image": "0.26.0"}
+PYTHON = {"easy-vqa": "1.0"}
 NPM = {
     "@iconify-json/openmoji": "1.2.29",
     "@iconify-json/noto": "1.2.9",

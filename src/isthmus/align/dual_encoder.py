@@ -132,9 +132,9 @@ class DualEncoder(nn.Module):
         device = next(encoder.parameters()).device
         probe = torch.zeros(1, 3, *encoder.image_size, device=device)
         in_width = pooled_features(encoder, probe, pooling).shape[1]
-        image_width, unsaid, mixed = width, 0, None
+        image_width, mixed, parts = width, None, None
         if mixture is not None:
-            unsaid = image_width = width - mixture.width
+            image_width -= mixture.width
             if image_width < 1:
                 raise ConfigError(
                     f"got a mixture of width {mixture.width} in a space of width {width}: expected "
@@ -142,6 +142,7 @@ class DualEncoder(nn.Module):
                 )
             both = pooled_features(encoder, probe, pooling, classes=True).shape[1]
             mixed = ClassMixture(both - in_width, mixture)
+            parts = (image_width, mixture.width)
         image = JoinedImageTower(
             encoder,
             Head(in_width, image_width, image_head or HeadConfig(hidden=1024)),
@@ -153,7 +154,7 @@ class DualEncoder(nn.Module):
             reader,
             Head(reader.width, width, text_head or HeadConfig()),
             locked=lock_text,
-            unsaid=unsaid,
+            parts=parts,
         )
         sigmoid = loss == "sigmoid"
         made = cls(

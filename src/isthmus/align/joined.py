@@ -168,14 +168,23 @@ class JoinedTextTower(TextTower):
         encoder: The encoder.
         head: The head.
         locked: Whether the encoder stays frozen.
-        unsaid: How many zeros follow the head's vector: numbers that pictures alone have.
+        parts: Where pictures' vectors are made by a `ClassMixture`, the widths of what its head and
+            its classes fill. Each part of a text's vector is then of length 1, so that no text wins
+            for its length, and is followed by zeros where pictures alone have numbers.
     """
 
     masked = True
 
-    def __init__(self, encoder: TextEncoder, head: Head, *, locked: bool, unsaid: int = 0) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        head: Head,
+        *,
+        locked: bool,
+        parts: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.unsaid = unsaid
+        self.parts = parts
         self.encoder = encoder
         self.head = head
         self.locked = locked
@@ -196,7 +205,12 @@ class JoinedTextTower(TextTower):
 
     def map(self, vectors: Tensor) -> Tensor:
         """Vectors (K, D) of the encoder's (K, D_text)."""
-        return F.pad(self.head(vectors), (0, self.unsaid))
+        mapped: Tensor = self.head(vectors)
+        if self.parts is None:
+            return mapped
+        first = F.normalize(mapped[..., : self.parts[0]], dim=-1)
+        second = F.normalize(mapped[..., self.parts[0] :], dim=-1)
+        return torch.cat([first, second, torch.zeros_like(first)], dim=-1)
 
     def encode(self, tokens: Tokens) -> Tensor:
         """The encoder's vectors (K, D_text), float32, that the head maps."""
