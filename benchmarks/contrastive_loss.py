@@ -150,10 +150,11 @@ def main() -> None:
         largest, before = sizes[-1], sizes[-2]
         growth = max(memory[k, largest, True] / memory[k, before, True] for k in KINDS)
         print(f"ratio contrastive_loss_memory_growth {growth:.2f}")
-    less = min(memory[k, compared, False] / memory[k, compared, True] for k in KINDS)
-    print(f"ratio contrastive_loss_memory {less:.1f}")
-    slower = max(seconds[k, compared, True] / seconds[k, compared, False] for k in KINDS)
-    print(f"ratio contrastive_loss_time {slower:.2f}")
+    if compared:
+        less = min(memory[k, compared, False] / memory[k, compared, True] for k in KINDS)
+        print(f"ratio contrastive_loss_memory {less:.1f}")
+        slower = max(seconds[k, compared, True] / seconds[k, compared, False] for k in KINDS)
+        print(f"ratio contrastive_loss_time {slower:.2f}")
 
 
 if __name__ == "__main__":
