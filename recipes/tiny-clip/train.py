@@ -161,7 +161,11 @@ def solve_image_head(model: DualEncoder, data: Data, shrink: float) -> None:
     linear = axes[:DRAWN] @ whiten
     lengths = (standard @ linear.T).norm(dim=-1)
     radius = lengths.kthvalue(math.ceil(FARTHEST * len(lengths))).values
-    print(f"length: median {lengths.median():.1f}, radius {radius:.1f}")
+    print(f"lengths over the radius: median {lengths.median() / radius:.2f}", end="")
+    for name, (features, _) in data.held.items():
+        held = (features[:, :-OWN_CLASSES] - head.mean) / head.std @ linear.T
+        print(f", {name} {held.norm(dim=-1).median() / radius:.2f}", end="")
+    print()
     # in units of the radius, which the mixture's configuration is then 1
     head.linear.weight.copy_(linear / radius)
     head.linear.bias.zero_()
