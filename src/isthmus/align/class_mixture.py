@@ -50,11 +50,14 @@ class ClassMixture(nn.Module):
         trust = 1 / (1 + (|v| / radius)^8)
         [trust v / |v|,  (1 - trust) softmax(scores / temperature) vectors,  (1 - trust) v / |v|]
 
-    Where v is whitened by the pictures that the head was fitted to, |v| is its Mahalanobis
-    distance from them, which tells foreign pictures (Lee et al. 2018, arXiv 1807.03888): for those
-    the classifier speaks. Texts have nothing in the last part, so that a head that is not trusted
-    has no say in what a picture is called; but pictures are still told from each other by it, in
-    search and by few labelled examples.
+    Where v is whitened by the pictures that the head was fitted to, |v| is a Mahalanobis distance
+    from their mean, which tells foreign pictures (Lee et al. 2018, arXiv 1807.03888, take it from
+    the means of classes): for those the classifier speaks. So it is made for a head that was solved
+    for, in units of the radius; one that is new has vectors of any length.
+
+    Texts have nothing in the last part, so that a head that is not trusted has no say in what a
+    picture is called; but pictures are still told from each other by it, in search and by few
+    labelled examples.
 
     Args:
         classes: How many classes C the classifier has.
@@ -78,6 +81,7 @@ class ClassMixture(nn.Module):
         """Vectors (B, D + E + D) of a head's vectors (B, D) and the classifier's scores (B, C)."""
         length = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         trust = 1 / (1 + (length / self.config.radius) ** SHARPNESS)
-        said = (scores / self.config.temperature).softmax(dim=-1) @ self.vectors
+        shares = (scores / self.config.temperature).softmax(dim=-1)
+        said = shares.to(self.vectors.dtype) @ self.vectors
         own = vectors / length
         return torch.cat([trust * own, (1 - trust) * said, (1 - trust) * own], dim=-1)

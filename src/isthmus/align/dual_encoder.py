@@ -110,9 +110,11 @@ class DualEncoder(nn.Module):
             pooling: How a picture's features become one vector; see `pooled_features`.
             image_head: By default a linear map with a network of 1,024 hidden units beside it.
             text_head: By default a linear map.
-            mixture: Gives the last numbers of the common space, as many as it is wide, to what the
-                encoder's own classifier sees; vectors are then wider by what the head keeps, in
-                numbers that texts do not have. None gives all of them to the head.
+            mixture: Gives the last of these numbers, as many as it is wide, to what the encoder's
+                own classifier sees; None gives all of them to the head. Vectors are then wider than
+                `width`, by the numbers of the head, which pictures have once more and texts have
+                not. Its class vectors and a head of the right scale are to be filled in, as
+                `recipes/tiny-clip/train.py` does: training does neither.
             loss: "softmax" starts with a temperature of 0.07 (CLIP), "sigmoid" with a factor of
                 10 and a bias of -10 (SigLIP, section 3.2).
             lock_image: Whether the vision encoder stays frozen (LiT).
@@ -131,7 +133,8 @@ class DualEncoder(nn.Module):
         encoder, reader = load_vision(vision), load_text(text)
         device = next(encoder.parameters()).device
         probe = torch.zeros(1, 3, *encoder.image_size, device=device)
-        in_width = pooled_features(encoder, probe, pooling).shape[1]
+        with torch.no_grad():  # eagerly: a graph that is traced here would be dropped again
+            in_width = pooled_features(encoder, probe, pooling, gradients=True).shape[1]
         image_width, mixed, parts = width, None, None
         if mixture is not None:
             image_width -= mixture.width
@@ -140,8 +143,9 @@ class DualEncoder(nn.Module):
                     f"got a mixture of width {mixture.width} in a space of width {width}: expected "
                     "less, since the head's vector stands before it"
                 )
-            both = pooled_features(encoder, probe, pooling, classes=True).shape[1]
-            mixed = ClassMixture(both - in_width, mixture)
+            with torch.no_grad():
+                both = pooled_features(encoder, probe, pooling, classes=True, gradients=True)
+            mixed = ClassMixture(both.shape[1] - in_width, mixture)
             parts = (image_width, mixture.width)
         image = JoinedImageTower(
             encoder,
@@ -307,10 +311,12 @@ class DualEncoder(nn.Module):
         return hashlib.sha256(self._image_told()).hexdigest()[:16]
 
     def _image_told(self) -> bytes:
-        """Its weights, and what its preprocessing makes of a picture."""
+        """Its weights, what its preprocessing makes of a picture, and how classes are mixed."""
         noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
         pixels = self.preprocess(Image.fromarray(noise)).float().cpu().numpy()
-        return _digest(self.image) + pixels.tobytes()
+        mixture = self.image.mixture if isinstance(self.image, JoinedImageTower) else None
+        mixed = b"" if mixture is None else repr(mixture.config).encode()
+        return _digest(self.image) + pixels.tobytes() + mixed
 
     def text_fingerprint(self) -> str:
         """As `fingerprint`, of the text tower alone."""
@@ -322,6 +328,8 @@ class DualEncoder(nn.Module):
             tower.pad_id,
         ]
         told.append(tower.token_ids(list(_PROBE_TEXTS)))
+        if isinstance(tower, JoinedTextTower) and tower.parts is not None:
+            told.append(tower.parts)
         return hashlib.sha256(_digest(tower) + repr(told).encode()).hexdigest()[:16]
 
 

@@ -169,8 +169,8 @@ class JoinedTextTower(TextTower):
         head: The head.
         locked: Whether the encoder stays frozen.
         parts: Where pictures' vectors are made by a `ClassMixture`, the widths of what its head and
-            its classes fill. Each part of a text's vector is then of length 1, so that no text wins
-            for its length, and is followed by zeros where pictures alone have numbers.
+            its classes fill. Each part of a single text's vector is then of length 1, so that none
+            wins for its length, and is followed by zeros where pictures alone have numbers.
     """
 
     masked = True

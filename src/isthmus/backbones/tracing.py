@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from isthmus.backbones.adapters import Features
 
 
-def frozen_graph(
-    model: nn.Module, features: Features, size: tuple[int, int]
-) -> tuple[Features, ...]:
-    """A model as one traced graph with its weights frozen in; empty if that is not the model.
+def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) -> Features | None:
+    """A model as one traced graph with its weights frozen in; None if that is not the model.
 
     A trace follows one example and may take its numbers for constants, the number of pictures
     among them (attention between convolutions does that). So it is made from two pictures and
@@ -43,6 +41,6 @@ def frozen_graph(
             graph: Features = torch.jit.freeze(traced)
             got, expected = graph(two[:1]), features(two[:1])
         except RuntimeError:
-            return ()
+            return None
     same = got.shape == expected.shape and (got - expected).abs().max() <= 1e-3 * expected.std()
-    return (graph,) if same else ()
+    return graph if same else None

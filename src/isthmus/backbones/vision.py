@@ -78,9 +78,8 @@ class VisionEncoder(nn.Module):
         self._own = backbone.preprocess
         self._normalisation = (backbone.mean, backbone.std)
         self._convolutional = backbone.convolutional
-        # What was traced, to its graph; empty: it cannot be traced. In a tuple, since a module
-        # that is an attribute becomes a part of the encoder, and this is only a faster copy of it.
-        self._traced: dict[Features, tuple[Features, ...]] = {}
+        # What was traced, to its graph; None: it cannot be traced.
+        self._traced: dict[Features, Features | None] = {}
         self.requires_grad_(False)
         self.eval()
         self._dropped, self.shape = self._probe(backbone)
@@ -132,14 +131,16 @@ class VisionEncoder(nn.Module):
             gradients: Whether they flow into the model.
 
         Raises:
-            ConfigError: If it is no convolutional network of timm, or has no classifier.
+            ConfigError: If timm gives no maps of its stages, or it has no classifier.
         """
         function = self._scores if classes else self._stages
         if function is None:
-            wanted = "a classifier of its own" if self._stages is not None else "stages"
             raise ConfigError(
-                f"{self.config.name} has no {wanted.removeprefix('a ')}: expected a convolutional "
-                f"network of timm with {wanted}, such as asset:efficientnet-lite2"
+                f"{self.config.name} has no classifier here: expected a network with one, such as "
+                "asset:efficientnet-lite2, or timm.create_model(NAME, pretrained=True) handed in; "
+                "timm:NAME is loaded without"
+                if self._stages is not None
+                else f"{self.config.name} has no stages: expected a convolutional network of timm"
             )
         pixels = pixels.to(self._dtype)
         if gradients:
@@ -174,7 +175,7 @@ class VisionEncoder(nn.Module):
             return function
         if function not in self._traced:
             self._traced[function] = frozen_graph(self.model, function, self.image_size)
-        return next(iter(self._traced[function]), function)
+        return self._traced[function] or function
 
     # A graph holds copies of the weights, so it goes when they are replaced or moved, and it is
     # not part of a copy of the encoder.

@@ -88,7 +88,8 @@ def contrastive_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW for dual encoders, betas (0.9, 0.98) and epsilon 1e-6 as in CLIP (table 20).
 
-    Matrices have weight decay; temperature, bias, gains and what is added to tokens have none.
+    Matrices have weight decay; temperature, bias, gains, vectors of classes and what is added to
+    tokens have none.
 
     Args:
         parameters: Trained parameters by name.
@@ -102,7 +103,7 @@ def contrastive_optimizer(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         joined = name.startswith(("image.encoder.", "text.encoder."))
-        plain = parameter.ndim < 2 or name.endswith((*PLACES, *TOKEN_PLACES))
+        plain = parameter.ndim < 2 or name.endswith((*PLACES, *TOKEN_PLACES, "mixture.vectors"))
         key = (config.lr_encoder if joined else config.lr, 0.0 if plain else config.weight_decay)
         groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(

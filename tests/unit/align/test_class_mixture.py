@@ -86,10 +86,8 @@ def test_stages_follow_weights_that_are_loaded() -> None:
     pixels = pixels_for(encoder)
     before = encoder.stages(pixels)
     torch.manual_seed(5)
-    encoder.model.load_state_dict(
-        timm.create_model("test_efficientnet", num_classes=7).state_dict()
-    )
-    encoder.float()  # as anything that may change weights, it drops the graph
+    other = timm.create_model("test_efficientnet", num_classes=CLASSES)
+    encoder.load_state_dict({f"model.{k}": v for k, v in other.state_dict().items()})
     assert not torch.allclose(encoder.stages(pixels), before, atol=1e-2)
 
 
@@ -122,6 +120,25 @@ def test_a_mixture_is_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(again.encode_images(pixels), model.encode_images(pixels))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model = join(radius=0.5)
+    pixels = pixels_for(model.image.encoder)
+    full = model.encode_images(pixels)
+    half = model.to(dtype).encode_images(pixels)
+    assert F.cosine_similarity(half.float(), full, dim=-1).min() > 0.99
+
+
+def test_what_changes_vectors_changes_the_fingerprint() -> None:
+    model, other = join(radius=0.5), join(radius=0.7)
+    other.load_state_dict(model.state_dict())
+    assert other.image_fingerprint() != model.image_fingerprint()
+    assert other.fingerprint() != model.fingerprint()
+    told = model.text_fingerprint()
+    model.text.parts = None
+    assert model.text_fingerprint() != told
+
+
 def test_gradients_reach_the_classes_and_an_encoder_that_is_not_locked() -> None:
     mixture = ClassMixtureConfig(width=4, radius=1.0)
     model = DualEncoder.join(
@@ -136,7 +153,7 @@ def test_gradients_reach_the_classes_and_an_encoder_that_is_not_locked() -> None
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"vision": convnet(0), "pooling": "stages"}, "no classifier of its own"),
+        ({"vision": convnet(0), "pooling": "stages"}, "loaded without"),
         ({"vision": "tiny-vit", "pooling": "stages"}, "has no stages"),
         ({"vision": convnet(), "pooling": "mean"}, 'expected pooling "stages"'),
         ({"vision": convnet(), "pooling": "stages", "width": 4}, "expected less"),
