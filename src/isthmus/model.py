@@ -32,7 +32,7 @@ from isthmus.fusion.sight import (
     picture_of_token,
     samples_with_pictures,
 )
-from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.prompt import END_TAG, IMAGE_TAG, Span
 from isthmus.summary import Part, Summary, count, flops_of
 
 
@@ -112,15 +112,16 @@ class VisionLanguageModel(nn.Module):
 
     # --- from prompts to a batch ------------------------------------------------------------
 
-    def encode_text(self, text: str, pictures: int) -> list[int]:
+    def encode_text(self, text: str | Sequence[Span], pictures: int) -> list[int]:
         """Token ids of a prompt, `<image>` repeated as the fusion needs it.
 
         Args:
-            text: The prompt, one `<image>` per picture.
+            text: The prompt's spans, or its text; one `<image>` per picture.
             pictures: How many pictures come with it.
 
         Raises:
-            PromptError: If the number of tags and of pictures differ, or the model sees none.
+            PromptError: If the number of tags and of pictures differ, the model sees none, or a
+                text is no Unicode.
         """
         if pictures and self.text_only:
             raise PromptError(
@@ -142,7 +143,7 @@ class VisionLanguageModel(nn.Module):
 
     def prepare(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Span]],
         pictures: Sequence[Sequence[Image.Image | Tensor]] = (),
         *,
         padding_side: str = "left",
@@ -150,7 +151,7 @@ class VisionLanguageModel(nn.Module):
         """A batch from prompts and their pictures, on the model's device.
 
         Args:
-            prompts: Texts with one `<image>` for each picture.
+            prompts: Spans, or texts, with one `<image>` for each picture.
             pictures: For each prompt its pictures in order: PIL pictures, or what
                 `vision.preprocess` made of them (3, H, W), or clips (T, 3, H, W). Empty: none.
             padding_side: "left" for generation, either for anything else.

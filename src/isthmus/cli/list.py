@@ -22,7 +22,7 @@ def list_(
         "connectors": {n: _first_line(c) for n, c in CONNECTOR_CONFIGS.items()},
         "fusions": {n: _first_line(c) for n, c in FUSION_CONFIGS.items()},
         "templates": {
-            **{n: _first_line(t) for n, t in TEMPLATES.items()},
+            **{n: t.about.partition("\n")[0] for n, t in TEMPLATES.items()},
             "chat": "The language model's own chat template.",
         },
         "prompts": {n: told["about"] for n, told in template_sets().items()},

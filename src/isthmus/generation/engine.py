@@ -6,7 +6,6 @@ prefilled once and reused by every one of them.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,9 +23,9 @@ from isthmus.generation.pictures import VisualTokens, content_of
 from isthmus.generation.prefix import Prefix, PrefixStore, Symbols, can_be_cut, common, fork
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
-from isthmus.generation.score import score_trees, takes_trees, tree_of
+from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt
+from isthmus.prompt import Prompt
 
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
 
@@ -87,13 +86,12 @@ class Engine:
                 known[id(picture)] = content_of(picture)
         contents = [known[id(p)] for p in prompt.pictures]
         hashes = tuple(key for key, _ in contents)
-        ids = tuple(self.model.encode_text(prompt.text, len(hashes)))
+        ids = tuple(self.model.encode_text(prompt.spans, len(hashes)))
         symbols = symbols_of(self.model, ids, hashes)
         shared = 0
         if prompt.shared:
-            start = prompt.text[: prompt.shared]
-            shown = start.count(IMAGE_TAG)
-            own = tuple(self.model.encode_text(start, shown))
+            start = prompt.beginning(prompt.shared)
+            own = tuple(self.model.encode_text(start.spans, len(start.pictures)))
             # the text's last token may look different when it goes on
             shared = common(symbols_of(self.model, own, hashes), symbols)
         return Encoded(ids, symbols, hashes, min(shared, len(ids) - 1)), dict(contents)
@@ -315,8 +313,9 @@ class Engine:
     ) -> list[ChoiceScores]:
         """Scores closed answers after each prompt, all answers of a prompt as one token tree.
 
-        A prompt and an answer are read as one text: white space at the prompt's end belongs to the
-        answer, as tokenizers have it.
+        An answer is read as it is trained: behind a template's prompt by itself, with what leads
+        it in. A prompt that is a text of the caller's own and an answer are read as one text. White
+        space at the end belongs to the answer, as tokenizers have it.
 
         Args:
             prompts: The prompts; an answer follows with its own leading space, if any.
@@ -334,11 +333,10 @@ class Engine:
         for prompt, texts in zip(prompts, own, strict=True):
             if not texts or "" in texts:
                 raise PromptError(f"got {texts[:5]} as closed answers: expected one or more texts")
-            bare = prompt.text.rstrip(" \n\t")
-            lost = prompt.text[len(bare) :]
-            cut = replace(prompt, text=bare, shared=min(prompt.shared, len(bare)))
-            encoded.append(self._encode(cut, known))
-            answers.append(self._continuations(bare, [lost + str(t) for t in texts]))
+            before, tail, lost = unfinished(prompt)
+            encoded.append(self._encode(before, known))
+            own_texts = [lost + str(t) for t in texts]
+            answers.append(continuations(self.model.special_tokens.spans, tail, own_texts))
         if self._trees is None:
             self._trees = takes_trees(self.model.language)
         found: dict[int, ChoiceScores] = {}
@@ -360,13 +358,6 @@ class Engine:
                 )
         self._statistics.seconds += time.perf_counter() - started
         return [found[n] for n in range(len(prompts))]
-
-    def _continuations(self, text: str, answers: Sequence[str]) -> list[list[int]]:
-        """Tokens of each answer behind a text, tokenized together with the text's last piece."""
-        tail = re.split(f"{re.escape(IMAGE_TAG)}|{re.escape(END_TAG)}", text)[-1]
-        encode = self.model.special_tokens.encode
-        before = len(encode(tail))
-        return [encode(tail + answer)[before:] or encode(answer) for answer in answers]
 
     def _score_one_by_one(
         self, rows: Rows, last: Tensor, answers: Sequence[Sequence[Sequence[int]]]

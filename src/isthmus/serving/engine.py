@@ -128,7 +128,7 @@ class ServingEngine:
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         with self._tokenizing:
-            return self.model.encode_text(prompt.text, len(prompt.pictures))
+            return self.model.encode_text(prompt.spans, len(prompt.pictures))
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queues a request; what is wrong with it is said here.
