@@ -9,17 +9,23 @@ rewrites them, and the conversation is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from isthmus.chat_format import (
+    MARK,
+    OTHERWISE,
+    ChatFormat,
+    Turn,
+    chat_format,
+    mark,
+    special_tokens_of,
+)
 from isthmus.errors import ConfigError, PromptError
 from isthmus.prompt import IMAGE_TAG, Example, Prompt, Role, Span, joined
 from isthmus.templates import Template, refuse_tags, shown_answer
-
-Message = dict[str, Any]
 
 
 def chat_template(tokenizer: Any) -> Template:
@@ -31,7 +37,7 @@ def chat_template(tokenizer: Any) -> Template:
 
     Messages are texts, or lists of parts (`{"type": "image"}`, `{"type": "text", "text": ...}`)
     where the chat template shows images so, as most of vision-language models do. What it writes
-    for an image is replaced by `<image>`; tokens around it, such as Qwen's `<|vision_start|>`, stay.
+    for an image is replaced by `<image>`; tokens around it (Qwen's `<|vision_start|>`) stay.
 
     What the language model's tokenizer puts before every text by itself (a begin-of-sequence
     token) is left out of the prompt, since it would be there twice.
@@ -68,19 +74,13 @@ class ChatTemplate:
     """A tokenizer's chat template, examined; made by `chat_template`.
 
     Attributes:
-        tokenizer: The tokenizer.
-        in_parts: Whether messages are lists of parts.
-        placeholder: What the template writes for an image.
-        has_system: Whether it shows a system's turn.
+        format: How it takes messages.
         junction: What it writes between a prompt and the answer.
         end: What it writes after an answer, up to the first special token; None where a prompt is
             not how its answer begins, so that prompts can be made, but nothing can be trained.
     """
 
-    tokenizer: Any
-    in_parts: bool = False
-    placeholder: str = IMAGE_TAG
-    has_system: bool = False
+    format: ChatFormat
     junction: str = ""
     end: str | None = None
 
@@ -114,7 +114,7 @@ class ChatTemplate:
         if not self.end:
             raise PromptError(
                 "the chat template begins an answer in another way than its prompts do, or puts "
-                f"nothing behind it, so that no turn can be learned; {_OTHERWISE}"
+                f"nothing behind it, so that no turn can be learned; {OTHERWISE}"
             )
         spans = self.render(shown, instruction)
         answers = [i for i, span in enumerate(spans) if span.role == "assistant"]
@@ -123,7 +123,7 @@ class ChatTemplate:
             if spans[at].text != answer:
                 raise PromptError(
                     f"turn {number + 1}: the chat template trims the answer {answer[:60]!r}: "
-                    f"expected none with white space at its ends. Take it off, or {_OTHERWISE}"
+                    f"expected none with white space at its ends. Take it off, or {OTHERWISE}"
                 )
             before = spans[: at - bool(self.junction)]
             asked = self.render([*shown[:number], (turn, None)], instruction)
@@ -132,10 +132,10 @@ class ChatTemplate:
                 raise PromptError(
                     f"turn {number + 1}: the chat template rewrites a turn when others follow: it "
                     f"prompts with {joined(asked)[-60:]!r}, and in the whole conversation there is "
-                    f"{joined(before)[-60:]!r}. Make each turn a record of its own, or {_OTHERWISE}"
+                    f"{joined(before)[-60:]!r}. Make each turn a record of its own, or {OTHERWISE}"
                 )
-        last = answers[-1] + 2  # what follows the last answer's end is the next turn's
-        return tuple(spans[:last])
+        # what a template writes after the last answer's end is never read by anybody
+        return tuple(spans[: answers[-1] + 2])
 
     def render(self, turns: Sequence[Turn], instruction: str = "") -> list[Span]:
         """The spans of a conversation.
@@ -148,25 +148,25 @@ class ChatTemplate:
             PromptError: If a text contains a tag, or is rewritten by the template.
         """
         texts = _texts_of(turns, instruction)
-        marks = [_mark(n) for n in range(len(texts))]
-        framed = self._written(turns, instruction, marks)
-        order = [int(n) for n in _MARK.findall(framed)]
+        marks = [mark(n) for n in range(len(texts))]
+        framed = self.format.written(turns, instruction, marks)
+        order = [int(n) for n in MARK.findall(framed)]
         for n, text in enumerate(texts):
             if order.count(n) != 1:
                 raise PromptError(
                     f"{text.whose}: the chat template shows it {order.count(n)} times, expected "
-                    f"once; {_OTHERWISE}"
+                    f"once; {OTHERWISE}"
                 )
         shown = [text.text for text in texts]
-        if _filled(framed, shown) != self._written(turns, instruction, shown):
+        if _filled(framed, shown) != self.format.written(turns, instruction, shown):
             shown = [
                 self._as_shown(turns, instruction, n, text, framed) for n, text in enumerate(texts)
             ]
-            native = self._written(turns, instruction, [text.text for text in texts])
+            native = self.format.written(turns, instruction, [text.text for text in texts])
             if _filled(framed, shown) != native:
                 raise PromptError(
                     f"turn {len(turns)}: the chat template makes another text of this conversation "
-                    f"than of its pieces; {_OTHERWISE}"
+                    f"than of its pieces; {OTHERWISE}"
                 )
         return self._spans(framed, texts, shown, sum(len(e.pictures) for e, _ in turns))
 
@@ -183,16 +183,16 @@ class ChatTemplate:
         Raises:
             PromptError: If the template makes something else of it.
         """
-        fill = [_mark(n) for n in range(len(_texts_of(turns, instruction)))]
+        fill = [mark(n) for n in range(len(_texts_of(turns, instruction)))]
         fill[number] = text.text
-        written = self._written(turns, instruction, fill)
+        written = self.format.written(turns, instruction, fill)
         for candidate in (text.text, text.text.strip(), text.text.lstrip(), text.text.rstrip()):
             fill[number] = candidate
             if _filled(framed, fill) == written:
                 return candidate
         raise PromptError(
             f"{text.whose}: the chat template rewrites {text.text[:60]!r}, or other turns because "
-            f"of it; take out what it looks for (such as <think>), or {_OTHERWISE}"
+            f"of it; take out what it looks for (such as <think>), or {OTHERWISE}"
         )
 
     def _spans(
@@ -200,7 +200,7 @@ class ChatTemplate:
     ) -> list[Span]:
         """The template's words and the texts between them, in spans."""
         spans: list[Span] = []
-        fragments = _MARK.split(framed)  # words, number of a text, words, number, ..., words
+        fragments = MARK.split(framed)  # words, number of a text, words, number, ..., words
         for place, fragment in enumerate(fragments):
             if place % 2:
                 text = texts[int(fragment)]
@@ -216,75 +216,19 @@ class ChatTemplate:
                 fragment = fragment.removeprefix(self.end)
             junction = self.junction if after and fragment.endswith(self.junction) else ""
             words = fragment[: len(fragment) - len(junction)]
-            for number, piece in enumerate(words.split(self.placeholder)):
+            for number, piece in enumerate(words.split(self.format.placeholder)):
                 spans += [Span(IMAGE_TAG, "image")] * bool(number)
                 spans += [Span(piece)] * bool(piece)
             spans += [Span(junction, learned=True)] * bool(junction)
         found = sum(span.role == "image" for span in spans)
         if found != pictures:
-            raise PromptError(f"the chat template shows {found} images of {pictures}; {_OTHERWISE}")
+            raise PromptError(f"the chat template shows {found} images of {pictures}; {OTHERWISE}")
         return spans
-
-    def _written(self, turns: Sequence[Turn], instruction: str, fill: Sequence[str]) -> str:
-        """What the template makes of a conversation whose texts are `fill`.
-
-        Raises:
-            PromptError: If it raises something.
-        """
-        left = iter(fill)
-        messages: list[Message] = []
-        head = next(left) if instruction else ""
-        if head and self.has_system:
-            messages.append(self._message("system", [head]))
-            head = ""
-        for example, answer in turns:
-            heads = [f"{head}\n\n"] if head else []
-            head = ""
-            said = [next(left)] if example.question else []
-            images = [None] * len(example.pictures)
-            messages.append(self._message("user", [*heads, *images, *said]))
-            if answer is not None:
-                messages.append(self._message("assistant", [next(left)]))
-        try:
-            return _write(self.tokenizer, messages, prompting=turns[-1][1] is None)
-        except Exception as error:  # Jinja's own errors, and whatever a template calls
-            raise PromptError(
-                f"the chat template cannot render the conversation ({error}); {_OTHERWISE}"
-            ) from error
-
-    def _message(self, role: str, content: Sequence[str | None]) -> Message:
-        """A message; None stands for an image."""
-        if not self.in_parts:
-            return {
-                "role": role,
-                "content": "".join(IMAGE_TAG if c is None else c for c in content),
-            }
-        parts: list[dict[str, str]] = []
-        for piece in content:
-            if piece is not None:
-                parts.append({"type": "text", "text": piece})
-            elif self.placeholder == _NO_IMAGES:
-                parts.append({"type": "text", "text": IMAGE_TAG})
-            else:
-                parts.append({"type": "image"})
-        return {"role": role, "content": parts}
-
-
-Turn = tuple[Example, str | None]
-"""A question, and the answer as it is shown; None for the one that is asked for."""
-_OTHERWISE = 'choose another template, such as "plain" or "qa"'
-_NO_IMAGES = ""
-_MARK = re.compile("\ue000([0-9]+)\ue001")
-
-
-def _mark(number: int) -> str:
-    """What stands for a text: characters for private use, which no template looks for."""
-    return f"\ue000{number}\ue001"
 
 
 def _filled(framed: str, texts: Sequence[str]) -> str:
     """A rendered conversation with texts in place of their marks."""
-    return _MARK.sub(lambda match: texts[int(match[1])], framed)
+    return MARK.sub(lambda match: texts[int(match[1])], framed)
 
 
 @dataclass(frozen=True)
@@ -327,7 +271,7 @@ def _begin_of(query: Example, spans: Sequence[Span]) -> int:
 def _pieces(spans: Sequence[Span]) -> list[tuple[str, bool]]:
     """Spans as what tokens depend on: neighbours that nothing parts are one."""
     found: list[tuple[str, bool]] = []
-    for _, learned, text in ((s.role, s.learned, s.text) for s in spans):
+    for text, _, learned in spans:
         if found and found[-1][1] == learned:
             found[-1] = (found[-1][0] + text, learned)
         else:
@@ -337,106 +281,23 @@ def _pieces(spans: Sequence[Span]) -> list[tuple[str, bool]]:
 
 @lru_cache(maxsize=8)
 def _examined(tokenizer: Any, source: str, size: int) -> ChatTemplate:
-    """What a chat template does, found by trying it out.
+    """A tokenizer's chat template with how its answers begin and end.
 
     Args:
         tokenizer: The tokenizer.
         source: The chat template, and
         size: how many tokens there are, since both can be changed.
     """
-    made = ChatTemplate(tokenizer)
-    placeholder = _placeholder(tokenizer)
+    format = chat_format(tokenizer)
     probe = Example((), "Q")
-    if placeholder:
-        made = replace(made, in_parts=True, placeholder=placeholder)
-    else:
-        try:
-            shown = _mark(0) in made._written([(probe, None)], "", [_mark(0)])
-            why = ""
-        except PromptError as error:
-            shown, why = False, str(error.__cause__)
-        if not shown:
-            made = replace(made, in_parts=True, placeholder=_NO_IMAGES)
-            try:
-                shown = made._written([(probe, None)], "", [_mark(0)]).count(_mark(0)) == 1
-            except PromptError as error:
-                why = why or str(error.__cause__)
-        if not shown:
-            raise ConfigError(
-                f"the tokenizer's chat template cannot be rendered ({why}); {_OTHERWISE}"
-                if why
-                else f"the tokenizer's chat template leaves out what the user says; {_OTHERWISE}"
-            )
     try:
-        system = replace(made, has_system=True)
-        texts = [_mark(0), _mark(1)]
-        # some templates raise, others drop it without a word
-        has_system = _mark(0) in system._written([(probe, None)], "S", texts)
+        prompt = format.written([(probe, None)], "", [mark(0)])
+        whole = format.written([(probe, "A")], "", [mark(0), mark(1)])
     except PromptError:
-        has_system = False
-    made = replace(made, has_system=has_system)
-    return _with_answers(made, probe)
-
-
-def _with_answers(made: ChatTemplate, probe: Example) -> ChatTemplate:
-    """The template with how an answer begins and ends."""
-    try:
-        prompt = made._written([(probe, None)], "", [_mark(0)])
-        whole = made._written([(probe, "A")], "", [_mark(0), _mark(1)])
-    except PromptError:
-        return made
-    before, _, tail = whole.partition(_mark(1))
+        return ChatTemplate(format)
+    before, _, tail = whole.partition(mark(1))
     if not before.startswith(prompt):
-        return made
-    special = [tail.find(t) + len(t) for t in _special_tokens(made.tokenizer) if t in tail]
+        return ChatTemplate(format)
+    special = [tail.find(t) + len(t) for t in special_tokens_of(tokenizer) if t in tail]
     end = tail[: min(special, default=len(tail))]
-    return replace(made, junction=before[len(prompt) :], end=end)
-
-
-def _placeholder(tokenizer: Any) -> str:
-    """What a chat template writes for an image among a message's parts; "" if it takes no parts."""
-
-    def shown(images: int) -> str:
-        parts: list[dict[str, str]] = [{"type": "image"}] * images
-        parts.append({"type": "text", "text": _mark(0)})
-        return _write(tokenizer, [{"role": "user", "content": parts}], prompting=True)
-
-    try:
-        one, two = shown(1), shown(2)
-    except Exception:  # Jinja's own errors: it takes texts alone
-        return ""
-    alike = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
-    written = two[alike : alike + len(two) - len(one)]
-    if not written.strip() or "type" in written or one.count(_mark(0)) != 1:
-        return ""  # a list written out is no image
-    if IMAGE_TAG in written:
-        return IMAGE_TAG
-    special = sorted(_special_tokens(tokenizer), key=len, reverse=True)
-    found = re.findall("|".join(map(re.escape, special)), written) if special else []
-    chosen = found[len(found) // 2] if len(found) % 2 else written
-    return chosen if one.count(chosen) == 1 else ""
-
-
-def _special_tokens(tokenizer: Any) -> set[str]:
-    """The texts of a tokenizer's special tokens."""
-    known = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return {*tokenizer.all_special_tokens, *(t.content for t in known if t.special)} - {""}
-
-
-def _write(tokenizer: Any, messages: Sequence[Message], *, prompting: bool) -> str:
-    """The chat as text, without what the tokenizer puts before every text anyway."""
-    text = str(
-        tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=prompting
-        )
-    )
-    start = getattr(tokenizer, "bos_token", None)
-    if start and text.startswith(start) and _adds_start(tokenizer):
-        return text[len(start) :]
-    return text
-
-
-def _adds_start(tokenizer: Any) -> bool:
-    """Whether encoding a text begins with the begin-of-sequence token."""
-    ids = list(tokenizer.encode("a"))
-    return bool(ids) and ids[0] == tokenizer.bos_token_id
+    return ChatTemplate(format, before[len(prompt) :], end)

@@ -216,8 +216,9 @@ def _refuse_surrogates(span: Span) -> None:
         span.text.encode()
     except UnicodeEncodeError as error:
         at = error.start
+        around = span.text[max(0, at - 30) : at]
         raise PromptError(
-            f"character {at + 1} of the {span.role}'s text, after {span.text[max(0, at - 30) : at]!r}, "
-            f"is no Unicode: got the lone surrogate U+{ord(span.text[at]):04X}, half of a character; "
-            "expected the whole character. Replace it, or repair where the text comes from"
+            f"character {at + 1} of the {span.role}'s text, after {around!r}, is no Unicode: got "
+            f"the lone surrogate U+{ord(span.text[at]):04X}, half of a character; expected the "
+            "whole character. Replace it, or repair where the text comes from"
         ) from None
