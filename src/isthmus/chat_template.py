@@ -113,8 +113,8 @@ class ChatTemplate:
             return ()
         if not self.end:
             raise PromptError(
-                "the chat template begins an answer in another way than its prompts do, or puts "
-                f"nothing behind it, so that no turn can be learned; {OTHERWISE}"
+                "turn 1: the chat template begins an answer in another way than its prompts do, or "
+                f"puts nothing behind it, so that no turn can be learned; {OTHERWISE}"
             )
         spans = self.render(shown, instruction)
         answers = [i for i, span in enumerate(spans) if span.role == "assistant"]
