@@ -236,8 +236,8 @@ class ModelConfig:
     """One of the connector dataclasses above."""
     fusion: Any = field(default_factory=Inline)
     template: str = "plain"
-    """How questions become prompts, trained and asked alike: a name in `isthmus.templates`, or "chat"
-    for the language model's own chat template."""
+    """How questions become prompts, trained and asked alike: a name in `isthmus.templates`, or
+    "chat" for the language model's own chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
