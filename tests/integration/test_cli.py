@@ -337,11 +337,11 @@ def test_info_counts_what_is_trained(run: Any, model: Path) -> None:
 
 
 def test_list_names_every_connector(run: Any) -> None:
-    from isthmus.config import CONNECTOR_CONFIGS
+    from isthmus.registry import CONNECTORS
 
     code, out, _ = run("list", "--json")
     assert code == 0
-    assert set(json.loads(out)["connectors"]) == set(CONNECTOR_CONFIGS)
+    assert set(json.loads(out)["connectors"]) == set(CONNECTORS.names())
     assert "resampler" in run("list")[1]
 
 
