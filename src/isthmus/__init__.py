@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         InputError,
         IsthmusError,
         MissingExtraError,
+        OutputError,
         PictureError,
         PromptError,
         TrainingError,
@@ -129,6 +130,7 @@ _HOMES = {
         "TrainingError",
         "TrainingStopped",
         "MissingExtraError",
+        "OutputError",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -163,6 +165,7 @@ __all__ = [
     "MissingExtraError",
     "ModelConfig",
     "Output",
+    "OutputError",
     "PairSet",
     "Picture",
     "PictureError",

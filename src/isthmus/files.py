@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one, and hashing them. Pure: no torch.
+"""Writing files so that no reader ever sees half of one. Pure: no torch.
 
 A file is written under a temporary name in its own folder, brought to the disk, and renamed. A
 process that is killed, or a disk that is full, leaves what was there before.
@@ -6,7 +6,6 @@ process that is killed, or a disk that is full, leaves what was there before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -49,10 +48,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise OutputError(
+        told = OutputError(
             f"cannot write {path}: {error}; free some space or choose another folder "
             "(what was there before is untouched)"
-        ) from error
+        )
+        told.errno = getattr(error, "errno", None)
+        raise told from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -64,8 +65,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes a JSON file with two spaces of indentation, as `write_atomically` does."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """Writes a JSON file with two spaces of indentation, as `write_atomically` does.
+
+    Half of a surrogate pair, as a file's name may hold, is written as JSON's escape of it.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    data = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda p: p.write_bytes(data))
 
 
 def sync(path: Path) -> None:
@@ -77,24 +83,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def sha256_of(data: bytes | str, *, digits: int = 64) -> str:
-    """The SHA-256 of bytes, or of a text in UTF-8, in hexadecimal.
-
-    Args:
-        data: The bytes or the text.
-        digits: How many of the 64 digits.
-
-    Example:
-        >>> sha256_of("a cat", digits=8)
-        '51e46741'
-    """
-    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    return hashlib.sha256(raw).hexdigest()[:digits]
-
-
-def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

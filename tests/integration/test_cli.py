@@ -312,8 +312,8 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     model = im.load(data / "out")
-    monkeypatch.setattr("isthmus.checkpoint.os.fsync", full)
-    with pytest.raises(im.CheckpointError, match="No space left"):
+    monkeypatch.setattr("isthmus.files.os.fsync", full)
+    with pytest.raises(im.OutputError, match="No space left"):
         im.save(model, data / "out")
     after = {p.name: p.read_bytes() for p in (data / "out").iterdir() if p.is_file()}
     assert after == before
