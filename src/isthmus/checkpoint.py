@@ -30,7 +30,7 @@ from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.config import SHIPPED, LanguageConfig, VisionConfig
 from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
-from isthmus.errors import CheckpointError, suggestion
+from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.fusion import visual_width
 from isthmus.model import VisionLanguageModel, bare_language_model
@@ -256,7 +256,10 @@ def load(
                 f"{values['connector']['class']}: pass one as load(..., connector=...)"
             )
         values["connector"] = {"type": "linear"}  # a stand-in, replaced below
-    config = model_from_mapping(values)
+    try:
+        config = model_from_mapping(values, untrusted=folder)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
     encoder = _encoder(vision, config.vision, folder)
     lm = _language(language, config.language, tokenizer, folder)
     for part, module in (("vision", encoder.model), ("language", lm.model)):

@@ -170,7 +170,7 @@ def test_the_shipped_configuration_runs_small(run: Any, tmp_path: Path) -> None:
         ('[dual_encoder]\nvision = "tiny-vit"', "expects either name, or vision and text"),
         ('[dual_encoder]\nname = "tiny"\nwidth = 8', "expected nothing beside it"),
         (TOML.replace("width", "widht"), 'unknown key "dual_encoder.widht": did you mean "width"'),
-        (TOML.replace("steps = 100", "steps = 0"), "train.steps is 0: expected at least 1"),
+        (TOML.replace("steps = 100", "steps = 0"), "train.steps = 0: expected at least 1"),
         (TOML.replace('"a photo of {}."', '"a photo"'), "has no {}"),
         (TOML.split("[[data]]")[0], "expected at least one [[data]] table"),
         (TOML.replace('"classes"', '"nowhere"'), "nowhere"),

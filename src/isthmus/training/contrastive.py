@@ -26,7 +26,7 @@ from isthmus.config_file import to_mapping
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, TrainingStopped
-from isthmus.training.contrastive_config import ContrastiveConfig, check
+from isthmus.training.contrastive_config import ContrastiveConfig
 from isthmus.training.contrastive_data import PairFeed, PairSet, all_pictures
 from isthmus.training.contrastive_features import Augment, PooledCache, TextCache
 from isthmus.training.contrastive_step import ContrastiveStepper, zero_shot_accuracy
@@ -98,7 +98,6 @@ def train_contrastive(
         >>> model = train_contrastive(model, pairs, config, folder / "run", quiet=True)
     """
     folder = Path(out)
-    check(config)
     data = checked_sets(pairs)
     description = description_of(model)  # refuses now what could not be saved later
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -385,9 +385,9 @@ def test_an_infinite_loss_stops_and_keeps_the_last_state(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, r"train\.steps is 0: expected at least 1"),
-        ({"chunk": 0}, r"train\.chunk is 0"),
-        ({"views": -1}, r"train\.views is -1"),
+        ({"steps": 0}, r"ContrastiveConfig\.steps = 0: expected at least 1"),
+        ({"chunk": 0}, r"ContrastiveConfig\.chunk = 0"),
+        ({"views": -1}, r"ContrastiveConfig\.views = -1"),
         ({"least_scale": 200.0}, r"train\.least_scale is 200\.0"),
     ],
 )
