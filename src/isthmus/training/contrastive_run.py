@@ -26,7 +26,6 @@ from isthmus.training.contrastive_config import (
     ContrastiveRunConfig,
     DualEncoderConfig,
     PairConfig,
-    check,
     read_contrastive,
 )
 from isthmus.training.contrastive_data import PairFeed, PairSet, all_pictures
@@ -129,7 +128,6 @@ def job(
         ConfigError: If anything in it is unknown or missing.
     """
     chosen = read_contrastive(config, overrides)
-    check(chosen.train)
     if smoke:
         model = chosen.model
         if model.name is None:
