@@ -18,7 +18,7 @@ MOST_LINES = 400
 LAYERS = [
     {"errors"},
     {"config_base", "registry", "files"},
-    {"config", "images", "pages", "prompt", "wheels", "answers"},
+    {"config", "images", "media", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_template", "triggers"},
     {"assets"},
     {"attention", "backbones", "cross_entropy", "summary"},
@@ -38,7 +38,16 @@ LAYERS = [
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
-PURE |= {"config_base", "registry", "files", "assets", "pages", "triggers", "chat_template"}
+PURE |= {
+    "config_base",
+    "registry",
+    "files",
+    "media",
+    "assets",
+    "pages",
+    "triggers",
+    "chat_template",
+}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 

@@ -63,13 +63,13 @@ class Registry:
         """A decorator that gives a part its name.
 
         Raises:
-            ValueError: If another part has the name.
+            ConfigError: If another part has the name.
         """
 
         def decorate(part: T) -> T:
             other = self._built_in.get(name, part)
             if _path(other) != _path(part):  # a reloaded module may define its part anew
-                raise ValueError(f'the {self.kind} "{name}" is there twice: {other} and {part}')
+                raise ConfigError(f'the {self.kind} "{name}" is there twice: {other} and {part}')
             self._built_in[name] = part
             return part
 

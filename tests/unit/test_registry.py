@@ -171,7 +171,7 @@ def test_what_is_no_part(package: Path, name: str, message: str) -> None:
 def test_a_name_is_given_once() -> None:
     registry = Registry("thing", package="isthmus.pages", group="isthmus.things")
     registry.register("one")(len)
-    with pytest.raises(ValueError, match='the thing "one" is there twice'):
+    with pytest.raises(ConfigError, match='the thing "one" is there twice'):
         registry.register("one")(print)
 
 

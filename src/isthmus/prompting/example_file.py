@@ -27,7 +27,8 @@ from typing import Any
 
 from isthmus.errors import InputError
 from isthmus.files import write_text
-from isthmus.images import content_hash, is_url, open_picture
+from isthmus.images import content_hash, open_picture
+from isthmus.media.fetch import is_url
 from isthmus.prompt import Example
 from isthmus.prompting.rationales import Worked
 
