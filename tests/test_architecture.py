@@ -29,6 +29,7 @@ LAYERS = [
     {"checkpoint", "generation"},
     {"data"},
     {"align"},
+    {"saving"},
     {"prompting"},
     {"inference"},
     {"training", "testing", "evaluation"},

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isthmus.align.dual_encoder import DualEncoder
-    from isthmus.align.saved import load_dual_encoder, save_dual_encoder
     from isthmus.align.search import Hit, PictureIndex
     from isthmus.align.zeroshot import ZeroShotClassifier
     from isthmus.backbones.language import LanguageModel, load_language
     from isthmus.backbones.text import TextEncoder, load_text
     from isthmus.backbones.vision import VisionEncoder, load_vision
     from isthmus.batch import Batch, Output
-    from isthmus.checkpoint import load, save
     from isthmus.config import (
         CrossAttention,
         DataConfig,
@@ -65,6 +63,7 @@ if TYPE_CHECKING:
     from isthmus.prompt import Example, Prompt
     from isthmus.prompting.example_file import read_examples, write_examples
     from isthmus.prompting.reason import Reasoning
+    from isthmus.saving import load, save
     from isthmus.training.contrastive import train_contrastive
     from isthmus.training.contrastive_config import ContrastiveConfig
     from isthmus.training.contrastive_data import PairSet
@@ -72,7 +71,7 @@ if TYPE_CHECKING:
     from isthmus.training.loop import train
 
 _HOMES = {
-    "isthmus.checkpoint": ("load", "save"),
+    "isthmus.saving": ("load", "save"),
     "isthmus.inference": ("ask", "stream", "Answer"),
     "isthmus.prompt": ("Example", "Prompt"),
     "isthmus.batch": ("Batch", "Output"),
@@ -103,7 +102,6 @@ _HOMES = {
     "isthmus.data.sources": ("read_data", "read_records"),
     "isthmus.align.zeroshot": ("ZeroShotClassifier",),
     "isthmus.align.dual_encoder": ("DualEncoder",),
-    "isthmus.align.saved": ("load_dual_encoder", "save_dual_encoder"),
     "isthmus.align.search": ("Hit", "PictureIndex"),
     "isthmus.backbones.text": ("TextEncoder", "load_text"),
     "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
@@ -193,7 +191,6 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
-    "load_dual_encoder",
     "load_language",
     "load_text",
     "load_vision",
@@ -203,7 +200,6 @@ __all__ = [
     "read_records",
     "read_run",
     "save",
-    "save_dual_encoder",
     "stream",
     "train",
     "train_contrastive",

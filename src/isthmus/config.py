@@ -15,7 +15,10 @@ from isthmus.config_base import Amount, Config, Count, NotNegative, Positive, Ra
 from isthmus.errors import ConfigError
 from isthmus.registry import CONNECTORS, FUSIONS, Registry
 
-SHIPPED = {"tiny": "EfficientNet-Lite2 joined to SmolLM2-135M-Instruct; offline, on a laptop's CPU"}
+SHIPPED = {
+    "tiny": "EfficientNet-Lite2 joined to SmolLM2-135M-Instruct; offline, on a laptop's CPU",
+    "tiny-clip": "a dual encoder of EfficientNet-Lite2 and MiniLM, for classify and search",
+}
 """Models that come with the package, by name."""
 
 Activation = Literal["gelu", "relu", "silu", "squared_relu"]

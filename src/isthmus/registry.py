@@ -194,3 +194,7 @@ CONNECTORS = Registry(
 
 FUSIONS = Registry("fusion", package="isthmus.fusion", group="isthmus.fusions", method="build")
 """Configurations of fusions."""
+
+TASK_MAKERS = Registry("task", package="isthmus.evaluation.tasks", group="isthmus.tasks")
+"""Functions that make an evaluation task, from a seed or from a path. The built-in ones stand in
+`evaluation.tasks.TASKS`."""

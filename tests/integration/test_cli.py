@@ -352,3 +352,17 @@ def test_info_of_a_concept_bottleneck_with_gated_blocks(run: Any, tmp_path: Path
     code, out, _ = run("info", folder, "--json")
     assert code == 0
     assert json.loads(out)["flops"]["fusion"] == 2 * 2 * 3 * 64 * (2 * 2 * 64)
+
+
+# --- The kinds of models ------------------------------------------------------------------------
+
+
+def test_a_verb_says_which_kind_of_model_it_needs(
+    run: Any, model: Path, picture: Path, tmp_path: Path
+) -> None:
+    dual = im.save(im.DualEncoder.join("tiny-vit", "tiny-text", width=8), tmp_path / "dual")
+    for verb in (("ask", picture, QUESTION, "--model"), ("info",), ("serve",)):
+        assert_one_line(run(*verb, dual), "holds a dual encoder", "expected a vision-language")
+    for verb in (("classify", picture, "--labels", "a,b"), ("search", tmp_path, "a cat")):
+        result = run(*verb, "--model", model)
+        assert_one_line(result, "holds a vision-language model", "expected a dual encoder")

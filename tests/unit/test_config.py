@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +93,47 @@ def test_a_model_config_survives_json(name: str) -> None:
         fusion=config.CrossAttention(every=3),
     )
     assert config_file.model_from_mapping(config_file.to_mapping(original)) == original
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (config.TrainConfig, {"mixture": "acumulate"}, 'mixture = "acumulate": did you mean "acc'),
+        (config.TrainConfig, {"schedule": "cosin"}, 'schedule = "cosin": did you mean "cosine"'),
+        (config.TrainConfig, {"precision": "fp8"}, 'precision = "fp8": .*Choices: .*bf16'),
+        (config.TrainConfig, {"objective": "langage"}, 'did you mean "language"'),
+        (config.TrainConfig, {"steps": 0}, r"TrainConfig\.steps = 0: expected at least 1"),
+        (config.TrainConfig, {"lr": float("nan")}, "lr = nan: expected above 0"),
+        (config.TrainConfig, {"final_lr": 2}, "final_lr = 2: expected at least 0 and at most 1"),
+        (config.TrainConfig, {"augment": 1}, "augment = 1: expected bool"),
+        (config.TrainConfig, {"freeze": "connector."}, "freeze = 'connector.': expected a list"),
+        (config.CrossAttention, {"every": 0}, r"CrossAttention\.every = 0: expected at least 1"),
+        (config.CrossAttention, {"every": -1}, "every = -1"),
+        (config.CrossAttention, {"heads": 0}, "heads = 0"),
+        (config.CrossAttention, {"sees": "all"}, 'sees = "all": Choices: last, previous'),
+        (Resampler, {"latents": 2.5}, r"Resampler\.latents = 2\.5: expected int"),
+        (config.DataConfig, {"path": Path("a")}, r"path = .*: expected str"),
+        (config.VisionConfig, {"name": None}, "name = None: expected str"),
+    ],
+)
+def test_python_is_checked_as_files_are(cls: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cls(**values)
+
+
+def test_values_take_the_type_of_their_field() -> None:
+    made = config.TrainConfig(lr=1, freeze=["connector."])  # type: ignore[arg-type]
+    assert isinstance(made.lr, float)
+    assert made.freeze == ("connector.",)
+    assert hash(made) == hash(config.TrainConfig(lr=1.0, freeze=("connector.",)))
+
+
+@pytest.mark.parametrize("part", [{"connector": "mlp"}, {"fusion": None}, {"vision": "tiny-vit"}])
+def test_a_part_of_a_model_is_a_configuration(part: dict[str, Any]) -> None:
+    parts = {
+        "vision": config.VisionConfig(name="tiny-vit"),
+        "language": config.LanguageConfig(name="tiny-lm"),
+        "connector": Resampler(),
+    }
+    with pytest.raises(ConfigError, match=rf"ModelConfig\.{next(iter(part))} = "):
+        config.ModelConfig(**{**parts, **part})

@@ -84,7 +84,7 @@ def ask(
         from isthmus.prompting.reason import check_shots
 
         check_shots(reasoning, options.get("shots", ()))
-    loaded = checkpoint.load(model)
+    loaded = checkpoint.load_vlm(model)
     if beams > 1:
         options["num_beams"] = beams
     if stream:

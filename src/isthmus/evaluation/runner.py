@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.backbones.fingerprint import fingerprint
-from isthmus.checkpoint import load
+from isthmus.checkpoint import load_vlm
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
@@ -169,7 +169,7 @@ def _written(
 
 
 def _loaded(model: str | Path | VisionLanguageModel) -> VisionLanguageModel:
-    return model if isinstance(model, VisionLanguageModel) else load(model)
+    return model if isinstance(model, VisionLanguageModel) else load_vlm(model)
 
 
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:

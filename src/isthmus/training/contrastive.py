@@ -21,7 +21,8 @@ from typing import Any
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import JoinedImageTower, JoinedTextTower
-from isthmus.align.saved import DESCRIPTION, WEIGHTS, description_of, save_dual_encoder
+from isthmus.align.saved import description_of, save_clip
+from isthmus.checkpoint import DESCRIPTION, WEIGHTS
 from isthmus.config_file import to_mapping
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
@@ -122,7 +123,7 @@ def train_contrastive(
             tensors = state_tensors(parameters, optimizer)
             tensors |= {f"buffer.{n}": b.detach().cpu() for n, b in buffers.items()}
             extra = {"train": {**to_mapping(config), "steps_done": step}}
-            write = partial(save_dual_encoder, model, extra=extra)
+            write = partial(save_clip, model, extra=extra)
             progress, files = Progress(step, best), (WEIGHTS, DESCRIPTION)
             write_checkpoint(folder, progress, tensors, write, files, described, config.keep)
         processes.wait()
@@ -137,7 +138,7 @@ def train_contrastive(
         if log is not None:
             log.write({"step": step, "evaluation": shares, "held_out_loss": error})
             if error < best:
-                save_dual_encoder(model, folder / BEST, extra={"evaluation": shares, "step": step})
+                save_clip(model, folder / BEST, extra={"evaluation": shares, "step": step})
         processes.wait()
         return min(best, error)
 

@@ -97,7 +97,7 @@ class DualEncoderConfig(Config):
     """Which dual encoder: one by its name, or two encoders joined by new heads."""
 
     name: str | None = None
-    """A model to go on from, as `load_dual_encoder` takes it; then nothing else is told."""
+    """A model to go on from, as `load_clip` takes it; then nothing else is told."""
     vision: str | None = None
     """The vision encoder, as `load_vision` takes it."""
     text: str | None = None
@@ -178,7 +178,7 @@ def contrastive_from_mapping(
         ConfigError: If anything in it is unknown, missing or of the wrong type.
 
     Example:
-        >>> tables = {"dual_encoder": {"name": "tiny"}, "data": [{"path": "pairs.jsonl"}]}
+        >>> tables = {"dual_encoder": {"name": "tiny-clip"}, "data": [{"path": "pairs.jsonl"}]}
         >>> contrastive_from_mapping(tables, ["train.steps=10"]).train.steps
         10
     """

@@ -16,7 +16,7 @@ from PIL import Image
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig, JoinedImageTower
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.data.records import Picture, Record
 from isthmus.data.rows import png
 from isthmus.data.sources import read_data
@@ -65,7 +65,7 @@ def build(config: DualEncoderConfig, seed: int = 0) -> DualEncoder:
     """
     torch.manual_seed(seed)  # the heads' first values are part of the run
     if config.name is not None:
-        model = load_dual_encoder(config.name)
+        model = load_clip(config.name)
     else:
         assert config.vision is not None
         assert config.text is not None
