@@ -17,7 +17,8 @@ MOST_LINES = 400
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
     {"errors"},
-    {"config", "images", "pages", "prompt", "wheels", "answers"},
+    {"config_base", "registry", "files"},
+    {"config", "images", "media", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_format", "chat_template", "triggers"},
     {"assets"},
     {"attention", "backbones", "cross_entropy", "summary"},
@@ -28,6 +29,7 @@ LAYERS = [
     {"checkpoint", "generation"},
     {"data"},
     {"align"},
+    {"saving"},
     {"prompting"},
     {"inference"},
     {"training", "testing", "evaluation"},
@@ -37,7 +39,17 @@ LAYERS = [
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
-PURE |= {"assets", "pages", "triggers", "chat_format", "chat_template"}
+PURE |= {
+    "config_base",
+    "registry",
+    "files",
+    "media",
+    "assets",
+    "pages",
+    "triggers",
+    "chat_format",
+    "chat_template",
+}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 

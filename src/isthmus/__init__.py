@@ -11,35 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isthmus.align.dual_encoder import DualEncoder
-    from isthmus.align.saved import load_dual_encoder, save_dual_encoder
     from isthmus.align.search import Hit, PictureIndex
     from isthmus.align.zeroshot import ZeroShotClassifier
     from isthmus.backbones.language import LanguageModel, load_language
     from isthmus.backbones.text import TextEncoder, load_text
     from isthmus.backbones.vision import VisionEncoder, load_vision
     from isthmus.batch import Batch, Output
-    from isthmus.checkpoint import load, save
     from isthmus.config import (
-        MLP,
-        AttentionPool,
-        CAbstractor,
-        ConceptBottleneck,
         CrossAttention,
         DataConfig,
         Inline,
         LanguageConfig,
-        Linear,
         ModelConfig,
-        PixelShuffle,
-        Pool,
-        QFormer,
-        Resampler,
         RunConfig,
         TrainConfig,
         VisionConfig,
     )
     from isthmus.config_file import read_run
     from isthmus.connectors import Connector
+    from isthmus.connectors.attention_pool import AttentionPool
+    from isthmus.connectors.c_abstractor import CAbstractor
+    from isthmus.connectors.concept_bottleneck import ConceptBottleneck
+    from isthmus.connectors.linear import Linear
+    from isthmus.connectors.mlp import MLP
+    from isthmus.connectors.pixel_shuffle import PixelShuffle
+    from isthmus.connectors.pool import Pool
+    from isthmus.connectors.qformer import QFormer
+    from isthmus.connectors.resampler import Resampler
     from isthmus.data.records import Picture, Record
     from isthmus.data.sources import read_data, read_records
     from isthmus.errors import (
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
         InputError,
         IsthmusError,
         MissingExtraError,
+        OutputError,
         PictureError,
         PromptError,
         TrainingError,
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
     from isthmus.prompt import Example, Prompt
     from isthmus.prompting.example_file import read_examples, write_examples
     from isthmus.prompting.reason import Reasoning
+    from isthmus.saving import load, save
     from isthmus.training.contrastive import train_contrastive
     from isthmus.training.contrastive_config import ContrastiveConfig
     from isthmus.training.contrastive_data import PairSet
@@ -71,21 +71,12 @@ if TYPE_CHECKING:
     from isthmus.training.loop import train
 
 _HOMES = {
-    "isthmus.checkpoint": ("load", "save"),
+    "isthmus.saving": ("load", "save"),
     "isthmus.inference": ("ask", "stream", "Answer"),
     "isthmus.prompt": ("Example", "Prompt"),
     "isthmus.batch": ("Batch", "Output"),
     "isthmus.model": ("compose", "VisionLanguageModel"),
     "isthmus.config": (
-        "Linear",
-        "MLP",
-        "PixelShuffle",
-        "Pool",
-        "AttentionPool",
-        "Resampler",
-        "QFormer",
-        "CAbstractor",
-        "ConceptBottleneck",
         "Inline",
         "CrossAttention",
         "VisionConfig",
@@ -111,12 +102,20 @@ _HOMES = {
     "isthmus.data.sources": ("read_data", "read_records"),
     "isthmus.align.zeroshot": ("ZeroShotClassifier",),
     "isthmus.align.dual_encoder": ("DualEncoder",),
-    "isthmus.align.saved": ("load_dual_encoder", "save_dual_encoder"),
     "isthmus.align.search": ("Hit", "PictureIndex"),
     "isthmus.backbones.text": ("TextEncoder", "load_text"),
     "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
     "isthmus.backbones.language": ("LanguageModel", "load_language"),
     "isthmus.connectors": ("Connector",),
+    "isthmus.connectors.linear": ("Linear",),
+    "isthmus.connectors.mlp": ("MLP",),
+    "isthmus.connectors.pixel_shuffle": ("PixelShuffle",),
+    "isthmus.connectors.pool": ("Pool",),
+    "isthmus.connectors.attention_pool": ("AttentionPool",),
+    "isthmus.connectors.resampler": ("Resampler",),
+    "isthmus.connectors.qformer": ("QFormer",),
+    "isthmus.connectors.c_abstractor": ("CAbstractor",),
+    "isthmus.connectors.concept_bottleneck": ("ConceptBottleneck",),
     "isthmus.images": ("open_picture",),
     "isthmus.errors": (
         "IsthmusError",
@@ -129,6 +128,7 @@ _HOMES = {
         "TrainingError",
         "TrainingStopped",
         "MissingExtraError",
+        "OutputError",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -163,6 +163,7 @@ __all__ = [
     "MissingExtraError",
     "ModelConfig",
     "Output",
+    "OutputError",
     "PairSet",
     "Picture",
     "PictureError",
@@ -190,7 +191,6 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
-    "load_dual_encoder",
     "load_language",
     "load_text",
     "load_vision",
@@ -200,7 +200,6 @@ __all__ = [
     "read_records",
     "read_run",
     "save",
-    "save_dual_encoder",
     "stream",
     "train",
     "train_contrastive",

@@ -91,5 +91,5 @@ def test_minilm_knows_what_is_alike() -> None:
 
 def test_the_shipped_dual_encoder_tells_coffee_from_other_things() -> None:
     labels = ["cat", "cup of coffee", "teapot", "car"]
-    classifier = im.ZeroShotClassifier("tiny", labels, cache=False)
+    classifier = im.ZeroShotClassifier("tiny-clip", labels, cache=False)
     assert list(classifier.predict([EXAMPLES / "coffee.jpg"])) == ["cup of coffee"]

@@ -298,7 +298,7 @@ def test_a_disk_that_is_full_at_the_last_step_leaves_nothing(
     asset: Asset, home: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     monkeypatch.setattr(
-        *{"sync": (assets, "_sync"), "rename": (Path, "rename")}[step], fill_the_disk
+        *{"sync": (assets, "sync"), "rename": (Path, "rename")}[step], fill_the_disk
     )
     with pytest.raises(AssetError, match="ISTHMUS_HOME"):
         assets.fetch("fake")

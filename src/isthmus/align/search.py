@@ -93,7 +93,7 @@ class PictureIndex:
         MissingExtraError: If usearch is not installed.
 
     Example:
-        >>> index = PictureIndex("index", load_dual_encoder("tiny"))  # doctest: +SKIP
+        >>> index = PictureIndex("index", load_clip("tiny-clip"))  # doctest: +SKIP
         >>> index.add("photos").added  # doctest: +SKIP
         1204
         >>> index.search("a red car", k=3)[0].path  # doctest: +SKIP

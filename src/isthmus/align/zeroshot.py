@@ -23,7 +23,7 @@ from isthmus.align.adapters import (
 )
 from isthmus.align.classifier_cache import cached_weights, zero_shot_weights
 from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.align.templates import Templates, checked_labels, prompts_of
 from isthmus.errors import ConfigError, InputError, PromptError, suggestion
 from isthmus.images import Source
@@ -44,7 +44,7 @@ class ZeroShotClassifier:
     similarity times the model's own temperature (Radford et al. 2021, section 3.1).
 
     Args:
-        model: A dual encoder or what `load_dual_encoder` takes.
+        model: A dual encoder or what `load_clip` takes.
         labels: The classes, in any words.
         templates: How labels become prompts; see `isthmus.align.templates.prompts_of`.
         multi_label: Whether a picture may have several labels or none: `predict` then tells for
@@ -74,7 +74,7 @@ class ZeroShotClassifier:
 
     def __init__(
         self,
-        model: Any = "tiny",
+        model: Any = "tiny-clip",
         labels: Sequence[str] = (),
         templates: Templates = "imagenet-7",
         *,
@@ -96,7 +96,7 @@ class ZeroShotClassifier:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
         self._prompts = prompts_of(names, templates)
         self.classes_: NDArray[np.str_] = np.array(names)
-        self.model: DualEncoder = load_dual_encoder(model)
+        self.model: DualEncoder = load_clip(model)
         self._weights: Tensor | None = None
         self._reference: Tensor | None = None
         self._fitted: Scorer | None = None

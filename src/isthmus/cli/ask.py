@@ -84,7 +84,7 @@ def ask(
         from isthmus.prompting.reason import check_shots
 
         check_shots(reasoning, options.get("shots", ()))
-    loaded = checkpoint.load(model)
+    loaded = checkpoint.load_vlm(model)
     if beams > 1:
         options["num_beams"] = beams
     if stream:
@@ -146,12 +146,13 @@ def closed_answers(kind: str, choices: str) -> dict[str, Any]:
 def _open(source: str, allow_url: bool) -> Any:
     """A picture from a path, from stdin, or, if allowed, from an address."""
     from isthmus.errors import InputError
-    from isthmus.images import fetch_url, is_url, open_picture
+    from isthmus.images import open_picture
+    from isthmus.media.fetch import Fetcher, is_url
 
     if is_url(source):
         if not allow_url:
             raise InputError(
                 f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
             )
-        return open_picture(fetch_url(source))
+        return open_picture(Fetcher(None, plain=True).fetch(source))
     return open_picture(sys.stdin.buffer if source == "-" else source)

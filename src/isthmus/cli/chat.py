@@ -25,8 +25,9 @@ def chat(
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 7860,
     language: Annotated[str, typer.Option(help="en or ko; by default the browser's.")] = "",
     dual_encoder: Annotated[
-        str, typer.Option(help='For labels: "tiny", open_clip:..., hf:..., a folder; "" for none.')
-    ] = "tiny",
+        str,
+        typer.Option(help='For labels: "tiny-clip", open_clip:..., hf:..., a folder; "" for none.'),
+    ] = "tiny-clip",
     password: Annotated[
         str,
         typer.Option(envvar="ISTHMUS_PASSWORD", help='Asked for, of the user "isthmus".'),
@@ -80,9 +81,9 @@ def chat(
 
     classify = None
     if dual_encoder:
-        from isthmus.align.saved import load_dual_encoder
+        from isthmus.align.saved import load_clip
 
-        classify = sorter(load_dual_encoder(dual_encoder).to(device))
+        classify = sorter(load_clip(dual_encoder).to(device))
     page = build_page(
         service,
         classify,
@@ -121,7 +122,7 @@ def _service(model: str, device: str, settings: Any) -> Service:
     from isthmus import checkpoint
     from isthmus.serving.completions import make_service
 
-    return make_service(checkpoint.load(model, device=device), settings)
+    return make_service(checkpoint.load_vlm(model, device=device), settings)
 
 
 def _free_port(host: str) -> int:

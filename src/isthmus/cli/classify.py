@@ -38,8 +38,8 @@ def classify(
         bool, typer.Option(help="A picture may have several labels, or none.")
     ] = False,
     model: Annotated[
-        str, typer.Option(help='"tiny", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.')
-    ] = "tiny",
+        str, typer.Option(help='"tiny-clip", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.')
+    ] = "tiny-clip",
     sheet: Annotated[
         Path | None, typer.Option(help="Write the pictures and their labels as one PNG.")
     ] = None,

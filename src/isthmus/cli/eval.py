@@ -15,7 +15,9 @@ def eval_(
     ] = "tiny",
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks, with commas between: counting,gsm8k:FOLDER,exam.jsonl."),
+        typer.Option(
+            help="Tasks, with commas between: counting,gsm8k:FOLDER,exam.jsonl,package.module:make."
+        ),
     ] = None,
     shots: Annotated[str, typer.Option(help="Numbers of demonstrations.")] = "0,4,8",
     reason: Annotated[
@@ -110,9 +112,13 @@ def _list(json_: bool) -> None:
     """Prints what can be asked for."""
     from isthmus.evaluation.arms import CONTROLS, REASONS
     from isthmus.evaluation.tasks import TASKS
+    from isthmus.registry import TASK_MAKERS
 
     rows = {
-        "tasks": {f"{n}:PATH" if k.needs_path else n: k.about for n, k in TASKS.items()},
+        "tasks": {
+            **{f"{n}:PATH" if k.needs_path else n: k.about for n, k in TASKS.items()},
+            **{name: f"from {place}" for name, place in TASK_MAKERS.offered().items()},
+        },
         "controls": CONTROLS,
     }
     if json_:

@@ -15,5 +15,5 @@ def info(
     """Show a model's parts, parameters frozen and trained, tokens and FLOPs per picture."""
     from isthmus import checkpoint
 
-    summary = checkpoint.load(model).summary()
+    summary = checkpoint.load_vlm(model).summary()
     print(json.dumps(summary.as_dict()) if json_ else summary)

@@ -88,7 +88,7 @@ def rationales(
     from isthmus.templates import template_named
 
     questions = [example for example, _ in shown]
-    loaded = checkpoint.load(model)
+    loaded = checkpoint.load_vlm(model)
     engine = Engine(loaded)
     template = template_named(loaded.config.template, loaded.language.tokenizer)
     asked = [Asked(template, kind, options) for _, options in shown]  # type: ignore[arg-type]

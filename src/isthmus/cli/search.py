@@ -28,8 +28,8 @@ def search(
     ] = None,
     update: Annotated[bool, typer.Option(help="Look for new and changed pictures first.")] = True,
     model: Annotated[
-        str, typer.Option(help='"tiny", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.')
-    ] = "tiny",
+        str, typer.Option(help='"tiny-clip", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.')
+    ] = "tiny-clip",
     sheet: Annotated[
         Path | None, typer.Option(help="Write the pictures that were found as one PNG.")
     ] = None,
@@ -57,7 +57,7 @@ def search(
     if like is not None:
         open_picture(like)  # said before the model is loaded
     from isthmus.align.file_table import DATABASE
-    from isthmus.align.saved import load_dual_encoder
+    from isthmus.align.saved import load_clip
     from isthmus.align.search import PictureIndex
     from isthmus.align.segments import usearch_index
 
@@ -65,7 +65,7 @@ def search(
     place = index or _default_place(folder, model)
     if not update and not (place / DATABASE).is_file():
         raise InputError(f"there is no index in {place} yet: leave --no-update out")
-    with PictureIndex(place, load_dual_encoder(model), batch_size=batch_size) as opened:
+    with PictureIndex(place, load_clip(model), batch_size=batch_size) as opened:
         if update:
             _tell(_updated(opened, folder))
         if like is not None:

@@ -30,7 +30,7 @@ def serve(
     ] = False,
     dual_encoder: Annotated[
         str,
-        typer.Option(help='For embeddings and labels: "tiny", open_clip:..., hf:..., a folder.'),
+        typer.Option(help='Embeddings and labels: "tiny-clip", open_clip:..., hf:..., a folder.'),
     ] = "",
     name: Annotated[str, typer.Option(help="What clients call the model.")] = "",
     template: Annotated[
@@ -122,12 +122,12 @@ def _application(
     from isthmus import checkpoint
     from isthmus.serving.app import create_app
 
-    loaded = checkpoint.load(model, device=device, dtype=getattr(torch, dtype))
+    loaded = checkpoint.load_vlm(model, device=device, dtype=getattr(torch, dtype))
     second = None
     if dual_encoder:
-        from isthmus.align.saved import load_dual_encoder
+        from isthmus.align.saved import load_clip
 
-        second = load_dual_encoder(dual_encoder).to(device)
+        second = load_clip(dual_encoder).to(device)
     return create_app(loaded, dual_encoder=second, settings=settings)
 
 
