@@ -145,7 +145,7 @@ def test_bad_pictures_and_models_are_one_line(run: Any, model: Path, pictures: P
     for arguments, message in (
         (("nowhere.png", *told), "no file at nowhere.png"),
         ((pictures / "empty", *told), "no pictures in"),
-        ((pictures, *told), "3.png is truncated"),
+        ((pictures / "3.png", *told), "3.png is truncated"),
         ((pictures / "0.png", "--labels", "cat", "--model", "tinny"), 'did you mean "tiny"'),
         (("-", pictures, *told), "goes alone"),
     ):

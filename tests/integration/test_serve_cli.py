@@ -19,7 +19,7 @@ import torch
 
 import isthmus as im
 from isthmus.cli import main
-from isthmus.cli.serve import _application
+from isthmus.serving.launch import application
 from isthmus.serving.settings import ServerSettings
 
 SRC = Path(im.__file__).parent.parent
@@ -126,7 +126,7 @@ def test_bad_input_is_one_line(run: Any, saved: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_precision_and_memory_are_what_was_asked_for(saved: Path, dtype: str) -> None:
     settings = ServerSettings(memory=3 << 20)
-    app = _application(str(saved), "", settings, "cpu", dtype)
+    app = application(str(saved), "", settings, "cpu", dtype)
     engine = app.state.engine
     assert {p.dtype for p in engine.model.parameters()} == {getattr(torch, dtype)}
 

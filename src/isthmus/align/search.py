@@ -120,7 +120,7 @@ class PictureIndex:
         self._next = 1
         self._table = FileTable(self.folder)
         try:
-            width = int(model.encode_texts(["a"]).shape[1])
+            width = int(self.model.encode_texts(["a"]).shape[1])
             self._check(width)
             self._segments = VectorSegments(self.folder, width, self._table.fact("vectors") or [])
         except BaseException:
