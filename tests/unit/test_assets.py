@@ -346,7 +346,7 @@ def start_child(asset: Asset, log: Path, seconds: float) -> subprocess.Popen[str
 
 def test_two_processes_convert_once(asset: Asset, home: Path, tmp_path: Path) -> None:
     children = [start_child(asset, tmp_path / "log", 0.5) for _ in range(2)]
-    said = [child.communicate(timeout=60)[0].splitlines()[-1] for child in children]
+    said = [child.communicate(timeout=300)[0].splitlines()[-1] for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert said == [str(home / "assets" / "fake-1.0-1")] * 2
     assert (tmp_path / "log").read_text() == "converted\n"
@@ -358,7 +358,7 @@ def test_two_threads_convert_once(asset: Asset, converter: Converter) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     assert converter.calls == 1
     assert assets.cached("fake")
 
