@@ -265,7 +265,7 @@ def cached(name: str) -> Path | None:
     return folder if whole else None
 
 
-def status() -> list[AssetStatus]:
+def asset_status() -> list[AssetStatus]:
     """Every asset, and whether it is in the cache."""
     return [
         AssetStatus(asset, cached(asset.name) is not None, home() / "assets" / asset.key)
@@ -276,7 +276,7 @@ def status() -> list[AssetStatus]:
 # --- Fetching ------------------------------------------------------------------------------------
 
 
-def fetch(name: str) -> Path:
+def fetch_asset(name: str) -> Path:
     """The asset's folder; the first call downloads, verifies and converts it.
 
     Safe to call from several processes and threads at once: one does the work, the others wait.
@@ -296,7 +296,7 @@ def fetch(name: str) -> Path:
             The message names the file, its hash, and the folder to put it in by hand.
 
     Example:
-        >>> folder = fetch("smollm2-135m-instruct")  # doctest: +SKIP
+        >>> folder = fetch_asset("smollm2-135m-instruct")  # doctest: +SKIP
         >>> model = AutoModelForCausalLM.from_pretrained(folder)  # doctest: +SKIP
     """
     if folder := cached(name):

@@ -37,6 +37,7 @@ from isthmus.connectors import build_connector
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.fusion import visual_width
+from isthmus.machine import device_for, dtype_for
 from isthmus.model import VisionLanguageModel, bare_language_model
 
 FORMAT_VERSION = 1
@@ -241,8 +242,8 @@ def load_vlm(
     language: Any = None,
     vision: Any = None,
     tokenizer: Any = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
 ) -> VisionLanguageModel:
     """Loads a saved vision-language model.
 
@@ -254,10 +255,12 @@ def load_vlm(
             `tokenizer`), or a name in place of the saved one.
         vision: The vision encoder likewise.
         tokenizer: The tokenizer of `language`.
-        device: Where to.
-        dtype: Precision of all weights; None keeps fp32.
+        device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights: "auto" (see `machine.dtype_for`; float32 on a CPU), a name
+            or a `torch.dtype`; None is float32, which a model that is trained on needs.
 
     Raises:
+        ConfigError: If this machine has no such device.
         CheckpointError: If the folder is no saved model, or the parts differ from those that it
             was trained between; the message says what differs.
 
@@ -268,8 +271,10 @@ def load_vlm(
         >>> im.load(im.save(model, folder)).fusion.tokens_in_text
         16
     """
+    place = device_for(device)  # said before anything is read
+    kind = dtype_for(dtype, place)
     if str(source).startswith(("hf:", "asset:")):
-        return bare_language_model(str(source)).to(device=device, dtype=dtype)
+        return bare_language_model(str(source)).to(device=place, dtype=kind)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])
@@ -299,7 +304,7 @@ def load_vlm(
     strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
     model = VisionLanguageModel(encoder, lm, strip, config)
     load_strip(model, folder)
-    return model.to(device=device, dtype=dtype)
+    return model.to(device=place, dtype=kind)
 
 
 def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool = False) -> None:

@@ -100,8 +100,8 @@ class ModelConfig(Config):
     fusion: Any = field(default_factory=Inline)
     """The configuration of a fusion."""
     template: str = "plain"
-    """How questions become prompts, trained and asked alike: a name in `isthmus.templates`, or "chat"
-    for the language model's own chat template."""
+    """How questions become prompts, trained and asked alike: a name in `isthmus.templates`, or
+    "chat" for the language model's own chat template."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

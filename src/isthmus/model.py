@@ -33,6 +33,7 @@ from isthmus.fusion.sight import (
     picture_of_token,
     samples_with_pictures,
 )
+from isthmus.machine import device_for, dtype_for
 from isthmus.prompt import END_TAG, IMAGE_TAG, Span
 from isthmus.registry import FUSIONS
 from isthmus.summary import Part, Summary, count, flops_of
@@ -316,7 +317,8 @@ def compose(
     *,
     template: str = "plain",
     tokenizer: Any = None,
-    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
 ) -> VisionLanguageModel:
     """Joins a vision encoder and a language model.
 
@@ -328,16 +330,23 @@ def compose(
         fusion: `Inline()` (the default) or `CrossAttention(...)`.
         template: How questions become prompts.
         tokenizer: Needed where `language` is an object.
-        dtype: Precision of all weights; None keeps fp32.
+        device: "auto" (where a language model handed in as an object is, otherwise the best there
+            is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
+            A strip that is to be trained needs float32; training has a precision of its own.
 
     Raises:
-        ConfigError: If a part is unknown or the parts do not fit.
+        ConfigError: If a part is unknown, the parts do not fit, or there is no such device.
 
     Example:
         >>> import isthmus as im
         >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
         16
     """
+    if isinstance(language, nn.Module) and device == "auto":
+        device = next(language.parameters()).device
+    place = device_for(device)  # said before anything is loaded
+    kind = None if dtype is None else dtype_for(dtype, place)
     encoder = load_vision(vision)
     lm = load_language(language, tokenizer=tokenizer)
     options = Inline() if fusion is None else fusion
@@ -351,7 +360,7 @@ def compose(
         template=template,
     )
     model = VisionLanguageModel(encoder, lm, strip, config)
-    return model if dtype is None else model.to(dtype)
+    return model.to(device=place, dtype=kind)
 
 
 def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:

@@ -23,8 +23,8 @@ _CLIP_ONLY = ("text", "preprocess", "pretrained")
 def load(
     source: Any,
     *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
     **parts: Any,
 ) -> Any:
     """Loads a model by its name or from a folder.
@@ -34,8 +34,9 @@ def load(
             A language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no pictures. A dual
             encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers'
             CLIP and SigLIP, a folder of theirs, or the model itself.
-        device: Where to.
-        dtype: Precision of all weights; None keeps fp32.
+        device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights: "auto" (see `machine.dtype_for`; float32 on a CPU), a name
+            or a `torch.dtype`; None is float32, which a model that is trained on needs.
         **parts: Parts that were handed in as objects when the model was made, as `vision=`. Of a
             vision-language model also `connector=`, `language=` and `tokenizer=`; of a dual
             encoder `text=`, and for a model of another library `tokenizer=`, `preprocess=` and
@@ -62,7 +63,7 @@ def load(
             raise ConfigError(f'"{source}" is {what}, which has no part "{name}": leave it out')
     if kind == "vlm":
         return load_vlm(source, device=device, dtype=dtype, **parts)
-    return load_clip(source, **parts).to(device=device, dtype=dtype)
+    return load_clip(source, device=device, dtype=dtype, **parts)
 
 
 def save(

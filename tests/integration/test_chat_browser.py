@@ -24,7 +24,7 @@ from isthmus.serving.settings import ServerSettings
 
 SRC = Path(im.__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE_MS = 60_000
+PATIENCE_MS = 240_000
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")

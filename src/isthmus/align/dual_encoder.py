@@ -189,7 +189,8 @@ class DualEncoder(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Vectors (B, D) of length 1 of pixels (B, 3, H, W); gradients flow where not locked."""
-        return F.normalize(self.image(pixels.to(self.device)), dim=-1)
+        weight = next(p for p in self.image.parameters() if p.is_floating_point())
+        return F.normalize(self.image(pixels.to(self.device, weight.dtype)), dim=-1)
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Sequence[Source], *, batch_size: int = 32) -> Tensor:

@@ -35,6 +35,7 @@ from isthmus.checkpoint import (
 )
 from isthmus.config import SHIPPED, VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, suggestion
+from isthmus.machine import device_for, dtype_for
 
 FORMS = ("open_clip:ARCH/PRETRAINED", "hf:REPO", "a folder", *SHIPPED)
 
@@ -47,6 +48,8 @@ def load_clip(
     vision: Any = None,
     text: Any = None,
     pretrained: bool = True,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
 ) -> DualEncoder:
     """Loads a dual encoder by name or from a folder, or wraps one.
 
@@ -60,9 +63,14 @@ def load_clip(
         vision: The vision encoder of a saved joint, where it was handed in as an object.
         text: The text encoder likewise.
         pretrained: Whether to fetch weights; without, they are random.
+        device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`. A model that
+            is handed in stays where it is.
+        dtype: Data type of the towers. "auto" is float32 everywhere, so that vectors and indexes
+            of one machine fit those of another; temperature and bias are float32 in any case.
 
     Raises:
-        ConfigError: If the name has an unknown form, or an object lacks its tokenizer.
+        ConfigError: If the name has an unknown form, an object lacks its tokenizer, or this
+            machine has no such device.
         CheckpointError: If it cannot be loaded, or its locked parts are others.
         MissingExtraError: If open_clip is asked for and not installed.
 
@@ -79,7 +87,17 @@ def load_clip(
         from isthmus.align.open_clip_model import wrap_open_clip
 
         return wrap_open_clip(source, tokenizer, preprocess)
-    name = str(source)
+    place = device_for(device)  # said before anything is read
+    kind = dtype_for(None if dtype == "auto" else dtype, place)
+    model = _named(str(source), vision, text, pretrained).to(place)
+    if kind != torch.float32:
+        model.image.to(kind)
+        model.text.to(kind)
+    return model
+
+
+def _named(name: str, vision: Any, text: Any, pretrained: bool) -> DualEncoder:
+    """A dual encoder by name, on the CPU."""
     if name in SHIPPED:
         return _load_folder(locate(name), name, vision, text, pretrained)
     scheme, _, rest = name.partition(":")
@@ -143,7 +161,7 @@ def _is_transformers_folder(folder: Path) -> bool:
 def _build(config: dict[str, Any], folder: Path, vision: Any, text: Any) -> DualEncoder:
     """A model of the saved form, before its weights are read."""
     if "name" in config:
-        return load_clip(config["name"])
+        return load_clip(config["name"], device="cpu")
     for part, given in (("vision", vision), ("text", text)):
         if given is None and config[part]["name"].startswith("object:"):
             raise CheckpointError(

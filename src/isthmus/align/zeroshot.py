@@ -54,6 +54,8 @@ class ZeroShotClassifier:
             holds (0.5 unless set).
         cache: Where weights are kept on disk: a folder, True for Isthmus's cache, False for not.
         batch_size: Pictures in one pass; it changes no score.
+        device: Where a model that is named is loaded to; see `load_clip`.
+        dtype: Its data type likewise.
 
     Attributes:
         classes_: The labels (K,), in the order given.
@@ -82,6 +84,8 @@ class ZeroShotClassifier:
         threshold: float | None = None,
         cache: bool | str | Path = True,
         batch_size: int = 32,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = "auto",
     ) -> None:
         self.labels = labels
         self.templates = templates
@@ -89,6 +93,8 @@ class ZeroShotClassifier:
         self.threshold = threshold
         self.cache = cache
         self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
         names = checked_labels(labels)
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold}: expected a probability, 0 to 1")
@@ -96,14 +102,15 @@ class ZeroShotClassifier:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
         self._prompts = prompts_of(names, templates)
         self.classes_: NDArray[np.str_] = np.array(names)
-        self.model: DualEncoder = load_clip(model)
+        self.model: DualEncoder = load_clip(model, device=device, dtype=dtype)
         self._weights: Tensor | None = None
         self._reference: Tensor | None = None
         self._fitted: Scorer | None = None
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What it was made with, as scikit-learn's `clone` asks."""
-        names = ("model", "labels", "templates", "multi_label", "threshold", "cache", "batch_size")
+        names = ["model", "labels", "templates", "multi_label", "threshold", "cache"]
+        names += ["batch_size", "device", "dtype"]
         return {name: getattr(self, name) for name in names}
 
     @property

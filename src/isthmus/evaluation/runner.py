@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.checkpoint import load_vlm
 from isthmus.errors import ConfigError, suggestion
@@ -57,6 +59,8 @@ def evaluate(
     temperature: float = 0.7,
     out: str | Path | None = None,
     quiet: bool = True,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
 ) -> Results:
     """Measures a model on tasks, in arms that differ in one thing each.
 
@@ -81,6 +85,8 @@ def evaluate(
         out: Folder for records, results and the report. A run that was interrupted goes on there;
             one that asks for something else is refused. None keeps nothing.
         quiet: Show no progress bar.
+        device: Where a model that is named is loaded to; see `load`.
+        dtype: Its data type likewise.
 
     Returns:
         A row for each arm. The first arm of a task is what its others are compared with.
@@ -116,7 +122,7 @@ def evaluate(
     arms, left_out = plan(made, shots, reasons, seeds, controls)
     for task in made:
         task.check()
-    engine = model if isinstance(model, Engine) else Engine(_loaded(model))
+    engine = model if isinstance(model, Engine) else Engine(_loaded(model, device, dtype))
     style = Style(template, samples, temperature, norm, calibrate, trigger)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
@@ -168,8 +174,16 @@ def _written(
     return [w.example for w in found]
 
 
-def _loaded(model: str | Path | VisionLanguageModel) -> VisionLanguageModel:
-    return model if isinstance(model, VisionLanguageModel) else load_vlm(model)
+def _loaded(
+    model: str | Path | VisionLanguageModel,
+    device: str | torch.device,
+    dtype: str | torch.dtype | None,
+) -> VisionLanguageModel:
+    return (
+        model
+        if isinstance(model, VisionLanguageModel)
+        else load_vlm(model, device=device, dtype=dtype)
+    )
 
 
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:

@@ -20,7 +20,15 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
 from isthmus.generation.pictures import VisualTokens, content_of
-from isthmus.generation.prefix import Prefix, PrefixStore, Symbols, boundary, can_be_cut, common, fork
+from isthmus.generation.prefix import (
+    Prefix,
+    PrefixStore,
+    Symbols,
+    boundary,
+    can_be_cut,
+    common,
+    fork,
+)
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
 from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished

@@ -144,7 +144,7 @@ class ContrastiveRunConfig(Config):
 def is_contrastive(path: str | Path) -> bool:
     """Whether a configuration file names a dual encoder; false for one that cannot be read."""
     try:
-        return TABLE in tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return TABLE in tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False
 
@@ -161,7 +161,7 @@ def read_contrastive(path: str | Path, overrides: Sequence[str] = ()) -> Contras
     """
     file = Path(path)
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"no configuration file at {file}") from error
     except ValueError as error:

@@ -44,13 +44,13 @@ def test_vectors_are_the_heads_of_pooled_features_by_hand() -> None:
     hidden = F.gelu(z @ first.weight.T + first.bias)
     by_hand = z @ head.linear.weight.T + head.linear.bias + hidden @ last.weight.T + last.bias
     expected = by_hand / by_hand.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=0)
 
     ids = torch.tensor([list(b"a cat")])
     mean = model.text.encoder.model(input_ids=ids).last_hidden_state[0].mean(0)
     text = (mean / mean.norm()) @ model.text.head.linear.weight.T + model.text.head.linear.bias
     got = model.encode_texts(["a cat"])[0]
-    torch.testing.assert_close(got, text / text.norm(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(got, text / text.norm(), atol=1e-5, rtol=0)
 
 
 def test_a_network_beside_the_linear_map_starts_at_nothing() -> None:
@@ -64,8 +64,8 @@ def test_a_text_vector_depends_neither_on_neighbours_nor_on_padding() -> None:
     model = join()
     together = model.encode_texts(TEXTS)
     alone = torch.cat([model.encode_texts([text]) for text in TEXTS])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
-    torch.testing.assert_close(together, model.encode_texts(TEXTS, trim=False), atol=1e-6, rtol=0)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, model.encode_texts(TEXTS, trim=False), atol=1e-5, rtol=0)
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
@@ -73,12 +73,12 @@ def test_passes_of_any_size_give_the_same_vectors(monkeypatch: pytest.MonkeyPatc
     model = join()
     whole = model.encode_texts(TEXTS)
     monkeypatch.setattr("isthmus.align.dual_encoder.TOKENS_AT_ONCE", 1)
-    torch.testing.assert_close(model.encode_texts(TEXTS), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.encode_texts(TEXTS), whole, atol=1e-5, rtol=0)
     pictures = [noise(side) for side in (20, 30, 50)]
     torch.testing.assert_close(
         model.encode_pictures(pictures, batch_size=1),
         model.encode_pictures(pictures),
-        atol=1e-6,
+        atol=1e-5,
         rtol=0,
     )
 
@@ -211,7 +211,7 @@ def test_a_head_that_takes_a_power() -> None:
     head.std.copy_(torch.tensor([2.0, 1.0, 0.5]))
     x = torch.tensor([[4.0, 0.0, -9.0]], requires_grad=True)
     rooted = torch.tensor([[(2 - 1) / 2, 0.0, (-3 + 1) / 0.5]])
-    assert head(x).tolist()[0] == pytest.approx(head.linear(rooted).tolist()[0], abs=1e-6)
+    assert head(x).tolist()[0] == pytest.approx(head.linear(rooted).tolist()[0], abs=1e-5)
     head(x).sum().backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())  # the root's slope at 0 is not
