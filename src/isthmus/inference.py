@@ -64,7 +64,7 @@ def _prepare(
     render = template_named(model.config.template, model.language.tokenizer)
     prompt = render(shots, query)
     opened = [open_picture(p) for p in prompt.pictures]
-    return prompt.text, model.prepare([prompt.text], [opened])
+    return prompt.text, model.prepare([prompt.spans], [opened])
 
 
 def ask(

@@ -19,8 +19,9 @@ from isthmus.backbones.language import LanguageModel, load_language
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.batch import IGNORED, Batch, Output, pad
-from isthmus.config import Inline, Linear, ModelConfig
+from isthmus.config import Inline, ModelConfig
 from isthmus.connectors import Connector, build_connector
+from isthmus.connectors.linear import Linear
 from isthmus.cross_entropy import token_losses
 from isthmus.errors import PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
@@ -32,7 +33,9 @@ from isthmus.fusion.sight import (
     picture_of_token,
     samples_with_pictures,
 )
-from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.machine import device_for, dtype_for
+from isthmus.prompt import END_TAG, IMAGE_TAG, Span
+from isthmus.registry import FUSIONS
 from isthmus.summary import Part, Summary, count, flops_of
 
 
@@ -98,7 +101,7 @@ class VisionLanguageModel(nn.Module):
         described = {
             "vision": (self.vision, self.config.vision.name),
             "connector": (self.connector, type(self.connector).__name__),
-            "fusion": (self.fusion, self.config.fusion.type),
+            "fusion": (self.fusion, FUSIONS.name_of(type(self.config.fusion))),
             "special tokens": (self.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
             "language": (self.language, self.config.language.name),
         }
@@ -112,15 +115,16 @@ class VisionLanguageModel(nn.Module):
 
     # --- from prompts to a batch ------------------------------------------------------------
 
-    def encode_text(self, text: str, pictures: int) -> list[int]:
+    def encode_text(self, text: str | Sequence[Span], pictures: int) -> list[int]:
         """Token ids of a prompt, `<image>` repeated as the fusion needs it.
 
         Args:
-            text: The prompt, one `<image>` per picture.
+            text: The prompt's spans, or its text; one `<image>` per picture.
             pictures: How many pictures come with it.
 
         Raises:
-            PromptError: If the number of tags and of pictures differ, or the model sees none.
+            PromptError: If the number of tags and of pictures differ, the model sees none, or a
+                text is no Unicode.
         """
         if pictures and self.text_only:
             raise PromptError(
@@ -142,7 +146,7 @@ class VisionLanguageModel(nn.Module):
 
     def prepare(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Span]],
         pictures: Sequence[Sequence[Image.Image | Tensor]] = (),
         *,
         padding_side: str = "left",
@@ -150,7 +154,7 @@ class VisionLanguageModel(nn.Module):
         """A batch from prompts and their pictures, on the model's device.
 
         Args:
-            prompts: Texts with one `<image>` for each picture.
+            prompts: Spans, or texts, with one `<image>` for each picture.
             pictures: For each prompt its pictures in order: PIL pictures, or what
                 `vision.preprocess` made of them (3, H, W), or clips (T, 3, H, W). Empty: none.
             padding_side: "left" for generation, either for anything else.
@@ -313,7 +317,8 @@ def compose(
     *,
     template: str = "plain",
     tokenizer: Any = None,
-    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
 ) -> VisionLanguageModel:
     """Joins a vision encoder and a language model.
 
@@ -325,16 +330,23 @@ def compose(
         fusion: `Inline()` (the default) or `CrossAttention(...)`.
         template: How questions become prompts.
         tokenizer: Needed where `language` is an object.
-        dtype: Precision of all weights; None keeps fp32.
+        device: "auto" (where a language model handed in as an object is, otherwise the best there
+            is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
+            A strip that is to be trained needs float32; training has a precision of its own.
 
     Raises:
-        ConfigError: If a part is unknown or the parts do not fit.
+        ConfigError: If a part is unknown, the parts do not fit, or there is no such device.
 
     Example:
         >>> import isthmus as im
         >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
         16
     """
+    if isinstance(language, nn.Module) and device == "auto":
+        device = next(language.parameters()).device
+    place = device_for(device)  # said before anything is loaded
+    kind = None if dtype is None else dtype_for(dtype, place)
     encoder = load_vision(vision)
     lm = load_language(language, tokenizer=tokenizer)
     options = Inline() if fusion is None else fusion
@@ -348,7 +360,7 @@ def compose(
         template=template,
     )
     model = VisionLanguageModel(encoder, lm, strip, config)
-    return model if dtype is None else model.to(dtype)
+    return model.to(device=place, dtype=kind)
 
 
 def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:

@@ -7,14 +7,72 @@ for each picture, and the pictures in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from isthmus.errors import PromptError
 
 IMAGE_TAG = "<image>"
 END_TAG = "<|endofchunk|>"
+
+Role = Literal["template", "image", "system", "user", "assistant", "end"]
+
+
+class Span(NamedTuple):
+    """A piece of a rendered prompt.
+
+    Attributes:
+        text: The text. An image is one span whose text is `<image>`.
+        role: Who wrote it. "template" and "end" are the template's own words, in which special
+            tokens have their power; "end" closes an answer. The texts of "system", "user" and
+            "assistant" are somebody's words, in which a special token is spelled out as text.
+        learned: Whether training learns it: answers and their ends.
+
+    Example:
+        >>> Span("a dog", "assistant", learned=True).text
+        'a dog'
+    """
+
+    text: str
+    role: Role = "template"
+    learned: bool = False
+
+
+def joined(spans: Iterable[Span]) -> str:
+    """The text that spans make."""
+    return "".join(span.text for span in spans)
+
+
+def cut(spans: Iterable[Span], length: int) -> tuple[Span, ...]:
+    """The spans of a text's first `length` characters; the last one may be cut.
+
+    Example:
+        >>> joined(cut([Span("abc"), Span("def", "user")], 4))
+        'abcd'
+    """
+    kept: list[Span] = []
+    for span in spans:
+        if length <= 0:
+            break
+        kept.append(span._replace(text=span.text[:length]))
+        length -= len(span.text)
+    return tuple(kept)
+
+
+def skip(spans: Iterable[Span], length: int) -> tuple[Span, ...]:
+    """The spans behind a text's first `length` characters; the first one may be cut.
+
+    Example:
+        >>> joined(skip([Span("abc"), Span("def", "user")], 4))
+        'ef'
+    """
+    kept: list[Span] = []
+    for span in spans:
+        if length < len(span.text) or not span.text:
+            kept.append(span._replace(text=span.text[max(0, length) :]))
+        length -= len(span.text)
+    return tuple(kept)
 
 
 @dataclass(frozen=True)
@@ -48,21 +106,58 @@ class Example:
 class Prompt:
     """A rendered prompt.
 
+    `Prompt(text, pictures)` is a text of the caller's own, as if a template had written all of it.
+    `Prompt.of` takes the spans that a template renders; they say where the text is tokenized
+    apart, and which special tokens in it are only text (see `backbones.span_tokens`).
+
     Attributes:
         text: The text, with one `<image>` for each picture.
         pictures: The pictures, in the order of their tags.
         shared: How many characters at the beginning other prompts share: instruction and
             demonstrations, which an engine computes once.
+        spans: The text in pieces. The last one of a template's prompt is the open answer, learned
+            and of role "assistant"; it is empty unless the prompt leads the answer in.
+        junction: What stands between the prompt and an answer that is put behind it.
 
     Raises:
-        PromptError: If tags and pictures do not match, or more is shared than there is.
+        PromptError: If tags and pictures do not match, more is shared than there is, or the spans
+            do not make the text.
+
+    Example:
+        >>> Prompt("<image>A photo of", ("a.jpg",)).spans
+        (Span(text='<image>A photo of', role='template', learned=False),)
     """
 
     text: str
     pictures: tuple[Any, ...] = ()
     shared: int = 0
+    spans: tuple[Span, ...] = ()
+    junction: str = " "
+
+    @classmethod
+    def of(
+        cls,
+        spans: Iterable[Span],
+        pictures: Sequence[Any] = (),
+        shared: int = 0,
+        junction: str = " ",
+    ) -> Prompt:
+        """The prompt that spans make.
+
+        Raises:
+            PromptError: As for the class.
+        """
+        spans = tuple(spans)
+        return cls(joined(spans), tuple(pictures), shared, spans, junction)
 
     def __post_init__(self) -> None:
+        if not self.spans:
+            object.__setattr__(self, "spans", (Span(self.text),))
+        if joined(self.spans) != self.text:
+            raise PromptError(
+                f"the spans of a prompt make {joined(self.spans)[:60]!r}, expected its text "
+                f"{self.text[:60]!r}: use Prompt.of(spans) to make a prompt of other spans"
+            )
         tags = self.text.count(IMAGE_TAG)
         if tags != len(self.pictures):
             raise PromptError(
@@ -74,6 +169,18 @@ class Prompt:
                 f"got a shared beginning of {self.shared} characters, expected 0 to "
                 f"{len(self.text)}, the length of the prompt"
             )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the prompt ends in an open answer, as a template's does."""
+        return self.spans[-1].learned
+
+    def beginning(self, length: int) -> Prompt:
+        """The prompt's first `length` characters, with the pictures that are in them."""
+        spans = cut(self.spans, length)
+        text = joined(spans)
+        pictures = self.pictures[: text.count(IMAGE_TAG)]
+        return Prompt(text, pictures, min(self.shared, len(text)), spans, self.junction)
 
 
 def without_tags(text: str, also: Sequence[str] = ()) -> str:

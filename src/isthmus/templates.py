@@ -1,8 +1,9 @@
 r"""How examples become prompts. Pure: no torch.
 
-A template is a function from demonstrations and a query to a `Prompt`; one of your own can be
-passed wherever a name is taken. Published ones are letter by letter what was published, which the
-files under `tests/golden/` hold; each function names its source. `chat_template` makes one that
+A template renders demonstrations and a query as a `Prompt`, and a whole conversation as what is
+trained; both are the same spans of text. One of your own can be passed wherever a template is
+taken. Published ones are letter by letter what was published, which the
+files under `tests/golden/` hold; each template names its source. `chat_template` makes one that
 speaks the language model's own format, in `isthmus.chat_template`.
 
     plain         <image>Question: What is this? Answer: a dog<|endofchunk|>
@@ -12,18 +13,27 @@ speaks the language model's own format, in `isthmus.chat_template`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from isthmus.errors import ConfigError, PromptError, suggestion
-from isthmus.prompt import END_TAG, IMAGE_TAG, Example, Prompt
+from isthmus.prompt import END_TAG, IMAGE_TAG, Example, Prompt, Span, joined
 
 CONCLUSION = "The answer is {answer}."
 """How a demonstration with a rationale states its answer (Wei et al. 2022, table 20)."""
 
 
+_OPEN = Span("", "assistant", learned=True)
+"""An answer that nothing has been said of yet."""
+
+
 class Template(Protocol):
-    """Makes a prompt of demonstrations and a query."""
+    """Makes prompts, and conversations to train on, of the same spans.
+
+    A plain function that is called as a template is called renders prompts too; a template that
+    models are trained with needs `conversation` besides.
+    """
 
     def __call__(
         self,
@@ -34,7 +44,7 @@ class Template(Protocol):
         lead: str = "",
         reason: bool | str = False,
     ) -> Prompt:
-        """Renders a prompt.
+        """Renders a prompt, up to the open answer of its query.
 
         Args:
             shots: Demonstrations, each with an answer.
@@ -52,19 +62,42 @@ class Template(Protocol):
         """
         ...
 
+    def conversation(
+        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
+    ) -> tuple[Span, ...]:
+        """Renders a whole conversation, its answers and their ends marked as learned.
+
+        The spans before a turn's answer are those of the prompt that asks for it, with the turns
+        before it as demonstrations.
+
+        Args:
+            turns: Questions with their answers.
+            instruction: As for a prompt.
+            reason: As for a prompt.
+
+        Raises:
+            PromptError: If a turn has no answer, a text contains a tag, or the template does not
+                write an answer as its prompts leave it open.
+        """
+        ...
+
 
 def refuse_tags(text: str) -> str:
-    """A user's text as it is; a picture's tag in it would have nobody to stand for it.
+    """A user's text as it is; a tag in it would do what only the template may do.
 
     Raises:
         PromptError: If there is a tag in it.
     """
-    for tag in (IMAGE_TAG, END_TAG):
-        if tag in text:
-            raise PromptError(
-                f'"{text[:60]}" has more {IMAGE_TAG} tags than pictures: {tag} is placed by the '
-                "template, one for each picture; leave it out of questions and answers"
-            )
+    if IMAGE_TAG in text:
+        raise PromptError(
+            f'"{text[:60]}" has more {IMAGE_TAG} tags than pictures: {IMAGE_TAG} is placed by the '
+            "template, one for each picture; leave it out of questions and answers"
+        )
+    if END_TAG in text:
+        raise PromptError(
+            f'"{text[:60]}" contains {END_TAG}, which ends an answer: {END_TAG} is placed by the '
+            "template, after each answer; leave it out of questions and answers"
+        )
     return text
 
 
@@ -99,189 +132,160 @@ def shown_answer(shot: Example, reason: bool | str) -> str:
     return f"{rationale} {stated}" if rationale else stated
 
 
-def _rendered(
-    ask: Callable[[str], str],
-    before: str,
-    after: str,
-    shots: Sequence[Example],
-    query: Example,
-    head: str,
-    lead: str,
-    reason: bool | str,
-) -> Prompt:
-    """Demonstrations and query, one behind the other.
+@dataclass(frozen=True)
+class TextTemplate:
+    r"""A template of fixed words around questions and answers.
+
+    Images stand before the question. An answer, with the junction before it and the end after it,
+    is tokenized apart from its question (see `backbones.span_tokens`).
 
     Args:
-        ask: Makes of a question everything up to its answer, but for the pictures' tags.
-        before: Stands between that and an answer.
-        after: Ends a demonstration.
-        shots: The demonstrations.
-        query: The query.
-        head: Stands before everything.
-        lead: The beginning of the query's answer.
-        reason: As for `Template`.
-    """
-
-    def up_to_answer(example: Example) -> str:
-        return IMAGE_TAG * len(example.pictures) + ask(refuse_tags(example.question))
-
-    context = refuse_tags(head) + "".join(
-        f"{up_to_answer(shot)}{before}{shown_answer(shot, reason)}{after}" for shot in shots
-    )
-    begun = f"{before}{refuse_tags(lead)}" if lead else ""
-    pictures = tuple(p for e in (*shots, query) for p in e.pictures)
-    return Prompt(f"{context}{up_to_answer(query)}{begun}", pictures, len(context))
-
-
-def _line(instruction: str) -> str:
-    return f"{instruction}\n" if instruction else ""
-
-
-def plain(
-    shots: Sequence[Example],
-    query: Example,
-    *,
-    instruction: str = "",
-    lead: str = "",
-    reason: bool | str = False,
-) -> Prompt:
-    """Flamingo's prompt for questions ("Question: ... Answer:") and captions ("Output:").
-
-    Alayrac et al. 2022 (arXiv 2204.14198v1, section 4.1.3). Classification is a caption that is a
-    label. Arguments and errors are `Template`'s.
+        about: What it is and where it was published.
+        question: The words around a question, `{}` in its place.
+        caption: The words where there is no question; None puts an empty one between the words.
+        junction: Stands before an answer.
+        end: Ends an answer; training learns it.
+        between: Stands between a demonstration's end and what follows it.
+        heading: The words around an instruction, `{}` in its place.
 
     Example:
         >>> plain([], Example("a.jpg", "What is this?")).text
         '<image>Question: What is this? Answer:'
+        >>> [s.text for s in qa.conversation([Example((), "1 + 1?", "2")]) if s.learned]
+        [' ', '2', '\n']
     """
 
-    def ask(question: str) -> str:
-        return f"Question: {question} Answer:" if question else "Output:"
+    about: str
+    question: str
+    caption: str | None
+    junction: str
+    end: str
+    between: str = ""
+    heading: str = "{}\n"
 
-    return _rendered(ask, " ", END_TAG, shots, query, _line(instruction), lead, reason)
+    def __call__(
+        self,
+        shots: Sequence[Example],
+        query: Example,
+        *,
+        instruction: str = "",
+        lead: str = "",
+        reason: bool | str = False,
+    ) -> Prompt:
+        """See `Template`."""
+        context = self.conversation(shots, instruction=instruction, reason=reason)
+        if shots and self.between:
+            context = (*context, Span(self.between))
+        opened = self._answer(refuse_tags(lead)) if lead else [_OPEN]
+        spans = (*context, *self._asked(query), *opened)
+        pictures = [p for e in (*shots, query) for p in e.pictures]
+        return Prompt.of(spans, pictures, len(joined(context)), " " if lead else self.junction)
+
+    def conversation(
+        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
+    ) -> tuple[Span, ...]:
+        """See `Template`."""
+        spans: list[Span] = []
+        if instruction:
+            spans += _around(self.heading, Span(refuse_tags(instruction), "system"))
+        for number, turn in enumerate(turns):
+            if number and self.between:
+                spans.append(Span(self.between))
+            spans += self._asked(turn)
+            spans += self._answer(shown_answer(turn, reason))
+            spans.append(Span(self.end, "end", learned=True))
+        return tuple(spans)
+
+    def _asked(self, example: Example) -> list[Span]:
+        """Everything of a turn up to its answer."""
+        images = [Span(IMAGE_TAG, "image")] * len(example.pictures)
+        question = refuse_tags(example.question)
+        if not question and self.caption is not None:
+            return [*images, Span(self.caption)]
+        return [*images, *_around(self.question, Span(question, "user"))]
+
+    def _answer(self, text: str) -> list[Span]:
+        """An answer without its end."""
+        before = [Span(self.junction, learned=True)] if self.junction else []
+        return [*before, Span(text, "assistant", learned=True)]
 
 
-def hateful_memes(
-    shots: Sequence[Example],
-    query: Example,
-    *,
-    instruction: str = "",
-    lead: str = "",
-    reason: bool | str = False,
-) -> Prompt:
-    """Flamingo's prompt for HatefulMemes; the question is the text on the meme.
-
-    Alayrac et al. 2022 (arXiv 2204.14198v1, section 4.1.3). Arguments and errors are `Template`'s.
-
-    Example:
-        >>> hateful_memes([], Example("a.jpg", "hello")).text
-        '<image>is an image with written: "hello" on it. Is it hateful? Answer:'
-    """
-
-    def ask(question: str) -> str:
-        return f'is an image with written: "{question}" on it. Is it hateful? Answer:'
-
-    return _rendered(ask, " ", END_TAG, shots, query, _line(instruction), lead, reason)
+def _around(words: str, span: Span) -> list[Span]:
+    """A span between words that have `{}` in its place."""
+    before, _, after = words.partition("{}")
+    return [s for s in (Span(before), span, Span(after)) if s.text]
 
 
-def _openflamingo_ask(question: str) -> str:
-    return f"Question:{question} Short answer:" if question else "Output:"
+plain = TextTemplate(
+    about="""Flamingo's prompt for questions ("Question: ... Answer:") and captions ("Output:").
 
+    Alayrac et al. 2022 (arXiv 2204.14198v1, section 4.1.3). Classification is a caption that is a
+    label.""",
+    question="Question: {} Answer:",
+    caption="Output:",
+    junction=" ",
+    end=END_TAG,
+)
 
-def openflamingo(
-    shots: Sequence[Example],
-    query: Example,
-    *,
-    instruction: str = "",
-    lead: str = "",
-    reason: bool | str = False,
-) -> Prompt:
-    """OpenFlamingo's prompt for questions and captions, a line for each demonstration.
+hateful_memes = TextTemplate(
+    about="""Flamingo's prompt for HatefulMemes; the question is the text on the meme.
+
+    Alayrac et al. 2022 (arXiv 2204.14198v1, section 4.1.3).""",
+    question='is an image with written: "{}" on it. Is it hateful? Answer:',
+    caption=None,
+    junction=" ",
+    end=END_TAG,
+)
+
+openflamingo = TextTemplate(
+    about="""OpenFlamingo's prompt for questions and captions, a line for each demonstration.
 
     Awadalla et al. 2023; open_flamingo 2.0.1, eval/models/open_flamingo.py and eval/evaluate.py:
-    no space before an answer, "Short answer:", and a line break after `<|endofchunk|>`, which
-    training never had. Arguments and errors are `Template`'s.
+    no space before an answer, "Short answer:", and a line break after `<|endofchunk|>`.""",
+    question="Question:{} Short answer:",
+    caption="Output:",
+    junction="",
+    end=END_TAG,
+    between="\n",
+)
 
-    Example:
-        >>> openflamingo([], Example("a.jpg", "What is this?")).text
-        '<image>Question:What is this? Short answer:'
-    """
-    head = _line(instruction)
-    return _rendered(_openflamingo_ask, "", f"{END_TAG}\n", shots, query, head, lead, reason)
+openflamingo_classes = TextTemplate(
+    about="""OpenFlamingo's prompt for classification: as `openflamingo`, without line breaks.
 
+    Awadalla et al. 2023; open_flamingo 2.0.1, `get_imagenet_prompt`.""",
+    question=openflamingo.question,
+    caption=openflamingo.caption,
+    junction="",
+    end=END_TAG,
+)
 
-def openflamingo_classes(
-    shots: Sequence[Example],
-    query: Example,
-    *,
-    instruction: str = "",
-    lead: str = "",
-    reason: bool | str = False,
-) -> Prompt:
-    """OpenFlamingo's prompt for classification: as `openflamingo`, without line breaks.
+openflamingo_memes = TextTemplate(
+    about="""OpenFlamingo's prompt for HatefulMemes; the question is the text on the meme.
 
-    Awadalla et al. 2023; open_flamingo 2.0.1, `get_imagenet_prompt`. Arguments and errors are
-    `Template`'s.
+    Awadalla et al. 2023; open_flamingo 2.0.1, `get_hateful_memes_prompt`.""",
+    question="is an image with: '{}' written on it. Is it hateful? Answer:",
+    caption=None,
+    junction="",
+    end=END_TAG,
+)
 
-    Example:
-        >>> openflamingo_classes([Example("a.jpg", answer="cat")], Example("b.jpg")).text
-        '<image>Output:cat<|endofchunk|><image>Output:'
-    """
-    return _rendered(_openflamingo_ask, "", END_TAG, shots, query, _line(instruction), lead, reason)
-
-
-def openflamingo_memes(
-    shots: Sequence[Example],
-    query: Example,
-    *,
-    instruction: str = "",
-    lead: str = "",
-    reason: bool | str = False,
-) -> Prompt:
-    """OpenFlamingo's prompt for HatefulMemes; the question is the text on the meme.
-
-    Awadalla et al. 2023; open_flamingo 2.0.1, `get_hateful_memes_prompt`. Arguments and errors are
-    `Template`'s.
-
-    Example:
-        >>> openflamingo_memes([], Example("a.jpg", "hello")).text
-        "<image>is an image with: 'hello' written on it. Is it hateful? Answer:"
-    """
-
-    def ask(question: str) -> str:
-        return f"is an image with: '{question}' written on it. Is it hateful? Answer:"
-
-    return _rendered(ask, "", END_TAG, shots, query, _line(instruction), lead, reason)
-
-
-def qa(
-    shots: Sequence[Example],
-    query: Example,
-    *,
-    instruction: str = "",
-    lead: str = "",
-    reason: bool | str = False,
-) -> Prompt:
-    r"""The text-only form "Q: ... A: ..." of GPT-3 and of chain-of-thought prompts.
+qa = TextTemplate(
+    about="""The text-only form "Q: ... A: ..." of GPT-3 and of chain-of-thought prompts.
 
     Brown et al. 2020 (GPT-3, section 3.9.1); with `reason=True` few-shot chain of thought, Wei et
     al. 2022 (table 20), and without rationales their standard prompting ("A: The answer is 11.").
-    Pictures stand before "Q:". Arguments and errors are `Template`'s.
-
-    Example:
-        >>> shot = Example((), "2 + 3?", "5", "2 and 3 more is 5.")
-        >>> qa([shot], Example((), "1 + 1?"), reason=True).text
-        'Q: 2 + 3?\nA: 2 and 3 more is 5. The answer is 5.\n\nQ: 1 + 1?\nA:'
-    """
-
-    def ask(question: str) -> str:
-        return f"Q: {question}\nA:" if question else "A:"
-
-    head = f"{instruction}\n\n" if instruction else ""
-    return _rendered(ask, " ", "\n\n", shots, query, head, lead, reason)
+    Images stand before "Q:". An answer ends with its line; the empty line after it belongs to the
+    next question, which is also how GPT-2's tokenizer cuts the two.""",
+    question="Q: {}\nA:",
+    caption="A:",
+    junction=" ",
+    end="\n",
+    between="\n",
+    heading="{}\n\n",
+)
 
 
-TEMPLATES: dict[str, Template] = {
+TEMPLATES: dict[str, TextTemplate] = {
     "plain": plain,
     "hateful_memes": hateful_memes,
     "openflamingo": openflamingo,

@@ -12,17 +12,16 @@ token may see.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isthmus.backbones.language import LanguageModel
+from isthmus.backbones.span_tokens import SpanTokenizer
 from isthmus.errors import ConfigError
-from isthmus.prompt import END_TAG, IMAGE_TAG
-
-_TAGS = re.compile(f"({re.escape(IMAGE_TAG)}|{re.escape(END_TAG)})")
+from isthmus.prompt import Span
 
 
 class SpecialTokens(nn.Module):
@@ -41,6 +40,7 @@ class SpecialTokens(nn.Module):
             logits alone.
         chosen: (B, L) bool or None; positions of the current batch that logits are wanted of. They
             come out as one row. None computes what the language model is asked for.
+        spans: Makes token ids of text.
     """
 
     def __init__(self, language: LanguageModel) -> None:
@@ -68,19 +68,16 @@ class SpecialTokens(nn.Module):
         language.output_embedding.register_forward_pre_hook(self._choose)
         language.output_embedding.register_forward_hook(self._add_columns)
         language.model.register_forward_hook(self._forbid_again)
+        self.spans = SpanTokenizer(language.tokenizer, self.image_id, self.end_id)
         self._language = [language]  # in a list: not a submodule of ours
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text in which the two tags stand for the two tokens."""
-        ids: list[int] = []
-        for piece in _TAGS.split(text):
-            if piece == IMAGE_TAG:
-                ids.append(self.image_id)
-            elif piece == END_TAG:
-                ids.append(self.end_id)
-            elif piece:
-                ids.extend(self._language[0].encode(piece))
-        return ids
+    def encode(self, text: str | Sequence[Span]) -> list[int]:
+        """Token ids of spans, or of a text in which the two tags stand for the two tokens.
+
+        Raises:
+            PromptError: If a text is no Unicode.
+        """
+        return self.spans.encode([Span(text)] if isinstance(text, str) else text)
 
     def decode(self, ids: Tensor | list[int]) -> str:
         """Text of generated ids, without the two tokens and the model's special tokens."""

@@ -1,8 +1,8 @@
 """From records to tokens: what is read, and what is learned.
 
 Prompts, `<image>` tags and other people's turns cost nothing; answers and their end do. A document
-is learned in whole, but for its tags. Each piece is tokenized by itself, as it is when the model
-answers, so that training and use see the same tokens.
+is learned in whole, but for its tags. The model's template says which spans of text these are, the
+same that it makes prompts of, so that training and use see the same tokens.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from torch import Tensor
 from isthmus.batch import IGNORED, Batch, pad
 from isthmus.data.packing import packed_rows
 from isthmus.data.records import Medium, Record
-from isthmus.errors import ConfigError
+from isthmus.errors import ConfigError, PromptError
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG
-from isthmus.templates import template_named
-
-Span = tuple[str, bool]
-"""A piece of text, and whether it is learned."""
+from isthmus.prompt import END_TAG, IMAGE_TAG, Span
+from isthmus.templates import Template, template_named
 
 
 @dataclass(frozen=True)
@@ -40,37 +37,27 @@ class Sample:
     pictures: tuple[Medium, ...]
 
 
-def conversation_spans(record: Record, template: str) -> list[Span]:
-    """The pieces of a conversation: prompts, and between them the answers that are learned.
+def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
+    """The spans of a conversation: what prompts it, and the answers that are learned.
+
+    Where turns say the steps to their answers, these are learned as worked demonstrations show
+    them.
 
     Args:
         record: A record with turns.
-        template: Name of the template that makes prompts of turns.
+        template: Makes prompts of turns.
 
     Raises:
-        ConfigError: If a turn has no answer, or the template rewrites earlier turns, so that what
-            was learned is not what comes before the next question.
+        PromptError: As for `Template.conversation`.
     """
-    render = template_named(template)
-    spans: list[Span] = []
-    written = ""
-    for i, turn in enumerate(record.turns):
-        if turn.answer is None:
-            raise ConfigError(f"{record.origin or record.question!r}: a turn has no answer")
-        prompt = render(record.turns[:i], replace(turn, answer=None)).text
-        if not prompt.startswith(written):
-            raise ConfigError(
-                f'template "{template}" rewrites earlier turns: expected a prompt that goes on '
-                f"after {written[-40:]!r}"
-            )
-        answer = f" {turn.answer}{END_TAG}"
-        spans += [(prompt[len(written) :], False), (answer, True)]
-        written = prompt + answer
-    return spans
+    try:
+        return template.conversation(record.turns, reason=any(t.rationale for t in record.turns))
+    except PromptError as error:
+        raise PromptError(f"{record.origin}: {error}" if record.origin else str(error)) from error
 
 
-def document_spans(text: str, *, next_picture: bool = False) -> list[Span]:
-    """The pieces of a document: tags, and between them text that is learned.
+def document_spans(text: str, *, next_picture: bool = False) -> tuple[Span, ...]:
+    """The spans of a document: tags, and between them text that is learned.
 
     A chunk of text ends with `<|endofchunk|>` where the next picture begins and at the end, as in
     Flamingo's training sequences.
@@ -81,22 +68,23 @@ def document_spans(text: str, *, next_picture: bool = False) -> list[Span]:
             (p_next in Flamingo).
 
     Example:
-        >>> [s for s, _ in document_spans("Hi. <image>A cat.<image>A dog.")]
-        ['Hi. <|endofchunk|>', '<image>', 'A cat.<|endofchunk|>', '<image>', 'A dog.<|endofchunk|>']
-        >>> [s for s, _ in document_spans("Hi. <image>A cat.", next_picture=True)]
-        ['<image>', 'Hi. A cat.<|endofchunk|>']
+        >>> [s.text for s in document_spans("Hi. <image>A cat.")]
+        ['Hi. ', '<|endofchunk|>', '<image>', 'A cat.', '<|endofchunk|>']
+        >>> [s.text for s in document_spans("Hi. <image>A cat.", next_picture=True)]
+        ['<image>', 'Hi. A cat.', '<|endofchunk|>']
     """
     first, *rest = text.split(IMAGE_TAG)
     if next_picture and rest and first.strip():
         *between, last = [first, *rest]
         between[-1] += last
         first, rest = "", between
-    spans: list[Span] = [(first + END_TAG, True)] if first.strip() else []
-    for chunk in rest:
-        spans.append((IMAGE_TAG, False))
+    spans: list[Span] = []
+    for number, chunk in enumerate([first, *rest]):
+        if number:
+            spans.append(Span(IMAGE_TAG, "image"))
         if chunk.strip():
-            spans.append((chunk + END_TAG, True))
-    return spans
+            spans += [Span(chunk, "assistant", True), Span(END_TAG, "end", True)]
+    return tuple(spans)
 
 
 def tokenize(
@@ -119,19 +107,21 @@ def tokenize(
         next_picture: As for `document_spans`; of no meaning for conversations.
 
     Raises:
-        ConfigError: If nothing of it can be learned.
-        PromptError: If a question or an answer contains a tag.
+        ConfigError: If nothing of it can be learned, or the language model has no chat template.
+        PromptError: If a question or an answer contains a tag, a turn has no answer, a text is no
+            Unicode, or a chat template cannot be split into prompts and answers.
     """
     special = model.special_tokens
     if record.text is None:
-        spans = conversation_spans(record, model.config.template)
+        template = template_named(model.config.template, model.language.tokenizer)
+        spans = conversation_spans(record, template)
     else:
         spans = document_spans(record.text, next_picture=next_picture)
     ids = list(model.language.start_ids)
     learned = [False] * len(ids)
     kept = 0
-    for text, learn in spans:
-        for i in special.encode(text):
+    for own, learn in special.spans.encode_pieces(spans):
+        for i in own:
             is_image = i == special.image_id
             repeat = model.fusion.tokens_in_text if is_image else 1
             if max_tokens is not None and len(ids) + repeat > max_tokens:
@@ -142,14 +132,12 @@ def tokenize(
         else:
             continue
         break
-    if not record.pictures:
-        ends = model.language.end_ids()
-        last = ends[0] if ends else None
-        learned = [
-            flag and (i != special.end_id or last is not None)
-            for i, flag in zip(ids, learned, strict=True)
-        ]
-        ids = [last if i == special.end_id and last is not None else i for i in ids]
+    ends = model.language.end_ids()
+    if not record.pictures and special.end_id in ids:
+        if not ends:  # nothing that a bare language model could say
+            learned = [flag and i != special.end_id for i, flag in zip(ids, learned, strict=True)]
+        elif ids[-1] == special.end_id:
+            ids[-1] = ends[0]
     learned[:1] = [False] * len(learned[:1])
     if not any(learned):
         raise ConfigError(
@@ -217,7 +205,7 @@ def collate(
         for n in row:
             place = slice(at, at + len(samples[n].ids))
             learned = torch.tensor(samples[n].learned)
-            labels[r, place] = ids[r, place].masked_fill(~learned, IGNORED)
+            labels[r, place] = _targets(model, samples[n]).masked_fill(~learned, IGNORED)
             owner[r, place] = torch.where(learned, n, IGNORED)
             positions[r, place] = torch.arange(len(samples[n].ids))
             at = place.stop
@@ -232,6 +220,19 @@ def collate(
         **{"features" if features else "pixels": pictures},
     )
     return Collated(batch, owner[owner != IGNORED])
+
+
+def _targets(model: VisionLanguageModel, sample: Sample) -> Tensor:
+    """What each of a sample's tokens is learned as.
+
+    Without a picture the language model says its own end of text, and a prompt goes on after it
+    with the `<|endofchunk|>` that its template writes.
+    """
+    targets = torch.tensor(sample.ids)
+    if sample.pictures:
+        return targets
+    ends = model.language.end_ids()
+    return targets.masked_fill(targets == model.special_tokens.end_id, ends[0] if ends else IGNORED)
 
 
 def _in_order(

@@ -230,7 +230,9 @@ class Asker:
     ) -> list[Answered]:
         """The likeliest of each question's closed answers."""
         options = [closed(i, self.task) for i in items]
-        choices = [[f" {o}" for o in own] for own in options]
+        choices = [
+            [f"{p.junction}{o}" for o in own] for p, own in zip(prompts, options, strict=True)
+        ]
         found = self.engine.score(prompts, choices)
         values = self._calibrated(items, shots, choices, found)
         records = []

@@ -6,7 +6,6 @@ prefilled once and reused by every one of them.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +20,20 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
 from isthmus.generation.pictures import VisualTokens, content_of
-from isthmus.generation.prefix import Prefix, PrefixStore, Symbols, can_be_cut, common, fork
+from isthmus.generation.prefix import (
+    Prefix,
+    PrefixStore,
+    Symbols,
+    boundary,
+    can_be_cut,
+    common,
+    fork,
+)
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
-from isthmus.generation.score import score_trees, takes_trees, tree_of
+from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt
+from isthmus.prompt import Prompt
 
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
 
@@ -87,16 +94,17 @@ class Engine:
                 known[id(picture)] = content_of(picture)
         contents = [known[id(p)] for p in prompt.pictures]
         hashes = tuple(key for key, _ in contents)
-        ids = tuple(self.model.encode_text(prompt.text, len(hashes)))
+        ids = tuple(self.model.encode_text(prompt.spans, len(hashes)))
         symbols = symbols_of(self.model, ids, hashes)
         shared = 0
         if prompt.shared:
-            start = prompt.text[: prompt.shared]
-            shown = start.count(IMAGE_TAG)
-            own = tuple(self.model.encode_text(start, shown))
+            start = prompt.beginning(prompt.shared)
+            own = tuple(self.model.encode_text(start.spans, len(start.pictures)))
             # the text's last token may look different when it goes on
             shared = common(symbols_of(self.model, own, hashes), symbols)
-        return Encoded(ids, symbols, hashes, min(shared, len(ids) - 1)), dict(contents)
+        last = min(shared, len(ids) - 1)
+        shared = boundary(symbols, last, self.model.fusion.tokens_in_text)
+        return Encoded(ids, symbols, hashes, shared), dict(contents)
 
     def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
@@ -109,8 +117,12 @@ class Engine:
         near = self._prefixes.nearest(symbols)
         states, past = None, 0
         if near is not None:
-            past = min(near[1], len(symbols) - 1)
-            states = fork(near[0].states, past)
+            kept, start = near
+            start = boundary(
+                symbols, min(start, len(symbols) - 1), self.model.fusion.tokens_in_text
+            )
+            if start and (start == len(kept.symbols) or can_be_cut(kept.states)):
+                states, past = fork(kept.states, start), start
         count = sum(isinstance(s, str) for s in symbols) // self.model.fusion.tokens_in_text
         hashes = prompt.pictures[:count]
         part = Encoded(prompt.ids[: prompt.shared], symbols, hashes, 0)
@@ -128,9 +140,10 @@ class Engine:
         for number, (prompt, _) in enumerate(prompts):
             groups.setdefault(prompt.symbols[: prompt.shared], []).append(number)
         for members in groups.values():
-            for numbers in self._batches(prompts, members):
+            # held here: the store may have no room for it
+            prefix = self._prefix(*prompts[members[0]])
+            for numbers in self._batches(prompts, members, prefix):
                 chosen = [prompts[n] for n in numbers]
-                prefix = self._prefix(*chosen[0])
                 past, states = 0, None
                 if prefix is not None:
                     past = len(prefix.symbols)
@@ -144,14 +157,16 @@ class Engine:
                 yield numbers, rows, past
 
     def _batches(
-        self, prompts: Sequence[tuple[Encoded, dict[str, Any]]], members: Sequence[int]
+        self,
+        prompts: Sequence[tuple[Encoded, dict[str, Any]]],
+        members: Sequence[int],
+        prefix: Prefix | None,
     ) -> Iterator[list[int]]:
         """Prompts of one prefix in batches, those of like length together: less padding.
 
         Padding stands between a prefix and what is a row's own. A sliding window would count it, so
         that there only rows of the same length stand together.
         """
-        prefix = self._prefix(*prompts[members[0]])
         padded = prefix is None or can_be_cut(prefix.states)
         ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))
         runs = [ordered]
@@ -238,7 +253,7 @@ class Engine:
         ids: list[list[int]] = [[] for _ in draws]
         scores = [0.0] * len(draws)
         finished = [False] * len(draws)
-        live = list(range(len(draws)))
+        live = list(range(len(draws))) if most > 0 else []
         while live:
             known = logits.float().log_softmax(dim=-1)
             new = choose(logits, [draws[n] for n in live])
@@ -315,8 +330,9 @@ class Engine:
     ) -> list[ChoiceScores]:
         """Scores closed answers after each prompt, all answers of a prompt as one token tree.
 
-        A prompt and an answer are read as one text: white space at the prompt's end belongs to the
-        answer, as tokenizers have it.
+        An answer is read as it is trained: behind a template's prompt by itself, with what leads
+        it in. A prompt that is a text of the caller's own and an answer are read as one text. White
+        space at the end belongs to the answer, as tokenizers have it.
 
         Args:
             prompts: The prompts; an answer follows with its own leading space, if any.
@@ -334,11 +350,10 @@ class Engine:
         for prompt, texts in zip(prompts, own, strict=True):
             if not texts or "" in texts:
                 raise PromptError(f"got {texts[:5]} as closed answers: expected one or more texts")
-            bare = prompt.text.rstrip(" \n\t")
-            lost = prompt.text[len(bare) :]
-            cut = replace(prompt, text=bare, shared=min(prompt.shared, len(bare)))
-            encoded.append(self._encode(cut, known))
-            answers.append(self._continuations(bare, [lost + str(t) for t in texts]))
+            before, tail, lost = unfinished(prompt)
+            encoded.append(self._encode(before, known))
+            own_texts = [lost + str(t) for t in texts]
+            answers.append(continuations(self.model.special_tokens.spans, tail, own_texts))
         if self._trees is None:
             self._trees = takes_trees(self.model.language)
         found: dict[int, ChoiceScores] = {}
@@ -360,13 +375,6 @@ class Engine:
                 )
         self._statistics.seconds += time.perf_counter() - started
         return [found[n] for n in range(len(prompts))]
-
-    def _continuations(self, text: str, answers: Sequence[str]) -> list[list[int]]:
-        """Tokens of each answer behind a text, tokenized together with the text's last piece."""
-        tail = re.split(f"{re.escape(IMAGE_TAG)}|{re.escape(END_TAG)}", text)[-1]
-        encode = self.model.special_tokens.encode
-        before = len(encode(tail))
-        return [encode(tail + answer)[before:] or encode(answer) for answer in answers]
 
     def _score_one_by_one(
         self, rows: Rows, last: Tensor, answers: Sequence[Sequence[Sequence[int]]]

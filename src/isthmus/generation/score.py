@@ -10,6 +10,7 @@ section 4.2): each node sees the prompt, its ancestors and itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,49 @@ import torch
 from torch import Tensor
 
 from isthmus.backbones.language import LanguageModel
+from isthmus.backbones.span_tokens import SpanTokenizer, pieces
 from isthmus.backbones.states import as_states, states_in
 from isthmus.generation.rows import Rows
+from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt, Span, joined, skip
 
+_TO_LAST_TAG = re.compile(f".*(?:{re.escape(IMAGE_TAG)}|{re.escape(END_TAG)})", re.DOTALL)
 NODES_AT_ONCE = 256
 """Most nodes of one forward pass: their logits over the vocabulary are what memory goes to."""
+
+
+def unfinished(prompt: Prompt) -> tuple[Prompt, tuple[Span, ...], str]:
+    """What closed answers are put behind.
+
+    Args:
+        prompt: The prompt. White space at the end of a text, or of what leads an answer in, belongs
+            to the answer, as tokenizers have it; before an open answer it is the template's.
+
+    Returns:
+        The prompt without that white space, the spans at its end that an answer is tokenized
+        together with, and the white space.
+    """
+    *_, (piece, learned) = pieces(prompt.spans)
+    text = joined(piece) if learned else prompt.text
+    lost = len(text) - len(text.rstrip(" \n\t"))
+    before = prompt.beginning(len(prompt.text) - lost) if lost else prompt
+    *_, (piece, _) = pieces(before.spans or (Span(""),))
+    tagged = None if learned else _TO_LAST_TAG.match(joined(piece))
+    tail = skip(piece, tagged.end() if tagged else 0)
+    return before, tuple(s for s in tail if s.text), prompt.text[len(prompt.text) - lost :]
+
+
+def continuations(
+    tokenizer: SpanTokenizer, tail: Sequence[Span], answers: Sequence[str]
+) -> list[list[int]]:
+    """Tokens of each answer behind spans, tokenized together with them."""
+    learned = bool(tail) and tail[-1].learned
+    before = len(tokenizer.encode(tail, goes_on=True))
+    own = [Span(answer, "assistant", learned) for answer in answers]
+    return [
+        tokenizer.encode([*tail, answer], goes_on=True)[before:]
+        or tokenizer.encode([answer], goes_on=True)
+        for answer in own
+    ]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isthmus.errors import ConfigError, InputError, suggestion
 from isthmus.generation.engine import Engine
-from isthmus.prompt import END_TAG, IMAGE_TAG, Example
+from isthmus.prompt import END_TAG, IMAGE_TAG, Example, joined
 from isthmus.prompting.render import Render, frame
 from isthmus.prompting.retrieve import generator
 
@@ -343,7 +343,7 @@ def write_probes(
         written = engine.generate(
             [gap.opened()],
             max_new_tokens=max_new_tokens,
-            stop=[s for s in ("\n", gap.after) if s.strip() or s == "\n"],
+            stop=[s for s in ("\n", joined(gap.after)) if s.strip() or s == "\n"],
             temperature=temperature,
             seed=seed + number,
         )[0].completions[0]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from isthmus.errors import PromptError
-from isthmus.prompt import IMAGE_TAG, Example, Prompt
+from isthmus.prompt import Example, Prompt, Span, cut, joined, skip
 
 Render = Callable[[Sequence[Example], Example], Prompt]
 """A template: demonstrations and a query to a prompt."""
@@ -23,26 +22,23 @@ class Frame:
     """A prompt with a gap where the query's question would stand.
 
     Attributes:
-        before: The text before the question.
-        after: The text after it.
-        pictures: All pictures.
-        shared: Characters that other prompts share, see `Prompt`.
+        before: The spans before the question.
+        after: The spans after it.
+        prompt: The prompt that they are of, with its pictures.
     """
 
-    before: str
-    after: str
-    pictures: tuple[Any, ...]
-    shared: int
+    before: tuple[Span, ...]
+    after: tuple[Span, ...]
+    prompt: Prompt
 
     def filled(self, question: str) -> Prompt:
         """The prompt with a question in the gap, even an empty one."""
-        return Prompt(f"{self.before}{question}{self.after}", self.pictures, self.shared)
+        spans = (*self.before, Span(question, "user"), *self.after)
+        return replace(self.prompt, text=joined(spans), spans=spans)
 
     def opened(self) -> Prompt:
         """The prompt up to the question, for the model to write one."""
-        text = self.before.rstrip()
-        pictures = self.pictures[: text.count(IMAGE_TAG)]
-        return Prompt(text, pictures, min(self.shared, len(text)))
+        return self.prompt.beginning(len(joined(self.before).rstrip()))
 
 
 def frame(template: Render, shots: Sequence[Example], query: Example) -> Frame:
@@ -62,5 +58,6 @@ def frame(template: Render, shots: Sequence[Example], query: Example) -> Frame:
             f"the template shows the query's question {prompt.text.count(MARK)} times: expected "
             "once and unchanged, so that another can be put in its place"
         )
-    before, _, after = prompt.text.partition(MARK)
-    return Frame(before, after, prompt.pictures, prompt.shared)
+    at = prompt.text.index(MARK)
+    rest = skip(prompt.spans, at + len(MARK))
+    return Frame(cut(prompt.spans, at), rest, prompt)

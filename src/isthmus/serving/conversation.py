@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import IMAGE_TAG, Example, Prompt, without_tags
+from isthmus.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
 from isthmus.prompting.chains import STOPS
 from isthmus.templates import Template, refuse_tags, template_named
 
@@ -70,7 +70,6 @@ class Form:
         self.is_chat = name == "chat"
         self.stop: tuple[str, ...] = () if self.is_chat else STOPS
         self._template: Template = template_named(name, tokenizer)
-        self._markers = tuple(tokenizer.all_special_tokens) if self.is_chat else ()
 
     def prompt(
         self, turns: Sequence[Turn], shots: Sequence[Example] = (), *, lead: str = ""
@@ -102,7 +101,8 @@ class Form:
         pictures = tuple(p for s in shots for p in s.pictures)
         pictures += tuple(p for said in asked for p in said.pictures)
         shared = len(made.text[: made.shared].replace(_GAP, IMAGE_TAG))
-        return Prompt(made.text.replace(_GAP, IMAGE_TAG), pictures, shared)
+        spans = [part for span in made.spans for part in _with_images(span)]
+        return Prompt.of(spans, pictures, shared, made.junction)
 
     def _paired(self, turns: Sequence[Turn]) -> tuple[str, list[Turn], list[str | None], str]:
         """Instruction, the user's turns, the answers to them, and a beginning of the last one."""
@@ -130,7 +130,7 @@ class Form:
                     "the conversation begins with the assistant: expected the user's message first"
                 )
             else:
-                said = without_tags(turn.text, self._markers).replace(_GAP, "")
+                said = without_tags(turn.text).replace(_GAP, "")
                 before = answers[-1]
                 answers[-1] = said if before is None else f"{before}\n{said}"
         if held:
@@ -160,6 +160,15 @@ class Form:
             glue = "\n" if i > first and isinstance(parts[i - 1], str) else ""
             text += glue + refuse_tags(part).replace(_GAP, "")
         return Example(tuple(parts[:first]), text, answer)
+
+
+def _with_images(span: Span) -> list[Span]:
+    """A span, with images where somebody's text has gaps for them."""
+    first, *rest = span.text.split(_GAP)
+    parts = [span._replace(text=first)]
+    for text in rest:
+        parts += [Span(IMAGE_TAG, "image"), span._replace(text=text)]
+    return [part for part in parts if part.text or not rest]
 
 
 class Conversations:

@@ -123,7 +123,7 @@ def _answer(
         kept = [_keep(p, folder) for m in prompt.pictures for p in frames(m)]
     except PictureError:
         return None
-    ids, mask = pad([model.encode_text(prompt.text, len(prompt.pictures))], model.pad_id, "left")
+    ids, mask = pad([model.encode_text(prompt.spans, len(prompt.pictures))], model.pad_id, "left")
     batch = Batch(ids, mask, **shown).to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
     return {

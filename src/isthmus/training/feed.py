@@ -20,6 +20,7 @@ from isthmus.data.samples import Sample, tokenize
 from isthmus.errors import ConfigError, InputError, PictureError
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
+from isthmus.templates import template_named
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Feed:
         processes: How many there are; each takes every so many-th sample of a step.
 
     Raises:
-        ConfigError: If a step cannot be shared evenly.
+        ConfigError: If a step cannot be shared evenly, or the model's template cannot be used.
     """
 
     def __init__(
@@ -186,6 +187,8 @@ class Feed:
         processes: int = 1,
     ) -> None:
         self.model, self.data, self.config, self.pictures = model, data, config, pictures
+        # said now, and not as what is wrong with every record
+        template_named(model.config.template, model.language.tokenizer)
         self.mixture = Mixture(
             [len(d.records) for d in data],
             [d.weight for d in data],

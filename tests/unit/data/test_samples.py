@@ -2,16 +2,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import isthmus as im
+from isthmus.backbones.span_tokens import pieces
 from isthmus.data.records import Picture, Record
 from isthmus.data.samples import Sample, collate, conversation_spans, document_spans, tokenize
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Example
+from isthmus.prompt import Example, joined
+from isthmus.templates import TEMPLATES
 
 A, B = Picture(Path("a.png")), Picture(Path("b.png"))
 
@@ -38,11 +39,14 @@ def test_a_chat_learns_the_answers_and_nothing_else(model: im.VisionLanguageMode
 
 def test_golden_chat() -> None:
     turns = (Example(A, "What?", "a cat"), Example((), "Sure?", "yes"))
-    assert conversation_spans(Record(turns), "plain") == [
+    spans = conversation_spans(Record(turns), TEMPLATES["plain"])
+    assert [(joined(piece), learned) for piece, learned in pieces(spans)] == [
         ("<image>Question: What? Answer:", False),
-        (" a cat<|endofchunk|>", True),
+        (" a cat", True),
+        ("<|endofchunk|>", True),
         ("Question: Sure? Answer:", False),
-        (" yes<|endofchunk|>", True),
+        (" yes", True),
+        ("<|endofchunk|>", True),
     ]
 
 
@@ -55,9 +59,7 @@ def test_a_document_learns_its_text(model: im.VisionLanguageModel) -> None:
 
 def test_the_next_picture_of_each_text() -> None:
     spans = document_spans("One. <image>Two. <image>Three.", next_picture=True)
-    assert "".join(s for s, _ in spans) == (
-        "<image>One. <|endofchunk|><image>Two. Three.<|endofchunk|>"
-    )
+    assert joined(spans) == ("<image>One. <|endofchunk|><image>Two. Three.<|endofchunk|>")
     start = "<image>One.<image>Two."  # the first picture leads already
     assert document_spans(start, next_picture=True) == document_spans(start)
 
@@ -94,16 +96,24 @@ def test_tags_in_an_answer_are_refused(model: im.VisionLanguageModel) -> None:
         tokenize(model, record)
 
 
-def test_a_template_that_rewrites_earlier_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isthmus import templates
+def test_a_turn_that_cannot_be_learned_is_named_with_its_record() -> None:
+    record = Record((Example((), "a", "b"), Example((), "c")), origin="chats.jsonl, line 3")
+    with pytest.raises(PromptError, match=r'chats.jsonl, line 3: .*"c" has no answer'):
+        conversation_spans(record, TEMPLATES["plain"])
 
-    def forgetful(shots: Any, query: Example) -> im.Prompt:
-        return im.Prompt(f"{len(shots)} before. {query.question}")
 
-    monkeypatch.setitem(templates.TEMPLATES, "forgetful", forgetful)
-    record = Record((Example((), "a", "b"), Example((), "c", "d")))
-    with pytest.raises(ConfigError, match="rewrites earlier turns"):
-        conversation_spans(record, "forgetful")
+def test_without_pictures_an_inner_end_is_learned_as_the_language_model_s_own(
+    model: im.VisionLanguageModel,
+) -> None:
+    sample = tokenize(model, Record((Example((), "a", "b"), Example((), "c", "d"))))
+    end, own = model.special_tokens.end_id, model.language.end_ids()[0]
+    # what prompts say between the turns, with the model's own end of text learned in its place
+    assert sample.ids.count(end) == 1
+    assert sample.ids[-1] == own
+    labels = collate(model, [sample], None, features=False).batch.labels
+    assert labels is not None
+    assert labels[0, sample.ids.index(end)] == own
+    assert end not in labels
 
 
 def test_packed_pictures_follow_their_samples(model: im.VisionLanguageModel) -> None:
