@@ -110,9 +110,10 @@ def ask() -> Walk:
 
 def http() -> Walk:
     """From a request to its reply of one token."""
+    from starlette.testclient import TestClient
+
     import isthmus as im
     from isthmus.serving.app import create_app
-    from starlette.testclient import TestClient
 
     walk = Walk()
     picture = base64.b64encode(PHOTO.read_bytes()).decode()
@@ -141,7 +142,9 @@ def http() -> Walk:
 
 def main() -> None:
     """Takes the walks that are named, or both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("walks", nargs="*", default=["ask", "http"])
     parser.add_argument("--files", action="store_true", help="list the files")
     options = parser.parse_args()
