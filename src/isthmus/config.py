@@ -158,7 +158,7 @@ class TrainConfig(Config):
     """Length in tokens of rows that several samples are packed into; 0 gives each its own row."""
     max_tokens: Count = 2048
     """Longest sample; a longer one is cut at its end, never inside of a picture."""
-    lr: Positive = 1e-3
+    lr: Amount = 1e-3
     """Peak learning rate of the connector and the fusion."""
     lr_connector: Positive | None = None
     """Another peak for the connector, where it starts from a trained one."""

@@ -1,8 +1,4 @@
-"""The engine: prompts in, texts or scores of closed answers out.
-
-It never computes the same prefix twice: what `Prompt.shared` says several prompts have in common is
-prefilled once and reused by every one of them.
-"""
+"""The engine: prompts in, texts or scores out; what `Prompt.shared` names is computed once."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ContrastiveConfig(Config):
     """How many versions there are of each picture: itself, and random crops of which some are
     mirror images. One is drawn at each step. 0 makes a new one each time, so that no features of
     pictures are kept."""
-    lr: Positive = 1e-3
+    lr: Amount = 1e-3
     """Peak learning rate of heads, temperature and bias, and of models without heads."""
     lr_encoder: Positive = 1e-5
     """Peak learning rate of joined encoders that are not locked."""

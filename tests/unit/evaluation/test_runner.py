@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from isthmus.evaluation.task import Item, Task
 from isthmus.evaluation.tasks.episodes import fast_binding
 from isthmus.evaluation.tasks.text import parity
 from isthmus.generation.engine import Completion, Engine, Generation
-from isthmus.prompt import Example
+from isthmus.prompt import Example, Prompt
 from isthmus.prompting.calibrate import contextual
 
 
@@ -168,7 +168,13 @@ def test_scores_are_calibrated_against_the_same_shots(engine: Engine) -> None:
         gap = "QUESTION7MARK"
         prompt = plain.prompt(Item("", Example((), gap)), own)
         (score,) = engine.score(
-            [replace(prompt, text=prompt.text.replace(gap, text))], [" even", " odd"]
+            [
+                Prompt.of(
+                    [s._replace(text=s.text.replace(gap, text)) for s in prompt.spans],
+                    prompt.pictures,
+                )
+            ],
+            [" even", " odd"],
         )
         free.append(score.logprobs)
     asker = Asker(engine, task, arm, Style(calibrate="contextual"))
