@@ -160,9 +160,9 @@ class TrainConfig(Config):
     """Longest sample; a longer one is cut at its end, never inside of a picture."""
     lr: Amount = 1e-3
     """Peak learning rate of the connector and the fusion."""
-    lr_connector: Positive | None = None
+    lr_connector: Amount | None = None
     """Another peak for the connector, where it starts from a trained one."""
-    lr_lora: Positive = 2e-4
+    lr_lora: Amount = 2e-4
     weight_decay: Amount = 0.1
     """For matrices only; vectors, gates, latents and embeddings have none."""
     warmup: NotNegative = 100

@@ -50,7 +50,7 @@ class ContrastiveConfig(Config):
     pictures are kept."""
     lr: Amount = 1e-3
     """Peak learning rate of heads, temperature and bias, and of models without heads."""
-    lr_encoder: Positive = 1e-5
+    lr_encoder: Amount = 1e-5
     """Peak learning rate of joined encoders that are not locked."""
     weight_decay: Amount = 0.1
     """For matrices only; temperature, bias, gains, and embeddings have none."""
