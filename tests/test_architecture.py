@@ -18,7 +18,7 @@ MOST_LINES = 400
 LAYERS = [
     {"errors"},
     {"config", "images", "pages", "prompt", "wheels", "answers"},
-    {"config_file", "templates", "chat_template", "triggers"},
+    {"config_file", "templates", "chat_template"},
     {"assets"},
     {"attention", "backbones", "cross_entropy", "summary"},
     {"connectors"},
@@ -28,6 +28,7 @@ LAYERS = [
     {"checkpoint", "generation"},
     {"data"},
     {"align"},
+    {"reasoning"},
     {"prompting"},
     {"inference"},
     {"training", "testing", "evaluation"},
@@ -37,7 +38,7 @@ LAYERS = [
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
-PURE |= {"assets", "pages", "triggers", "chat_template"}
+PURE |= {"assets", "pages", "reasoning", "chat_template"}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 

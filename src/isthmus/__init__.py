@@ -59,11 +59,12 @@ if TYPE_CHECKING:
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.images import open_picture
-    from isthmus.inference import Answer, ask, stream
+    from isthmus.inference import ask, stream
     from isthmus.model import VisionLanguageModel, compose
     from isthmus.prompt import Example, Prompt
     from isthmus.prompting.example_file import read_examples, write_examples
-    from isthmus.prompting.reason import Reasoning
+    from isthmus.reasoning.answer import Answer
+    from isthmus.reasoning.method import Reasoning
     from isthmus.training.contrastive import train_contrastive
     from isthmus.training.contrastive_config import ContrastiveConfig
     from isthmus.training.contrastive_data import PairSet
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "isthmus.checkpoint": ("load", "save"),
-    "isthmus.inference": ("ask", "stream", "Answer"),
+    "isthmus.inference": ("ask", "stream"),
     "isthmus.prompt": ("Example", "Prompt"),
     "isthmus.batch": ("Batch", "Output"),
     "isthmus.model": ("compose", "VisionLanguageModel"),
@@ -98,7 +99,8 @@ _HOMES = {
     "isthmus.config_file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
     "isthmus.generation.engine": ("Engine",),
-    "isthmus.prompting.reason": ("Reasoning",),
+    "isthmus.reasoning.answer": ("Answer",),
+    "isthmus.reasoning.method": ("Reasoning",),
     "isthmus.prompting.example_file": ("read_examples", "write_examples"),
     "isthmus.evaluation.runner": ("evaluate",),
     "isthmus.evaluation.task": ("Task", "Item"),

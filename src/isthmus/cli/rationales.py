@@ -35,7 +35,7 @@ def rationales(
         str,
         typer.Option(
             help="What makes the model reason: a published name, or a text (default: step by step, "
-            "in the language of the first question)."
+            "in the question's language)."
         ),
     ] = "",
     ignore_answers: Annotated[
@@ -49,7 +49,7 @@ def rationales(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of clusters and samples.")] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Most questions to read.")] = 1000,
-    max_step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
+    max_rationale_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the demonstrations and how each was made as JSON.")
     ] = False,
@@ -60,7 +60,7 @@ def rationales(
     they have none, questions are clustered and simple tests decide (Auto-CoT).
     """
     from isthmus.errors import InputError
-    from isthmus.triggers import trigger_named
+    from isthmus.reasoning.wording import trigger_named
 
     if trigger:
         trigger_named(trigger)  # an unknown one is said before the model is loaded
@@ -84,7 +84,8 @@ def rationales(
     from isthmus.generation.engine import Engine
     from isthmus.prompting.example_file import write_examples
     from isthmus.prompting.rationales import auto_cot, bootstrap
-    from isthmus.prompting.reason import Asked, Reasoning, trigger_for
+    from isthmus.reasoning.method import Reasoning
+    from isthmus.reasoning.question import Asked
     from isthmus.templates import template_named
 
     questions = [example for example, _ in shown]
@@ -94,9 +95,9 @@ def rationales(
     asked = [Asked(template, kind, options) for _, options in shown]  # type: ignore[arg-type]
     reasoning = Reasoning(
         "zero-cot",
-        trigger or trigger_for(questions[0].question),
+        trigger or None,
         seed=seed,
-        max_step_tokens=max_step_tokens,
+        max_rationale_tokens=max_rationale_tokens,
     )
     most = min(k, len(questions))
     console = Console(stderr=True)

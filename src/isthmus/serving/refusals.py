@@ -76,10 +76,15 @@ class Refusal(Exception):
 
 def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error; nothing of one that was not raised on purpose."""
+    from isthmus.reasoning.drivers import Interrupted
     from isthmus.serving.engine import EngineClosed, QueueFull
 
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, Interrupted) and error.reason == "deadline":
+        return Refusal(503, f"{error}: the server is busy, come back later", "timeout")
+    if isinstance(error, Interrupted):
+        return Refusal(503, "the server is shutting down", "shutting_down")
     if isinstance(error, QueueFull):
         return Refusal(429, f"{error}; come back in a moment", "queue_full")
     if isinstance(error, EngineClosed):
