@@ -21,7 +21,16 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
 from isthmus.generation.pictures import VisualTokens, content_of
-from isthmus.generation.prefix import Prefix, PrefixStore, Symbols, boundary, can_be_cut, common, fork
+from isthmus.generation.prefix import (
+    Prefix,
+    PrefixStore,
+    Symbols,
+    boundary,
+    can_be_cut,
+    common,
+    fork,
+)
+from isthmus.generation.requests import Delta, Finished, GenerationRequest, Usage
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
 from isthmus.generation.score import score_trees, takes_trees, tree_of
@@ -170,6 +179,32 @@ class Engine:
             for i in range(0, len(run), self.batch_size):
                 yield run[i : i + self.batch_size]
 
+    def run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Continues prompts, each as its request says; completions in the requests' order."""
+        found = []
+        for asked in requests:
+            [made] = self.generate(
+                [asked.prompt],
+                max_new_tokens=asked.max_new_tokens,
+                stop=asked.stop,
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                top_k=asked.top_k,
+                seed=asked.seed or 0,
+            )
+            [said] = made.completions
+            usage = (made.prompt_tokens, made.cached_tokens)
+            found.append(replace(said, prompt_tokens=usage[0], cached_tokens=usage[1]))
+        return found
+
+    def stream(self, request: GenerationRequest) -> Iterator[Delta | Finished]:
+        """Continues one prompt, piece by piece: texts as they come, then how it ended."""
+        started = time.perf_counter()
+        [made] = self.run([request])
+        yield Delta(made.text, made.tokens)
+        usage = Usage(made.prompt_tokens, len(made.ids), made.cached_tokens)
+        yield Finished(made.reason, usage, None, time.perf_counter() - started)
+
     # --- generating -----------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -282,8 +317,8 @@ class Engine:
         return Completion(
             text=text_of(self.model, torch.tensor(ids), stop),
             ids=tuple(ids),
+            reason="stop" if finished else "length",
             logprob=logprob,
-            finished=finished,
         )
 
     def _beams(

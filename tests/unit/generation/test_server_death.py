@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.generation.server import EngineClosed, GenerationRequest, ServingEngine
 from isthmus.serving.app import create_app
-from isthmus.serving.engine import EngineClosed, GenerationRequest, ServingEngine
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
