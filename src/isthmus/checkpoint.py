@@ -34,7 +34,7 @@ from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
 from isthmus.errors import CheckpointError, suggestion
 from isthmus.fusion import visual_width
-from isthmus.model import VisionLanguageModel, bare_language_model
+from isthmus.model import VisionLanguageModel, bare_language_model, refuse_conversion
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -273,6 +273,8 @@ def load(
     """
     if str(source).startswith(("hf:", "asset:")):
         return bare_language_model(str(source)).to(device=device, dtype=dtype)
+    for part in (vision, language):
+        refuse_conversion(part, dtype)
     folder = locate(source)
     description = describe(folder)
     values = dict(description["config"])
@@ -297,7 +299,7 @@ def load(
     width = visual_width(config.fusion, lm.width, encoder.shape.width)
     options = connector if connector is not None else config.connector
     strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
-    model = VisionLanguageModel(encoder, lm, strip, config)
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
     load_strip(model, folder)
     return model.to(device=device, dtype=dtype)
 

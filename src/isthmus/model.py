@@ -7,7 +7,8 @@ M visual tokens a picture, D the language model's width, V the rows of its embed
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from isthmus.batch import IGNORED, Batch, Output, pad
 from isthmus.config import Inline, Linear, ModelConfig
 from isthmus.connectors import Connector, build_connector
 from isthmus.cross_entropy import token_losses
-from isthmus.errors import PromptError
+from isthmus.errors import ConfigError, PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.fusion.sight import (
@@ -262,15 +263,11 @@ class VisionLanguageModel(nn.Module):
             may_end: (B,) or (B, L) bool, which rows or tokens have pictures; None for none.
             chosen: (B, L) bool, the positions that logits are wanted of; None for all.
         """
-        self.special_tokens.may_end, self.special_tokens.chosen = may_end, chosen
-        try:
-            if isinstance(self.fusion, CrossAttentionFusion):
-                self.fusion.show(sight)
+        seen: AbstractContextManager[None] = nullcontext()
+        if sight is not None and isinstance(self.fusion, CrossAttentionFusion):
+            seen = self.language.hooked(partial(self.fusion.hook, self.language, sight))
+        with self.special_tokens.used(may_end, chosen), seen:
             yield
-        finally:
-            self.special_tokens.may_end = self.special_tokens.chosen = None
-            if isinstance(self.fusion, CrossAttentionFusion):
-                self.fusion.hide()
 
     def forward(self, batch: Batch, *, last: int = 0) -> Output:
         """Logits and loss of a batch.
@@ -305,6 +302,28 @@ class VisionLanguageModel(nn.Module):
         return Output(logits, loss, losses.detach())
 
 
+def refuse_conversion(part: Any, dtype: torch.dtype | None) -> None:
+    """Refuses to convert a part that was handed in, since other models may hold it too.
+
+    Args:
+        part: What stands for a vision encoder or a language model; names are loaded anew and may
+            have any precision.
+        dtype: The precision that is wanted; None for any.
+
+    Raises:
+        ConfigError: If the part is a `VisionEncoder` or `LanguageModel` of another precision.
+    """
+    if dtype is None or not isinstance(part, (VisionEncoder, LanguageModel)):
+        return
+    own = next((p.dtype for p in part.parameters() if p.is_floating_point()), dtype)
+    if own != dtype:
+        raise ConfigError(
+            f"dtype={dtype} would convert the {type(part).__name__} that was handed in, which is "
+            f"{own} and may be part of other models: load it in {dtype}, or pass "
+            "copy.deepcopy(part).to(dtype)"
+        )
+
+
 def compose(
     vision: Any,
     language: Any,
@@ -327,14 +346,20 @@ def compose(
         tokenizer: Needed where `language` is an object.
         dtype: Precision of all weights; None keeps fp32.
 
+    Returns:
+        The model in evaluation mode; training switches its mode itself.
+
     Raises:
-        ConfigError: If a part is unknown or the parts do not fit.
+        ConfigError: If a part is unknown, the parts do not fit, or `dtype` would convert a
+            `LanguageModel` or `VisionEncoder` that was handed in and may be in use elsewhere.
 
     Example:
         >>> import isthmus as im
         >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
         16
     """
+    for part in (vision, language):
+        refuse_conversion(part, dtype)
     encoder = load_vision(vision)
     lm = load_language(language, tokenizer=tokenizer)
     options = Inline() if fusion is None else fusion
@@ -347,7 +372,7 @@ def compose(
         fusion=options,
         template=template,
     )
-    model = VisionLanguageModel(encoder, lm, strip, config)
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
     return model if dtype is None else model.to(dtype)
 
 

@@ -11,6 +11,8 @@ tests run every connector, fusion and language-model family through the same fun
 
 from __future__ import annotations
 
+import copy
+import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,6 +103,58 @@ def check_gradients(module: nn.Module) -> None:
 
 
 # --- A model ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_evaluation_mode(model: VisionLanguageModel) -> None:
+    """A model as `compose` or `load` returned it repeats itself: no dropout is alive.
+
+    Called before anything has switched the model's mode.
+    """
+    alive = [name for name, module in model.named_modules() if module.training]
+    assert not alive, f"in training mode, expected evaluation mode: {', '.join(alive[:3])}"
+    batch = prompts_of(model)
+    assert torch.equal(model(batch).logits, model(batch).logits), "two passes differ"
+
+
+def check_copies(model: VisionLanguageModel) -> None:
+    """A deep copy and an unpickled model give the logits of the original, and share nothing."""
+    open_gates(model)
+    batch = prompts_of(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    with torch.no_grad():
+        expected = model(batch).logits
+        for how, other in (
+            ("a deep copy", copy.deepcopy(model)),
+            ("an unpickled model", torch.load(buffer, weights_only=False)),
+        ):
+            assert torch.equal(other(batch).logits, expected), f"{how} has other logits"
+            for parameter in other.parameters():
+                parameter.zero_()
+            assert torch.equal(model(batch).logits, expected), f"{how} shares parameters"
+
+
+def check_language_model_is_free(model: VisionLanguageModel) -> None:
+    """After a pass with gradients the language model carries no hook and sees no image."""
+    open_gates(model)
+    inner = model.language.model.base_model
+    ids = model.prepare(["Only words, no picture."]).input_ids
+    with torch.no_grad():
+        expected = inner(input_ids=ids).last_hidden_state
+    hooks = {name: _hooks(module) for name, module in model.language.named_modules()}
+    output = model(prompts_of(model))
+    with torch.no_grad():
+        got = inner(input_ids=ids).last_hidden_state
+    assert torch.equal(got, expected), "the inner decoder differs after a pass with gradients"
+    left = [n for n, module in model.language.named_modules() if _hooks(module) != hooks[n]]
+    assert not left, f"hooks are left behind on {', '.join(left[:3])}"
+    del output
+
+
+def _hooks(module: nn.Module) -> int:
+    return len(module._forward_pre_hooks) + len(module._forward_hooks)
 
 
 def prompts_of(model: VisionLanguageModel, seed: int = 0) -> Batch:
@@ -309,6 +363,7 @@ def check_save_and_load(model: VisionLanguageModel, **parts: object) -> None:
     batch = prompts_of(model)
     with tempfile.TemporaryDirectory() as folder:
         again = load(save(model, folder), **parts)  # type: ignore[arg-type]
+    check_evaluation_mode(again)
     assert torch.equal(again(batch).logits, model(batch).logits), "logits differ after loading"
 
 

@@ -2,19 +2,17 @@
 
 Forward pre-hooks on the chosen decoder layers run our blocks first. The blocks belong to the
 fusion, so the language model's state-dict keys do not change, and nothing of it is replaced or
-subclassed.
-
-Gradient checkpointing: newer Transformers recompute a layer's `forward`, outside of which the
-hooks stay; 5.17 recomputes its `__call__`, and the hooks run a second time during the backward
-pass. So what the pictures show outlives the forward pass, until the language model is next called.
+subclassed. The hooks last for one forward pass: `LanguageModel.hooked` registers and removes them,
+and lends them to gradient checkpointing where that runs a layer a second time.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from isthmus.backbones.language import LanguageModel
 from isthmus.backbones.states import states_in
@@ -30,7 +28,7 @@ class CrossAttentionFusion(nn.Module):
 
     Args:
         config: Placement and size of the blocks.
-        language: The language model whose layers are hooked.
+        language: The language model whose layers get the blocks.
         visual_width: Width of the visual tokens.
         tokens: Visual tokens M of one picture.
 
@@ -38,7 +36,6 @@ class CrossAttentionFusion(nn.Module):
         tokens_in_text: How often `<image>` is repeated: once, or M times where the visual tokens
             also stand in the text.
         blocks: The blocks by the number of the layer they stand before.
-        sight: Who sees what in the current batch; None lets the bare language model run.
 
     Raises:
         ConfigError: If no layer would get a block.
@@ -68,48 +65,47 @@ class CrossAttentionFusion(nn.Module):
             {str(i): GatedCrossAttentionBlock(language.width, visual_width, config) for i in chosen}
         )
         self.sees = config.sees
-        self.sight: Sight | None = None
-        self._shown = False
-        language.model.register_forward_pre_hook(self._before_model, with_kwargs=True)
-        for i in chosen:
-            layers[i].register_forward_pre_hook(self._before_layer(i), with_kwargs=True)
 
-    def show(self, sight: Sight | None) -> None:
-        """Puts pictures in sight of the coming calls of the language model."""
-        self.sight, self._shown = sight, True
+    def hook(self, language: LanguageModel, sight: Sight) -> list[RemovableHandle]:
+        """Puts images in sight of a language model until the hooks are removed.
 
-    def hide(self) -> None:
-        """Ends `show`; a backward pass may still recompute layers that read the pictures."""
-        self._shown = False
-        if not torch.is_grad_enabled():
-            self.sight = None
+        Args:
+            language: The language model that the fusion was built for, or a copy of it.
+            sight: Who sees what.
 
-    def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        Returns:
+            The handles of the hooks.
+        """
+        layers = language.layers
+        before = partial(self._before_model, sight)
+        return [
+            language.model.register_forward_pre_hook(before, with_kwargs=True),
+            *(
+                layers[int(name)].register_forward_pre_hook(
+                    partial(self._before_layer, sight, int(name), block), with_kwargs=True
+                )
+                for name, block in self.blocks.items()
+            ),
+        ]
+
+    def _before_model(self, sight: Sight, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Finds out which tokens of the prompt, or after it, this pass is about."""
-        if not self._shown:
-            self.sight = None
-        if self.sight is None:
-            return
         tokens = kwargs.get("inputs_embeds")
         if tokens is None:
             tokens = args[0] if args else kwargs["input_ids"]
         cache = states_in(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
-        decoding = past >= self.sight.prompt.shape[1]
-        if decoding and self.sight.keep and self.sees == "last" and self.sight.prompt.shape[1] > 1:
-            self.sight.narrow()
-        self.sight.advance(rows=tokens.shape[0], length=tokens.shape[1], past=past)
+        decoding = past >= sight.prompt.shape[1]
+        if decoding and sight.keep and self.sees == "last" and sight.prompt.shape[1] > 1:
+            sight.narrow()
+        sight.advance(rows=tokens.shape[0], length=tokens.shape[1], past=past)
 
-    def _before_layer(self, number: int) -> Any:
-        """The hook that runs a block on the hidden states of a layer."""
-
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if self.sight is None:
-                return None
-            block = self.blocks[str(number)]
-            if args:
-                return (block(args[0], self.sight, number), *args[1:]), kwargs
-            hidden: Tensor = block(kwargs["hidden_states"], self.sight, number)
-            return args, {**kwargs, "hidden_states": hidden}
-
-        return hook
+    @staticmethod
+    def _before_layer(
+        sight: Sight, number: int, block: nn.Module, module: nn.Module, args: Any, kwargs: Any
+    ) -> Any:
+        """Runs a block on the hidden states of a layer."""
+        if args:
+            return (block(args[0], sight, number), *args[1:]), kwargs
+        hidden: Tensor = block(kwargs["hidden_states"], sight, number)
+        return args, {**kwargs, "hidden_states": hidden}
