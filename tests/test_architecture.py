@@ -17,6 +17,7 @@ MOST_LINES = 400
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
     {"errors"},
+    {"config_base", "registry", "files"},
     {"config", "images", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_template", "triggers"},
     {"assets"},
@@ -37,7 +38,7 @@ LAYERS = [
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
-PURE |= {"assets", "pages", "triggers", "chat_template"}
+PURE |= {"config_base", "registry", "files", "assets", "pages", "triggers", "chat_template"}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 

@@ -42,7 +42,7 @@ from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig
 from isthmus.align.losses import clip_loss
 from isthmus.align.saved import save_dual_encoder
-from isthmus.checkpoint import write_atomically
+from isthmus.files import write_atomically
 
 DRAWN, CLASSES, HIDDEN = 512, 384, 2048
 """Widths of the two parts, the second the text encoder's own, and hidden units of the text head."""

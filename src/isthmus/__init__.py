@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from isthmus.batch import Batch, Output
     from isthmus.checkpoint import load, save
     from isthmus.config import (
-        MLP,
-        AttentionPool,
-        CAbstractor,
-        ConceptBottleneck,
         CrossAttention,
         DataConfig,
         Inline,
         LanguageConfig,
-        Linear,
         ModelConfig,
-        PixelShuffle,
-        Pool,
-        QFormer,
-        Resampler,
         RunConfig,
         TrainConfig,
         VisionConfig,
     )
     from isthmus.config_file import read_run
     from isthmus.connectors import Connector
+    from isthmus.connectors.attention_pool import AttentionPool
+    from isthmus.connectors.c_abstractor import CAbstractor
+    from isthmus.connectors.concept_bottleneck import ConceptBottleneck
+    from isthmus.connectors.linear import Linear
+    from isthmus.connectors.mlp import MLP
+    from isthmus.connectors.pixel_shuffle import PixelShuffle
+    from isthmus.connectors.pool import Pool
+    from isthmus.connectors.qformer import QFormer
+    from isthmus.connectors.resampler import Resampler
     from isthmus.data.records import Picture, Record
     from isthmus.data.sources import read_data, read_records
     from isthmus.errors import (
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         InputError,
         IsthmusError,
         MissingExtraError,
+        OutputError,
         PictureError,
         PromptError,
         TrainingError,
@@ -77,15 +78,6 @@ _HOMES = {
     "isthmus.batch": ("Batch", "Output"),
     "isthmus.model": ("compose", "VisionLanguageModel"),
     "isthmus.config": (
-        "Linear",
-        "MLP",
-        "PixelShuffle",
-        "Pool",
-        "AttentionPool",
-        "Resampler",
-        "QFormer",
-        "CAbstractor",
-        "ConceptBottleneck",
         "Inline",
         "CrossAttention",
         "VisionConfig",
@@ -117,6 +109,15 @@ _HOMES = {
     "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
     "isthmus.backbones.language": ("LanguageModel", "load_language"),
     "isthmus.connectors": ("Connector",),
+    "isthmus.connectors.linear": ("Linear",),
+    "isthmus.connectors.mlp": ("MLP",),
+    "isthmus.connectors.pixel_shuffle": ("PixelShuffle",),
+    "isthmus.connectors.pool": ("Pool",),
+    "isthmus.connectors.attention_pool": ("AttentionPool",),
+    "isthmus.connectors.resampler": ("Resampler",),
+    "isthmus.connectors.qformer": ("QFormer",),
+    "isthmus.connectors.c_abstractor": ("CAbstractor",),
+    "isthmus.connectors.concept_bottleneck": ("ConceptBottleneck",),
     "isthmus.images": ("open_picture",),
     "isthmus.errors": (
         "IsthmusError",
@@ -129,6 +130,7 @@ _HOMES = {
         "TrainingError",
         "TrainingStopped",
         "MissingExtraError",
+        "OutputError",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -163,6 +165,7 @@ __all__ = [
     "MissingExtraError",
     "ModelConfig",
     "Output",
+    "OutputError",
     "PairSet",
     "Picture",
     "PictureError",

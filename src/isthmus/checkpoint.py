@@ -14,9 +14,7 @@ renamed, the JSON last, so a half-written model is never seen.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from isthmus.config import SHIPPED, LanguageConfig, VisionConfig
 from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
 from isthmus.errors import CheckpointError, suggestion
+from isthmus.files import write_atomically, write_json
 from isthmus.fusion import visual_width
 from isthmus.model import VisionLanguageModel, bare_language_model, refuse_conversion
 
@@ -49,31 +48,6 @@ def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if name.startswith(_STRIP) or "lora_" in name
     }
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name, syncs it and renames it.
-
-    Raises:
-        CheckpointError: If it cannot be written; nothing half-written remains.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # temporary files are private; a saved model is not
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error}; free some space or choose another folder "
-            "(what was there before is untouched)"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(
@@ -95,7 +69,7 @@ def save(
         The folder.
 
     Raises:
-        CheckpointError: If it cannot be written; what was there before is untouched.
+        OutputError: If it cannot be written; what was there before is untouched.
     """
     return write_model(
         folder, {**description_of(model), **(extra or {})}, strip_state(model), dtype
@@ -135,7 +109,7 @@ def write_model(
         dtype: Precision of the file; None keeps the tensors'.
 
     Raises:
-        CheckpointError: If it cannot be written; what was there before is untouched.
+        OutputError: If it cannot be written; what was there before is untouched.
     """
     target = Path(folder)
     tensors = {
@@ -143,8 +117,7 @@ def write_model(
         for name, t in state.items()
     }
     write_atomically(target / WEIGHTS, lambda p: save_file(tensors, p))
-    text = json.dumps(description, indent=2) + "\n"
-    write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(target / DESCRIPTION, description)
     return target
 
 

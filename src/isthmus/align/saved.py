@@ -29,9 +29,9 @@ from isthmus.align.joined import HeadConfig, JoinedImageTower, JoinedTextTower
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.backbones.text import TextConfig, load_text
 from isthmus.backbones.vision import load_vision
-from isthmus.checkpoint import write_atomically
 from isthmus.config import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, suggestion
+from isthmus.files import write_atomically, write_json
 
 FORMAT = "isthmus-dual-encoder"
 VERSION = 1
@@ -219,7 +219,7 @@ def save_dual_encoder(
         The folder.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        OutputError: If it cannot be written.
 
     Example:
         >>> import tempfile
@@ -235,8 +235,7 @@ def save_dual_encoder(
         for name, t in trained_state(model).items()
     }
     write_atomically(target / WEIGHTS, lambda p: save_file(tensors, p))
-    text = json.dumps(description, indent=2) + "\n"
-    write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(target / DESCRIPTION, description)
     return target
 
 

@@ -14,13 +14,18 @@ def list_(
     """List what can be named: shipped models, connectors, fusions, templates, prompts, assets."""
     from isthmus.align.templates import template_sets
     from isthmus.assets import ASSETS
-    from isthmus.config import CONNECTOR_CONFIGS, FUSION_CONFIGS, SHIPPED
+    from isthmus.config import SHIPPED
+    from isthmus.registry import CONNECTORS, FUSIONS, Registry
     from isthmus.templates import TEMPLATES
+
+    def parts(registry: Registry) -> dict[str, str]:
+        built_in = {n: _first_line(c) for n, c in registry.built_in().items()}
+        return {**built_in, **{n: f"from {v}" for n, v in registry.offered().items()}}
 
     rows: dict[str, dict[str, str]] = {
         "models": SHIPPED,
-        "connectors": {n: _first_line(c) for n, c in CONNECTOR_CONFIGS.items()},
-        "fusions": {n: _first_line(c) for n, c in FUSION_CONFIGS.items()},
+        "connectors": parts(CONNECTORS),
+        "fusions": parts(FUSIONS),
         "templates": {
             **{n: _first_line(t) for n, t in TEMPLATES.items()},
             "chat": "The language model's own chat template.",

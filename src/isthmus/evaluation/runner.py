@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.backbones.fingerprint import fingerprint
-from isthmus.checkpoint import load, write_atomically
+from isthmus.checkpoint import load
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
@@ -22,6 +21,7 @@ from isthmus.evaluation.results import Results, Row, row_of
 from isthmus.evaluation.selection import Shots, check_selection
 from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
+from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
@@ -243,8 +243,6 @@ def _rows(tasks: Sequence[Task], arms: Sequence[Arm], records: Records) -> tuple
 
 def _write(results: Results, records: Records, folder: Path) -> None:
     """Writes results, table and report."""
-    text = json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / RESULTS, lambda p: p.write_text(text, encoding="utf-8"))
-    table = results.markdown()
-    write_atomically(folder / TABLE, lambda p: p.write_text(table, encoding="utf-8"))
+    write_json(folder / RESULTS, results.to_json())
+    write_text(folder / TABLE, results.markdown())
     write_report(results, list(records.rows.values()), folder)

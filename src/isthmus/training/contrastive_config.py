@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from isthmus.config_file import apply_override, from_mapping
+from isthmus.config_base import from_mapping
+from isthmus.config_file import apply_override
 from isthmus.errors import ConfigError, suggestion
 
 TABLE = "dual_encoder"
