@@ -18,13 +18,13 @@ MOST_LINES = 400
 LAYERS = [
     {"errors"},
     {"config_base", "registry", "files"},
-    {"config", "images", "pages", "prompt", "wheels", "answers"},
+    {"config", "images", "layout", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_template", "triggers"},
     {"assets"},
     {"attention", "backbones", "cross_entropy", "summary"},
     {"connectors"},
     {"fusion"},
-    {"batch"},
+    {"batch", "medium"},
     {"model"},
     {"checkpoint", "generation"},
     {"data"},
@@ -38,7 +38,8 @@ LAYERS = [
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
-PURE |= {"config_base", "registry", "files", "assets", "pages", "triggers", "chat_template"}
+PURE |= {"config_base", "registry", "files", "layout"}
+PURE |= {"assets", "pages", "triggers", "chat_template"}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from isthmus.batch import Batch, Output
     from isthmus.checkpoint import load, save
     from isthmus.config import (
-        CrossAttention,
         DataConfig,
-        Inline,
         LanguageConfig,
         ModelConfig,
         RunConfig,
@@ -57,6 +55,8 @@ if TYPE_CHECKING:
     )
     from isthmus.evaluation.runner import evaluate
     from isthmus.evaluation.task import Item, Task
+    from isthmus.fusion.cross_attention import CrossAttention
+    from isthmus.fusion.inline import Inline
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.images import open_picture
@@ -78,8 +78,6 @@ _HOMES = {
     "isthmus.batch": ("Batch", "Output"),
     "isthmus.model": ("compose", "VisionLanguageModel"),
     "isthmus.config": (
-        "Inline",
-        "CrossAttention",
         "VisionConfig",
         "LanguageConfig",
         "ModelConfig",
@@ -118,6 +116,8 @@ _HOMES = {
     "isthmus.connectors.qformer": ("QFormer",),
     "isthmus.connectors.c_abstractor": ("CAbstractor",),
     "isthmus.connectors.concept_bottleneck": ("ConceptBottleneck",),
+    "isthmus.fusion.inline": ("Inline",),
+    "isthmus.fusion.cross_attention": ("CrossAttention",),
     "isthmus.images": ("open_picture",),
     "isthmus.errors": (
         "IsthmusError",

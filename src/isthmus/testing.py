@@ -27,8 +27,8 @@ from isthmus.batch import Batch
 from isthmus.checkpoint import load, save
 from isthmus.data.records import Picture
 from isthmus.data.samples import Sample, collate
-from isthmus.fusion import CrossAttentionFusion, InlineFusion
 from isthmus.generation.decode import generate
+from isthmus.layout import expand
 from isthmus.model import VisionLanguageModel
 
 SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
@@ -168,10 +168,9 @@ def prompts_of(model: VisionLanguageModel, seed: int = 0) -> Batch:
 
 def open_gates(model: VisionLanguageModel, value: float = 0.5) -> None:
     """Opens the gates of a cross-attention model, so that pictures count."""
-    if isinstance(model.fusion, CrossAttentionFusion):
-        for name, parameter in model.fusion.named_parameters():
-            if name.endswith("_gate"):
-                nn.init.constant_(parameter, value)
+    for gates in model.fusion.gates().values():
+        for gate in gates.values():
+            nn.init.constant_(gate, value)
 
 
 @torch.no_grad()
@@ -209,8 +208,8 @@ def check_closed_gates(model: VisionLanguageModel, *, fresh: bool = False) -> No
         fresh: The model was never trained: its gates are left as they were built, and must be
             as good as closed.
     """
-    assert isinstance(model.fusion, CrossAttentionFusion)
-    assert model.fusion.inline is None, "inline tokens stand in the text whatever the gates are"
+    assert model.fusion.gates(), "the fusion has no gates"
+    assert not model.fusion.in_text, "inline tokens stand in the text whatever the gates are"
     if not fresh:
         open_gates(model, 0.0)
     known = model.language.encode("ab")[:2]
@@ -249,11 +248,10 @@ def check_sight(model: VisionLanguageModel) -> None:
     before, after = (logits[0, :start, own], logits[0, start:, own])
     _close(changed[0, :start, own], before, "tokens before the changed picture")
     assert not torch.allclose(changed[0, start:, own], after), "the changed picture has no effect"
-    fusion = model.fusion
-    if isinstance(fusion, InlineFusion) or fusion.inline is not None or fusion.sees != "last":
+    if model.fusion.in_text or model.fusion.sees != "last":
         return
     left: list[Tensor] = []
-    block = next(iter(fusion.blocks.values()))
+    block = next(iter(model.fusion.blocks.values()))
     handle = block.register_forward_hook(lambda module, args, out: left.append(out[0]))
     try:
         model(batch)
@@ -403,8 +401,7 @@ def check_packing(model: VisionLanguageModel) -> None:
     encode, image = model.special_tokens.encode, model.special_tokens.image_id
     samples, pictures = [], []
     for text in ("<image>a bc<image>d<|endofchunk|>", "efg hi", "<image>jk", "l mnop", "<image>q"):
-        repeat = model.fusion.tokens_in_text
-        ids = [i for i in encode(text) for _ in range(repeat if i == image else 1)]
+        ids = expand(encode(text), [model.layout] * text.count("<image>"), image)
         learned = [at > 0 and i != image for at, i in enumerate(ids)]
         samples.append(Sample(ids, learned, ()))
         pictures.append(torch.randn(text.count("<image>"), 3, *model.vision.image_size))

@@ -133,11 +133,11 @@ def tokenize(
     for text, learn in spans:
         for i in special.encode(text):
             is_image = i == special.image_id
-            repeat = model.fusion.tokens_in_text if is_image else 1
-            if max_tokens is not None and len(ids) + repeat > max_tokens:
+            own = model.layout.written(i) if is_image else [i]
+            if max_tokens is not None and len(ids) + len(own) > max_tokens:
                 break
-            ids += [i] * repeat
-            learned += [learn and not is_image] * repeat
+            ids += own
+            learned += [learn and not is_image] * len(own)
             kept += is_image
         else:
             continue
@@ -229,7 +229,8 @@ def collate(
         attention_mask=mask,
         labels=labels,
         positions=positions if pack else None,
-        **{"features" if features else "pixels": pictures},
+        pixels=None if features else pictures,
+        features=pictures if features else None,
     )
     return Collated(batch, owner[owner != IGNORED])
 
