@@ -27,13 +27,12 @@ from isthmus.generation.prefix import (
     Symbols,
     boundary,
     can_be_cut,
-    common,
     fork,
 )
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
-from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
+from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
 from isthmus.generation.score import score_trees, takes_trees, tree_of
-from isthmus.medium import layouts_of, stacked
+from isthmus.medium import stacked
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt
 
@@ -95,20 +94,7 @@ class Engine:
             if id(picture) not in known:
                 known[id(picture)] = content_of(picture)
         contents = [known[id(p)] for p in prompt.pictures]
-        hashes = tuple(key for key, _ in contents)
-        layouts = tuple(layouts_of(self.model, [source for _, source in contents]))
-        ids = tuple(self.model.encode_text(prompt.text, layouts))
-        symbols = symbols_of(self.model, ids, hashes, layouts)
-        shared = 0
-        if prompt.shared:
-            start = prompt.text[: prompt.shared]
-            shown = start.count(IMAGE_TAG)
-            own = tuple(self.model.encode_text(start, layouts[:shown]))
-            # the text's last token may look different when it goes on
-            shared = common(symbols_of(self.model, own, hashes, layouts[:shown]), symbols)
-        last = min(shared, len(ids) - 1)
-        shared = boundary(symbols, last, layouts)
-        return Encoded(ids, symbols, hashes, layouts, shared), dict(contents)
+        return encode_prompt(self.model, prompt, contents), dict(contents)
 
     def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""

@@ -1,20 +1,10 @@
-"""The conformance suite: what a connector, and a model made with it, must hold.
-
-Run a connector of your own through it:
-
-    from isthmus import testing
-    testing.check_connector(lambda shape, width: MyConnector(shape, width))
-
-Each check is a plain function that raises AssertionError with what was expected; the project's own
-tests run every connector, fusion and language-model family through the same functions.
-"""
+"""What a model must hold, whatever its parts."""
 
 from __future__ import annotations
 
 import copy
 import io
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.backbones.vision import FeatureShape
 from isthmus.batch import Batch
 from isthmus.checkpoint import load, save
 from isthmus.data.records import Picture
@@ -30,79 +19,9 @@ from isthmus.data.samples import Sample, collate
 from isthmus.generation.decode import generate
 from isthmus.layout import expand
 from isthmus.model import VisionLanguageModel
+from isthmus.testing.connectors import check_gradients, close
 
-SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
-TOLERANCE = 1e-5
 STRIP = ("connector.", "fusion.", "special_tokens.")
-
-
-def _close(got: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
-    assert got.shape == expected.shape, f"{what}: {tuple(got.shape)} and {tuple(expected.shape)}"
-    difference = float((got - expected).detach().abs().max()) if got.numel() else 0.0
-    assert difference <= tolerance, f"{what}: they differ by {difference:.2e}"
-
-
-# --- A connector alone --------------------------------------------------------------------------
-
-
-def check_connector(
-    build: Callable[[FeatureShape, int], nn.Module],
-    *,
-    shape: FeatureShape = SHAPE,
-    width: int = 24,
-) -> None:
-    """Checks a connector: shapes, independence of rows, gradients, state, precision.
-
-    Args:
-        build: Makes the connector from the shape of the features and the width of the tokens.
-        shape: Shape of a picture's features.
-        width: Width of the visual tokens.
-
-    Raises:
-        AssertionError: If one of the checks fails.
-
-    Example:
-        >>> from isthmus.connectors.linear import LinearConnector
-        >>> check_connector(lambda shape, width: LinearConnector(shape.width, width, shape.tokens))
-    """
-    torch.manual_seed(0)
-    connector = build(shape, width).eval()
-    features = torch.randn(3, shape.tokens, shape.width, requires_grad=True)
-    tokens: Tensor = connector(features)
-    expected = (3, int(connector.num_tokens), width)  # type: ignore[arg-type]
-    assert tuple(tokens.shape) == expected, f"tokens {tuple(tokens.shape)}, expected {expected}"
-    assert tokens.isfinite().all(), "tokens are not finite"
-    assert int(connector.width) == width, "connector.width is not the width it was built for"  # type: ignore[arg-type]
-
-    alone = torch.cat([connector(picture[None]) for picture in features])
-    _close(alone, tokens, "a picture alone and in a batch")
-
-    (tokens * torch.randn_like(tokens)).sum().backward()  # type: ignore[no-untyped-call]
-    check_gradients(connector)
-    assert features.grad is not None, "no gradient reaches the features"
-    assert features.grad.isfinite().all(), "the features' gradient is not finite"
-
-    other = build(shape, width).eval()
-    other.load_state_dict(connector.state_dict())
-    _close(other(features), tokens, "outputs before and after a state dict", 0.0)
-
-    half = connector.to(torch.bfloat16)(features.to(torch.bfloat16))
-    assert half.dtype == torch.bfloat16, f"bfloat16 features gave {half.dtype} tokens"
-
-
-def check_gradients(module: nn.Module) -> None:
-    """Every trainable parameter has a finite gradient.
-
-    It may be zero throughout: behind a map that starts at zero it is, until that map has moved.
-    """
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        assert parameter.grad is not None, f"{name} got no gradient"
-        assert parameter.grad.isfinite().all(), f"{name} got a gradient that is not finite"
-
-
-# --- A model ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -246,7 +165,7 @@ def check_sight(model: VisionLanguageModel) -> None:
     start = int(tags[len(tags) // 2])
     own = slice(0, model.language.vocab_rows)
     before, after = (logits[0, :start, own], logits[0, start:, own])
-    _close(changed[0, :start, own], before, "tokens before the changed picture")
+    close(changed[0, :start, own], before, "tokens before the changed picture")
     assert not torch.allclose(changed[0, start:, own], after), "the changed picture has no effect"
     if model.fusion.in_text or model.fusion.sees != "last":
         return
@@ -258,7 +177,7 @@ def check_sight(model: VisionLanguageModel) -> None:
         model(model.prepare([text], [[first + 1, second]]))
     finally:
         handle.remove()
-    _close(left[1][start:], left[0][start:], "tokens behind the second picture, the first changed")
+    close(left[1][start:], left[0][start:], "tokens behind the second picture, the first changed")
     begin = int(tags[0])
     seen = left[1][begin:start], left[0][begin:start]
     assert not torch.allclose(*seen), "the first picture has no effect on its own tokens"
@@ -280,7 +199,7 @@ def check_padding(model: VisionLanguageModel) -> None:
             assert ours.isneginf().all(), "a row without pictures may end a chunk"
             finite = alone.isfinite()
             assert torch.equal(finite, kept.isfinite()), "the two rows differ in what may follow"
-            _close(kept[finite], alone[finite], f"row {i} padded {side} and alone", 1e-4)
+            close(kept[finite], alone[finite], f"row {i} padded {side} and alone", 1e-4)
 
 
 @torch.no_grad()
@@ -384,11 +303,11 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
         results.append((loss.detach(), [p.grad for p in model.trained_parameters().values()]))
     model.language.checkpoint_activations(False)
     model.eval()
-    _close(results[1][0], results[0][0], "loss with and without checkpointing", 1e-6)
+    close(results[1][0], results[0][0], "loss with and without checkpointing", 1e-6)
     for with_, without in zip(results[1][1], results[0][1], strict=True):
         assert with_ is not None, "a gradient is missing with checkpointing"
         assert without is not None, "a gradient is missing without checkpointing"
-        _close(with_, without, "gradient with and without checkpointing", 1e-6)
+        close(with_, without, "gradient with and without checkpointing", 1e-6)
 
 
 @torch.no_grad()
@@ -418,4 +337,4 @@ def check_packing(model: VisionLanguageModel) -> None:
         expected = model(alone.batch).token_losses
         assert expected is not None
         assert together is not None
-        _close(together[packed.owner == number], expected, f"sample {number} packed and alone")
+        close(together[packed.owner == number], expected, f"sample {number} packed and alone")
