@@ -16,7 +16,7 @@ MOST_LINES = 400
 
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
-    {"errors"},
+    {"errors", "dual_encoder_config", "progress"},
     {"config", "images", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_template", "triggers"},
     {"assets"},
@@ -36,7 +36,18 @@ LAYERS = [
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
+PURE = {
+    "errors",
+    "dual_encoder_config",
+    "progress",
+    "config",
+    "config_file",
+    "images",
+    "prompt",
+    "answers",
+    "templates",
+    "wheels",
+}
 PURE |= {"assets", "pages", "triggers", "chat_template"}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from isthmus.connectors import Connector
     from isthmus.data.records import Picture, Record
     from isthmus.data.sources import read_data, read_records
+    from isthmus.dual_encoder_config import ContrastiveConfig, DualEncoderConfig
     from isthmus.errors import (
         AssetError,
         CheckpointError,
@@ -64,11 +65,9 @@ if TYPE_CHECKING:
     from isthmus.prompt import Example, Prompt
     from isthmus.prompting.example_file import read_examples, write_examples
     from isthmus.prompting.reason import Reasoning
-    from isthmus.training.contrastive import train_contrastive
-    from isthmus.training.contrastive_config import ContrastiveConfig
-    from isthmus.training.contrastive_data import PairSet
     from isthmus.training.feed import DataSet
     from isthmus.training.loop import train
+    from isthmus.training.pairs import PairSet
 
 _HOMES = {
     "isthmus.checkpoint": ("load", "save"),
@@ -103,9 +102,8 @@ _HOMES = {
     "isthmus.evaluation.runner": ("evaluate",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
-    "isthmus.training.contrastive": ("train_contrastive",),
-    "isthmus.training.contrastive_config": ("ContrastiveConfig",),
-    "isthmus.training.contrastive_data": ("PairSet",),
+    "isthmus.dual_encoder_config": ("ContrastiveConfig", "DualEncoderConfig"),
+    "isthmus.training.pairs": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
     "isthmus.data.sources": ("read_data", "read_records"),
@@ -150,6 +148,7 @@ __all__ = [
     "DataConfig",
     "DataSet",
     "DualEncoder",
+    "DualEncoderConfig",
     "Engine",
     "Example",
     "Hit",
@@ -203,7 +202,6 @@ __all__ = [
     "save_dual_encoder",
     "stream",
     "train",
-    "train_contrastive",
     "write_examples",
 ]
 

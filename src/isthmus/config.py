@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from isthmus.dual_encoder_config import ContrastiveConfig, DualEncoderConfig
+
 SHIPPED = {"tiny": "EfficientNet-Lite2 joined to SmolLM2-135M-Instruct; offline, on a laptop's CPU"}
 """Models that come with the package, by name."""
 
@@ -257,11 +259,19 @@ class DataConfig:
     of behind it (p_next in Flamingo, which used 0.5)."""
     held_out: float = 0.0
     """Share of the records that is kept for evaluation and never trained on; 1 for all."""
+    templates: tuple[str, ...] = ("{}",)
+    """For a dual encoder, how names become texts: templates with {}, or alone a published set such
+    as "imagenet-7". One is drawn at each step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How the strip is trained."""
+    """How a model is trained: the strip of a vision-language model, or a dual encoder.
+
+    `contrastive` is for dual encoders. `objective`, `micro_batch_size`, `mixture`, `pack`,
+    `max_tokens`, `lr_connector`, `lr_lora`, `gradient_checkpointing`, `augment`, `sharding` and
+    `init` are for vision-language models.
+    """
 
     objective: Literal["language", "concepts"] = "language"
     """The language model's loss on the answer; or, without running the language model, the loss
@@ -295,8 +305,9 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the gradient."""
     seed: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the frozen parts and of activations; trained parameters stay fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen parts and of activations; trained parameters stay fp32. "auto" takes
+    the fastest that the machine computes well in, and the run says which that is."""
     gradient_checkpointing: bool = False
     augment: bool = False
     """Random crops and mirror images. Features are then computed anew for every sample."""
@@ -323,12 +334,13 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that stay as they are. Freezing
     "special_tokens.input_rows" ends the backward pass at the lowest gated block."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All of a configuration file."""
 
-    model: ModelConfig
+    model: ModelConfig | DualEncoderConfig
     train: TrainConfig
     data: tuple[DataConfig, ...]

@@ -17,10 +17,11 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.cli import main
-from isthmus.training.contrastive_config import is_contrastive
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.toml") if not is_contrastive(p))
+CONFIGS = sorted(
+    p for p in (ROOT / "configs").glob("*.toml") if isinstance(im.read_run(p).model, im.ModelConfig)
+)
 TINY = """
 [vision]
 name = "tiny-vit"

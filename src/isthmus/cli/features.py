@@ -73,7 +73,7 @@ def features(
     import torch
 
     from isthmus.backbones.vision import load_vision
-    from isthmus.data.features import FeatureCache
+    from isthmus.data.features import FeatureCache, PatchFeatures
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -82,13 +82,13 @@ def features(
     if ray:
         from isthmus.data.ray_features import fill_with_ray
 
-        cache = FeatureCache(folder, encoder)
+        cache = FeatureCache(folder, PatchFeatures(encoder))
         report = fill_with_ray(
             cache, _pictures(found), encoders=workers or 1, batch_size=batch_size, quiet=hush
         )
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        cache = FeatureCache(folder, encoder.to(device))
+        cache = FeatureCache(folder, PatchFeatures(encoder.to(device)))
         report = cache.fill(_pictures(found), quiet=hush, batch_size=batch_size, workers=workers)
     if json_:
         print(json.dumps({**vars(report), "cache": str(cache.path)}))
@@ -107,7 +107,7 @@ def _wanted(
     """The encoder and the data sets, from the arguments or else from a run's file."""
     from dataclasses import replace
 
-    from isthmus.config import VisionConfig
+    from isthmus.config import ModelConfig, VisionConfig
     from isthmus.config_file import read_run
     from isthmus.errors import ConfigError
 
@@ -121,6 +121,11 @@ def _wanted(
         )
     if run is None:
         return VisionConfig(name=vision or ""), sources
+    if not isinstance(run.model, ModelConfig):
+        raise ConfigError(
+            f"{config} trains a dual encoder, which keeps vectors of its own: pass --vision NAME "
+            "and the data sets in place of --config"
+        )
     chosen = run.model.vision
     return (replace(chosen, name=vision) if vision else chosen), sources
 

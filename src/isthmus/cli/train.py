@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,7 +37,7 @@ def train(
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
     """Train the strip between two frozen parts, or a CLIP; a stopped run goes on where it was.
 
@@ -53,19 +53,16 @@ def train(
         raise ConfigError("expected --out FOLDER for the model, its checkpoints and its log")
     import torch
 
-    from isthmus.training import contrastive_run, run
-    from isthmus.training.contrastive_config import is_contrastive
+    from isthmus.training.run import job, plan_of, work
 
     if threads is not None:
         torch.set_num_threads(threads)
-    # Both modules offer the same three functions
-    runner: Any = contrastive_run if config is not None and is_contrastive(config) else run
-    job = runner.job(config, data, set_ or (), smoke=smoke)
+    chosen = job(config, data, set_ or (), smoke=smoke)
     if dry_run:
-        plan = runner.plan_of(job)
+        plan = plan_of(chosen)
         print(json.dumps(plan.to_json()) if json_ else plan)
         return
     assert out is not None
-    steps = job.config.train.steps
-    folder = runner.work(job, out, quiet=quiet or json_)
+    steps = chosen.config.train.steps
+    folder = work(chosen, out, quiet=quiet or json_)
     print(json.dumps({"model": str(folder), "steps": steps}) if json_ else f"saved {folder}")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache
+from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture, Record
 from isthmus.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped
 from isthmus.training import state as state_module
@@ -94,7 +94,7 @@ def test_concepts_are_learned_without_the_language_model(
     config = im.TrainConfig(objective="concepts", steps=80, batch_size=8, warmup=5, lr=1e-2)
     train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
     connector = concept_bottleneck(model)
-    cache = FeatureCache(tmp_path / "run" / "features", model.vision)
+    cache = FeatureCache(tmp_path / "run" / "features", PatchFeatures(model.vision))
     best = connector.logits(cache.get([r.pictures[0] for r in records])).argmax(dim=-1)
     spelled = [model.special_tokens.decode(connector.names[i]) for i in best]
     assert spelled == [f" {n}..."[:4] for n in NAMES]
