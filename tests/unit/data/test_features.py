@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,18 @@ def expected(encoder: VisionEncoder, pictures: list[Picture]) -> torch.Tensor:
     return encoder(torch.stack(pixels))
 
 
+def encoder_of(cache: FeatureCache) -> VisionEncoder:
+    assert isinstance(cache.encoding, PatchFeatures)
+    return cache.encoding.encoder
+
+
 def assert_sound(cache: FeatureCache, pictures: list[Picture]) -> None:
     """Every picture has its row once, array and index agree, and rows are the encoder's."""
     lines = cache.store.index.read_text("ascii").splitlines()
     assert len(set(lines)) == len(lines) == len({cache.key(p) for p in pictures})
     assert cache.path.stat().st_size == len(lines) * ROW
     torch.testing.assert_close(
-        cache.get(pictures), expected(cache.encoder, pictures), atol=2e-3, rtol=2e-3
+        cache.get(pictures), expected(encoder_of(cache), pictures), atol=2e-3, rtol=2e-3
     )
 
 
@@ -333,7 +338,8 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def test_two_processes_share_the_work(tmp_path: Path, encoder: VisionEncoder) -> None:
+def test_two_processes_fill_one_folder(tmp_path: Path, encoder: VisionEncoder) -> None:
+    """At once, with pictures that both have: each row is there once, and it is whole."""
     pictures = paint(tmp_path / "pictures", 240)
     folder = tmp_path / "cache"
     both = [begin(folder, tmp_path / "pictures", *s, 0.04) for s in ((0, 180), (60, 240))]
@@ -341,12 +347,11 @@ def test_two_processes_share_the_work(tmp_path: Path, encoder: VisionEncoder) ->
         go(process)
     counts = []
     for process in both:
-        out = process.communicate(timeout=120)[0]
+        out = process.communicate(timeout=600)[0]
         assert process.returncode == 0
         counts.append([int(n) for n in out.split()])
-    assert sum(c[0] for c in counts) == 240  # nothing was computed twice
     assert [sum(c) for c in counts] == [180, 180]
-    assert all(c[0] > 60 for c in counts), "one process did all that both could have done"
+    assert sum(c[0] for c in counts) >= 240
     cache = FeatureCache(folder, PatchFeatures(encoder))
     assert cache.fill(pictures, quiet=True) == FillReport(present=240)
     assert_sound(cache, pictures)
@@ -373,22 +378,15 @@ def test_a_fill_that_is_killed_goes_on(tmp_path: Path, encoder: VisionEncoder) -
     assert_sound(cache, pictures)
 
 
-def test_what_another_process_claims_is_waited_for(
+def test_what_another_process_has_just_written_is_not_computed_again(
     pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache, other = (FeatureCache(tmp_path / "cache", PatchFeatures(encoder)) for _ in range(2))
-    key = cache.key(pictures[2])
-    lock = other.store.claim(int(key[:2], 16) % 32)
-    reports: list[FillReport] = []
-    with lock:
-        thread = threading.Thread(
-            target=lambda: reports.append(cache.fill(pictures, quiet=True)), daemon=True
-        )
-        thread.start()
-        row = expected(encoder, [pictures[2]]).half().numpy()
-        other.store.append([key], row)
-        thread.join(0.5)
-        assert thread.is_alive()
-    thread.join(30)
-    assert reports == [FillReport(computed=7, present=1)]
+    row = expected(encoder, [pictures[2]]).half().numpy()
+
+    def meanwhile() -> Iterator[Picture]:
+        yield from pictures
+        other.store.append([cache.key(pictures[2])], row)
+
+    assert cache.fill(meanwhile(), quiet=True, workers=0) == FillReport(computed=7, present=1)
     assert_sound(cache, pictures)

@@ -396,7 +396,7 @@ def test_an_infinite_loss_stops_and_keeps_the_last_state(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
         ({"steps": 0}, r"train\.steps is 0: expected at least 1"),
         ({"chunk": 0}, r"train\.contrastive\.chunk is 0"),
@@ -405,10 +405,10 @@ def test_an_infinite_loss_stops_and_keeps_the_last_state(
     ],
 )
 def test_bad_numbers_are_named(
-    records: list[Record], tmp_path: Path, change: dict[str, Any], message: str
+    records: list[Record], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(join(), records, change(CONFIG, **change), tmp_path / "run")
+        run(join(), records, change(CONFIG, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
