@@ -77,11 +77,9 @@ def rationales(
 
     from dataclasses import replace
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from isthmus import checkpoint
     from isthmus.generation.engine import Engine
+    from isthmus.progress import Progress
     from isthmus.prompting.example_file import write_examples
     from isthmus.prompting.rationales import auto_cot, bootstrap
     from isthmus.prompting.reason import Asked, Reasoning, trigger_for
@@ -99,10 +97,8 @@ def rationales(
         max_step_tokens=max_step_tokens,
     )
     most = min(k, len(questions))
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Demonstrations" if labelled else "Clusters", total=most)
-        how: dict[str, Any] = {"progress": lambda n: bar.update(task, completed=n)}
+    with Progress("Demonstrations" if labelled else "Clusters", most) as bar:
+        how: dict[str, Any] = {"progress": lambda n: bar.advance(n - bar.done)}
         if labelled:
             how |= {"attempts": attempts, "hint": hint}
             found = bootstrap(engine, questions, most, reasoning, asked, **how)

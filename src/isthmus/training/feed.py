@@ -129,9 +129,7 @@ def as_sets(data: Any, kind: type[W], make: Callable[[Sequence[Record], str], W]
     if not sets:
         raise ConfigError("nothing to train on: no data set")
     if others := [type(d).__name__ for d in sets if not isinstance(d, kind)]:
-        raise ConfigError(
-            f"got {others[0]} as a data set: this model is trained on {kind.__name__}"
-        )
+        raise ConfigError(f"got {others[0]} as a data set: expected {kind.__name__} for this model")
     if empty := [d.name for d in sets if not len(d.records)]:
         raise ConfigError(f"nothing to train on in {', '.join(empty)}: all records are held out")
     weights = [d.weight for d in sets]

@@ -207,7 +207,7 @@ def run_steps(
                     "goes on from here"
                 )
     if processes.is_main:
-        write_report(folder)
+        write_report(folder, trainee.files[-1])
 
 
 class Broken:

@@ -49,7 +49,8 @@ def choice(config: TrainConfig, device: torch.device) -> str:
         precision, why = best_precision(device)
     where = str(device)
     if device.type == "cpu":
-        where = f"the CPU with {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        where = f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
         if config.precision in ("bf16", "fp16"):
             why += "; on a CPU fp32 is often far faster"
     return f"training in {precision} ({why}) on {where}"
