@@ -127,7 +127,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (300, 400, 3), np.uint8)) for _ in range(many)]
     model, words, processor = build(options.width, options.layers)
-    dual = im.load_dual_encoder(model, tokenizer=words, preprocess=processor)
+    dual = im.load(model, tokenizer=words, preprocess=processor)
     prompts = prompts_of(labels, "imagenet-80")
     some = [prompts[i] for i in range(0, count, max(1, count // sample))][:sample]
     pipe = transformers.pipeline(

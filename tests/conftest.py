@@ -1,4 +1,4 @@
-"""What every test shares: one thread setting, a fixed seed, no network."""
+"""What every test shares: idle threads that sleep, a fixed seed, no network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before torch is loaded: beside another process, threads that wait by spinning cost minutes
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

@@ -17,7 +17,8 @@ MOST_LINES = 400
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
     {"errors"},
-    {"config", "images", "pages", "prompt", "wheels", "answers"},
+    {"config_base", "registry", "files"},
+    {"config", "images", "machine", "media", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_format", "chat_template", "triggers"},
     {"assets"},
     {"attention", "backbones", "cross_entropy", "summary"},
@@ -28,16 +29,28 @@ LAYERS = [
     {"checkpoint", "generation"},
     {"data"},
     {"align"},
+    {"saving"},
     {"prompting"},
     {"inference"},
-    {"training", "testing", "evaluation"},
+    {"training", "testing", "evaluation", "catalogue"},
     {"serving"},
     {"chat"},
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
-PURE |= {"assets", "pages", "triggers", "chat_format", "chat_template"}
+PURE |= {
+    "config_base",
+    "machine",
+    "registry",
+    "files",
+    "media",
+    "assets",
+    "pages",
+    "triggers",
+    "chat_format",
+    "chat_template",
+}
 HEAVY = {"torch", "transformers", "timm", "open_clip", "peft"}
 
 
@@ -156,6 +169,59 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = isthmus.resampel
 
 
-def test_no_public_function_shares_its_name_with_a_module() -> None:
+def test_no_public_name_is_a_module_s_too() -> None:
+    # `isthmus.x` would be one or the other, whichever was imported last
     modules = {p.stem for p in SRC.glob("*.py")} | {p.name for p in SRC.iterdir() if p.is_dir()}
     assert not modules & set(isthmus.__all__)
+    for name, home in isthmus._HOME_OF.items():
+        assert home.rpartition(".")[2] != name, home
+
+
+TWINS = {
+    "ask": "ask",
+    "chat": "open_chat",
+    "classify": "classify_pictures",
+    "search": "search_pictures",
+    "train": "train",
+    "eval": "evaluate",
+    "info": "probe",  # and a model's own `summary`
+    "list": "available",
+    "assets": "fetch_asset",
+    "features": "compute_features",
+    "rationales": "write_rationales",
+    "serve": "serve",
+    "data": "check_data",
+}
+
+
+def test_every_verb_has_a_python_twin() -> None:
+    from isthmus.cli import app
+
+    verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    verbs |= {str(group.name) for group in app.registered_groups}
+    assert verbs == set(TWINS)
+    assert set(TWINS.values()) <= set(isthmus.__all__)
+
+
+def test_the_verbs_hold_no_logic_of_their_own() -> None:
+    """A verb parses, calls its twin and prints: it loads no model and computes nothing."""
+    for path in (SRC / "cli").glob("*.py"):
+        used = imports(path)
+        assert not used & HEAVY, path
+        assert not {name for name in used if name.startswith("isthmus.generation")}, path
+
+
+def test_one_meaning_of_device_and_dtype() -> None:
+    import inspect
+
+    from isthmus.cli import app
+
+    for command in app.registered_commands:
+        assert command.callback is not None
+        found = inspect.signature(command.callback).parameters
+        name = command.name or command.callback.__name__
+        if name in ("list", "assets", "train"):  # no model, or a configuration's own
+            continue
+        for option in ("device", "dtype"):
+            assert found[option].default == "auto", name
+        assert found["threads"].default is None, name

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus.batch import pad
-from isthmus.checkpoint import write_atomically
 from isthmus.cross_entropy import token_losses
 from isthmus.evaluation.tasks import task_named
+from isthmus.files import write_atomically
 from isthmus.prompt import END_TAG
 from isthmus.templates import template_named
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from isthmus.align.joined import pooled_features
 from isthmus.backbones.vision import VisionConfig, VisionEncoder, load_vision
-from isthmus.checkpoint import write_atomically
+from isthmus.files import write_atomically
 from isthmus.images import open_picture
 
 VISION = VisionConfig(name="asset:efficientnet-lite2", resize="pad")

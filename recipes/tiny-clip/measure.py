@@ -34,7 +34,7 @@ from torch import Tensor
 
 import isthmus as im
 from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.evaluation.metrics import wilson
 
 TESTS = {
@@ -165,12 +165,12 @@ def measure_digits(model: DualEncoder) -> dict[str, Any]:
 def main() -> None:
     """Prints a table, and writes everything to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="tiny-clip")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tests", nargs="*", default=[*TESTS, "digits"])
     options = parser.parse_args()
-    model = load_dual_encoder(options.model)
+    model = load_clip(options.model)
     results = []
     for test in options.tests:
         digital = test == "digits"

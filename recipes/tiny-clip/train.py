@@ -41,8 +41,8 @@ from isthmus.align.class_mixture import ClassMixtureConfig
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig
 from isthmus.align.losses import clip_loss
-from isthmus.align.saved import save_dual_encoder
-from isthmus.checkpoint import write_atomically
+from isthmus.align.saved import save_clip
+from isthmus.files import write_atomically
 
 DRAWN, CLASSES, HIDDEN = 512, 384, 2048
 """Widths of the two parts, the second the text encoder's own, and hidden units of the text head."""
@@ -335,7 +335,7 @@ def main() -> None:
             for k, v in vars(options).items()
             if k in ("steps", "batch", "lr", "shrink", "seed")
         }
-        save_dual_encoder(model.eval(), options.out, dtype=torch.float16, extra={"train": told})
+        save_clip(model.eval(), options.out, dtype=torch.float16, extra={"train": told})
         size = (options.out / "model.safetensors").stat().st_size
         print(f"saved {options.out}: {size / 1e6:.1f} MB")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
+
+from isthmus.files import write_text
 
 SIDE = 260
 """The vision encoder's own input size in pixels."""
@@ -119,11 +120,5 @@ def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
     """Writes records as JSONL, atomically; returns their number. No records, no file."""
     lines = [json.dumps(r, ensure_ascii=False) for r in records]
     if lines:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, "\n".join(lines) + "\n")
     return len(lines)

@@ -10,36 +10,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isthmus.align.classified import Classified, classify_pictures
     from isthmus.align.dual_encoder import DualEncoder
-    from isthmus.align.saved import load_dual_encoder, save_dual_encoder
     from isthmus.align.search import Hit, PictureIndex
+    from isthmus.align.search_folder import search_pictures
     from isthmus.align.zeroshot import ZeroShotClassifier
+    from isthmus.assets import asset_status, fetch_asset
     from isthmus.backbones.language import LanguageModel, load_language
     from isthmus.backbones.text import TextEncoder, load_text
     from isthmus.backbones.vision import VisionEncoder, load_vision
     from isthmus.batch import Batch, Output
-    from isthmus.checkpoint import load, save
+    from isthmus.catalogue import available
+    from isthmus.chat.launch import open_chat
     from isthmus.config import (
-        MLP,
-        AttentionPool,
-        CAbstractor,
-        ConceptBottleneck,
         CrossAttention,
         DataConfig,
         Inline,
         LanguageConfig,
-        Linear,
         ModelConfig,
-        PixelShuffle,
-        Pool,
-        QFormer,
-        Resampler,
         RunConfig,
         TrainConfig,
         VisionConfig,
     )
     from isthmus.config_file import read_run
     from isthmus.connectors import Connector
+    from isthmus.connectors.attention_pool import AttentionPool
+    from isthmus.connectors.c_abstractor import CAbstractor
+    from isthmus.connectors.concept_bottleneck import ConceptBottleneck
+    from isthmus.connectors.linear import Linear
+    from isthmus.connectors.mlp import MLP
+    from isthmus.connectors.pixel_shuffle import PixelShuffle
+    from isthmus.connectors.pool import Pool
+    from isthmus.connectors.qformer import QFormer
+    from isthmus.connectors.resampler import Resampler
+    from isthmus.data.check import check_data
+    from isthmus.data.compute import compute_features
     from isthmus.data.records import Picture, Record
     from isthmus.data.sources import read_data, read_records
     from isthmus.errors import (
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
         InputError,
         IsthmusError,
         MissingExtraError,
+        OutputError,
         PictureError,
         PromptError,
         TrainingError,
@@ -60,10 +66,15 @@ if TYPE_CHECKING:
     from isthmus.generation.engine import Engine
     from isthmus.images import open_picture
     from isthmus.inference import Answer, ask, stream
+    from isthmus.machine import Machine, probe
     from isthmus.model import VisionLanguageModel, compose
     from isthmus.prompt import Example, Prompt
     from isthmus.prompting.example_file import read_examples, write_examples
+    from isthmus.prompting.rationale_file import write_rationales
     from isthmus.prompting.reason import Reasoning
+    from isthmus.saving import load, save
+    from isthmus.serving.launch import serve
+    from isthmus.serving.settings import ServerSettings
     from isthmus.training.contrastive import train_contrastive
     from isthmus.training.contrastive_config import ContrastiveConfig
     from isthmus.training.contrastive_data import PairSet
@@ -71,21 +82,12 @@ if TYPE_CHECKING:
     from isthmus.training.loop import train
 
 _HOMES = {
-    "isthmus.checkpoint": ("load", "save"),
+    "isthmus.saving": ("load", "save"),
     "isthmus.inference": ("ask", "stream", "Answer"),
     "isthmus.prompt": ("Example", "Prompt"),
     "isthmus.batch": ("Batch", "Output"),
     "isthmus.model": ("compose", "VisionLanguageModel"),
     "isthmus.config": (
-        "Linear",
-        "MLP",
-        "PixelShuffle",
-        "Pool",
-        "AttentionPool",
-        "Resampler",
-        "QFormer",
-        "CAbstractor",
-        "ConceptBottleneck",
         "Inline",
         "CrossAttention",
         "VisionConfig",
@@ -100,6 +102,7 @@ _HOMES = {
     "isthmus.generation.engine": ("Engine",),
     "isthmus.prompting.reason": ("Reasoning",),
     "isthmus.prompting.example_file": ("read_examples", "write_examples"),
+    "isthmus.prompting.rationale_file": ("write_rationales",),
     "isthmus.evaluation.runner": ("evaluate",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
@@ -109,14 +112,32 @@ _HOMES = {
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
     "isthmus.data.sources": ("read_data", "read_records"),
+    "isthmus.data.check": ("check_data",),
+    "isthmus.data.compute": ("compute_features",),
+    "isthmus.serving.launch": ("serve",),
+    "isthmus.serving.settings": ("ServerSettings",),
+    "isthmus.chat.launch": ("open_chat",),
+    "isthmus.machine": ("Machine", "probe"),
+    "isthmus.catalogue": ("available",),
+    "isthmus.assets": ("asset_status", "fetch_asset"),
+    "isthmus.align.classified": ("Classified", "classify_pictures"),
+    "isthmus.align.search_folder": ("search_pictures",),
     "isthmus.align.zeroshot": ("ZeroShotClassifier",),
     "isthmus.align.dual_encoder": ("DualEncoder",),
-    "isthmus.align.saved": ("load_dual_encoder", "save_dual_encoder"),
     "isthmus.align.search": ("Hit", "PictureIndex"),
     "isthmus.backbones.text": ("TextEncoder", "load_text"),
     "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
     "isthmus.backbones.language": ("LanguageModel", "load_language"),
     "isthmus.connectors": ("Connector",),
+    "isthmus.connectors.linear": ("Linear",),
+    "isthmus.connectors.mlp": ("MLP",),
+    "isthmus.connectors.pixel_shuffle": ("PixelShuffle",),
+    "isthmus.connectors.pool": ("Pool",),
+    "isthmus.connectors.attention_pool": ("AttentionPool",),
+    "isthmus.connectors.resampler": ("Resampler",),
+    "isthmus.connectors.qformer": ("QFormer",),
+    "isthmus.connectors.c_abstractor": ("CAbstractor",),
+    "isthmus.connectors.concept_bottleneck": ("ConceptBottleneck",),
     "isthmus.images": ("open_picture",),
     "isthmus.errors": (
         "IsthmusError",
@@ -129,6 +150,7 @@ _HOMES = {
         "TrainingError",
         "TrainingStopped",
         "MissingExtraError",
+        "OutputError",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -142,6 +164,7 @@ __all__ = [
     "Batch",
     "CAbstractor",
     "CheckpointError",
+    "Classified",
     "ConceptBottleneck",
     "ConfigError",
     "Connector",
@@ -160,9 +183,11 @@ __all__ = [
     "LanguageConfig",
     "LanguageModel",
     "Linear",
+    "Machine",
     "MissingExtraError",
     "ModelConfig",
     "Output",
+    "OutputError",
     "PairSet",
     "Picture",
     "PictureError",
@@ -176,6 +201,7 @@ __all__ = [
     "Record",
     "Resampler",
     "RunConfig",
+    "ServerSettings",
     "Task",
     "TextEncoder",
     "TrainConfig",
@@ -186,25 +212,34 @@ __all__ = [
     "VisionLanguageModel",
     "ZeroShotClassifier",
     "ask",
+    "asset_status",
+    "available",
+    "check_data",
+    "classify_pictures",
     "compose",
+    "compute_features",
     "evaluate",
+    "fetch_asset",
     "generate",
     "load",
-    "load_dual_encoder",
     "load_language",
     "load_text",
     "load_vision",
+    "open_chat",
     "open_picture",
+    "probe",
     "read_data",
     "read_examples",
     "read_records",
     "read_run",
     "save",
-    "save_dual_encoder",
+    "search_pictures",
+    "serve",
     "stream",
     "train",
     "train_contrastive",
     "write_examples",
+    "write_rationales",
 ]
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.errors import AssetError, ConfigError, suggestion
+from isthmus.files import sync, write_json
 from isthmus.wheels import Wheel, progress, unpack
 
 MANIFEST = "manifest.json"
@@ -264,7 +265,7 @@ def cached(name: str) -> Path | None:
     return folder if whole else None
 
 
-def status() -> list[AssetStatus]:
+def asset_status() -> list[AssetStatus]:
     """Every asset, and whether it is in the cache."""
     return [
         AssetStatus(asset, cached(asset.name) is not None, home() / "assets" / asset.key)
@@ -275,7 +276,7 @@ def status() -> list[AssetStatus]:
 # --- Fetching ------------------------------------------------------------------------------------
 
 
-def fetch(name: str) -> Path:
+def fetch_asset(name: str) -> Path:
     """The asset's folder; the first call downloads, verifies and converts it.
 
     Safe to call from several processes and threads at once: one does the work, the others wait.
@@ -295,7 +296,7 @@ def fetch(name: str) -> Path:
             The message names the file, its hash, and the folder to put it in by hand.
 
     Example:
-        >>> folder = fetch("smollm2-135m-instruct")  # doctest: +SKIP
+        >>> folder = fetch_asset("smollm2-135m-instruct")  # doctest: +SKIP
         >>> model = AutoModelForCausalLM.from_pretrained(folder)  # doctest: +SKIP
     """
     if folder := cached(name):
@@ -361,7 +362,7 @@ def _build(asset: Asset, work: Path, final: Path) -> Path:
     if final.exists():  # damaged, or `cached` would have found it
         final.rename(work / "damaged")
     out.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     return final
 
 
@@ -378,23 +379,8 @@ def _seal(asset: Asset, folder: Path) -> None:
         "licence": asset.licence,
         "files": sizes,
     }
-    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
-        json.dump(manifest, stream, indent=2)
-    mode = (folder / MANIFEST).stat().st_mode
     for file in files:
         # safetensors writes files that only their owner may read; a cache can be shared
-        file.chmod(mode)
-        _sync(file)
-    _sync(folder / MANIFEST)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt":  # Windows syncs neither folders nor files that are open for reading
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        file.chmod(0o644)
+        sync(file)
+    write_json(folder / MANIFEST, manifest)

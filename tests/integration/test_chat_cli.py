@@ -27,7 +27,7 @@ def test_the_shell_answers_what_is_piped_in(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(SRC), "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
         check=True,
     )
     assert ended.stdout.strip()

@@ -24,7 +24,7 @@ LABELS = ["cat", "great white shark", "ice cream"]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     made = im.DualEncoder.join("tiny-vit", "tiny-text", width=12)
-    return im.save_dual_encoder(made, tmp_path_factory.mktemp("model"))
+    return im.save(made, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -145,8 +145,11 @@ def test_bad_pictures_and_models_are_one_line(run: Any, model: Path, pictures: P
     for arguments, message in (
         (("nowhere.png", *told), "no file at nowhere.png"),
         ((pictures / "empty", *told), "no pictures in"),
-        ((pictures, *told), "3.png is truncated"),
-        ((pictures / "0.png", "--labels", "cat", "--model", "tinny"), 'did you mean "tiny"'),
+        (
+            (pictures / "0.png", "--labels", "cat", "--model", "tiny-clp"),
+            'did you mean "tiny-clip"',
+        ),
+        ((pictures / "3.png", *told), "3.png is truncated"),
         (("-", pictures, *told), "goes alone"),
     ):
         code, out, err = run(*arguments)

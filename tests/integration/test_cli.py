@@ -312,8 +312,8 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     model = im.load(data / "out")
-    monkeypatch.setattr("isthmus.checkpoint.os.fsync", full)
-    with pytest.raises(im.CheckpointError, match="No space left"):
+    monkeypatch.setattr("isthmus.files.os.fsync", full)
+    with pytest.raises(im.OutputError, match="No space left"):
         im.save(model, data / "out")
     after = {p.name: p.read_bytes() for p in (data / "out").iterdir() if p.is_file()}
     assert after == before
@@ -337,11 +337,11 @@ def test_info_counts_what_is_trained(run: Any, model: Path) -> None:
 
 
 def test_list_names_every_connector(run: Any) -> None:
-    from isthmus.config import CONNECTOR_CONFIGS
+    from isthmus.registry import CONNECTORS
 
     code, out, _ = run("list", "--json")
     assert code == 0
-    assert set(json.loads(out)["connectors"]) == set(CONNECTOR_CONFIGS)
+    assert set(json.loads(out)["connectors"]) == set(CONNECTORS.names())
     assert "resampler" in run("list")[1]
 
 
@@ -352,3 +352,17 @@ def test_info_of_a_concept_bottleneck_with_gated_blocks(run: Any, tmp_path: Path
     code, out, _ = run("info", folder, "--json")
     assert code == 0
     assert json.loads(out)["flops"]["fusion"] == 2 * 2 * 3 * 64 * (2 * 2 * 64)
+
+
+# --- The kinds of models ------------------------------------------------------------------------
+
+
+def test_a_verb_says_which_kind_of_model_it_needs(
+    run: Any, model: Path, picture: Path, tmp_path: Path
+) -> None:
+    dual = im.save(im.DualEncoder.join("tiny-vit", "tiny-text", width=8), tmp_path / "dual")
+    for verb in (("ask", picture, QUESTION, "--model"), ("info",), ("serve",)):
+        assert_one_line(run(*verb, dual), "holds a dual encoder", "expected a vision-language")
+    for verb in (("classify", picture, "--labels", "a,b"), ("search", tmp_path, "a cat")):
+        result = run(*verb, "--model", model)
+        assert_one_line(result, "holds a vision-language model", "expected a dual encoder")

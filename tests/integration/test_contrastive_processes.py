@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.cli import main
 
 WORKER = Path(__file__).with_name("contrastive_worker.py")
@@ -129,7 +129,7 @@ def test_a_configuration_file_trains(run: Any, config: Path, tmp_path: Path) -> 
     code, printed, _ = run(config, "--out", out, "--json", "--set", "train.seed=1")
     assert (code, json.loads(printed)) == (0, {"model": str(out), "steps": 100})
     assert logged(out, "evaluation")[100] == {"classes-1": 1.0}
-    model = load_dual_encoder(out)
+    model = load_clip(out)
     with torch.no_grad():
         shown = [config.parent / f"{name}.png" for name in NAMES]
         scores = model.encode_pictures(shown) @ model.encode_texts(NAMES).T
@@ -154,23 +154,23 @@ def test_the_plan_and_the_smoke_run(run: Any, config: Path, tmp_path: Path) -> N
     assert plan["trained"] == heads + 1 < plan["parameters"]
     assert "12 texts" in run(config, "--dry-run")[1]
     assert run(config, "--smoke", "--out", tmp_path / "smoke")[0] == 0
-    assert load_dual_encoder(tmp_path / "smoke").image.head.linear.out_features == 16
+    assert load_clip(tmp_path / "smoke").image.head.linear.out_features == 16
 
 
 def test_the_shipped_configuration_runs_small(run: Any, tmp_path: Path) -> None:
     path = Path(__file__).parents[2] / "configs" / "lit.toml"
     code, printed, errors = run(path, "--smoke", "--out", tmp_path / "run", "--json")
     assert (code, json.loads(printed)["steps"]) == (0, 2), errors
-    assert load_dual_encoder(tmp_path / "run").loss == "softmax"
+    assert load_clip(tmp_path / "run").loss == "softmax"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ('[dual_encoder]\nvision = "tiny-vit"', "expects either name, or vision and text"),
-        ('[dual_encoder]\nname = "tiny"\nwidth = 8', "expected nothing beside it"),
+        ('[dual_encoder]\nname = "tiny-clip"\nwidth = 8', "expected nothing beside it"),
         (TOML.replace("width", "widht"), 'unknown key "dual_encoder.widht": did you mean "width"'),
-        (TOML.replace("steps = 100", "steps = 0"), "train.steps is 0: expected at least 1"),
+        (TOML.replace("steps = 100", "steps = 0"), "train.steps = 0: expected at least 1"),
         (TOML.replace('"a photo of {}."', '"a photo"'), "has no {}"),
         (TOML.split("[[data]]")[0], "expected at least one [[data]] table"),
         (TOML.replace('"classes"', '"nowhere"'), "nowhere"),

@@ -240,11 +240,11 @@ def test_a_model_that_cannot_reason_is_told(run: Any, model: Path, picture: Path
 
 
 def test_a_multiple_choice_shows_its_own_options(run: Any, model: Path, picture: Path) -> None:
-    from isthmus.cli.rationales import _lettered, _records, _shown
+    from isthmus.prompting.rationale_file import lettered, read_questions, shown_question
 
     data = questions(picture.parent, "blue", "A", "blue", options=["red", "blue"])
-    records = _records(data, 2)
-    pairs = [_lettered(*_shown(r, "choice", ""), r) for r in records]
+    records = read_questions(data, 2)
+    pairs = [lettered(*shown_question(r, "choice", ()), r) for r in records]
     assert [(e.question, e.answer, options) for e, options in pairs] == [
         ("What is 2 + 3? Answer Choices: (A) red (B) blue", "B", ("red", "blue")),
         ("What is 1 + 1? Answer Choices: (A) red (B) blue", "A", ("red", "blue")),

@@ -290,7 +290,7 @@ def test_embeddings_are_the_dual_encoder_s(client: openai.OpenAI) -> None:
             given = one.embedding
             if isinstance(given, str):
                 given = np.frombuffer(base64.b64decode(given), "<f4").tolist()
-            np.testing.assert_allclose(given, vector.numpy(), atol=1e-6)
+            np.testing.assert_allclose(given, vector.numpy(), atol=1e-5)
     with pytest.raises(openai.BadRequestError, match="one width"):
         client.embeddings.create(model="clip", input="a cat", dimensions=2)
 
@@ -308,7 +308,7 @@ def test_classify_is_the_classifier_s(client: openai.OpenAI) -> None:
             best = own.top(pictures, 2)[i]
             assert [s["label"] for s in found["scores"]] == [name for name, _ in best]
             assert [s["probability"] for s in found["scores"]] == pytest.approx(
-                [p for _, p in best], abs=1e-6
+                [p for _, p in best], abs=1e-5
             )
             held = own.predict(pictures)[i]
             if "multi_label" in options:
@@ -374,7 +374,7 @@ def test_vlmevalkit_s_request(running: Any) -> None:
         f"{running.url}/v1/chat/completions",
         headers={"Content-Type": "application/json", "Authorization": "Bearer key"},
         content=json.dumps(payload),
-        timeout=60,
+        timeout=300,
     )
     assert made.status_code == 200
     answer = made.json()

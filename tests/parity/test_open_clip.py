@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from isthmus.align.classifier_cache import zero_shot_weights
-from isthmus.align.saved import load_dual_encoder, save_dual_encoder
+from isthmus.align.saved import load_clip, save_clip
 from isthmus.align.templates import prompts_of
 from isthmus.errors import CheckpointError, ConfigError, PromptError
 
@@ -67,7 +67,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
 @torch.no_grad()
 def test_features_logits_and_weights_equal_open_clip(form: str) -> None:
     theirs, tokenizer = build(form), open_clip.tokenizer.SimpleTokenizer()
-    ours = load_dual_encoder(theirs, tokenizer=tokenizer)
+    ours = load_clip(theirs, tokenizer=tokenizer)
     transform = open_clip.image_transform(32, is_train=False)
     pixels = torch.stack([transform(p) for p in pictures()])
     images, texts = (
@@ -83,7 +83,7 @@ def test_features_logits_and_weights_equal_open_clip(form: str) -> None:
 
 def test_tokens_equal_open_clip_one_by_one() -> None:
     tokenizer = open_clip.tokenizer.SimpleTokenizer()
-    ours = load_dual_encoder(build("clip"), tokenizer=tokenizer)
+    ours = load_clip(build("clip"), tokenizer=tokenizer)
     expected = tokenizer(TEXTS)
     assert torch.equal(ours.tokenize(TEXTS, trim=False)["input_ids"], expected)
     trimmed = ours.tokenize(TEXTS)["input_ids"]
@@ -94,7 +94,7 @@ def test_tokens_equal_open_clip_one_by_one() -> None:
 
 def test_padding_is_trimmed_only_where_it_changes_nothing() -> None:
     tokenizer = open_clip.tokenizer.SimpleTokenizer()
-    fixed = {f: load_dual_encoder(build(f), tokenizer=tokenizer).text.fixed_length for f in FORMS}
+    fixed = {f: load_clip(build(f), tokenizer=tokenizer).text.fixed_length for f in FORMS}
     assert fixed == {**dict.fromkeys(FORMS, False), "no-causal-mask": True}
 
 
@@ -103,7 +103,7 @@ def test_quick_gelu_is_another_model() -> None:
     plain, quick = build("clip"), build("quickgelu")
     quick.load_state_dict(plain.state_dict())
     tokenizer = open_clip.tokenizer.SimpleTokenizer()
-    a, b = (load_dual_encoder(m, tokenizer=tokenizer).encode_texts(TEXTS) for m in (plain, quick))
+    a, b = (load_clip(m, tokenizer=tokenizer).encode_texts(TEXTS) for m in (plain, quick))
     assert (a - b).abs().max() > 1e-4
 
 
@@ -118,22 +118,22 @@ def test_weights_trained_with_quick_gelu_force_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(open_clip, "create_model_and_transforms", stop)
     for tag, expected in (("openai", True), ("laion2b_s34b_b79k", False)):
         with pytest.raises(CheckpointError, match="no network"):
-            load_dual_encoder(f"open_clip:ViT-B-32/{tag}")
+            load_clip(f"open_clip:ViT-B-32/{tag}")
         assert seen["force_quick_gelu"] is expected
 
 
 def test_names_and_objects_that_cannot_be() -> None:
     with pytest.raises(CheckpointError, match="did you mean ViT-B-32"):
-        load_dual_encoder("open_clip:VitB32/openai")
+        load_clip("open_clip:VitB32/openai")
     with pytest.raises(ConfigError, match="without its tokenizer"):
-        load_dual_encoder(build("clip"))
+        load_clip(build("clip"))
     with pytest.raises(ConfigError, match=r"DualEncoder\.join"):
-        load_dual_encoder(torch.nn.Linear(1, 1), tokenizer=open_clip.tokenizer.SimpleTokenizer())
+        load_clip(torch.nn.Linear(1, 1), tokenizer=open_clip.tokenizer.SimpleTokenizer())
 
 
 def test_a_prompt_beyond_the_context_is_named() -> None:
     """open_clip cuts it silently."""
-    ours = load_dual_encoder(build("clip"), tokenizer=open_clip.tokenizer.SimpleTokenizer())
+    ours = load_clip(build("clip"), tokenizer=open_clip.tokenizer.SimpleTokenizer())
     with pytest.raises(PromptError, match=r'"so so.*" has 82 tokens, .* at most 77'):
         ours.encode_texts(["a cat", "so " * 80])
 
@@ -156,7 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_a_model_by_name_brings_its_own_preprocessing(folder: Path) -> None:
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    ours = load_dual_encoder(f"open_clip:local-dir:{folder}")
+    ours = load_clip(f"open_clip:local-dir:{folder}")
     for picture in pictures():
         assert torch.equal(ours.preprocess(picture), transform(picture))
     pixels = torch.stack([transform(p) for p in pictures()])
@@ -171,17 +171,17 @@ def build_transform() -> Any:
 
 
 def test_a_model_by_name_trained_further_is_saved_whole(folder: Path, tmp_path: Path) -> None:
-    model = load_dual_encoder(f"open_clip:local-dir:{folder}")
+    model = load_clip(f"open_clip:local-dir:{folder}")
     before = model.fingerprint()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
-    again = load_dual_encoder(save_dual_encoder(model, tmp_path))
+    again = load_clip(save_clip(model, tmp_path))
     assert again.fingerprint() == model.fingerprint() != before
     assert torch.equal(again.logit_scale, model.logit_scale)
-    wrapped = load_dual_encoder(build("clip"), tokenizer=open_clip.tokenizer.SimpleTokenizer())
+    wrapped = load_clip(build("clip"), tokenizer=open_clip.tokenizer.SimpleTokenizer())
     with pytest.raises(CheckpointError, match="wrapped as an object"):
-        save_dual_encoder(wrapped, tmp_path)
+        save_clip(wrapped, tmp_path)
 
 
 @torch.no_grad()
@@ -212,7 +212,7 @@ def test_siglip_of_open_clip_token_by_token(tmp_path: Path) -> None:
     for parameter in theirs.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
-    ours = load_dual_encoder(theirs, tokenizer=tokenizer)
+    ours = load_clip(theirs, tokenizer=tokenizer)
     texts = ["A photo of the great_white shark!", "an ice-cream cone", "the &amp; shark"]
     expected = tokenizer(texts)
     assert torch.equal(ours.tokenize(texts)["input_ids"], expected)
@@ -227,13 +227,13 @@ def test_siglip_of_open_clip_token_by_token(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="at most 40"):
         ours.tokenize(["shark " * 40])
     with pytest.raises(ConfigError, match="how long a text is"):
-        load_dual_encoder(theirs, tokenizer=lambda texts: expected)
+        load_clip(theirs, tokenizer=lambda texts: expected)
 
 
 @torch.no_grad()
 def test_zero_shot_weights_equal_open_clip() -> None:
     theirs, tokenizer = build("clip"), open_clip.tokenizer.SimpleTokenizer()
-    ours = load_dual_encoder(theirs, tokenizer=tokenizer)
+    ours = load_clip(theirs, tokenizer=tokenizer)
     labels = ["cat", "great white shark", "ice cream"]
     expected = open_clip.build_zero_shot_classifier(
         theirs, tokenizer, labels, open_clip.OPENAI_IMAGENET_TEMPLATES

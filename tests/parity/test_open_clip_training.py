@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.data.records import Record
 from isthmus.training.contrastive import train_contrastive
 from isthmus.training.contrastive_config import ContrastiveConfig
@@ -82,13 +82,13 @@ def test_training_is_the_plain_loop(folder: Path, chunk: int | None) -> None:
     records = [Record.of(folder / f"{name}.png", "", name) for name in NAMES]
     data = [PairSet(records, ["a photo of a {}.", "{}"])]
     theirs = plain_loop(folder, data).eval()
-    ours = load_dual_encoder(f"open_clip:local-dir:{folder}")
+    ours = load_clip(f"open_clip:local-dir:{folder}")
     config = ContrastiveConfig(**{**vars(TRAIN), "chunk": chunk})
     before = ours.logit_scale.item()
     train_contrastive(ours, data, config, folder / "run", quiet=True)
     assert ours.logit_scale.item() != before
     assert ours.logit_scale.item() == pytest.approx(theirs.logit_scale.item(), abs=1e-5)
-    again = load_dual_encoder(folder / "run")
+    again = load_clip(folder / "run")
     texts = [f"a photo of a {name}." for name in NAMES]
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     pixels = torch.randn(2, 3, 32, 32)

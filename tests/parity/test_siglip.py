@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from isthmus.align.adapters import learned_context
 from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.errors import ConfigError, PromptError
 
 SIZES = {
@@ -135,7 +135,7 @@ def assert_equal_models(ours: DualEncoder, theirs: Any, ids: torch.Tensor, image
 def test_siglip_equals_transformers(sentencepiece_tokenizer: Any) -> None:
     tokenizer, images = sentencepiece_tokenizer, processor("siglip")
     theirs = siglip_model(len(tokenizer))
-    ours = load_dual_encoder(theirs, tokenizer=tokenizer, preprocess=images)
+    ours = load_clip(theirs, tokenizer=tokenizer, preprocess=images)
     expected = tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
     assert torch.equal(ours.tokenize(TEXTS)["input_ids"], expected)
     assert expected.shape == (3, 16)
@@ -146,7 +146,7 @@ def test_siglip_equals_transformers(sentencepiece_tokenizer: Any) -> None:
 def test_siglip_reads_canonical_text(sentencepiece_tokenizer: Any) -> None:
     """big_vision's rule, token by token: underscores are spaces, punctuation goes, lower case."""
     tokenizer = sentencepiece_tokenizer
-    ours = load_dual_encoder(siglip_model(len(tokenizer)), tokenizer=tokenizer)
+    ours = load_clip(siglip_model(len(tokenizer)), tokenizer=tokenizer)
     canonical = ours.tokenize(["a photo of the great white shark"])["input_ids"]
     for text in (
         "A photo of the great_white shark.",
@@ -172,7 +172,7 @@ def test_siglip_vectors_depend_on_padding_so_it_is_never_trimmed(
     """The last place is read: padded to the longest text, scores would be another model's."""
     tokenizer = sentencepiece_tokenizer
     theirs = siglip_model(len(tokenizer))
-    ours = load_dual_encoder(theirs, tokenizer=tokenizer)
+    ours = load_clip(theirs, tokenizer=tokenizer)
     assert ours.text.fixed_length
     assert torch.equal(ours.encode_texts(TEXTS), ours.encode_texts(TEXTS, trim=False))
     trimmed = tokenizer(TEXTS, padding=True, return_tensors="pt").input_ids
@@ -189,7 +189,7 @@ def test_a_context_stands_first_where_nothing_stands_before_a_text(
 ) -> None:
     """SigLIP has no start token and reads the last of a fixed number of places."""
     tokenizer = sentencepiece_tokenizer
-    ours = load_dual_encoder(siglip_model(len(tokenizer)), tokenizer=tokenizer)
+    ours = load_clip(siglip_model(len(tokenizer)), tokenizer=tokenizer)
     assert ours.text.prefix == 0
     words = ours.text.token_ids(["a photo of the"])[0][:-1]
     features = torch.nn.functional.normalize(torch.randn(2, 32), dim=-1)
@@ -212,7 +212,7 @@ def test_siglip2_is_lower_case_and_padded(gemma_like_tokenizer: Any) -> None:
     theirs = siglip_model(len(tokenizer))
     theirs.config.text_config.max_position_embeddings = 16
     texts = ["a cat.", "The Dog!"]
-    ours = load_dual_encoder(theirs, tokenizer=tokenizer, preprocess=images)
+    ours = load_clip(theirs, tokenizer=tokenizer, preprocess=images)
     expected = tokenizer(
         [t.lower() for t in texts], padding="max_length", max_length=16, return_tensors="pt"
     ).input_ids
@@ -248,7 +248,7 @@ def test_clip_equals_transformers(legacy: bool, activation: str, tmp_path: Path)
     theirs = scrambled(
         CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
     )
-    ours = load_dual_encoder(theirs, tokenizer=tokenizer, preprocess=images)
+    ours = load_clip(theirs, tokenizer=tokenizer, preprocess=images)
     expected = tokenizer(TEXTS, padding="max_length", max_length=40, return_tensors="pt")
     assert torch.equal(ours.tokenize(TEXTS, trim=False)["input_ids"], expected.input_ids)
     assert_equal_models(ours, theirs, expected.input_ids, images)
@@ -259,8 +259,8 @@ def test_clip_equals_transformers(legacy: bool, activation: str, tmp_path: Path)
 
     for part in (theirs, tokenizer, images):
         part.save_pretrained(tmp_path)
-    loaded = load_dual_encoder(tmp_path)
-    assert loaded.fingerprint() == load_dual_encoder(f"hf:{tmp_path}").fingerprint()
+    loaded = load_clip(tmp_path)
+    assert loaded.fingerprint() == load_clip(f"hf:{tmp_path}").fingerprint()
     close(loaded.encode_texts(TEXTS), ours.encode_texts(TEXTS))
     close(loaded.encode_pictures(pictures()), ours.encode_pictures(pictures()))
 
@@ -270,12 +270,12 @@ def test_families_that_cannot_be_say_why(gemma_like_tokenizer: Any) -> None:
         text_config={**SIZES, "vocab_size": 70}, vision_config=SIZES
     )
     with pytest.raises(ConfigError, match="fixed resolution"):
-        load_dual_encoder(transformers.Siglip2Model(siglip2), tokenizer=gemma_like_tokenizer)
+        load_clip(transformers.Siglip2Model(siglip2), tokenizer=gemma_like_tokenizer)
     bert = transformers.BertModel(transformers.BertConfig(**SIZES, vocab_size=9))
     with pytest.raises(ConfigError, match='of the family "bert"'):
-        load_dual_encoder(bert, tokenizer=gemma_like_tokenizer)
+        load_clip(bert, tokenizer=gemma_like_tokenizer)
     with pytest.raises(ConfigError, match="without its tokenizer"):
-        load_dual_encoder(siglip_model(70))
-    bare = load_dual_encoder(siglip_model(70), tokenizer=gemma_like_tokenizer)
+        load_clip(siglip_model(70))
+    bare = load_clip(siglip_model(70), tokenizer=gemma_like_tokenizer)
     with pytest.raises(ConfigError, match="without its preprocessing"):
         bare.encode_pictures(pictures())

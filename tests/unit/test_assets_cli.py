@@ -28,7 +28,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return tmp_path / name
 
-    monkeypatch.setattr(assets, "fetch", fetch)
+    monkeypatch.setattr(assets, "fetch_asset", fetch)
     monkeypatch.setattr(
         assets, "cached", lambda name: tmp_path if name in {"here", *names} else None
     )
@@ -112,6 +112,6 @@ def test_a_failed_fetch_is_one_line(
     def fail(name: str) -> Path:
         raise AssetError(f"{name}: no network")
 
-    monkeypatch.setattr(assets, "fetch", fail)
+    monkeypatch.setattr(assets, "fetch_asset", fail)
     assert run(monkeypatch, "fetch", "absent") == 2
     assert capsys.readouterr().err == "error: absent: no network\n"

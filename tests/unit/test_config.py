@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from isthmus import config, config_file
+from isthmus import Resampler, config, config_file
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
 
 RUN = """
 template = "plain"
@@ -36,7 +38,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_reads_every_table(tmp_path: Path) -> None:
     run = config_file.read_run(write(tmp_path, RUN))
-    assert run.model.connector == config.Resampler(latents=4)
+    assert run.model.connector == Resampler(latents=4)
     assert run.model.fusion == config.CrossAttention(every=2)
     assert run.train.lr == 1.0
     assert isinstance(run.train.lr, float)
@@ -82,12 +84,56 @@ def test_a_missing_file_and_a_bad_override_are_errors(tmp_path: Path) -> None:
         config_file.read_run(write(tmp_path, RUN), ["steps=3"])
 
 
-@pytest.mark.parametrize("name", sorted(config.CONNECTOR_CONFIGS))
+@pytest.mark.parametrize("name", sorted(CONNECTORS.built_in()))
 def test_a_model_config_survives_json(name: str) -> None:
     original = config.ModelConfig(
         vision=config.VisionConfig(name="tiny-vit", feature_layer=-2),
         language=config.LanguageConfig(name="tiny-lm"),
-        connector=config.CONNECTOR_CONFIGS[name](),
+        connector=CONNECTORS.find(name)(),
         fusion=config.CrossAttention(every=3),
     )
     assert config_file.model_from_mapping(config_file.to_mapping(original)) == original
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (config.TrainConfig, {"mixture": "acumulate"}, 'mixture = "acumulate": did you mean "acc'),
+        (config.TrainConfig, {"schedule": "cosin"}, 'schedule = "cosin": did you mean "cosine"'),
+        (config.TrainConfig, {"precision": "fp8"}, 'precision = "fp8": .*Choices: .*bf16'),
+        (config.TrainConfig, {"objective": "langage"}, 'did you mean "language"'),
+        (config.TrainConfig, {"steps": 0}, r"TrainConfig\.steps = 0: expected at least 1"),
+        (config.TrainConfig, {"lr": float("nan")}, "lr = nan: expected at least 0"),
+        (config.TrainConfig, {"final_lr": 2}, "final_lr = 2: expected at least 0 and at most 1"),
+        (config.TrainConfig, {"augment": 1}, "augment = 1: expected bool"),
+        (config.TrainConfig, {"freeze": "connector."}, "freeze = 'connector.': expected a list"),
+        (config.CrossAttention, {"every": 0}, r"CrossAttention\.every = 0: expected at least 1"),
+        (config.CrossAttention, {"every": -1}, "every = -1"),
+        (config.CrossAttention, {"heads": 0}, "heads = 0"),
+        (config.CrossAttention, {"sees": "all"}, 'sees = "all": Choices: last, previous'),
+        (Resampler, {"latents": 2.5}, r"Resampler\.latents = 2\.5: expected int"),
+        (config.DataConfig, {"path": Path("a")}, r"path = .*: expected str"),
+        (config.VisionConfig, {"name": None}, "name = None: expected str"),
+    ],
+)
+def test_python_is_checked_as_files_are(cls: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cls(**values)
+
+
+def test_values_take_the_type_of_their_field() -> None:
+    made = config.TrainConfig(lr=1, freeze=["connector."])  # type: ignore[arg-type]
+    assert isinstance(made.lr, float)
+    assert made.freeze == ("connector.",)
+    assert hash(made) == hash(config.TrainConfig(lr=1.0, freeze=("connector.",)))
+
+
+@pytest.mark.parametrize("part", [{"connector": "mlp"}, {"fusion": None}, {"vision": "tiny-vit"}])
+def test_a_part_of_a_model_is_a_configuration(part: dict[str, Any]) -> None:
+    parts = {
+        "vision": config.VisionConfig(name="tiny-vit"),
+        "language": config.LanguageConfig(name="tiny-lm"),
+        "connector": Resampler(),
+    }
+    with pytest.raises(ConfigError, match=rf"ModelConfig\.{next(iter(part))} = "):
+        config.ModelConfig(**{**parts, **part})

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import io
-import ipaddress
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -103,53 +99,3 @@ def test_the_hash_is_of_what_is_seen() -> None:
     same = open_picture(encoded(picture))
     assert images.content_hash(same) == images.content_hash(picture)
     assert images.content_hash(picture.resize((4, 5))) != images.content_hash(picture)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://127.0.0.1/a.png",
-        "http://[::1]/a.png",
-        "http://10.0.0.1/a.png",
-        "http://169.254.169.254/latest",
-        "http://[::ffff:127.0.0.1]/a.png",
-        "http://0.0.0.0/a.png",
-    ],
-)
-def test_addresses_that_are_not_public_are_refused(url: str) -> None:
-    with pytest.raises(PictureError, match="not a public address"):
-        images.fetch_url(url)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.path == "/away":
-            self.send_response(302)
-            self.send_header("Location", "/a.png")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"x" * 50)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(ipaddress.IPv4Address, "is_global", property(lambda self: True))
-    made = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{made.server_port}"
-    made.shutdown()
-    made.server_close()
-
-
-def test_fetching_is_limited(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert images.fetch_url(f"{server}/a.png") == b"x" * 50
-    with pytest.raises(PictureError, match="302"):
-        images.fetch_url(f"{server}/away")
-    monkeypatch.setattr(images, "MOST_BYTES", 49)
-    with pytest.raises(PictureError, match="larger than"):
-        images.fetch_url(f"{server}/a.png")

@@ -5,13 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-import re
-import socket
 import struct
-import threading
 import zlib
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,7 @@ from PIL import Image
 
 from isthmus import images
 from isthmus.errors import PictureError
-from isthmus.images import content_hash, fetch_url, is_url, open_picture
+from isthmus.images import content_hash, open_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -330,182 +325,3 @@ def test_the_hash_is_of_size_and_pixels() -> None:
 
 def test_the_same_pixels_in_another_shape_have_another_hash() -> None:
     assert content_hash(Image.new("RGB", (2, 3))) != content_hash(Image.new("RGB", (3, 2)))
-
-
-# --- Addresses -----------------------------------------------------------------------------------
-
-
-def test_what_an_address_is() -> None:
-    assert is_url("https://example.com/cat.jpg")
-    assert is_url("HTTP://example.com")
-    assert not is_url("http.png")
-    assert not is_url("file:///etc/passwd")
-    assert not is_url("ftp://example.com/cat.jpg")
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        *("127.0.0.1", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
-        *("100.64.0.1", "224.0.0.1", "255.255.255.255", "[::1]", "[fe80::1]", "[fc00::1]"),
-        *("[::ffff:127.0.0.1]", "[2002:7f00:1::]", "[64:ff9b::a00:1]", "[ff02::1]", "[::]"),
-        *("2130706433", "0x7f.1", "localhost"),
-    ],
-)
-def test_addresses_that_are_not_public_are_refused(host: str) -> None:
-    with pytest.raises(PictureError, match="not a public address"):
-        fetch_url(f"http://{host}/cat.png")
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "2001:4860:4860::8888", "64:ff9b::808:808"])
-def test_public_addresses_are_public(address: str) -> None:
-    assert images._is_public(address)
-
-
-def test_only_http_is_fetched() -> None:
-    with pytest.raises(PictureError, match="no http"):
-        fetch_url("file:///etc/passwd")
-
-
-@pytest.mark.parametrize("url", ["http://", "http://[", "http://a:b/"])
-def test_damaged_addresses_are_picture_errors(url: str) -> None:
-    with pytest.raises(PictureError, match=r"^[^\n]*$"):
-        fetch_url(url)
-
-
-Serve = Callable[[Callable[[BaseHTTPRequestHandler], None]], str]
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Serves on this machine, which for once counts as public."""
-    servers: list[HTTPServer] = []
-    monkeypatch.setattr(images, "_is_public", lambda address: address == "127.0.0.1")
-
-    def start(respond: Callable[[BaseHTTPRequestHandler], None]) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                respond(self)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        server.handle_error = lambda *args: None  # type: ignore[method-assign]
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def answering(body: bytes, status: int = 200, **headers: str) -> Any:
-    def respond(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return respond
-
-
-def test_a_picture_is_fetched(serve: Serve) -> None:
-    asked: list[str] = []
-
-    def respond(handler: BaseHTTPRequestHandler) -> None:
-        asked.append(handler.path)
-        answering(stored(noise()))(handler)
-
-    data = fetch_url(f"{serve(respond)}/a%20b/점.png?size=2&x=y#part")
-    assert open_picture(data).tobytes() == noise().tobytes()
-    assert asked == ["/a%20b/%EC%A0%90.png?size=2&x=y"]
-
-
-def test_a_redirect_is_not_followed(serve: Serve) -> None:
-    private = serve(answering(b"secret"))
-    public = serve(answering(b"", 302, Location=f"{private}/secret"))
-    with pytest.raises(PictureError, match=re.escape(f"redirects (302) to {private}/secret")):
-        fetch_url(public)
-
-
-def test_an_answer_that_is_an_error_is_named(serve: Serve) -> None:
-    with pytest.raises(PictureError, match="404"):
-        fetch_url(serve(answering(b"", 404)))
-
-
-def test_a_body_is_limited_whether_it_tells_its_length_or_not(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "MOST_BYTES", 1_000_000)
-
-    def untold(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(bytes(1_000_001))
-
-    for respond in (answering(bytes(1_000_001)), untold):
-        with pytest.raises(PictureError, match="larger than 1 MB"):
-            fetch_url(serve(respond))
-    assert len(fetch_url(serve(answering(bytes(1_000_000))))) == 1_000_000
-
-
-def test_a_body_that_breaks_off_is_refused(serve: Serve) -> None:
-    def short(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        handler.wfile.write(bytes(10))
-
-    with pytest.raises(PictureError, match="990 bytes are missing"):
-        fetch_url(serve(short))
-
-
-def test_a_body_that_drips_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "TIMEOUT", 0.3)
-    over = threading.Event()
-
-    def drip(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        while not over.wait(0.05):  # each byte within the socket's own timeout
-            handler.wfile.write(b"x")
-
-    try:
-        with pytest.raises(PictureError, match="not done after"):
-            fetch_url(serve(drip))
-    finally:
-        over.set()
-
-
-def test_the_connection_goes_to_the_address_that_was_checked(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = serve(answering(b"picture"))
-    port = int(base.rpartition(":")[2])
-    answers = iter(["127.0.0.1", "10.0.0.1"])  # a name server that changes its mind
-
-    def resolve(host: str, *args: Any, **kwargs: Any) -> list[Any]:
-        address = next(answers) if host == "rebinding.example" else host
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    assert fetch_url(f"http://rebinding.example:{port}/") == b"picture"
-    with pytest.raises(PictureError, match=re.escape("leads to 10.0.0.1")):
-        fetch_url(f"http://rebinding.example:{port}/")
-
-
-def test_one_private_address_among_public_ones_is_enough(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def resolve(*args: Any, **kwargs: Any) -> list[Any]:
-        return [(None, None, 6, "", (a, 80)) for a in ("127.0.0.1", "10.0.0.1")]
-
-    serve(answering(b""))
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with pytest.raises(PictureError, match=re.escape("10.0.0.1")):
-        fetch_url("http://mixed.example/")

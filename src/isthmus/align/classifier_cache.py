@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from isthmus import assets
 from isthmus.align.dual_encoder import DualEncoder
-from isthmus.checkpoint import write_atomically
 from isthmus.errors import CheckpointError
+from isthmus.files import write_atomically
 
 FORMAT = 1
 """Raised when weights are computed in another way, so that old files are left alone."""

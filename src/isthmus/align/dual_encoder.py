@@ -28,6 +28,7 @@ from isthmus.align.joined import (
     pooled_features,
 )
 from isthmus.align.towers import ImageTower, TextTower, Tokens, checked_texts
+from isthmus.backbones.fingerprint import fingerprint
 from isthmus.backbones.text import TextConfig, TextEncoder, check_lengths, load_text
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.config import VisionConfig
@@ -188,7 +189,8 @@ class DualEncoder(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Vectors (B, D) of length 1 of pixels (B, 3, H, W); gradients flow where not locked."""
-        return F.normalize(self.image(pixels.to(self.device)), dim=-1)
+        weight = next(p for p in self.image.parameters() if p.is_floating_point())
+        return F.normalize(self.image(pixels.to(self.device, weight.dtype)), dim=-1)
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Sequence[Source], *, batch_size: int = 32) -> Tensor:
@@ -316,7 +318,7 @@ class DualEncoder(nn.Module):
         pixels = self.preprocess(Image.fromarray(noise)).float().cpu().numpy()
         mixture = self.image.mixture if isinstance(self.image, JoinedImageTower) else None
         mixed = b"" if mixture is None else repr(mixture.config).encode()
-        return _digest(self.image) + pixels.tobytes() + mixed
+        return fingerprint(self.image, exact=True).encode() + pixels.tobytes() + mixed
 
     def text_fingerprint(self) -> str:
         """As `fingerprint`, of the text tower alone."""
@@ -330,31 +332,12 @@ class DualEncoder(nn.Module):
         told.append(tower.token_ids(list(_PROBE_TEXTS)))
         if isinstance(tower, JoinedTextTower) and tower.parts is not None:
             told.append(tower.parts)
-        return hashlib.sha256(_digest(tower) + repr(told).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            fingerprint(tower, exact=True).encode() + repr(told).encode()
+        ).hexdigest()[:16]
 
 
 def _parameter(value: Tensor | float) -> nn.Parameter:
     if isinstance(value, nn.Parameter):
         return value
     return nn.Parameter(torch.as_tensor(value, dtype=torch.float32).detach().clone())
-
-
-def _digest(module: nn.Module) -> bytes:
-    """A hash of every tensor's name, shape, sum, sum of squares and some of its values.
-
-    Sums tell weights after one small step of training from those before it, which a sample of
-    rounded values does not.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        if flat.numel() == 0:
-            continue
-        step = max(1, flat.numel() // 256)
-        digest.update(flat[::step][:256].double().cpu().numpy().tobytes())
-        # In fixed pieces, so that the sum does not depend on the number of threads
-        pieces = flat.float().split(1 << 16)
-        sums = [(float(p.sum(dtype=torch.float64)), float(p.norm())) for p in pieces]
-        digest.update(np.array(sums).tobytes())
-    return digest.digest()

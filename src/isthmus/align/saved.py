@@ -1,10 +1,8 @@
-"""Saving dual encoders: what was trained as safetensors, the rest by name.
+"""Saving and loading dual encoders, and wrapping those of other libraries.
 
-A folder holds `model.safetensors` and `config.json`:
-
-    format        "isthmus-dual-encoder", version 1
-    config        the parts' names, heads, pooling, which towers are locked
-    parts         fingerprints of the locked towers that the heads were trained on
+The folder is that of `checkpoint`, kind "clip": heads, temperature, bias and encoders that are not
+locked as tensors; `config` has the parts' names, heads, pooling and which encoders are locked,
+`parts` fingerprints of the locked ones.
 
 A dual encoder of another library that was trained further keeps all of its weights.
 """
@@ -14,13 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isthmus.align.class_mixture import ClassMixtureConfig
@@ -29,19 +24,23 @@ from isthmus.align.joined import HeadConfig, JoinedImageTower, JoinedTextTower
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.backbones.text import TextConfig, load_text
 from isthmus.backbones.vision import load_vision
-from isthmus.checkpoint import write_atomically
-from isthmus.config import VisionConfig
+from isthmus.checkpoint import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    describe,
+    locate,
+    read_tensors,
+    refuse_other_tensors,
+    write_model,
+)
+from isthmus.config import SHIPPED, VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, suggestion
+from isthmus.machine import device_for, dtype_for
 
-FORMAT = "isthmus-dual-encoder"
-VERSION = 1
-WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
-SHIPPED = {"tiny": "tiny-clip"}
-"""Dual encoders that come with the package: name to folder in `weights`."""
 FORMS = ("open_clip:ARCH/PRETRAINED", "hf:REPO", "a folder", *SHIPPED)
 
 
-def load_dual_encoder(
+def load_clip(
     source: Any,
     *,
     tokenizer: Any = None,
@@ -49,12 +48,14 @@ def load_dual_encoder(
     vision: Any = None,
     text: Any = None,
     pretrained: bool = True,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
 ) -> DualEncoder:
     """Loads a dual encoder by name or from a folder, or wraps one.
 
     Args:
-        source: "tiny" (shipped), "open_clip:ARCH/PRETRAINED", "hf:REPO" (Transformers CLIP,
-            SigLIP, SigLIP 2), a folder that `save_dual_encoder` or Transformers wrote, or a model
+        source: "tiny-clip" (shipped), "open_clip:ARCH/PRETRAINED", "hf:REPO" (Transformers CLIP,
+            SigLIP, SigLIP 2), a folder that `save` or Transformers wrote, or a model
             of open_clip or Transformers.
         tokenizer: The tokenizer of a model handed in as an object.
         preprocess: Its preprocessing: for open_clip the evaluation transform, for Transformers
@@ -62,14 +63,19 @@ def load_dual_encoder(
         vision: The vision encoder of a saved joint, where it was handed in as an object.
         text: The text encoder likewise.
         pretrained: Whether to fetch weights; without, they are random.
+        device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`. A model that
+            is handed in stays where it is.
+        dtype: Data type of the towers. "auto" is float32 everywhere, so that vectors and indexes
+            of one machine fit those of another; temperature and bias are float32 in any case.
 
     Raises:
-        ConfigError: If the name has an unknown form, or an object lacks its tokenizer.
+        ConfigError: If the name has an unknown form, an object lacks its tokenizer, or this
+            machine has no such device.
         CheckpointError: If it cannot be loaded, or its locked parts are others.
         MissingExtraError: If open_clip is asked for and not installed.
 
     Example:
-        >>> load_dual_encoder("open_clip:ViT-B-32/openai")  # doctest: +SKIP
+        >>> load_clip("open_clip:ViT-B-32/openai")  # doctest: +SKIP
     """
     if isinstance(source, DualEncoder):
         return source
@@ -81,15 +87,19 @@ def load_dual_encoder(
         from isthmus.align.open_clip_model import wrap_open_clip
 
         return wrap_open_clip(source, tokenizer, preprocess)
-    name = str(source)
+    place = device_for(device)  # said before anything is read
+    kind = dtype_for(None if dtype == "auto" else dtype, place)
+    model = _named(str(source), vision, text, pretrained).to(place)
+    if kind != torch.float32:
+        model.image.to(kind)
+        model.text.to(kind)
+    return model
+
+
+def _named(name: str, vision: Any, text: Any, pretrained: bool) -> DualEncoder:
+    """A dual encoder by name, on the CPU."""
     if name in SHIPPED:
-        folder = Path(str(resources.files("isthmus"))) / "weights" / SHIPPED[name]
-        if not folder.is_dir():
-            raise ConfigError(
-                f'this version ships no dual encoder "{name}" yet: name one, such as '
-                "open_clip:ViT-B-32/laion2b_s34b_b79k or hf:google/siglip-base-patch16-224"
-            )
-        return _load_folder(folder, name, vision, text, pretrained)
+        return _load_folder(locate(name), name, vision, text, pretrained)
     scheme, _, rest = name.partition(":")
     if scheme == "open_clip" and rest:
         from isthmus.align.open_clip_model import load_open_clip
@@ -113,23 +123,13 @@ def _is_transformers(model: torch.nn.Module) -> bool:
 
 def _load_folder(folder: Path, name: str, vision: Any, text: Any, pretrained: bool) -> DualEncoder:
     path = folder / DESCRIPTION
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no {DESCRIPTION}: it is no dual encoder") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(told, dict) or "model_type" in told:
-        from isthmus.align.transformers_model import load_transformers
+    if not path.is_file():
+        if _is_transformers_folder(folder):
+            from isthmus.align.transformers_model import load_transformers
 
-        return load_transformers(str(folder), name, pretrained=pretrained)
-    if told.get("format") != FORMAT:
-        raise CheckpointError(f'{path} says no format "{FORMAT}": it is no dual encoder of ours')
-    if told.get("version") != VERSION:
-        raise CheckpointError(
-            f"{folder} has version {told.get('version')}, this Isthmus reads {VERSION}: "
-            'pip install --upgrade "isthmus"'
-        )
+            return load_transformers(str(folder), name, pretrained=pretrained)
+        raise CheckpointError(f"{folder} holds no {DESCRIPTION}: it is no saved model")
+    told = describe(folder, "clip")
     try:
         model = _build(told["config"], folder, vision, text)
     except (KeyError, TypeError, ValueError) as error:
@@ -144,19 +144,29 @@ def _load_folder(folder: Path, name: str, vision: Any, text: Any, pretrained: bo
                 f"{folder} was trained with a {part} encoder of fingerprint {expected}; this one "
                 f"has {got}: other weights, or another model"
             )
-    _load_weights(model, folder / WEIGHTS)
+    state, own = read_tensors(folder), trained_state(model)
+    refuse_other_tensors(own, state, folder)
+    model.load_state_dict(state, strict=False)
     return model.eval()
+
+
+def _is_transformers_folder(folder: Path) -> bool:
+    """Whether a folder is what `save_pretrained` of Transformers wrote."""
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _build(config: dict[str, Any], folder: Path, vision: Any, text: Any) -> DualEncoder:
     """A model of the saved form, before its weights are read."""
     if "name" in config:
-        return load_dual_encoder(config["name"])
+        return load_clip(config["name"], device="cpu")
     for part, given in (("vision", vision), ("text", text)):
         if given is None and config[part]["name"].startswith("object:"):
             raise CheckpointError(
                 f"{folder} was trained with a {part} encoder that was handed in as an object: "
-                f"pass it as load_dual_encoder(..., {part}=...)"
+                f"pass it as load(..., {part}=...)"
             )
     mixture = config.get("mixture")
     return DualEncoder.join(
@@ -199,7 +209,7 @@ def trained_state(model: DualEncoder) -> dict[str, Tensor]:
     return state
 
 
-def save_dual_encoder(
+def save_clip(
     model: DualEncoder,
     folder: str | Path,
     *,
@@ -212,49 +222,44 @@ def save_dual_encoder(
         model: The model.
         folder: Where to; made if missing.
         dtype: Precision of the file, for example `torch.float16`; None keeps the model's.
-        extra: More entries for `config.json`, such as how it was trained.
+        extra: More entries for `isthmus.json`, such as how it was trained.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        OutputError: If it cannot be written.
 
     Example:
         >>> import tempfile
         >>> model = DualEncoder.join("tiny-vit", "tiny-text", width=8)
-        >>> folder = save_dual_encoder(model, tempfile.mkdtemp())
-        >>> load_dual_encoder(folder).fingerprint() == model.fingerprint()
+        >>> folder = save_clip(model, tempfile.mkdtemp())
+        >>> load_clip(folder).fingerprint() == model.fingerprint()
         True
     """
-    target = Path(folder)
-    description = {"format": FORMAT, "version": VERSION, **description_of(model), **(extra or {})}
-    tensors = {
-        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
-        for name, t in trained_state(model).items()
-    }
-    write_atomically(target / WEIGHTS, lambda p: save_file(tensors, p))
-    text = json.dumps(description, indent=2) + "\n"
-    write_atomically(target / DESCRIPTION, lambda p: p.write_text(text, encoding="utf-8"))
-    return target
+    return write_model(
+        folder, {**description_of(model), **(extra or {})}, trained_state(model), dtype
+    )
 
 
 def description_of(model: DualEncoder) -> dict[str, Any]:
-    """What `config.json` says of a model: its configuration and what it was trained on.
+    """What `isthmus.json` says of a model: its configuration and what it was trained on.
 
     Raises:
         CheckpointError: If a saved copy could not be loaded again.
     """
     image, text = model.image, model.text
+    head = {"format_version": FORMAT_VERSION, "kind": "clip"}
     if not isinstance(image, JoinedImageTower) or not isinstance(text, JoinedTextTower):
         if model.name.partition(":")[0] not in ("open_clip", "hf"):
             raise CheckpointError(
                 f'"{model.name}" was wrapped as an object, so a saved copy could not be loaded '
                 'by name: load it by name ("hf:FOLDER" of its save_pretrained is one) first'
             )
-        return {"config": {"name": model.name}, "parts": {}}
+        return {**head, "config": {"name": model.name}, "parts": {}}
     locked = {"vision": image.locked, "text": text.locked}
     return {
+        **head,
         "config": {
             "vision": asdict(image.encoder.config),
             "text": asdict(text.encoder.config),
@@ -271,22 +276,3 @@ def description_of(model: DualEncoder) -> dict[str, Any]:
             p: fingerprint(_encoder(model, p)) for p, is_locked in locked.items() if is_locked
         },
     }
-
-
-def _load_weights(model: DualEncoder, path: Path) -> None:
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    own = trained_state(model)
-    differences = [f"{n} is missing" for n in sorted(own.keys() - state.keys())]
-    differences += [f"{n} is unexpected" for n in sorted(state.keys() - own.keys())]
-    differences += [
-        f"{n} is {tuple(state[n].shape)}, expected {tuple(own[n].shape)}"
-        for n in sorted(own.keys() & state.keys())
-        if own[n].shape != state[n].shape
-    ]
-    if differences:
-        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-        raise CheckpointError(f"{path} does not fit: {'; '.join(differences[:3])}{more}")
-    model.load_state_dict(state, strict=False)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from isthmus.align.dual_encoder import DECODERS, DualEncoder
 from isthmus.align.file_table import FileTable
+from isthmus.align.saved import load_clip
 from isthmus.align.segments import PATTERN, VectorSegments
 from isthmus.data.prefetch import prefetch
 from isthmus.data.rows import is_picture
@@ -84,8 +86,11 @@ class PictureIndex:
 
     Args:
         folder: Where it is, or is to be made.
-        model: The dual encoder; its image tower must be the one that the index was made with.
+        model: The dual encoder, or what `load_clip` takes; its image tower must be the one
+            that the index was made with.
         batch_size: Pictures in one pass.
+        device: Where a model that is named is loaded to; see `load_clip`.
+        dtype: Its data type likewise.
 
     Raises:
         CheckpointError: If the index was made with another model, is damaged, or is of a later
@@ -93,21 +98,29 @@ class PictureIndex:
         MissingExtraError: If usearch is not installed.
 
     Example:
-        >>> index = PictureIndex("index", load_dual_encoder("tiny"))  # doctest: +SKIP
+        >>> index = PictureIndex("index", "tiny-clip")  # doctest: +SKIP
         >>> index.add("photos").added  # doctest: +SKIP
         1204
         >>> index.search("a red car", k=3)[0].path  # doctest: +SKIP
         PosixPath('/home/ada/photos/2019/beetle.jpg')
     """
 
-    def __init__(self, folder: str | Path, model: DualEncoder, *, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        model: Any = "tiny-clip",
+        *,
+        batch_size: int = 32,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = "auto",
+    ) -> None:
         self.folder = Path(folder)
-        self.model = model
+        self.model: DualEncoder = load_clip(model, device=device, dtype=dtype)
         self.batch_size = batch_size
         self._next = 1
         self._table = FileTable(self.folder)
         try:
-            width = int(model.encode_texts(["a"]).shape[1])
+            width = int(self.model.encode_texts(["a"]).shape[1])
             self._check(width)
             self._segments = VectorSegments(self.folder, width, self._table.fact("vectors") or [])
         except BaseException:
@@ -371,5 +384,5 @@ def pictures_in(place: Path, but: Path) -> Iterator[str]:
             if not f.startswith(".") and os.path.abspath(os.path.join(folder, f)) != own
         )
         for file in sorted(files):
-            if is_picture(Path(file)):
+            if not file.startswith(".") and is_picture(Path(file)):
                 yield os.path.join(folder, file)

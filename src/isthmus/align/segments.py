@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isthmus.checkpoint import write_atomically
 from isthmus.errors import CheckpointError, MissingExtraError
+from isthmus.files import write_atomically
 
 SEGMENT = 65_536
 """Vectors of a segment: 512 wide, about 85 MB with their graph."""

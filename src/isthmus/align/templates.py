@@ -120,7 +120,7 @@ def _named(given: str | Path) -> Sequence[str] | Mapping[str, Sequence[str]]:
             "a .txt or .json file"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip()]
         told = json.loads(text)

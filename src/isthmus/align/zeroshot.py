@@ -23,7 +23,7 @@ from isthmus.align.adapters import (
 )
 from isthmus.align.classifier_cache import cached_weights, zero_shot_weights
 from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.align.templates import Templates, checked_labels, prompts_of
 from isthmus.errors import ConfigError, InputError, PromptError, suggestion
 from isthmus.images import Source
@@ -44,7 +44,7 @@ class ZeroShotClassifier:
     similarity times the model's own temperature (Radford et al. 2021, section 3.1).
 
     Args:
-        model: A dual encoder or what `load_dual_encoder` takes.
+        model: A dual encoder or what `load_clip` takes.
         labels: The classes, in any words.
         templates: How labels become prompts; see `isthmus.align.templates.prompts_of`.
         multi_label: Whether a picture may have several labels or none: `predict` then tells for
@@ -54,6 +54,8 @@ class ZeroShotClassifier:
             holds (0.5 unless set).
         cache: Where weights are kept on disk: a folder, True for Isthmus's cache, False for not.
         batch_size: Pictures in one pass; it changes no score.
+        device: Where a model that is named is loaded to; see `load_clip`.
+        dtype: Its data type likewise.
 
     Attributes:
         classes_: The labels (K,), in the order given.
@@ -74,7 +76,7 @@ class ZeroShotClassifier:
 
     def __init__(
         self,
-        model: Any = "tiny",
+        model: Any = "tiny-clip",
         labels: Sequence[str] = (),
         templates: Templates = "imagenet-7",
         *,
@@ -82,6 +84,8 @@ class ZeroShotClassifier:
         threshold: float | None = None,
         cache: bool | str | Path = True,
         batch_size: int = 32,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = "auto",
     ) -> None:
         self.labels = labels
         self.templates = templates
@@ -89,6 +93,8 @@ class ZeroShotClassifier:
         self.threshold = threshold
         self.cache = cache
         self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
         names = checked_labels(labels)
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold}: expected a probability, 0 to 1")
@@ -96,14 +102,15 @@ class ZeroShotClassifier:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
         self._prompts = prompts_of(names, templates)
         self.classes_: NDArray[np.str_] = np.array(names)
-        self.model: DualEncoder = load_dual_encoder(model)
+        self.model: DualEncoder = load_clip(model, device=device, dtype=dtype)
         self._weights: Tensor | None = None
         self._reference: Tensor | None = None
         self._fitted: Scorer | None = None
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What it was made with, as scikit-learn's `clone` asks."""
-        names = ("model", "labels", "templates", "multi_label", "threshold", "cache", "batch_size")
+        names = ["model", "labels", "templates", "multi_label", "threshold", "cache"]
+        names += ["batch_size", "device", "dtype"]
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -6,9 +6,10 @@ where three quarters of the direct outputs did not parse).
 
 The rules, for every kind:
 
-- An answer is looked for in the sentence after a marker: one that is given, then `\boxed{...}`,
-  then the usual ones ("The answer is", "Answer:", "####", "정답은"). Of several, the last; in its
-  sentence, the first that is not negated. A statement that does not parse ends the search.
+- An answer is looked for in the sentence after a marker: one that is given, then what answer tags
+  hold (`<answer>...</answer>`), then `\boxed{...}`, then the usual ones ("The answer is",
+  "Answer:", "####", "정답은"). Of several, the last; in its sentence, the first that is not
+  negated. Where there is a marker, nothing is looked for outside of the marked sentences.
 - Without a marker, the last number; a choice that is clearly marked as one ("(B)", "B.",
   "B is correct") or is the only one whose text is named; a yes or no at the beginning, or the only
   one; the only label that is named; the first sentence.
@@ -50,7 +51,9 @@ def extract_number(text: str, *, after: tuple[str, ...] | None = None) -> str | 
 
     Digits with separators, signs, currencies and units; fractions, LaTeX, scientific notation;
     English and Korean words (`twenty-five`, `이십오`, `스물다섯`, `3만 5천`). A percentage is its
-    number; times, dates, ranges and sums without a result are no numbers.
+    number; times, dates, ranges and sums without a result are no numbers. Nor are expressions that
+    would have to be worked out (`\sqrt{2}`, `2π`, `2^10`, `101_2`, `5x`); with a result they are
+    read there. Powers of ten are numbers.
 
     Args:
         text: What the model wrote.

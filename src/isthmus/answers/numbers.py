@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from isthmus.answers.expressions import expressions
 from isthmus.answers.numerals import SCALES, english, korean
 from isthmus.answers.statements import cleaned, negated, statements
 
@@ -13,18 +14,21 @@ _MOST_DIGITS = 400
 """Longer numbers are nobody's answer, and 1e999999999 would fill the memory."""
 
 _PLAIN = (
-    r"(?:(?>\d{1,3}(?:,\d{3})+(?![\d]|,\d)|\d{1,2}(?:,\d{2})+,\d{3}(?![\d]|,\d)"
+    r"(?:(?>\d{1,3}(?:,\d{3})+(?![\d]|,\d)|\d{1,3}(?:['\u2019_]\d{3})+(?![\w])"
+    r"|\d{1,2}(?:,\d{2})+,\d{3}(?![\d]|,\d)"
     r"|\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?![\d]|-\w)|\d+)(?:\.\d++)?|\.\d++)"
 )
+_GROUPED = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3})(?!\d|,\d)"
+"""Commas between thousands, or as in India; elsewhere they part numbers, or are decimal."""
 _KOREAN_UNITS = {"천": 10**3, "백": 10**2, "십": 10, "만": 10**4, "억": 10**8, "조": 10**12}
 _TOKEN = re.compile(
     rf"""
-    (?<![A-Za-z0-9_^])(?<!\^\{{)(?<!\d[.,:/])(?<![A-Za-z]-)(?<![A-Za-z]\.)
+    (?<![A-Za-z0-9_^])(?<![_^]\{{)(?<!\d[.,:/'])(?<![A-Za-z]-)(?<![A-Za-z]\.)
     (?P<sign>(?:(?<![\w)\]%])[-+]|(?<==\s)-\s|(?<=is\s)-\s)(?=[$€£¥₩]?\s?\.?\d))?
     (?P<currency>(?:US)?[$€£¥₩]\s?(?P<inner>-)?)?
     (?:
         (?P<composite>\d+(?:[:/.]\d+){{2,}}|\d+:\d+|\d{{4}}-\d{{1,2}}-\d{{1,2}}
-            |\d+(?:,\d{{1,2}})+(?![\d,])|\d{{4,}},\d+|\d+\.\d+,\d+)(?![\d])
+            |(?!{_GROUPED})\d++(?:,\d++)+|\d+\.\d+,\d+|\d+['\u2019]\d{{1,2}})(?![\d])
         |(?P<parts>\d+)\s?분의\s?(?P<of>\d+)
         |(?P<korean>(?:{_PLAIN}\s?[천백십]?[만억조]\s?)+(?!큼)(?:{_PLAIN}[천백십]?)?(?:{_PLAIN})?
             |{_PLAIN}\s?[천백십](?![가-힣])|{_PLAIN}[천백십](?=\s?(?:원|명|개|달러|마리|년)))
@@ -32,8 +36,8 @@ _TOKEN = re.compile(
         |(?P<number>{_PLAIN})
         (?:(?P<exponent>[eE][-+]?\d{{1,9}}(?!\w|\.\d)
             |\s*[x\u00d7*·]\s*10\s?\^\s?\{{?\s*[-+]?\d{{1,9}}\s*\}}?)
-        |\s?/\s?(?P<denominator>\d++(?:\.\d++)?)(?!/|\.\d)
-        |\^\{{?(?P<power>\d{{1,3}})\}}?
+        |\s?/\s?(?P<denominator>{_PLAIN})(?!/|\.\d)
+        |\s?\^\s?\{{?\s*(?P<power>[-+]?\d{{1,3}})\s*\}}?
         |\s?(?P<scale>{"|".join(SCALES)})s?\b
         |(?P<letter>[kKMB])(?![A-Za-z]))?
     )
@@ -73,16 +77,26 @@ _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|\s?번째|\s?단계")
 
 @dataclass(frozen=True)
 class _Found:
-    """A number in a text; its value is None where it is something else, such as a time."""
+    """A number in a text; its value is None where it is something else, such as a time.
+
+    An expression, such as 2π, would have to be worked out: nothing of it is read.
+    """
 
     start: int
     end: int
     value: Fraction | None
-    words: bool = False
+    is_expression: bool = False
 
 
 def _digits(text: str) -> list[_Found]:
-    return [_Found(m.start(), m.end(), _value(m)) for m in _TOKEN.finditer(text)]
+    found: list[_Found] = []
+    at = 0
+    for start, end in [*expressions(text), (len(text), len(text))]:
+        found += [_Found(m.start(), m.end(), _value(m)) for m in _TOKEN.finditer(text, at, start)]
+        if start < end:
+            found.append(_Found(start, end, None, is_expression=True))
+        at = end
+    return found
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -111,9 +125,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
             return None
         value /= divisor
     elif match["power"]:
-        if value != 10 or int(match["power"]) > _MOST_DIGITS:
+        if value != 10 or abs(int(match["power"])) > _MOST_DIGITS:
             return None  # 2^10 is to be worked out, not read
-        value **= int(match["power"])
+        value = Fraction(10) ** int(match["power"])
     elif match["scale"]:
         value *= SCALES[match["scale"].casefold()]
     elif match["letter"] in ("k", "K"):
@@ -124,7 +138,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _plain(digits: str) -> Fraction:
-    return Fraction(re.sub(r"[,\s]", "", digits))
+    return Fraction(re.sub(r"[,\s'\u2019_]", "", digits))
 
 
 def _korean_value(text: str) -> Fraction:
@@ -139,7 +153,7 @@ def _korean_value(text: str) -> Fraction:
 
 
 def _words(text: str) -> list[_Found]:
-    return [_Found(s, e, v, True) for s, e, v in (*english(text), *korean(text))]
+    return [_Found(s, e, v) for s, e, v in (*english(text), *korean(text))]
 
 
 def _numbers(text: str) -> list[_Found]:
@@ -218,6 +232,10 @@ def _is_label(text: str, one: _Found) -> bool:
 def _last(text: str) -> Fraction | None:
     found = _digits(text)
     stated = [i for i, f in enumerate(found) if f.value is not None]
+    if found and found[-1].is_expression:
+        at = len(found) - 1
+        equal = at and _operator(text, found[at - 1], found[at]) in _EQUALS
+        return found[at - 1].value if equal else None
     stated = [i for i in stated if not negated(text, found[i].start, found[i].end)]
     proper = [i for i in stated if not _is_label(text, found[i])]
     if proper or stated:

@@ -14,6 +14,7 @@ _LONGEST_STATEMENT = 1000
 """Both keep the time linear in a text that repeats itself to the end of its tokens."""
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _RUNAWAY = re.compile(
     r"<\|endofchunk\|>|<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<end_of_turn>"
     r"|\n\s*(?:Q|Question|질문|문제)\s*[:.]"
@@ -25,7 +26,7 @@ _ABBREVIATION = re.compile(
 _USUAL = re.compile(
     r"(?:\banswer|\b(?:correct|right|best|my|your|final)\s+(?:option|choice))"
     r"(?:\s+(?:to|for|of|here)\b[^.:\n]{0,60}?)?\s*(?:\([^()\n]*\)\s*)?"
-    r"(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be)\b(?:\s*:)?|:|=)"
+    r"(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be)\b(?:\s*:)?|[\"']?\s*:|=)"
     r"|\bfinal\s+answer\b\s*[:-]?|####"
     r"|(?:정답|해답|대답|답변|답|결론)\s*(?:\([^()\n]*\)\s*)?(?:은|는|:|=)\s*:?",
     re.IGNORECASE,
@@ -34,6 +35,13 @@ _USUAL = re.compile(
 _HINT = re.compile(
     r"\s*\([^()\n]*(?:numeral|number|yes or no|through|letter|숫자|아니요|부터|글자)[^()\n]*\)",
     re.IGNORECASE,
+)
+# What models are told to put their answer into: <answer>B</answer>; cut off, it has no end.
+_TAGS = re.compile(
+    r"<(?P<xml>(?:final[_-]?)?answer|ans)\s*>(?P<said>.*?)(?:</\s*(?P=xml)\s*>|$)"
+    r"|\[answer\](?P<bracketed>.*?)(?:\[/answer\]|$)"
+    r"|<\|begin_of_box\|>(?P<in_box>.*?)(?:<\|end_of_box\|>|$)",
+    re.IGNORECASE | re.DOTALL,
 )
 _OPENING = re.compile(r"(?:\s|:|\$\$|\\\[|\\\()+")
 
@@ -51,6 +59,8 @@ def cleaned(text: str) -> str:
     text = text[: runaway.start()] if runaway and text[: runaway.start()].strip() else text
     text = re.sub("[①-⑳]", lambda m: chr(CIRCLED + ord(m[0]) - ord("①")), text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
+    # A subscript behind digits is their base: NFKC would make 1012 of 101 to the base of 2
+    text = re.sub("(?<=[0-9)])[₀-₉]+", lambda m: "_" + m[0].translate(_SUBSCRIPTS), text)
     text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]), text)
     text = spelled(text).replace("⁄", "/").replace("−", "-")  # noqa: RUF001
     text = re.sub(r"(?<=[^\w\s])–(?=\d)|(?<=\s)–(?=\d)|(?<=\d)\s?–\s?(?=\d)", "-", text)  # noqa: RUF001
@@ -62,23 +72,51 @@ def spelled(text: str) -> str:
     return re.sub("[^ㄱ-ㆎ]+", lambda m: unicodedata.normalize("NFKC", m[0]), text)
 
 
+_SAID_PLAINLY = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|boldsymbol|bm|emph|mbox|hbox"
+    r"|operatorname\*?)\s*\{([^{}]*)\}"
+)
+_SHOWS_NOTHING = re.compile(
+    r"\\(?:(?:text)?color|[hv]space\*?|[hv]?phantom|label|tag\*?|ref|eqref)\s*\{[^{}]*\}"
+    r"|\\(?:displaystyle|textstyle|limits|quad|qquad|left|right|[bB]igg?[lr]?)(?![A-Za-z])"
+)
+_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_DEEPEST = 8
+"""Groups within groups that are looked into: more have no meaning."""
+
+
 def _without_latex(text: str) -> str:
     if "\\" not in text and "{" not in text:
         return text
     text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"\\[,!;: ]", "", text)
-    text = re.sub(r"(\d)\s*\\[dt]?frac", r"\1 \\frac", text)
-    text = re.sub(r"\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}", r"\1/\2", text)
-    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2", text)
-    text = re.sub(r"\\(?:times|cdot)\b", "×", text)  # noqa: RUF001
-    text = re.sub(r"\\div\b", "÷", text)
-    text = re.sub(r"\\(?:left|right)\b", "", text)
-    return re.sub(
-        r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", text
-    )
+    text = re.sub(r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z])", "°", text)
+    text = re.sub(r"(\d)\s*\\([dtc]?frac)", r"\1 \\\2", text)
+    for _ in range(_DEEPEST):
+        plainer = _SAID_PLAINLY.sub(r" \1 ", _SHOWS_NOTHING.sub(" ", text))
+        plainer = _FRACTION.sub(_as_fraction, plainer)
+        if plainer == text:
+            break
+        text = plainer
+    text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])", "×", text)  # noqa: RUF001
+    text = re.sub(r"\\div(?![A-Za-z])", "÷", text)
+    return re.sub(r"\\approx(?![A-Za-z])", "≈", text)
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    r"""\frac{3}{4} as 3/4; what is no fraction of two numbers stays as it is."""
+    above, below = (match[1] or match[2] or "").strip(), (match[3] or match[4] or "").strip()
+    number = r"(-?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    one, other = re.fullmatch(number, above), re.fullmatch(number, below)
+    if not one or not other:
+        return match[0]
+    sign = "-" if bool(one[1]) != bool(other[1]) else ""
+    return f"{sign}{one[2]}/{other[2]}".replace(",", "")
 
 
 def _without_markdown(text: str) -> str:
+    # Two stars between numbers raise to a power, and are no bold type
+    text = re.sub(r"(?<=\d)\*\*(?=[-+]?\d)|(?<=[\d)])\s+\*\*\s+(?=[-+(]*\d)", "^", text)
     text = re.sub(r"\*\*|`", "", text)
     text = re.sub(r"(?<![\w_])__(?=\S)|(?<=\S)__(?![\w_])", "", text)
     return re.sub(r"(?<![\w*])[*_](\S[^*_\n]{0,60}?)[*_](?![\w*])", r"\1", text)
@@ -110,9 +148,10 @@ def boxed(text: str) -> list[str]:
 def statements(text: str, after: tuple[str, ...] | None) -> list[str]:
     r"""The sentences that state an answer, the one to be believed first at the front.
 
-    Sentences after a given marker come first, then `\boxed{...}`, then sentences after the usual
-    markers ("The answer is", "Answer:", "####", "정답은"). Of several, the last is first, since
-    people and models correct themselves. "" is a statement that was cut off.
+    Sentences after a given marker come first, then what answer tags hold (`<answer>7</answer>`),
+    then `\boxed{...}`, then sentences after the usual markers ("The answer is", "Answer:",
+    "####", "정답은"). Of several, the last is first, since people and models correct themselves.
+    "" is a statement that was cut off.
 
     Args:
         text: A cleaned text.
@@ -128,9 +167,19 @@ def statements(text: str, after: tuple[str, ...] | None) -> list[str]:
         found += _after(re.compile("|".join(words), re.IGNORECASE), text)
     if after and any(not m.strip() for m in after):
         found.append(_sentence(text))
+    found += _tagged(text)
     found += boxed(text)
     found += _after(_USUAL, text)
     return list(dict.fromkeys(found))
+
+
+def _tagged(text: str) -> list[str]:
+    """What the last answer tag that is not empty holds, or states."""
+    held = [m["said"] or m["bracketed"] or m["in_box"] or "" for m in _TAGS.finditer(text)]
+    last = next((said.strip() for said in reversed(held) if said.strip()), None)
+    if last is None:
+        return []
+    return boxed(last) + _after(_USUAL, last) or [_sentence(last)]
 
 
 def cleaned_marker(marker: str) -> str:

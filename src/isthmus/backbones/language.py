@@ -292,7 +292,7 @@ def _fetch(name: str) -> tuple[nn.Module, Any]:
     if scheme == "asset":
         from isthmus import assets
 
-        rest = str(assets.fetch(rest))
+        rest = str(assets.fetch_asset(rest))
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 

@@ -175,7 +175,7 @@ def _fetch(name: str) -> tuple[Any, Any]:
         if scheme == "asset":
             from isthmus import assets
 
-            rest = str(assets.fetch(rest))
+            rest = str(assets.fetch_asset(rest))
         with no_bar_for_files(rest):
             model = AutoModel.from_pretrained(rest, dtype=torch.float32)
         return model, AutoTokenizer.from_pretrained(rest)

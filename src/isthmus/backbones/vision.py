@@ -345,7 +345,7 @@ def _asset_model(name: str) -> Any:
 
     from isthmus import assets
 
-    folder: Path = assets.fetch(name)
+    folder: Path = assets.fetch_asset(name)
     settings = folder / "config.json"
     told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     if "architecture" not in told:

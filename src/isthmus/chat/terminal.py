@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 from isthmus.chat.session import Session
-from isthmus.errors import IsthmusError, PictureError
+from isthmus.errors import InputError, IsthmusError
 from isthmus.images import open_picture
 from isthmus.serving.completions import Service
 from isthmus.serving.refusals import Refusal
 
 HELP = """\
   anything          a question; pictures shown before belong to it
-  /picture PATH     show a picture with the next question
+  /picture PATH...  show pictures with the next question; "a name with spaces.jpg" in quotes
   /shot ANSWER      make a worked example of the last picture and question
   /steps on|off     think step by step
   /new              a new conversation; worked examples stay
@@ -102,11 +103,13 @@ class Terminal:
         self.out.write("\n")
         self.out.flush()
 
-    def _show(self, path: str) -> None:
+    def _show(self, said: str) -> None:
         try:
-            open_picture(path)
-            self._shown.append(Path(path).read_bytes())
-        except (PictureError, OSError) as error:
+            paths = _paths(said)
+            for path in paths:
+                open_picture(path)
+            self._shown += [path.read_bytes() for path in paths]
+        except (IsthmusError, OSError) as error:
             self._tell(f"error: {error}")
             return
         self._tell(f"{len(self._shown)} shown with the next question")
@@ -129,3 +132,21 @@ class Terminal:
 
     def _tell(self, what: str) -> None:
         print(what, file=sys.stderr, flush=True)
+
+
+def _paths(said: str) -> list[Path]:
+    """The paths in a line: one as it is if there is such a file, otherwise as a shell reads them.
+
+    Raises:
+        InputError: If there is none, or a quote is not closed.
+    """
+    whole = Path(said).expanduser()
+    if said and whole.is_file():
+        return [whole]
+    try:
+        parts = shlex.split(said)
+    except ValueError as error:
+        raise InputError(f"{said} cannot be read ({error}): close the quote") from error
+    if not parts:
+        raise InputError("no path: say /picture and a file, in quotes if its name has spaces")
+    return [Path(part).expanduser() for part in parts]

@@ -2,12 +2,17 @@
 
 Nothing heavy is imported here or at the top of a verb's file, so that `isthmus --help` answers at
 once. Every error raised on purpose, and every one of the machine (a full disk, a folder that may
-not be written), ends as one line on stderr and exit code 2.
+not be written), ends as one line on stderr and exit code 2. Exit code 1 says that a part failed
+and the rest was done, or that the reader of the output left; 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+from collections.abc import Iterator
 
 import typer
 
@@ -24,6 +29,8 @@ from isthmus.cli.rationales import rationales
 from isthmus.cli.search import search
 from isthmus.cli.serve import serve
 from isthmus.cli.train import train
+
+INTERRUPTED, TERMINATED = 130, 143  # as shells report SIGINT and SIGTERM
 
 app = typer.Typer(
     name="isthmus",
@@ -49,20 +56,79 @@ app.add_typer(data, name="data")
 
 def main() -> None:
     """Runs the command line; the console script."""
+    from isthmus.cli.output import prepare_streams
+    from isthmus.machine import wait_passively
+
+    wait_passively()  # before anything loads torch
+    prepare_streams()
+    raise SystemExit(_run())
+
+
+def _run() -> int:
+    """Runs the verb; the exit code."""
+    from isthmus.cli.output import print_error
     from isthmus.errors import IsthmusError, TrainingStopped
 
     try:
-        app()
-    except TrainingStopped as error:  # what a shell reports of a process ended by SIGTERM
+        with _ended_in_order():
+            try:
+                app()
+            finally:
+                sys.stdout.flush()  # here, where a reader that has gone is no surprise
+        return 0
+    except SystemExit as ended:  # Typer's way, also of a misspelt option, a reader that left
+        if ended.code == INTERRUPTED:
+            print("stopped", file=sys.stderr)
+        return ended.code if isinstance(ended.code, int) else 0
+    except TrainingStopped as error:
         print(error, file=sys.stderr)
-        raise SystemExit(143) from None
+        return TERMINATED
     except IsthmusError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        print_error(error)
+        return 2
+    except BrokenPipeError:  # `isthmus ... | head`: enough was read
+        _abandon_stdout()
+        return 1
     except OSError as error:  # a full disk, a folder that cannot be made: the machine's, not ours
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        print_error(f"{place}{error.strerror or error}")
+        return 2
+    except UnicodeEncodeError as error:  # bytes of another encoding where a text is expected
+        print_error(f'"{error.object}" is no UTF-8: expected text in UTF-8')
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        return INTERRUPTED
+    except _Terminated:
+        print("stopped", file=sys.stderr)
+        return TERMINATED
+
+
+class _Terminated(BaseException):
+    """SIGTERM came where no verb has a handler of its own."""
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends a verb as Ctrl-C does, so that what is open is closed; then verbs may differ."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread: whoever runs us there has handlers of their own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _abandon_stdout() -> None:
+    """Sends what is still buffered nowhere, or the interpreter complains of it at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

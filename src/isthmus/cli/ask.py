@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from isthmus.cli.options import Device, Dtype, Json, Model, Threads
 
 
 def ask(
@@ -18,12 +19,8 @@ def ask(
             help="Pictures (paths, or - for stdin), then the question.",
         ),
     ],
-    model: Annotated[
-        str, typer.Option(help="A shipped model's name, or a folder from `isthmus train`.")
-    ] = "tiny",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print answer, prompt and token counts as JSON.")
-    ] = False,
+    model: Model = "tiny",
+    json_: Json = False,
     stream: Annotated[bool, typer.Option(help="Print the answer while it is decoded.")] = False,
     allow_url: Annotated[bool, typer.Option(help="Let pictures be http(s) addresses.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
@@ -50,10 +47,17 @@ def ask(
     choices: Annotated[
         str, typer.Option(help="The answers of a choice or label, with commas between.")
     ] = "",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
 ) -> None:
     """Ask a question about one or several pictures; prints the answer and nothing else."""
+    from isthmus.answers.closed import closed_answers
+    from isthmus.cli.options import check_machine, check_text, use_machine
+    from isthmus.cli.output import print_json
     from isthmus.errors import InputError
 
+    check_machine(device, dtype)
     if len(arguments) < 2:
         raise InputError(
             f'got only "{arguments[0]}": expected at least one picture and then the question, '
@@ -64,13 +68,16 @@ def ask(
             f"--stream cannot go with {'--json' if json_ else '--beams'}: leave one of them out"
         )
     *sources, question = arguments
+    check_text(question, "the question")
+    for text, what in ((trigger, "--trigger"), (choices, "--choices")):
+        check_text(text, what)
     reasoning = _reasoning(reason, trigger, question, samples, seed, max_step_tokens)
     if reasoning and (stream or beams > 1):
         raise InputError(
             f"--reason and --samples cannot go with {'--stream' if stream else '--beams'}: "
             "leave one of them out"
         )
-    how = closed_answers(kind, choices)
+    how: dict[str, Any] = {"kind": kind, "choices": closed_answers(kind, choices.split(","))}
     pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
     from isthmus import checkpoint, inference
@@ -84,7 +91,8 @@ def ask(
         from isthmus.prompting.reason import check_shots
 
         check_shots(reasoning, options.get("shots", ()))
-    loaded = checkpoint.load(model)
+    use_machine(device, dtype, threads)
+    loaded = checkpoint.load_vlm(model, device=device, dtype=dtype)
     if beams > 1:
         options["num_beams"] = beams
     if stream:
@@ -93,8 +101,10 @@ def ask(
         print()
         return
     answer = inference.ask(loaded, pictures, question, reason=reasoning, **how, **options)
-    shown = json.dumps({**vars(answer), "model": model}, ensure_ascii=False)
-    print(shown if json_ else answer.text)
+    if json_:
+        print_json({**vars(answer), "model": model})
+    else:
+        print(answer.text)
 
 
 def _reasoning(
@@ -119,39 +129,16 @@ def _reasoning(
     )
 
 
-def closed_answers(kind: str, choices: str) -> dict[str, Any]:
-    """What the answer may be.
-
-    Raises:
-        InputError: If the kind is unknown, or choices are missing or there for nothing.
-    """
-    from typing import get_args
-
-    from isthmus.answers import AnswerKind
-    from isthmus.errors import InputError, suggestion
-
-    if kind not in get_args(AnswerKind):
-        raise InputError(f'unknown --kind "{kind}": {suggestion(kind, get_args(AnswerKind))}')
-    closed = [c.strip() for c in choices.split(",") if c.strip()]
-    if (kind in ("choice", "label")) != bool(closed):
-        raise InputError(
-            f"--kind {kind} came with {len(closed)} choices: --choices goes with the kinds choice "
-            'and label, as in --kind label --choices "cat,dog"'
-        )
-    if kind == "choice" and len(closed) > 26:
-        raise InputError(f"got {len(closed)} choices, expected 1 to 26: they are named by letters")
-    return {"kind": kind, "choices": closed}
-
-
 def _open(source: str, allow_url: bool) -> Any:
     """A picture from a path, from stdin, or, if allowed, from an address."""
     from isthmus.errors import InputError
-    from isthmus.images import fetch_url, is_url, open_picture
+    from isthmus.images import open_picture
+    from isthmus.media.fetch import Fetcher, is_url
 
     if is_url(source):
         if not allow_url:
             raise InputError(
                 f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
             )
-        return open_picture(fetch_url(source))
+        return open_picture(Fetcher(None, plain=True).fetch(source))
     return open_picture(sys.stdin.buffer if source == "-" else source)

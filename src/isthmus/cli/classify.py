@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from isthmus.cli.options import Device, Dtype, DualEncoder, Json, Quiet, Threads
+
+if TYPE_CHECKING:
+    from isthmus.align.classified import Classified
 
 
 def classify(
@@ -37,89 +42,131 @@ def classify(
     multi_label: Annotated[
         bool, typer.Option(help="A picture may have several labels, or none.")
     ] = False,
-    model: Annotated[
-        str, typer.Option(help='"tiny", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.')
-    ] = "tiny",
+    model: DualEncoder = "tiny-clip",
     sheet: Annotated[
         Path | None, typer.Option(help="Write the pictures and their labels as one PNG.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass.")] = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
 ) -> None:
     """Sort pictures into any classes that can be named, without training.
 
     isthmus classify photos/ --labels "cat,dog,great white shark"
+
+    With --json a line for each picture. A picture that cannot be read costs no other's result: it
+    is named on stderr, and the exit code is 1; 2 if there is no other.
     """
     from isthmus.align.templates import checked_labels, prompts_of
+    from isthmus.cli.options import check_machine, check_text, use_machine
+    from isthmus.data.folders import pictures_of
     from isthmus.errors import InputError
+    from isthmus.images import Source, open_picture
 
+    check_machine(device, dtype)
+    check_text(labels, "--labels")
+    check_text(templates, "--templates")
     if labels and labels_file is not None:
         raise InputError("got both --labels and --labels-file: leave one of them out")
     names = checked_labels(_labels(labels, labels_file))
     prompts_of(names, templates)  # a mistake in them is said before anything is loaded
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise InputError(f"--sheet is {sheet}: expected a file that ends in .png")
-    sources = _sources(pictures)
+    if "-" in pictures and len(pictures) > 1:
+        raise InputError("- for stdin is one picture and goes alone")
+    sources: list[Source] = [open_picture(sys.stdin.buffer)] if pictures == ["-"] else []
+    sources = sources or pictures_of(pictures)
+    if len(sources) == 1:
+        open_picture(sources[0])  # a wrong path is said before the model is loaded
 
-    from isthmus.align.zeroshot import NONE, ZeroShotClassifier
-    from isthmus.images import open_picture
+    use_machine(device, dtype, threads)
+    from isthmus.align.classified import classify_pictures
 
-    if sources == ["-"]:
-        opened: list[Any] = [open_picture(sys.stdin.buffer)]
-    else:
-        opened = list(sources)
-        for source in opened[:1]:  # a wrong path is said before the model is loaded
-            open_picture(source)
-    classifier = ZeroShotClassifier(
-        model,
-        names,
-        templates,
-        multi_label=multi_label,
-        threshold=threshold,
-        batch_size=batch_size,
-    )
-    with _waiting("reading the labels"):
-        _ = classifier.weights_
-    with _waiting("looking at the pictures"):
-        features = classifier.transform(opened)
-    best = classifier.top(features, top)
-    chosen: list[list[str]]
-    if multi_label:
-        chosen = [
-            [str(name) for name, holds in zip(classifier.classes_, row, strict=True) if holds]
-            for row in classifier.predict(features)
-        ]
-        chosen = [row or [NONE] for row in chosen]
-    else:
-        chosen = [[str(found)] for found in classifier.predict(features)]
-    if sheet is not None:
-        from isthmus.pages.sheet import contact_sheet
-
-        lines = [
-            [", ".join(given), *(f"{_percent(score)} {name}" for name, score in ranked[:3])]
-            for given, ranked in zip(chosen, best, strict=True)
-        ]
-        picture = contact_sheet(opened, lines)
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(sheet)
-    if json_:
-        for source, given, ranked in zip(sources, chosen, best, strict=True):
-            found = {
-                "picture": str(source),
-                "labels" if multi_label else "label": given if multi_label else given[0],
-                "top": [{"label": name, "probability": round(p, 6)} for name, p in ranked],
-            }
-            print(json.dumps(found, ensure_ascii=False))
-        return
-    _print_table([str(source) for source in sources], chosen, best)
+    with _waiting("reading the labels", quiet):
+        results = classify_pictures(
+            sources,
+            names,
+            templates,
+            top=top,
+            threshold=threshold,
+            multi_label=multi_label,
+            model=model,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+        )
+        first = next(results)
+    done: list[Classified] = []
+    try:
+        for result in _each(first, results, quiet):
+            done.append(result)
+            if result.error:
+                _tell_failed(result)
+            if json_:
+                _print_line(result, multi_label)
+    finally:  # Ctrl-C loses nothing either
+        good = [result for result in done if not result.error]
+        if good and not json_:
+            _print_table(good)
+    if sheet is not None and good:
+        _write_sheet(good, sheet)
+    if len(good) < len(done):
+        raise typer.Exit(1 if good else 2)
 
 
-def _waiting(what: str) -> AbstractContextManager[object]:
+def _each(first: Classified, others: Iterator[Classified], quiet: bool) -> Iterator[Classified]:
+    """All results, with a sign of life for a person at a terminal."""
+    yield first
+    with _waiting("looking at the pictures", quiet):
+        yield from others
+
+
+def _waiting(what: str, quiet: bool) -> AbstractContextManager[object]:
     """A sign of life for a person at a terminal, and nothing for a pipe."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    return console.status(f"{what} ...") if console.is_terminal else nullcontext()
+    return console.status(f"{what} ...") if console.is_terminal and not quiet else nullcontext()
+
+
+def _name(result: Classified) -> str:
+    """What a picture is called; one from stdin is "-"."""
+    return str(result.picture) if isinstance(result.picture, (str, Path)) else "-"
+
+
+def _tell_failed(result: Classified) -> None:
+    from isthmus.cli.output import print_error
+
+    name, why = _name(result), result.error
+    print_error(why if name in why else f"{name}: {why}")
+
+
+def _print_line(result: Classified, multi_label: bool) -> None:
+    from isthmus.cli.output import print_json
+
+    told: dict[str, Any] = {"picture": _name(result)}
+    if result.error:
+        told["error"] = result.error
+    else:
+        given = list(result.labels) if multi_label else result.labels[0]
+        told["labels" if multi_label else "label"] = given
+        told["top"] = [{"label": n, "probability": round(p, 6)} for n, p in result.top]
+    print_json(told)
+
+
+def _write_sheet(results: list[Classified], sheet: Path) -> None:
+    from isthmus.pages.sheet import contact_sheet
+
+    lines = [
+        [", ".join(r.labels), *(f"{_percent(score)} {name}" for name, score in r.top[:3])]
+        for r in results
+    ]
+    made = contact_sheet([r.picture for r in results], lines)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    made.save(sheet)
 
 
 def _percent(share: float) -> str:
@@ -133,44 +180,26 @@ def _labels(given: str, file: Path | None) -> list[str]:
         found = [label.strip() for label in given.split(",")]
         return [label for label in found if label]
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the labels in {file}: {error}") from error
     return [line.strip() for line in lines if line.strip()]
 
 
-def _sources(given: list[str]) -> list[str]:
-    """Paths of pictures, those in folders in the order of their names."""
-    from isthmus.errors import InputError
-    from isthmus.images import ENDINGS
-
-    found: list[str] = []
-    for source in given:
-        if source == "-" and len(given) > 1:
-            raise InputError("- for stdin is one picture and goes alone")
-        if Path(source).is_dir():
-            inside = sorted(str(p) for p in Path(source).rglob("*") if p.suffix.lower() in ENDINGS)
-            if not inside:
-                raise InputError(f"no pictures in {source}: expected {', '.join(ENDINGS)}")
-            found += inside
-        else:
-            found.append(source)
-    return found
-
-
-def _print_table(
-    sources: list[str], chosen: list[list[str]], best: list[list[tuple[str, float]]]
-) -> None:
+def _print_table(results: list[Classified]) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from isthmus.cli.output import printable
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("picture", overflow="fold")
     table.add_column("label", style="bold")
     table.add_column("likeliest")
-    for source, given, ranked in zip(sources, chosen, best, strict=True):
-        shown = "\n".join(f"{score:6.1%}  {escape(name)}" for name, score in ranked)
-        table.add_row(escape(source), escape("\n".join(given)), shown)
+    for result in results:
+        shown = "\n".join(f"{score:6.1%}  {escape(name)}" for name, score in result.top)
+        name = escape(printable(_name(result)))
+        table.add_row(name, escape("\n".join(result.labels)), shown)
     Console().print(table)

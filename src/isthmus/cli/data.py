@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from isthmus.cli.options import Json, Quiet
 
 if TYPE_CHECKING:
     from isthmus.data.check import Report, Trouble
@@ -41,8 +42,8 @@ def check(
     decode: Annotated[
         bool, typer.Option(help="Decode every picture, or only read the headers: faster.")
     ] = True,
-    json_: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Count, measure and test the records of a data set.
 
@@ -53,11 +54,12 @@ def check(
 
     isthmus data check "shards/{000..009}.tar" --no-decode --json
     """
-    from isthmus.data.check import check as examine
+    from isthmus.cli.output import print_json
+    from isthmus.data.check import check_data
 
-    report = examine(path, root, decode=decode, quiet=quiet or json_)
+    report = check_data(path, root, decode=decode, quiet=quiet or json_)
     if json_:
-        print(json.dumps(report.as_dict()))
+        print_json(report.as_dict())
     else:
         _show(report)
     raise typer.Exit(report.exit_code)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 
 
 def eval_(
@@ -15,7 +16,9 @@ def eval_(
     ] = "tiny",
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks, with commas between: counting,gsm8k:FOLDER,exam.jsonl."),
+        typer.Option(
+            help="Tasks, with commas between: counting,gsm8k:FOLDER,exam.jsonl,package.module:make."
+        ),
     ] = None,
     shots: Annotated[str, typer.Option(help="Numbers of demonstrations.")] = "0,4,8",
     reason: Annotated[
@@ -44,16 +47,22 @@ def eval_(
         Path | None,
         typer.Option(help="Folder for records, results and report; a stopped run goes on there."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="List tasks and choices, and leave.")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
 ) -> None:
     """Measure a model: arms with intervals, baselines, controls and paired tests."""
+    from isthmus.cli.options import check_machine, check_text, use_machine
+    from isthmus.cli.output import print_json
     from isthmus.errors import ConfigError
 
+    check_machine(device, dtype)
+    check_text(trigger, "--trigger")
     if list_:
         _list(json_)
         return
@@ -62,12 +71,9 @@ def eval_(
     counts = [_number(part, "--shots") for part in _parts(shots)]
     if not counts:
         raise ConfigError(f'--shots is "{shots}": expected numbers with commas between, as in 0,4')
-    import torch
-
+    use_machine(device, dtype, threads)
     from isthmus.evaluation.runner import evaluate
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     results = evaluate(
         model,
         _parts(tasks),
@@ -84,9 +90,11 @@ def eval_(
         trigger=trigger,
         out=out,
         quiet=quiet or json_,
+        device=device,
+        dtype=dtype,
     )
     if json_:
-        print(json.dumps(results.to_json(), ensure_ascii=False))
+        print_json(results.to_json())
         return
     print(results.markdown())
     if out is not None:
@@ -108,15 +116,20 @@ def _number(text: str, option: str) -> int:
 
 def _list(json_: bool) -> None:
     """Prints what can be asked for."""
+    from isthmus.cli.output import print_json
     from isthmus.evaluation.arms import CONTROLS, REASONS
     from isthmus.evaluation.tasks import TASKS
+    from isthmus.registry import TASK_MAKERS
 
     rows = {
-        "tasks": {f"{n}:PATH" if k.needs_path else n: k.about for n, k in TASKS.items()},
+        "tasks": {
+            **{f"{n}:PATH" if k.needs_path else n: k.about for n, k in TASKS.items()},
+            **{name: f"from {place}" for name, place in TASK_MAKERS.offered().items()},
+        },
         "controls": CONTROLS,
     }
     if json_:
-        print(json.dumps({**rows, "reason": REASONS}, ensure_ascii=False))
+        print_json({**rows, "reason": REASONS})
         return
     from rich.console import Console
     from rich.table import Table

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 
+if TYPE_CHECKING:
     from isthmus.config import VisionConfig
-    from isthmus.data.records import Picture, Record
 
 
 def features(
@@ -53,52 +51,56 @@ def features(
         int, typer.Option(min=0, help="Threads that open pictures; with --ray, encoders.")
     ] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass.")] = 16,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
 ) -> None:
-    """Compute the frozen features of data sets' pictures, once, for all runs that need them."""
-    encoder_config, sources = _wanted(data or [], vision, config)
+    """Compute the frozen features of data sets' pictures, once, for all runs that need them.
+
+    A picture that cannot be read is named on stderr, and the exit code is 1; the others are kept.
+    """
+    from isthmus.cli.options import check_machine, use_machine
+    from isthmus.cli.output import print_json, printable
+
+    check_machine(device, dtype)
+    encoder, sources = _wanted(data or [], vision, config)
     place = root or (config.parent if config else None)
     if out is None and config is None:
         from isthmus.errors import ConfigError
 
         raise ConfigError("no folder for the cache: pass --out FOLDER")
-    folder = out or (place or Path()) / "features"
 
-    from isthmus.data.sources import read_data
+    use_machine(device, dtype, threads)
+    from isthmus.data.compute import compute_features
 
-    found = [read_data(source, root=place) for source in sources]  # before the model: fail early
-
-    import torch
-
-    from isthmus.backbones.vision import load_vision
-    from isthmus.data.features import FeatureCache
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    encoder = load_vision(encoder_config, resize=resize, feature_layer=feature_layer)
-    hush = quiet or json_
-    if ray:
-        from isthmus.data.ray_features import fill_with_ray
-
-        cache = FeatureCache(folder, encoder)
-        report = fill_with_ray(
-            cache, _pictures(found), encoders=workers or 1, batch_size=batch_size, quiet=hush
-        )
-    else:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        cache = FeatureCache(folder, encoder.to(device))
-        report = cache.fill(_pictures(found), quiet=hush, batch_size=batch_size, workers=workers)
-    if json_:
-        print(json.dumps({**vars(report), "cache": str(cache.path)}))
-        return
-    for _, why in report.broken:
-        print(f"skipped: {' '.join(why.split())}", file=sys.stderr)
-    print(
-        f"{report.computed} computed, {report.present} present, {len(report.broken)} broken: "
-        f"{cache.path}"
+    done = compute_features(
+        sources,
+        out or (place or Path()) / "features",
+        encoder,
+        resize=resize,
+        feature_layer=feature_layer,
+        root=place,
+        workers=workers,
+        batch_size=batch_size,
+        quiet=quiet or json_,
+        ray=ray,
+        device=device,
+        dtype=dtype,
     )
+    report = done.report
+    for _, why in report.broken:
+        print(f"skipped: {printable(' '.join(why.split()))}", file=sys.stderr)
+    if json_:
+        print_json({**vars(report), "cache": str(done.path)})
+    else:
+        print(
+            f"{report.computed} computed, {report.present} present, {len(report.broken)} broken: "
+            f"{done.path}"
+        )
+    if report.broken:
+        raise typer.Exit(1)
 
 
 def _wanted(
@@ -123,13 +125,3 @@ def _wanted(
         return VisionConfig(name=vision or ""), sources
     chosen = run.model.vision
     return (replace(chosen, name=vision) if vision else chosen), sources
-
-
-def _pictures(data: Iterable[Sequence[Record]]) -> Iterator[Picture]:
-    """All pictures of data sets, a clip's frames one by one."""
-    from isthmus.data.records import frames
-
-    for records in data:
-        for record in records:
-            for medium in record.pictures:
-                yield from frames(medium)

@@ -1,19 +1,33 @@
-"""`isthmus info MODEL`."""
+"""`isthmus info [MODEL]`."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
+from isthmus.cli.options import Device, Dtype, Json, Threads
+
 
 def info(
     model: Annotated[str, typer.Argument(help="A shipped model's name, or a folder.")] = "tiny",
-    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    json_: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
 ) -> None:
-    """Show a model's parts, parameters frozen and trained, tokens and FLOPs per picture."""
-    from isthmus import checkpoint
+    """Show a model's parts, tokens and FLOPs per picture, and what this machine can do.
 
-    summary = checkpoint.load(model).summary()
-    print(json.dumps(summary.as_dict()) if json_ else summary)
+    The last lines say what "auto" takes here: device, data type, precision of training.
+    """
+    from isthmus import checkpoint
+    from isthmus.cli.options import use_machine
+    from isthmus.cli.output import print_json
+    from isthmus.machine import probe
+
+    use_machine(device, dtype, threads)
+    summary = checkpoint.load_vlm(model, device=device, dtype=dtype).summary()
+    if json_:
+        print_json({**summary.as_dict(), "machine": probe().as_dict()})
+    else:
+        print(f"{summary}\n{probe()}")

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
-
-import typer
+from isthmus.cli.options import Json
 
 
-def list_(
-    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
+def list_(json_: Json = False) -> None:
     """List what can be named: shipped models, connectors, fusions, templates, prompts, assets."""
-    from isthmus.align.templates import template_sets
-    from isthmus.assets import ASSETS
-    from isthmus.config import CONNECTOR_CONFIGS, FUSION_CONFIGS, SHIPPED
-    from isthmus.templates import TEMPLATES
+    from isthmus.catalogue import available
+    from isthmus.cli.output import print_json
 
-    rows: dict[str, dict[str, str]] = {
-        "models": SHIPPED,
-        "connectors": {n: _first_line(c) for n, c in CONNECTOR_CONFIGS.items()},
-        "fusions": {n: _first_line(c) for n, c in FUSION_CONFIGS.items()},
-        "templates": {
-            **{n: t.about.partition("\n")[0] for n, t in TEMPLATES.items()},
-            "chat": "The language model's own chat template.",
-        },
-        "prompts": {n: told["about"] for n, told in template_sets().items()},
-        "assets": {n: a.description for n, a in ASSETS.items()},
-    }
+    rows = available()
     if json_:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     from rich.console import Console
     from rich.table import Table
@@ -40,8 +23,3 @@ def list_(
         for name, text in members.items():
             table.add_row(f"  {name}", text)
     Console().print(table)
-
-
-def _first_line(documented: object) -> str:
-    """The first line of a docstring."""
-    return (documented.__doc__ or "").strip().partition("\n")[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from isthmus.cli.options import Device, Dtype, DualEncoder, Json, Quiet, Threads
 
 if TYPE_CHECKING:
     from isthmus.align.search import Hit, IndexReport, PictureIndex
@@ -27,23 +28,31 @@ def search(
         Path | None, typer.Option(help="Folder of the index (default: in Isthmus's cache).")
     ] = None,
     update: Annotated[bool, typer.Option(help="Look for new and changed pictures first.")] = True,
-    model: Annotated[
-        str, typer.Option(help='"tiny", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.')
-    ] = "tiny",
+    model: DualEncoder = "tiny-clip",
     sheet: Annotated[
         Path | None, typer.Option(help="Write the pictures that were found as one PNG.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass.")] = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
 ) -> None:
     """Find pictures of a folder by what is in them, with words or with a picture.
 
     isthmus search photos/ "a dog on a beach"
 
     The first time every picture is looked at; from then on only new and changed ones.
+    With --json a line for each picture.
     """
+    from isthmus.cli.options import check_machine, check_text, use_machine
+    from isthmus.cli.output import print_json
     from isthmus.errors import InputError, PictureError
     from isthmus.images import open_picture
+
+    check_machine(device, dtype)
+    check_text(query, "the query")
 
     if bool(query.strip()) == (like is not None):
         raise InputError('say what to look for: either words, such as "a red car", or --like FILE')
@@ -57,21 +66,28 @@ def search(
     if like is not None:
         open_picture(like)  # said before the model is loaded
     from isthmus.align.file_table import DATABASE
-    from isthmus.align.saved import load_dual_encoder
-    from isthmus.align.search import PictureIndex
-    from isthmus.align.segments import usearch_index
+    from isthmus.align.search_folder import default_place, search_pictures
 
-    usearch_index()
-    place = index or _default_place(folder, model)
+    place = index or default_place(folder, model)
     if not update and not (place / DATABASE).is_file():
         raise InputError(f"there is no index in {place} yet: leave --no-update out")
-    with PictureIndex(place, load_dual_encoder(model), batch_size=batch_size) as opened:
-        if update:
-            _tell(_updated(opened, folder))
-        if like is not None:
-            hits = opened.search_like(like, top, within=folder)
-        else:
-            hits = opened.search(query, top, within=folder)
+    use_machine(device, dtype, threads)
+    found = search_pictures(
+        folder,
+        query,
+        like=like,
+        k=top,
+        index=place,
+        update=update,
+        model=model,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        filling=lambda opened: _updated(opened, folder, quiet),
+    )
+    hits = list(found.hits)
+    if found.report is not None:
+        _tell(found.report)
     if sheet is not None and hits:
         from isthmus.pages.sheet import contact_sheet
 
@@ -88,22 +104,12 @@ def search(
         for hit in hits:
             copies = [str(path) for path in hit.copies]
             told = {"picture": str(hit.path), "score": round(hit.score, 6), "copies": copies}
-            print(json.dumps(told, ensure_ascii=False))
+            print_json(told)
     else:
         _print_table(hits, folder)
 
 
-def _default_place(folder: Path, model: str) -> Path:
-    """Where a folder's index under a model is kept."""
-    import hashlib
-
-    from isthmus.assets import home
-
-    told = f"{folder.absolute().resolve()}\n{model}".encode(errors="surrogateescape")
-    return home() / "indexes" / hashlib.sha256(told).hexdigest()[:16]
-
-
-def _updated(index: PictureIndex, folder: Path) -> IndexReport:
+def _updated(index: PictureIndex, folder: Path, quiet: bool) -> IndexReport:
     """Fills the index, with a bar for a person at a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -112,7 +118,7 @@ def _updated(index: PictureIndex, folder: Path) -> IndexReport:
     from isthmus.align.search import pictures_in
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if quiet or not console.is_terminal:
         return index.add(folder)
     total = sum(1 for _ in pictures_in(folder.absolute(), index.folder))
     started = time.monotonic()
@@ -154,6 +160,8 @@ def _print_table(hits: list[Hit], folder: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from isthmus.cli.output import printable
+
     if not hits:
         print(f"no pictures in {folder}", file=sys.stderr)
         return
@@ -164,6 +172,6 @@ def _print_table(hits: list[Hit], folder: Path) -> None:
     for hit in hits:
         path = hit.path.relative_to(base) if hit.path.is_relative_to(base) else hit.path
         more = f"  (and {len(hit.copies)} more of it)" if hit.copies else ""
-        name = str(path).encode(errors="replace").decode()
+        name = printable(str(path))
         table.add_row(f"{hit.score:.3f}", escape(name) + more)
     Console().print(table)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from isthmus.cli.options import Device, Dtype, Threads
 
 if TYPE_CHECKING:
     from isthmus.serving.settings import ServerSettings
 
-DTYPES = ("float32", "bfloat16", "float16")
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -30,7 +29,7 @@ def serve(
     ] = False,
     dual_encoder: Annotated[
         str,
-        typer.Option(help='For embeddings and labels: "tiny", open_clip:..., hf:..., a folder.'),
+        typer.Option(help='Embeddings and labels: "tiny-clip", open_clip:..., hf:..., a folder.'),
     ] = "",
     name: Annotated[str, typer.Option(help="What clients call the model.")] = "",
     template: Annotated[
@@ -49,10 +48,9 @@ def serve(
         list[str] | None, typer.Option(help="A further name of this server on loopback.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 300.0,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help=f"Precision of the weights: {', '.join(DTYPES)}.")
-    ] = "float32",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
     replicas: Annotated[
         int, typer.Option(min=1, help="Copies of the model, each a process (Ray Serve).")
     ] = 1,
@@ -65,10 +63,10 @@ def serve(
 
     isthmus serve tiny --port 8000
     """
+    from isthmus.cli.options import check_machine
     from isthmus.errors import InputError, MissingExtraError, suggestion
 
-    if dtype not in DTYPES:
-        raise InputError(f'unknown --dtype "{dtype}": {suggestion(dtype, DTYPES)}')
+    check_machine(device, dtype)
     if log_level not in LEVELS:
         raise InputError(f'unknown --log-level "{log_level}": {suggestion(log_level, LEVELS)}')
     try:
@@ -95,64 +93,20 @@ def serve(
         allowed_hosts=tuple(allow_host or ()),
         timeout=timeout,
     )
-    model, dual_encoder = _placed(model), _placed(dual_encoder)
-    build = functools.partial(_application, model, dual_encoder, settings, device, dtype)
-    if replicas > 1 or max_replicas is not None:
-        _replicas(build, settings, replicas, max_replicas, 1 if device.startswith("cuda") else 0)
-        return
-    from isthmus.serving.run import listen, server_of
+    from isthmus.serving.launch import serve as run
 
-    with listen(settings) as listening:
-        server = server_of(build(), settings, log_level)
-        typer.echo(_greeting(settings, listening.getsockname()[1]))
-        server.run(sockets=[listening])
-
-
-def _placed(model: str) -> str:
-    """A folder's whole path, since replicas' processes stand elsewhere; a name as it is."""
-    return os.path.abspath(model) if model and os.path.exists(model) else model
-
-
-def _application(
-    model: str, dual_encoder: str, settings: ServerSettings, device: str, dtype: str
-) -> Any:
-    """Loads the models, and makes what answers."""
-    import torch
-
-    from isthmus import checkpoint
-    from isthmus.serving.app import create_app
-
-    loaded = checkpoint.load(model, device=device, dtype=getattr(torch, dtype))
-    second = None
-    if dual_encoder:
-        from isthmus.align.saved import load_dual_encoder
-
-        second = load_dual_encoder(dual_encoder).to(device)
-    return create_app(loaded, dual_encoder=second, settings=settings)
-
-
-def _replicas(
-    build: Callable[[], Any],
-    settings: ServerSettings,
-    replicas: int,
-    max_replicas: int | None,
-    gpus: int,
-) -> None:
-    """Serves with Ray until somebody says stop."""
-    import signal
-    import threading
-
-    from isthmus.serving.cluster import serve_replicas, stop_replicas
-
-    told = threading.Event()
-    serve_replicas(build, settings, replicas=replicas, max_replicas=max_replicas, gpus=gpus)
-    try:
-        for name in (signal.SIGINT, signal.SIGTERM):  # after Ray, which has handlers of its own
-            signal.signal(name, lambda *_: told.set())
-        typer.echo(_greeting(settings, settings.port))
-        told.wait()
-    finally:
-        stop_replicas()
+    run(
+        model,
+        settings,
+        dual_encoder=dual_encoder or None,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        replicas=replicas,
+        max_replicas=max_replicas,
+        log_level=log_level,
+        ready=lambda listened: typer.echo(_greeting(settings, listened)),
+    )
 
 
 def _name_of(model: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from isthmus.cli.options import Json, Quiet, Threads
 
 
 def train(
@@ -35,9 +36,9 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="CONFIG on tiny parts and made-up data, in seconds.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    threads: Threads = None,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the strip between two frozen parts, or a CLIP; a stopped run goes on where it was.
 
@@ -51,21 +52,26 @@ def train(
         raise ConfigError("nothing to train on: expected a CONFIG, or --data FOLDER")
     if out is None and not dry_run:
         raise ConfigError("expected --out FOLDER for the model, its checkpoints and its log")
-    import torch
-
+    from isthmus import machine
+    from isthmus.cli.output import print_json
     from isthmus.training import contrastive_run, run
     from isthmus.training.contrastive_config import is_contrastive
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    machine.set_threads(threads)
     # Both modules offer the same three functions
     runner: Any = contrastive_run if config is not None and is_contrastive(config) else run
     job = runner.job(config, data, set_ or (), smoke=smoke)
     if dry_run:
         plan = runner.plan_of(job)
-        print(json.dumps(plan.to_json()) if json_ else plan)
+        if json_:
+            print_json(plan.to_json())
+        else:
+            print(plan)
         return
     assert out is not None
     steps = job.config.train.steps
     folder = runner.work(job, out, quiet=quiet or json_)
-    print(json.dumps({"model": str(folder), "steps": steps}) if json_ else f"saved {folder}")
+    if json_:
+        print_json({"model": str(folder), "steps": steps})
+    else:
+        print(f"saved {folder}")

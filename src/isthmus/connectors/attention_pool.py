@@ -5,11 +5,19 @@ The attentional pooling of MM1 (McKinzie et al. 2024, section 3.1) and CoCa (Yu 
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from isthmus.attention import MultiHeadAttention
+from isthmus.config_base import Config, Count
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 
 class AttentionPoolConnector(nn.Module):
@@ -50,3 +58,23 @@ class AttentionPoolConnector(nn.Module):
         queries = self.queries.expand(features.shape[0], -1, -1)
         tokens: Tensor = self.mlp(self.attention(queries, self.norm(features)))
         return tokens
+
+
+@CONNECTORS.register("attention_pool")
+@dataclass(frozen=True, kw_only=True)
+class AttentionPool(Config):
+    """Learned queries, one attention layer over the patches, then an MLP."""
+
+    tokens: Count = 16
+    """Number of learned queries, that is visual tokens M."""
+    heads: Count = 8
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> AttentionPoolConnector:
+        """The module for features of a shape."""
+        return AttentionPoolConnector(shape.width, width, **asdict(self))
+
+    def toy(self) -> AttentionPool:
+        """The same connector, small."""
+        return replace(self, tokens=4, heads=2)

@@ -8,14 +8,21 @@ squeeze-and-excitation (Radosavovic et al. 2020), SiLU and LayerNorm over the ch
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isthmus.config_base import Config, Count
 from isthmus.connectors.pool import require_grid, square_side
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 SQUEEZE = 4  # RegNet counts it from the width that enters the block
 
@@ -159,3 +166,25 @@ class CAbstractorConnector(nn.Module):
         cells = self.after(self.pool(self.before(grid + positions.to(features.dtype))))
         tokens: Tensor = self.mlp(cells.flatten(2).transpose(1, 2))
         return tokens
+
+
+@CONNECTORS.register("c_abstractor")
+@dataclass(frozen=True, kw_only=True)
+class CAbstractor(Config):
+    """Convolutional abstractor (Honeybee, Cha et al. 2024, section 3.2)."""
+
+    tokens: Count = 144
+    """Number of visual tokens M, a square number."""
+    depth: Count = 3
+    """ResNet blocks before and again after the pooling."""
+    hidden: Count = 1024
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> CAbstractorConnector:
+        """The module for features of a shape."""
+        return CAbstractorConnector(shape.width, width, shape.grid, **asdict(self))
+
+    def toy(self) -> CAbstractor:
+        """The same connector, small."""
+        return replace(self, tokens=4, depth=1, hidden=16)

@@ -16,13 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.attention import MultiHeadAttention
+from isthmus.config_base import Config, Count, NotNegative
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 UNUSED = -1
 FIRST_SCALE = 20.0
@@ -119,3 +126,41 @@ class ConceptBottleneckConnector(nn.Module):
         queries = self.queries.expand(features.shape[0], -1, -1)
         free = self.out_norm(self.attention(queries, self.norm(features)))
         return torch.cat([named, free.to(named.dtype)], dim=1)
+
+
+@CONNECTORS.register("concept_bottleneck")
+@dataclass(frozen=True, kw_only=True)
+class ConceptBottleneck(Config):
+    """Names of what is in the picture, as expected word embeddings, and a few free tokens.
+
+    A classifier over named concepts (Koh et al. 2020) whose output is handed on in the language
+    model's own words (AlignVLM, Masry et al. 2025): a language model that was never trained for
+    pictures can read such tokens from the start.
+    """
+
+    concepts: Count = 5000
+    """Most concepts that can be named."""
+    length: Count = 6
+    """Word pieces of a name."""
+    top: Count = 16
+    """How many of the likeliest concepts the expectation is taken over."""
+    free: NotNegative = 4
+    """Visual tokens that are no names."""
+    heads: Count = 8
+    """Attention heads of the free tokens, each 64 wide."""
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> ConceptBottleneckConnector:
+        """The module for features of a shape."""
+        if embeddings is None or embeddings.shape[1] != width:
+            raise ConfigError(
+                "concept_bottleneck makes tokens of the language model's width from its word "
+                "embeddings: use it with fusion inline, or with cross_attention and visual_width "
+                "set to that width"
+            )
+        return ConceptBottleneckConnector(shape.width, embeddings, **asdict(self))
+
+    def toy(self) -> ConceptBottleneck:
+        """The same connector, small."""
+        return replace(self, concepts=32, length=2, top=4, free=2, heads=2)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
+
+from isthmus.config_base import Config
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 
 class LinearConnector(nn.Module):
@@ -29,3 +38,15 @@ class LinearConnector(nn.Module):
         """Visual tokens (B, N, D) of features (B, N, D_vision)."""
         tokens: Tensor = self.projection(features)
         return tokens
+
+
+@CONNECTORS.register("linear")
+@dataclass(frozen=True, kw_only=True)
+class Linear(Config):
+    """One linear map per patch, M = N (LLaVA, Liu et al. 2023)."""
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> LinearConnector:
+        """The module for features of a shape."""
+        return LinearConnector(shape.width, width, shape.tokens)

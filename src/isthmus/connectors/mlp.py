@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
+
+from isthmus.config_base import Config, Count
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 
 class MLPConnector(nn.Module):
@@ -33,3 +42,22 @@ class MLPConnector(nn.Module):
         """Visual tokens (B, N, D) of features (B, N, D_vision)."""
         tokens: Tensor = self.layers(features)
         return tokens
+
+
+@CONNECTORS.register("mlp")
+@dataclass(frozen=True, kw_only=True)
+class MLP(Config):
+    """Linear layers with GELU between them per patch, M = N (LLaVA-1.5, Liu et al. 2023)."""
+
+    depth: Count = 2
+    """Number of linear layers."""
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> MLPConnector:
+        """The module for features of a shape."""
+        return MLPConnector(shape.width, width, shape.tokens, depth=self.depth)
+
+    def toy(self) -> MLP:
+        """The same connector, small."""
+        return replace(self, depth=min(self.depth, 2))

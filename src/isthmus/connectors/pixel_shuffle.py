@@ -6,10 +6,18 @@ section 3.1), SmolVLM and nanoVLM.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
+from isthmus.config_base import Config, Count
 from isthmus.connectors.pool import require_grid
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 
 def space_to_depth(features: Tensor, grid: tuple[int, int], factor: int) -> Tensor:
@@ -68,3 +76,22 @@ class PixelShuffleConnector(nn.Module):
         """Visual tokens (B, N / factor^2, D) of features (B, N, D_vision)."""
         tokens: Tensor = self.projection(space_to_depth(features, self.grid, self.factor))
         return tokens
+
+
+@CONNECTORS.register("pixel_shuffle")
+@dataclass(frozen=True, kw_only=True)
+class PixelShuffle(Config):
+    """Space-to-depth, then one linear map: M = N / factor^2 (Idefics3, nanoVLM)."""
+
+    factor: Count = 2
+    """Side of the square of neighbouring patches that become one token."""
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> PixelShuffleConnector:
+        """The module for features of a shape."""
+        return PixelShuffleConnector(shape.width, width, shape.grid, factor=self.factor)
+
+    def toy(self) -> PixelShuffle:
+        """The same connector, small."""
+        return self if self.factor in (1, 2, 4) else replace(self, factor=2)

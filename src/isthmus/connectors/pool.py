@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isthmus.config_base import Config, Count
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 
 def square_side(tokens: int, connector: str) -> int:
@@ -82,3 +89,22 @@ class PoolConnector(nn.Module):
         cells = F.adaptive_avg_pool2d(grid, self.side).flatten(2).transpose(1, 2)
         tokens: Tensor = self.mlp(cells)
         return tokens
+
+
+@CONNECTORS.register("pool")
+@dataclass(frozen=True, kw_only=True)
+class Pool(Config):
+    """2-D adaptive average pooling, then a two-layer MLP (DeCo, Yao et al. 2024)."""
+
+    tokens: Count = 64
+    """Number of visual tokens M, a square number."""
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> PoolConnector:
+        """The module for features of a shape."""
+        return PoolConnector(shape.width, width, shape.grid, tokens=self.tokens)
+
+    def toy(self) -> Pool:
+        """The same connector, small."""
+        return replace(self, tokens=4)

@@ -7,11 +7,19 @@ trains a first stage of its own: from random weights this is an architecture, no
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from isthmus.attention import MultiHeadAttention
+from isthmus.config_base import Config, Count
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 EPSILON = 1e-12  # BERT's
 
@@ -105,3 +113,43 @@ class QFormerConnector(nn.Module):
             queries = layer(queries, features)
         tokens: Tensor = self.projection(queries)
         return tokens
+
+
+@CONNECTORS.register("qformer")
+@dataclass(frozen=True, kw_only=True)
+class QFormer(Config):
+    """Querying Transformer (BLIP-2, Li et al. 2023, section 3.1), queries only."""
+
+    queries: Count = 32
+    """Number of queries, that is visual tokens M."""
+    depth: Count = 12
+    heads: Count = 12
+    width: Count = 768
+    """Hidden width inside the Q-Former."""
+    cross_every: Count = 2
+    """Cross-attention stands in every cross_every-th layer, from the first."""
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> QFormerConnector:
+        """The module for features of a shape."""
+        return QFormerConnector(
+            shape.width,
+            width,
+            queries=self.queries,
+            depth=self.depth,
+            heads=self.heads,
+            hidden=self.width,
+            cross_every=self.cross_every,
+        )
+
+    def toy(self) -> QFormer:
+        """The same connector, small."""
+        return replace(
+            self,
+            queries=4,
+            depth=min(self.depth, 2),
+            heads=2,
+            width=16,
+            cross_every=min(self.cross_every, 2),
+        )

@@ -9,12 +9,21 @@ clip, in a few layers:
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.attention import MultiHeadAttention, feed_forward
+from isthmus.config import Activation
+from isthmus.config_base import Config, Count, NotNegative
 from isthmus.errors import ConfigError
+from isthmus.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from isthmus.backbones.vision import FeatureShape
 
 
 class ResamplerLayer(nn.Module):
@@ -134,3 +143,39 @@ class PerceiverResampler(nn.Module):
             latents = layer(latents, features)
         tokens: Tensor = self.projection(self.norm(latents))
         return tokens
+
+
+@CONNECTORS.register("resampler")
+@dataclass(frozen=True, kw_only=True)
+class Resampler(Config):
+    """Perceiver Resampler (Flamingo, Alayrac et al. 2022, section 2.1.1 and figure 5)."""
+
+    latents: Count = 64
+    """Number of latents, that is visual tokens M."""
+    depth: Count = 6
+    heads: Count = 8
+    head_dim: Count = 64
+    ffw_mult: Count = 4
+    activation: Activation = "gelu"
+    """Flamingo used squared_relu; OpenFlamingo gelu."""
+    max_frames: NotNegative = 0
+    """Length of the temporal embedding, 8 in Flamingo; longer clips interpolate it. At 0 there is
+    none, and clips are refused: a picture has no place in time."""
+
+    def build(
+        self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
+    ) -> PerceiverResampler:
+        """The module for features of a shape."""
+        return PerceiverResampler(shape.width, width, **asdict(self))
+
+    def toy(self) -> Resampler:
+        """The same connector, small."""
+        return replace(
+            self,
+            latents=4,
+            depth=min(self.depth, 2),
+            heads=2,
+            head_dim=8,
+            ffw_mult=min(self.ffw_mult, 2),
+            max_frames=min(self.max_frames, 3),
+        )

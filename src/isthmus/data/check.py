@@ -251,7 +251,7 @@ def look(picture: Picture, *, decode: bool = True) -> tuple[str, tuple[int, int]
         raise PictureError(f"{picture} cannot be opened: no known format, or damaged") from error
 
 
-def check(
+def check_data(
     source: str | Path | Any,
     root: str | Path | None = None,
     *,
@@ -273,7 +273,7 @@ def check(
         ConfigError: If the source as a whole cannot be read.
 
     Example:
-        >>> check([Record(text="Only words.")]).verdict
+        >>> check_data([Record(text="Only words.")]).verdict
         'Fit for training: 1 of 1 records are usable.'
     """
     records = read_data(source, root=root)

@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from isthmus.data.records import Picture, Record, frames
 from isthmus.data.rows import is_picture, to_record
-from isthmus.errors import ConfigError
+from isthmus.errors import ConfigError, InputError
+from isthmus.images import ENDINGS, Source
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,27 @@ def walk(root: Path) -> Iterator[tuple[Path, list[Path], Path | None]]:
         own = next((inside / name for name in LISTS if name in files), None)
         lists[inside] = own or lists.get(inside.parent)
         yield inside, [inside / f for f in sorted(files) if not f.startswith(".")], lists[inside]
+
+
+def pictures_of(sources: Iterable[Source]) -> list[Source]:
+    """Pictures as they are, and those in folders in the order of their paths.
+
+    Args:
+        sources: Pictures and folders of them. Hidden files and folders in a folder are passed over.
+
+    Raises:
+        InputError: If there is no picture in a folder.
+    """
+    found: list[Source] = []
+    for source in sources:
+        if not isinstance(source, (str, Path)) or not Path(source).is_dir():
+            found.append(source)
+            continue
+        inside = [f for _, files, _ in walk(Path(source)) for f in files if is_picture(f)]
+        if not inside:
+            raise InputError(f"no pictures in {source}: expected {', '.join(ENDINGS)}")
+        found += sorted(inside)
+    return found
 
 
 def _plain(path: Path) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from isthmus.errors import PictureError
+from isthmus.errors import InputError, PictureError
 from isthmus.prompt import IMAGE_TAG, Example
 
 
@@ -93,10 +93,10 @@ class Record:
 
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.turns):
-            raise ValueError("a record has turns or a text, and not both")
+            raise InputError("a record has turns or a text, and not both")
         tags = 0 if self.text is None else self.text.count(IMAGE_TAG)
         if tags != len(self.pictures_in_text):
-            raise ValueError(
+            raise InputError(
                 f"the text has {tags} {IMAGE_TAG} tags and {len(self.pictures_in_text)} pictures"
             )
 

@@ -39,7 +39,8 @@ from isthmus.data.interleaved import (
 )
 from isthmus.data.records import Medium, Picture, Record
 from isthmus.errors import ConfigError
-from isthmus.images import ENDINGS, is_url
+from isthmus.images import ENDINGS
+from isthmus.media.fetch import is_url
 from isthmus.prompt import IMAGE_TAG, Example
 
 """Endings of pictures' names."""

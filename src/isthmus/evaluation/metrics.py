@@ -14,6 +14,7 @@ from math import comb, sqrt
 import numpy as np
 
 from isthmus.answers import vqa_normalize
+from isthmus.errors import InputError
 
 Z95 = 1.959963984540054
 
@@ -78,7 +79,7 @@ def bootstrap_difference(
         ValueError: If the arms have different numbers of questions, or none.
     """
     if len(first) != len(second) or not len(first):
-        raise ValueError(f"{len(first)} and {len(second)} questions: expected pairs, at least one")
+        raise InputError(f"{len(first)} and {len(second)} questions: expected pairs, at least one")
     return bootstrap_mean(np.subtract(second, first).tolist(), draws=draws, seed=seed)
 
 

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.checkpoint import write_atomically
 from isthmus.errors import ConfigError
+from isthmus.files import write_text
 
 CONFIG, RECORDS, PICTURES = "config.json", "records.jsonl", "pictures"
 
@@ -90,7 +90,7 @@ class Records:
             raise ConfigError(f"{folder} has {RECORDS} but no {CONFIG}: choose another --out")
         else:
             text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(kept, lambda p: p.write_text(text, encoding="utf-8"))
+            write_text(kept, text)
         path = folder / RECORDS
         for row in read(path):
             self.rows[row.arm, row.item] = row

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from isthmus.checkpoint import write_atomically
 from isthmus.evaluation.arms import CONTROLS, Arm
 from isthmus.evaluation.metrics import bootstrap_mean, wilson
 from isthmus.evaluation.records import PICTURES, Answered
 from isthmus.evaluation.results import Results, Row, cells, headings, percent
+from isthmus.files import write_text
 from isthmus.pages.charts import Line, chart
 from isthmus.pages.page import page
 
@@ -71,7 +71,7 @@ def write_report(results: Results, answered: Sequence[Answered], folder: Path) -
         body.append(f"<h2>Left out</h2><ul>{listed}</ul>")
     text = page(f"{model}: evaluation", "".join(body), STYLE)
     target = folder / REPORT
-    write_atomically(target, lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(target, text)
     return target
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from isthmus.backbones.fingerprint import fingerprint
-from isthmus.checkpoint import load, write_atomically
+from isthmus.checkpoint import load_vlm
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
@@ -22,6 +23,7 @@ from isthmus.evaluation.results import Results, Row, row_of
 from isthmus.evaluation.selection import Shots, check_selection
 from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
+from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
@@ -57,6 +59,8 @@ def evaluate(
     temperature: float = 0.7,
     out: str | Path | None = None,
     quiet: bool = True,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
 ) -> Results:
     """Measures a model on tasks, in arms that differ in one thing each.
 
@@ -81,6 +85,8 @@ def evaluate(
         out: Folder for records, results and the report. A run that was interrupted goes on there;
             one that asks for something else is refused. None keeps nothing.
         quiet: Show no progress bar.
+        device: Where a model that is named is loaded to; see `load`.
+        dtype: Its data type likewise.
 
     Returns:
         A row for each arm. The first arm of a task is what its others are compared with.
@@ -116,7 +122,7 @@ def evaluate(
     arms, left_out = plan(made, shots, reasons, seeds, controls)
     for task in made:
         task.check()
-    engine = model if isinstance(model, Engine) else Engine(_loaded(model))
+    engine = model if isinstance(model, Engine) else Engine(_loaded(model, device, dtype))
     style = Style(template, samples, temperature, norm, calibrate, trigger)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
@@ -168,8 +174,16 @@ def _written(
     return [w.example for w in found]
 
 
-def _loaded(model: str | Path | VisionLanguageModel) -> VisionLanguageModel:
-    return model if isinstance(model, VisionLanguageModel) else load(model)
+def _loaded(
+    model: str | Path | VisionLanguageModel,
+    device: str | torch.device,
+    dtype: str | torch.dtype | None,
+) -> VisionLanguageModel:
+    return (
+        model
+        if isinstance(model, VisionLanguageModel)
+        else load_vlm(model, device=device, dtype=dtype)
+    )
 
 
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:
@@ -243,8 +257,6 @@ def _rows(tasks: Sequence[Task], arms: Sequence[Arm], records: Records) -> tuple
 
 def _write(results: Results, records: Records, folder: Path) -> None:
     """Writes results, table and report."""
-    text = json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / RESULTS, lambda p: p.write_text(text, encoding="utf-8"))
-    table = results.markdown()
-    write_atomically(folder / TABLE, lambda p: p.write_text(table, encoding="utf-8"))
+    write_json(folder / RESULTS, results.to_json())
+    write_text(folder / TABLE, results.markdown())
     write_report(results, list(records.rows.values()), folder)

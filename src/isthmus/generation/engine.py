@@ -1,8 +1,4 @@
-"""The engine: prompts in, texts or scores of closed answers out.
-
-It never computes the same prefix twice: what `Prompt.shared` says several prompts have in common is
-prefilled once and reused by every one of them.
-"""
+"""The engine: prompts in, texts or scores out; what `Prompt.shared` names is computed once."""
 
 from __future__ import annotations
 
@@ -20,7 +16,15 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
 from isthmus.generation.pictures import VisualTokens, content_of
-from isthmus.generation.prefix import Prefix, PrefixStore, Symbols, can_be_cut, common, fork
+from isthmus.generation.prefix import (
+    Prefix,
+    PrefixStore,
+    Symbols,
+    boundary,
+    can_be_cut,
+    common,
+    fork,
+)
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
 from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
@@ -94,7 +98,9 @@ class Engine:
             own = tuple(self.model.encode_text(start.spans, len(start.pictures)))
             # the text's last token may look different when it goes on
             shared = common(symbols_of(self.model, own, hashes), symbols)
-        return Encoded(ids, symbols, hashes, min(shared, len(ids) - 1)), dict(contents)
+        last = min(shared, len(ids) - 1)
+        shared = boundary(symbols, last, self.model.fusion.tokens_in_text)
+        return Encoded(ids, symbols, hashes, shared), dict(contents)
 
     def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
@@ -107,8 +113,12 @@ class Engine:
         near = self._prefixes.nearest(symbols)
         states, past = None, 0
         if near is not None:
-            past = min(near[1], len(symbols) - 1)
-            states = fork(near[0].states, past)
+            kept, start = near
+            start = boundary(
+                symbols, min(start, len(symbols) - 1), self.model.fusion.tokens_in_text
+            )
+            if start and (start == len(kept.symbols) or can_be_cut(kept.states)):
+                states, past = fork(kept.states, start), start
         count = sum(isinstance(s, str) for s in symbols) // self.model.fusion.tokens_in_text
         hashes = prompt.pictures[:count]
         part = Encoded(prompt.ids[: prompt.shared], symbols, hashes, 0)
@@ -126,9 +136,10 @@ class Engine:
         for number, (prompt, _) in enumerate(prompts):
             groups.setdefault(prompt.symbols[: prompt.shared], []).append(number)
         for members in groups.values():
-            for numbers in self._batches(prompts, members):
+            # held here: the store may have no room for it
+            prefix = self._prefix(*prompts[members[0]])
+            for numbers in self._batches(prompts, members, prefix):
                 chosen = [prompts[n] for n in numbers]
-                prefix = self._prefix(*chosen[0])
                 past, states = 0, None
                 if prefix is not None:
                     past = len(prefix.symbols)
@@ -142,14 +153,16 @@ class Engine:
                 yield numbers, rows, past
 
     def _batches(
-        self, prompts: Sequence[tuple[Encoded, dict[str, Any]]], members: Sequence[int]
+        self,
+        prompts: Sequence[tuple[Encoded, dict[str, Any]]],
+        members: Sequence[int],
+        prefix: Prefix | None,
     ) -> Iterator[list[int]]:
         """Prompts of one prefix in batches, those of like length together: less padding.
 
         Padding stands between a prefix and what is a row's own. A sliding window would count it, so
         that there only rows of the same length stand together.
         """
-        prefix = self._prefix(*prompts[members[0]])
         padded = prefix is None or can_be_cut(prefix.states)
         ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))
         runs = [ordered]
@@ -236,7 +249,7 @@ class Engine:
         ids: list[list[int]] = [[] for _ in draws]
         scores = [0.0] * len(draws)
         finished = [False] * len(draws)
-        live = list(range(len(draws)))
+        live = list(range(len(draws))) if most > 0 else []
         while live:
             known = logits.float().log_softmax(dim=-1)
             new = choose(logits, [draws[n] for n in live])

@@ -90,6 +90,30 @@ def common(a: Sequence[int | str], b: Sequence[int | str]) -> int:
     return low
 
 
+def boundary(
+    symbols: Sequence[int | str], place: int, tokens_in_text: int, *, down: bool = True
+) -> int:
+    """The place itself, or an end of the image whose tokens it would cut in two.
+
+    The tokens of an image enter the language model together, so no prefix and no piece of a prompt
+    ends between them.
+
+    Args:
+        symbols: The symbols of a prompt.
+        place: How many of them a prefix would hold.
+        tokens_in_text: How many visual tokens stand in the text for each image.
+        down: Whether the place before the image is taken, or the one behind it.
+
+    Example:
+        >>> boundary([7, "a", "a", "a", 8], 2, 3), boundary([7, "a", "a", "a", 8], 2, 3, down=False)
+        (1, 4)
+    """
+    inside = sum(isinstance(s, str) for s in symbols[:place]) % tokens_in_text
+    if not inside:
+        return place
+    return place - inside if down else place - inside + tokens_in_text
+
+
 class PrefixStore:
     """Prefixes within a bound of memory; the least recently used go first.
 

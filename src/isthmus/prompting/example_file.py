@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.errors import InputError
-from isthmus.images import content_hash, is_url, open_picture
+from isthmus.files import write_text
+from isthmus.images import content_hash, open_picture
+from isthmus.media.fetch import is_url
 from isthmus.prompt import Example
 from isthmus.prompting.rationales import Worked
 
@@ -100,9 +102,7 @@ def write_examples(path: str | Path, examples: Iterable[Example | Worked]) -> No
         blocks.append("\n".join(lines))
     if not blocks:
         raise InputError(f"no demonstrations to write to {path}: expected at least one")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n\n".join(blocks) + "\n")
 
 
 def _key(name: str) -> str:

@@ -13,14 +13,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from isthmus.answers import AnswerKind, extract
-from isthmus.errors import PromptError
+from isthmus.errors import PromptError, QueueFull
 from isthmus.prompt import Prompt, without_tags
 from isthmus.prompting.chains import STEP_STOPS, STOPS
 from isthmus.serving.engine import (
     Delta,
     Finished,
     GenerationRequest,
-    QueueFull,
     ServingEngine,
     Ticket,
     TokenLogprob,

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 import isthmus
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.errors import IsthmusError
+from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
 from isthmus.serving.answering import Choice
 from isthmus.serving.completions import Service, make_service
@@ -25,7 +26,6 @@ from isthmus.serving.dual import DualService
 from isthmus.serving.engine import ServingEngine
 from isthmus.serving.gate import ClientGone, Gate
 from isthmus.serving.refusals import Refusal, refusal_of
-from isthmus.serving.remote import Fetcher
 from isthmus.serving.replies import streamed, whole
 from isthmus.serving.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest, ErrorBody
 from isthmus.serving.settings import ServerSettings

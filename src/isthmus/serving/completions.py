@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isthmus.errors import PromptError
+from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, Prompt
 from isthmus.prompting.chains import STEP_STOPS
@@ -20,7 +21,6 @@ from isthmus.serving.engine import GenerationRequest, ServingEngine
 from isthmus.serving.media import PictureReader
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal
-from isthmus.serving.remote import Fetcher
 from isthmus.serving.schemas import ChatRequest, ReasoningOptions
 from isthmus.serving.settings import ServerSettings
 from isthmus.templates import shown_answer

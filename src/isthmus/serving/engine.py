@@ -17,7 +17,7 @@ from types import TracebackType
 
 import torch
 
-from isthmus.errors import PromptError
+from isthmus.errors import EngineClosed, PromptError, QueueFull
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 from isthmus.serving.batch import Job, Observer, RunningBatch
@@ -26,10 +26,8 @@ from isthmus.serving.packed import PackedLinears
 from isthmus.serving.prefill import encoded
 from isthmus.serving.requests import (
     Delta,
-    EngineClosed,
     Finished,
     GenerationRequest,
-    QueueFull,
     ServingStatistics,
     TokenLogprob,
     Usage,
@@ -39,11 +37,9 @@ from isthmus.serving.ticket import Ticket
 
 __all__ = [
     "Delta",
-    "EngineClosed",
     "Finished",
     "GenerationRequest",
     "Observer",
-    "QueueFull",
     "ServingEngine",
     "ServingStatistics",
     "Ticket",

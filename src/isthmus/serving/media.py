@@ -12,6 +12,7 @@ import base64
 import binascii
 import io
 import re
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,14 @@ from typing import Any
 from PIL import Image
 
 from isthmus.errors import PictureError
-from isthmus.images import FORMATS, is_url, open_picture
-from isthmus.serving.refusals import Refusal
-from isthmus.serving.remote import Fetcher
+from isthmus.images import FORMATS, open_picture
+from isthmus.media.fetch import Fetcher, is_url
+from isthmus.serving.refusals import Refusal, refusal_of
 
 DECODERS = 2
 FETCHERS = 4
+RESOLVERS = 32
+"""Threads that look names up: a slow name server keeps some of them, and nothing else."""
 _HEAD = re.compile(r"data:image/(png|jpe?g|webp|gif|bmp|x-ms-bmp);base64,", re.IGNORECASE)
 
 
@@ -99,6 +102,7 @@ class PictureReader:
         self.max_pixels = max_pixels
         self._decoders = ThreadPoolExecutor(DECODERS, "isthmus-decode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, "isthmus-fetch")
+        self._resolvers = ThreadPoolExecutor(RESOLVERS, "isthmus-look-up")
 
     async def read(
         self,
@@ -127,8 +131,7 @@ class PictureReader:
         for place, url in pictures:
             try:
                 if is_url(url):
-                    self.fetcher.check(url)
-                    data = await loop.run_in_executor(self._fetchers, self.fetcher.fetch, url)
+                    data = await self._fetched(url)
                 else:
                     data = await loop.run_in_executor(self._decoders, data_of, url)
                 claimed, opened = await loop.run_in_executor(
@@ -137,10 +140,21 @@ class PictureReader:
             except Refusal as refusal:
                 raise Refusal(refusal.status, refusal.message, refusal.code, place) from None
             except PictureError as error:
-                raise Refusal(422, str(error), "invalid_image", place) from None
+                said = refusal_of(error)
+                raise Refusal(said.status, said.message, said.code, place) from None
             left -= claimed
             kept.append(opened)
         return kept
+
+    async def _fetched(self, url: str) -> bytes:
+        """The bytes behind an address; its name is looked up apart from the fetches."""
+        loop, start = asyncio.get_running_loop(), time.monotonic()
+        target = self.fetcher.check(url)
+        found = await loop.run_in_executor(self._resolvers, self.fetcher.addresses, target)
+        spent = time.monotonic() - start
+        return await loop.run_in_executor(
+            self._fetchers, self.fetcher.fetch_from, target, found, spent
+        )
 
     def _opened(
         self, data: bytes, left: int, prepare: Callable[[Image.Image], Any]
@@ -157,3 +171,4 @@ class PictureReader:
         """Lets the threads go."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self._resolvers.shutdown(wait=False, cancel_futures=True)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from isthmus.generation.pictures import VisualTokens, content_of
-from isthmus.generation.prefix import PrefixStore, bytes_of, can_be_cut, fork
+from isthmus.generation.prefix import PrefixStore, boundary, bytes_of, can_be_cut, fork
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
@@ -78,7 +78,8 @@ class Prefiller:
         near = self.prefixes.nearest(prompt.symbols)
         if near is not None:
             prefix, shared = near
-            past = self._boundary(prompt, min(shared, len(prompt.ids) - 1), down=True)
+            last = min(shared, len(prompt.ids) - 1)
+            past = boundary(prompt.symbols, last, self.model.fusion.tokens_in_text)
             if past and (past == len(prefix.symbols) or can_be_cut(prefix.states)):
                 job.states, job.past = fork(prefix.states, past), past
         self.hits += job.past > 0
@@ -90,11 +91,13 @@ class Prefiller:
     def advance(self, job: Prefill, most: int) -> tuple[Rows, Tensor] | None:
         """Computes about so many tokens; the row and its logits (1, V) once all are."""
         prompt = job.prompt
-        end = self._boundary(prompt, min(job.past + most, len(prompt.ids)), down=False)
+        repeat = self.model.fusion.tokens_in_text
+        last = min(job.past + most, len(prompt.ids))
+        end = boundary(prompt.symbols, last, repeat, down=False)
         part = prompt
         if end < len(prompt.ids):
             shown = sum(isinstance(s, str) for s in prompt.symbols[:end])
-            own = prompt.pictures[: shown // self.model.fusion.tokens_in_text]
+            own = prompt.pictures[: shown // repeat]
             part = Encoded(prompt.ids[:end], prompt.symbols[:end], own, 0)
         needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
         job.visual |= self.visual.of([(h, job.pictures[h]) for h in part.pictures if h in needed])
@@ -110,11 +113,3 @@ class Prefiller:
             return
         self.prefixes.drop(tuple(instead))
         self.prefixes.put(symbols, states)
-
-    def _boundary(self, prompt: Encoded, place: int, *, down: bool) -> int:
-        """The place itself, or where it is inside a picture's tokens the picture's end of it."""
-        repeat = self.model.fusion.tokens_in_text
-        inside = sum(isinstance(s, str) for s in prompt.symbols[:place]) % repeat
-        if not inside:
-            return place
-        return place - inside if down else place - inside + repeat

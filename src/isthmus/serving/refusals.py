@@ -17,7 +17,15 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
-from isthmus.errors import InputError, MissingExtraError, PictureError
+from isthmus.errors import (
+    EngineClosed,
+    FetchError,
+    InputError,
+    IsthmusError,
+    MissingExtraError,
+    PictureError,
+    QueueFull,
+)
 
 RETRY_AFTER_S = 1
 
@@ -29,7 +37,7 @@ _TYPES = {
 }
 
 
-class Refusal(Exception):
+class Refusal(IsthmusError):
     """A request is not answered.
 
     Args:
@@ -76,14 +84,14 @@ class Refusal(Exception):
 
 def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error; nothing of one that was not raised on purpose."""
-    from isthmus.serving.engine import EngineClosed, QueueFull
-
     if isinstance(error, Refusal):
         return error
     if isinstance(error, QueueFull):
         return Refusal(429, f"{error}; come back in a moment", "queue_full")
     if isinstance(error, EngineClosed):
         return Refusal(503, "the server is shutting down", "shutting_down")
+    if isinstance(error, FetchError) and error.refused:
+        return Refusal(400, str(error), "invalid_image_url")
     if isinstance(error, PictureError):
         return Refusal(422, str(error), "invalid_image")
     if isinstance(error, MissingExtraError):

@@ -6,18 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from isthmus.errors import ConfigError, IsthmusError, PromptError
+from isthmus.errors import ConfigError, PromptError
 from isthmus.prompt import Prompt
 
 Reason = Literal["stop", "length", "cancelled", "deadline"]
-
-
-class QueueFull(IsthmusError):
-    """As many requests wait as may wait: ask again later."""
-
-
-class EngineClosed(IsthmusError):
-    """The engine takes no more requests."""
 
 
 @dataclass(frozen=True, kw_only=True)

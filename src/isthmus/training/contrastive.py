@@ -21,12 +21,13 @@ from typing import Any
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import JoinedImageTower, JoinedTextTower
-from isthmus.align.saved import DESCRIPTION, WEIGHTS, description_of, save_dual_encoder
+from isthmus.align.saved import description_of, save_clip
+from isthmus.checkpoint import DESCRIPTION, WEIGHTS
 from isthmus.config_file import to_mapping
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, TrainingStopped
-from isthmus.training.contrastive_config import ContrastiveConfig, check
+from isthmus.training.contrastive_config import ContrastiveConfig
 from isthmus.training.contrastive_data import PairFeed, PairSet, all_pictures
 from isthmus.training.contrastive_features import Augment, PooledCache, TextCache
 from isthmus.training.contrastive_step import ContrastiveStepper, zero_shot_accuracy
@@ -98,7 +99,6 @@ def train_contrastive(
         >>> model = train_contrastive(model, pairs, config, folder / "run", quiet=True)
     """
     folder = Path(out)
-    check(config)
     data = checked_sets(pairs)
     description = description_of(model)  # refuses now what could not be saved later
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -123,7 +123,7 @@ def train_contrastive(
             tensors = state_tensors(parameters, optimizer)
             tensors |= {f"buffer.{n}": b.detach().cpu() for n, b in buffers.items()}
             extra = {"train": {**to_mapping(config), "steps_done": step}}
-            write = partial(save_dual_encoder, model, extra=extra)
+            write = partial(save_clip, model, extra=extra)
             progress, files = Progress(step, best), (WEIGHTS, DESCRIPTION)
             write_checkpoint(folder, progress, tensors, write, files, described, config.keep)
         processes.wait()
@@ -138,7 +138,7 @@ def train_contrastive(
         if log is not None:
             log.write({"step": step, "evaluation": shares, "held_out_loss": error})
             if error < best:
-                save_dual_encoder(model, folder / BEST, extra={"evaluation": shares, "step": step})
+                save_clip(model, folder / BEST, extra={"evaluation": shares, "step": step})
         processes.wait()
         return min(best, error)
 

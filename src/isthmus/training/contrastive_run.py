@@ -16,7 +16,7 @@ from PIL import Image
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig, JoinedImageTower
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.data.records import Picture, Record
 from isthmus.data.rows import png
 from isthmus.data.sources import read_data
@@ -26,7 +26,6 @@ from isthmus.training.contrastive_config import (
     ContrastiveRunConfig,
     DualEncoderConfig,
     PairConfig,
-    check,
     read_contrastive,
 )
 from isthmus.training.contrastive_data import PairFeed, PairSet, all_pictures
@@ -66,7 +65,7 @@ def build(config: DualEncoderConfig, seed: int = 0) -> DualEncoder:
     """
     torch.manual_seed(seed)  # the heads' first values are part of the run
     if config.name is not None:
-        model = load_dual_encoder(config.name)
+        model = load_clip(config.name)
     else:
         assert config.vision is not None
         assert config.text is not None
@@ -129,7 +128,6 @@ def job(
         ConfigError: If anything in it is unknown or missing.
     """
     chosen = read_contrastive(config, overrides)
-    check(chosen.train)
     if smoke:
         model = chosen.model
         if model.name is None:

@@ -256,10 +256,7 @@ def _data_sets(data: Any) -> list[DataSet]:
 
 
 def _check(data: Sequence[DataSet], config: TrainConfig) -> None:
-    """Refuses counts and shares with which no step could be made."""
-    for key in ("steps", "batch_size", "log_every", "save_every", "keep", "max_tokens"):
-        if (value := getattr(config, key)) < 1:
-            raise ConfigError(f"train.{key} is {value}: expected at least 1")
+    """Refuses data and shares with which no step could be made."""
     weights = [d.weight for d in data]
     if data and not (all(0 <= w < np.inf for w in weights) and sum(weights) > 0):
         raise ConfigError(f"data.weight is {weights}: expected none below 0 and one above it")

@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from isthmus.checkpoint import DESCRIPTION, write_atomically
+from isthmus.checkpoint import DESCRIPTION
+from isthmus.files import write_text
 from isthmus.pages.charts import Line, chart
 from isthmus.pages.page import page
 from isthmus.training.log import read_log
@@ -54,7 +55,7 @@ def write_report(folder: Path) -> Path:
     ]
     text = page(folder.resolve().name, "".join(body))
     target = folder / REPORT
-    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(target, text)
     return target
 
 

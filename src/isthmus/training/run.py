@@ -13,6 +13,7 @@ from isthmus.config import DataConfig, RunConfig, TrainConfig
 from isthmus.config_file import model_from_mapping, read_run, run_from_mapping, to_mapping
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
+from isthmus.machine import precision_for
 from isthmus.model import VisionLanguageModel, compose
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import freeze_in_half, train
@@ -43,7 +44,7 @@ def default_run(data: str | Path, records: int) -> RunConfig:
             lr=3e-4,
             warmup=min(50, steps // 10),
             weight_decay=0.05,
-            precision="bf16",
+            precision=precision_for(),
             init="tiny",
             freeze=(
                 "special_tokens.input_rows",

@@ -8,7 +8,7 @@ mixture, packing, schedule and data options.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,10 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from isthmus.config import (
-    MLP,
-    AttentionPool,
-    CAbstractor,
-    ConceptBottleneck,
     CrossAttention,
     DataConfig,
     LanguageConfig,
     ModelConfig,
-    PixelShuffle,
-    Pool,
-    QFormer,
-    Resampler,
     RunConfig,
     TrainConfig,
 )
@@ -40,33 +32,8 @@ LONGEST = 256
 """Positions that "tiny-lm" has."""
 LAYERS, WIDTH = 4, 64
 """Decoder layers of "tiny-lm" and their width."""
-SIDE, BLOCKS = 4, 2
-"""Patches on a side of "tiny-vit"'s grid, and its blocks."""
-
-# Sizes that a connector of each kind is shrunk to; what is not named stays as it is
-SHRUNK: dict[type[Any], Callable[[Any], dict[str, Any]]] = {
-    MLP: lambda c: {"depth": min(c.depth, 2)},
-    PixelShuffle: lambda c: {"factor": c.factor if SIDE % c.factor == 0 else 2},
-    Pool: lambda c: {"tokens": 4},
-    AttentionPool: lambda c: {"tokens": 4, "heads": 2},
-    Resampler: lambda c: {
-        "latents": 4,
-        "depth": min(c.depth, 2),
-        "heads": 2,
-        "head_dim": 8,
-        "ffw_mult": min(c.ffw_mult, 2),
-        "max_frames": min(c.max_frames, FRAMES),
-    },
-    QFormer: lambda c: {
-        "queries": 4,
-        "depth": min(c.depth, 2),
-        "heads": 2,
-        "width": 16,
-        "cross_every": min(c.cross_every, 2),
-    },
-    CAbstractor: lambda c: {"tokens": 4, "depth": 1, "hidden": 16},
-    ConceptBottleneck: lambda c: {"concepts": 32, "length": 2, "top": 4, "free": 2, "heads": 2},
-}
+BLOCKS = 2
+"""Blocks of "tiny-vit"."""
 
 
 def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
@@ -97,7 +64,7 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
         ('tiny-lm', 4, 12)
     """
     model = _model(config.model)
-    clips = isinstance(model.connector, Resampler) and model.connector.max_frames > 0
+    clips = getattr(model.connector, "max_frames", 0) > 0
     small = RunConfig(
         model=model, train=_train(config.train), data=tuple(_data(d) for d in config.data)
     )
@@ -106,14 +73,13 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
 
 def _model(config: ModelConfig) -> ModelConfig:
     """The same connector and fusion between the tiny parts."""
-    connector = config.connector
-    shrink = SHRUNK.get(type(connector))
+    toy = getattr(config.connector, "toy", None)
     layer = max(config.vision.feature_layer, -BLOCKS)
     return replace(
         config,
         vision=replace(config.vision, name="tiny-vit", feature_layer=layer),
         language=LanguageConfig(name="tiny-lm", lora_rank=min(config.language.lora_rank, 2)),
-        connector=connector if shrink is None else replace(connector, **shrink(connector)),
+        connector=config.connector if toy is None else toy(),
         fusion=_fusion(config.fusion),
     )
 

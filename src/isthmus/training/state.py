@@ -14,7 +14,6 @@ renamed; killed at any moment, a run finds the one before.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from isthmus.checkpoint import write_atomically
 from isthmus.errors import CheckpointError, TrainingError
+from isthmus.files import sync, write_atomically
 from isthmus.training.processes import assign, whole
 
 STATE = "state.safetensors"
@@ -116,7 +115,7 @@ def write_checkpoint(
         write_atomically(partial / STATE, lambda path: save_file(contiguous, path, metadata))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync(folder)
+        sync(folder)
         publish(final, folder, files)
     except OSError as error:
         raise CheckpointError(
@@ -138,17 +137,6 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest last."""
     found = [p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and (p / STATE).is_file()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in a folder last beyond a power cut."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_state(

@@ -147,12 +147,12 @@ def test_learned_context_fits_and_leaves_the_model_as_it_was(model: DualEncoder)
 def test_a_context_reaches_the_label_of_every_family() -> None:
     """open_clip's causal tower: what stands behind the context is as if typed there."""
     open_clip = pytest.importorskip("open_clip")
-    from isthmus.align.saved import load_dual_encoder
+    from isthmus.align.saved import load_clip
 
     vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
     text = {"context_length": 20, "width": 32, "heads": 2, "layers": 2}
     clip = open_clip.CLIP(embed_dim=12, vision_cfg=vision, text_cfg=text)
-    model = load_dual_encoder(clip, tokenizer=open_clip.tokenizer.SimpleTokenizer())
+    model = load_clip(clip, tokenizer=open_clip.tokenizer.SimpleTokenizer())
     ids = torch.tensor([model.text.token_ids(["a photo of a"])[0][1:-1]])
     words = model.text.token_embedding()(ids)[0].detach()
     typed = model.encode_texts(["a photo of a cat"])

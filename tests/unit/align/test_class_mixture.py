@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from isthmus.align.class_mixture import ClassMixture, ClassMixtureConfig
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig, pooled_features
-from isthmus.align.saved import load_dual_encoder, save_dual_encoder
+from isthmus.align.saved import load_clip, save_clip
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.errors import ConfigError
 from isthmus.training.contrastive_features import PooledCache
@@ -114,7 +114,7 @@ def test_a_tower_is_its_head_and_its_mixture(tmp_path: Path) -> None:
 def test_a_mixture_is_saved_and_loaded(tmp_path: Path) -> None:
     model = join(radius=0.5)
     vision = convnet()
-    again = load_dual_encoder(save_dual_encoder(model, tmp_path), vision=vision)
+    again = load_clip(save_clip(model, tmp_path), vision=vision)
     assert again.image.mixture.config == ClassMixtureConfig(width=4, temperature=1.5, radius=0.5)
     pixels = pixels_for(model.image.encoder)
     assert torch.equal(again.encode_images(pixels), model.encode_images(pixels))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import Head, HeadConfig
-from isthmus.align.saved import load_dual_encoder, save_dual_encoder, trained_state
+from isthmus.align.saved import load_clip, save_clip, trained_state
 from isthmus.backbones.text import load_text
 from isthmus.backbones.tiny import byte_tokenizer, tiny_text_model, tiny_vit_model
 from isthmus.errors import CheckpointError, ConfigError, InputError, PromptError
@@ -44,13 +44,13 @@ def test_vectors_are_the_heads_of_pooled_features_by_hand() -> None:
     hidden = F.gelu(z @ first.weight.T + first.bias)
     by_hand = z @ head.linear.weight.T + head.linear.bias + hidden @ last.weight.T + last.bias
     expected = by_hand / by_hand.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=0)
 
     ids = torch.tensor([list(b"a cat")])
     mean = model.text.encoder.model(input_ids=ids).last_hidden_state[0].mean(0)
     text = (mean / mean.norm()) @ model.text.head.linear.weight.T + model.text.head.linear.bias
     got = model.encode_texts(["a cat"])[0]
-    torch.testing.assert_close(got, text / text.norm(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(got, text / text.norm(), atol=1e-5, rtol=0)
 
 
 def test_a_network_beside_the_linear_map_starts_at_nothing() -> None:
@@ -64,8 +64,8 @@ def test_a_text_vector_depends_neither_on_neighbours_nor_on_padding() -> None:
     model = join()
     together = model.encode_texts(TEXTS)
     alone = torch.cat([model.encode_texts([text]) for text in TEXTS])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
-    torch.testing.assert_close(together, model.encode_texts(TEXTS, trim=False), atol=1e-6, rtol=0)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, model.encode_texts(TEXTS, trim=False), atol=1e-5, rtol=0)
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
@@ -73,12 +73,12 @@ def test_passes_of_any_size_give_the_same_vectors(monkeypatch: pytest.MonkeyPatc
     model = join()
     whole = model.encode_texts(TEXTS)
     monkeypatch.setattr("isthmus.align.dual_encoder.TOKENS_AT_ONCE", 1)
-    torch.testing.assert_close(model.encode_texts(TEXTS), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.encode_texts(TEXTS), whole, atol=1e-5, rtol=0)
     pictures = [noise(side) for side in (20, 30, 50)]
     torch.testing.assert_close(
         model.encode_pictures(pictures, batch_size=1),
         model.encode_pictures(pictures),
-        atol=1e-6,
+        atol=1e-5,
         rtol=0,
     )
 
@@ -104,35 +104,35 @@ def test_saving_keeps_vectors_and_only_what_was_trained(locked: bool, tmp_path: 
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
-    again = load_dual_encoder(save_dual_encoder(model, tmp_path, extra={"recipe": "test"}))
+    again = load_clip(save_clip(model, tmp_path, extra={"recipe": "test"}))
     assert again.fingerprint() == model.fingerprint()
     assert (again.logit_scale, again.logit_bias) == (model.logit_scale, model.logit_bias)
     assert torch.equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
     names = trained_state(model)
     assert any(".encoder." in name for name in names) is not locked
-    assert json.loads((tmp_path / "config.json").read_text())["recipe"] == "test"
+    assert json.loads((tmp_path / "isthmus.json").read_text())["recipe"] == "test"
 
 
 def test_a_head_between_other_towers_is_refused(tmp_path: Path) -> None:
-    save_dual_encoder(join(), tmp_path)
+    save_clip(join(), tmp_path)
     other = load_text(tiny_text_model(seed=1), tokenizer=byte_tokenizer())
     with pytest.raises(CheckpointError, match="text encoder of fingerprint"):
-        load_dual_encoder(tmp_path, text=other)
-    path = tmp_path / "config.json"
+        load_clip(tmp_path, text=other)
+    path = tmp_path / "isthmus.json"
     path.write_text(path.read_text().replace('"width": 12', '"width": 13'))
     with pytest.raises(CheckpointError, match=r"is \(12, 32\), expected \(13, 32\)"):
-        load_dual_encoder(tmp_path)
+        load_clip(tmp_path)
     path.write_text("{}")
-    with pytest.raises(CheckpointError, match="no dual encoder of ours"):
-        load_dual_encoder(tmp_path)
+    with pytest.raises(CheckpointError, match=r"isthmus\.json is damaged"):
+        load_clip(tmp_path)
 
 
 def test_objects_are_saved_and_asked_for_again(tmp_path: Path) -> None:
     model = DualEncoder.join(tiny_vit_model(width=16), "tiny-text", width=6)
-    save_dual_encoder(model, tmp_path)
-    with pytest.raises(CheckpointError, match="pass it as load_dual_encoder"):
-        load_dual_encoder(tmp_path)
-    again = load_dual_encoder(tmp_path, vision=tiny_vit_model(width=16))
+    save_clip(model, tmp_path)
+    with pytest.raises(CheckpointError, match="pass it as load"):
+        load_clip(tmp_path)
+    again = load_clip(tmp_path, vision=tiny_vit_model(width=16))
     assert again.fingerprint() == model.fingerprint()
 
 
@@ -183,14 +183,14 @@ def test_bad_texts_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tinny", 'did you mean "tiny"'),
+        ("tiny-clp", 'did you mean "tiny-clip"'),
         ("open_clip:", "unknown dual encoder"),
         ("ViT-B-32", "unknown dual encoder"),
     ],
 )
 def test_unknown_names_say_what_there_is(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_dual_encoder(name)
+        load_clip(name)
 
 
 def test_unknown_options_say_what_there_is() -> None:
@@ -211,7 +211,7 @@ def test_a_head_that_takes_a_power() -> None:
     head.std.copy_(torch.tensor([2.0, 1.0, 0.5]))
     x = torch.tensor([[4.0, 0.0, -9.0]], requires_grad=True)
     rooted = torch.tensor([[(2 - 1) / 2, 0.0, (-3 + 1) / 0.5]])
-    assert head(x).tolist()[0] == pytest.approx(head.linear(rooted).tolist()[0], abs=1e-6)
+    assert head(x).tolist()[0] == pytest.approx(head.linear(rooted).tolist()[0], abs=1e-5)
     head(x).sum().backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())  # the root's slope at 0 is not
@@ -223,6 +223,6 @@ def test_a_power_is_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     made = DualEncoder.join("tiny-vit", "tiny-text", width=8, image_head=HeadConfig(power=0.5))
     pixels = torch.rand(2, 3, *made.image.image_size)
-    again = load_dual_encoder(save_dual_encoder(made, tmp_path / "made"))
+    again = load_clip(save_clip(made, tmp_path / "made"))
     assert torch.equal(again.encode_images(pixels), made.encode_images(pixels))
     assert again.image.head.config.power == 0.5

@@ -62,7 +62,7 @@ def by_hand(model: DualEncoder, prompts: list[list[str]]) -> torch.Tensor:
 def test_weights_are_normalised_averaged_and_normalised(model: DualEncoder, templates: str) -> None:
     prompts = prompts_of(LABELS[:2], templates)
     expected = by_hand(model, prompts)
-    torch.testing.assert_close(zero_shot_weights(model, prompts), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(zero_shot_weights(model, prompts), expected, atol=1e-5, rtol=0)
 
 
 def test_scores_and_probabilities_by_hand(model: DualEncoder, pictures: list[Image.Image]) -> None:
@@ -99,9 +99,9 @@ def test_batch_size_changes_no_score(loss: str, pictures: list[Image.Image]) -> 
     whole = classifier(model, batch_size=64).predict_proba(pictures)
     for size in (1, 3):
         got = classifier(model, batch_size=size).predict_proba(pictures)
-        np.testing.assert_allclose(got, whole, atol=1e-6)
+        np.testing.assert_allclose(got, whole, atol=1e-5)
     features = model.encode_pictures(pictures)
-    np.testing.assert_allclose(classifier(model).predict_proba(features), whole, atol=1e-6)
+    np.testing.assert_allclose(classifier(model).predict_proba(features), whole, atol=1e-5)
 
 
 def test_a_sigmoid_model_judges_each_label(pictures: list[Image.Image]) -> None:

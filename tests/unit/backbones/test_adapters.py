@@ -626,7 +626,7 @@ def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
 def test_an_asset_is_built_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("test_efficientnet")
     timm.models.save_for_hf(model.eval(), str(tmp_path), safe_serialization=True)
-    monkeypatch.setattr(assets, "fetch", lambda name: tmp_path)
+    monkeypatch.setattr(assets, "fetch_asset", lambda name: tmp_path)
     encoder = load_vision("asset:efficientnet-lite2")
     pixels = pixels_for(encoder)
     with torch.no_grad():
@@ -638,6 +638,6 @@ def test_an_asset_that_is_no_vision_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    monkeypatch.setattr(assets, "fetch", lambda name: tmp_path)
+    monkeypatch.setattr(assets, "fetch_asset", lambda name: tmp_path)
     with pytest.raises(ConfigError, match="no vision encoder"):
         load_vision("asset:smollm2-135m-instruct")

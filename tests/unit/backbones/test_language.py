@@ -120,3 +120,21 @@ def test_half_precision_answers(dtype: torch.dtype, fusion: object) -> None:
     finite = expected.isfinite()
     scale = expected[finite].abs().max()
     assert (logits[finite].float() - expected[finite]).abs().max() < 0.05 * scale
+
+
+@pytest.mark.parametrize("rows", [slice(40, 50), slice(257, 258)])
+def test_a_few_changed_rows_are_another_model(rows: slice) -> None:
+    """As after training on a few words: no sample of the weights is sure to meet them."""
+    model = tiny_language_model()
+    first = fingerprint(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[rows] += 1.0
+    assert fingerprint(model) != first
+
+
+def test_an_exact_fingerprint_tells_precisions_apart() -> None:
+    layer = torch.nn.Linear(3, 3)
+    half = torch.nn.Linear(3, 3).bfloat16()
+    half.load_state_dict(layer.state_dict())
+    assert fingerprint(layer) == fingerprint(half)
+    assert fingerprint(layer, exact=True) != fingerprint(half, exact=True)

@@ -49,7 +49,7 @@ async def endpoint(service: Service, body: dict[str, object]) -> dict[str, str]:
     app = create_app(service.engine.model, settings=service.settings, engine=service.engine)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        answer = await client.post("/v1/chat/completions", json=body, timeout=60)
+        answer = await client.post("/v1/chat/completions", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     message: dict[str, str] = answer.json()["choices"][0]["message"]
     return message
@@ -163,3 +163,26 @@ def test_an_error_does_not_end_the_shell(
     Terminal(service, io.StringIO("<image>\nHi\n"), out).run()
     assert capsys.readouterr().err.startswith("error: ")
     assert out.getvalue().strip()
+
+
+def test_a_path_with_spaces(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sp ace").mkdir()
+    for name in ("my cat.jpg", "it's.png"):
+        (tmp_path / "sp ace" / name).write_bytes(picture("red"))
+    cat, other = tmp_path / "sp ace" / "my cat.jpg", tmp_path / "sp ace" / "it's.png"
+    lines = [
+        f'/picture "{cat}"',
+        f"/picture {cat}",  # as it is
+        "/picture " + str(cat).replace(" ", "\\ "),  # as a terminal pastes it
+        f"/picture {other}",
+        f'/picture "{cat}" "{other}"',
+        '/picture "not closed',
+        "/picture",
+    ]
+    Terminal(service, io.StringIO("\n".join(lines)), io.StringIO()).run()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in told] == ["1", "2", "3", "4", "6", "error:", "error:"]
+    assert "close the quote" in told[5]
+    assert "no path" in told[6]

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from isthmus.cli import app
-from isthmus.data.check import Spread, check, look
+from isthmus.data.check import Spread, check_data, look
 from isthmus.data.records import Picture, Record
 from isthmus.errors import ConfigError, PictureError
 
@@ -52,7 +52,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def test_everything_is_counted(mixed: Path) -> None:
-    report = check(mixed)
+    report = check_data(mixed)
     assert (report.records, report.usable) == (9, 6)
     assert (report.turns, report.documents, report.clips) == (8, 2, 1)
     assert (report.pictures, report.features) == (6, 1)
@@ -74,7 +74,7 @@ def test_everything_is_counted(mixed: Path) -> None:
 
 
 def test_without_decoding_damage_behind_the_header_goes_unseen(mixed: Path) -> None:
-    report = check(mixed, decode=False)
+    report = check_data(mixed, decode=False)
     assert [Path(t.what).name for t in report.broken_pictures] == ["none.png"]
     assert report.duplicate_pictures == 0  # red.png and red.bmp are other bytes
     assert not report.decoded
@@ -84,7 +84,7 @@ def test_without_decoding_damage_behind_the_header_goes_unseen(mixed: Path) -> N
 def test_the_same_picture_twice_is_no_duplicate(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", "red")
     rows = [{"image": "a.png", "question": q, "answer": "x"} for q in ("One?", "Two?", "One?")]
-    report = check(write(tmp_path / "r.jsonl", *rows))
+    report = check_data(write(tmp_path / "r.jsonl", *rows))
     assert (report.pictures, report.duplicate_pictures, report.duplicate_records) == (1, 0, 1)
 
 
@@ -94,7 +94,7 @@ def test_pictures_in_memory_that_are_called_the_same(tmp_path: Path) -> None:
         + base64.b64encode(paint(tmp_path / "x.png", c).read_bytes()).decode()
         for c in ("red", "blue")
     ]
-    report = check(write(tmp_path / "r.jsonl", {"images": coded, "text": "red and blue"}))
+    report = check_data(write(tmp_path / "r.jsonl", {"images": coded, "text": "red and blue"}))
     assert (report.pictures, report.duplicate_pictures, report.usable) == (2, 0, 1)
 
 
@@ -102,22 +102,22 @@ def test_records_with_other_pictures_are_no_duplicates(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", "red")
     paint(tmp_path / "b.png", "blue")
     rows = [{"image": name, "text": "x"} for name in ("a.png", "b.png")]
-    assert check(write(tmp_path / "r.jsonl", *rows)).duplicate_records == 0
+    assert check_data(write(tmp_path / "r.jsonl", *rows)).duplicate_records == 0
 
 
 def test_verdicts(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", "red", (20, 20))
-    good = check(write(tmp_path / "r.jsonl", {"image": "a.png", "text": "x"}))
+    good = check_data(write(tmp_path / "r.jsonl", {"image": "a.png", "text": "x"}))
     assert good.exit_code == 0
     assert good.verdict == (
         "Fit for training: 1 of 1 records are usable. "
         "But 100% of the pictures are below 224 pixels."
     )
-    bad = check(write(tmp_path / "r.jsonl", {"image": "b.png", "text": "x"}))
+    bad = check_data(write(tmp_path / "r.jsonl", {"image": "b.png", "text": "x"}))
     assert bad.exit_code == 2
     assert bad.verdict == ("Not fit for training: none of 1 records is usable: 1 broken picture.")
     rows = [{"text": "same"}] * 3 + [{"text": " "}]
-    assert check(write(tmp_path / "r.jsonl", *rows)).verdict == (
+    assert check_data(write(tmp_path / "r.jsonl", *rows)).verdict == (
         "Fit for training: 3 of 4 records are usable. But 1 empty answer teach to say nothing; "
         "50% of the records are repeats."
     )
@@ -132,7 +132,7 @@ def test_unreadable_samples_of_a_shard_are_named_and_the_rest_counted(tmp_path: 
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    report = check(path)
+    report = check_data(path)
     assert (report.records, report.usable, report.pictures) == (3, 2, 1)
     (trouble,) = report.broken_records
     assert trouble.what == "record 2"
@@ -175,9 +175,9 @@ def test_a_picture_whose_shard_ends_within_it(tmp_path: Path) -> None:
 
 def test_records_are_taken_as_they_are(tmp_path: Path) -> None:
     record = Record.of(paint(tmp_path / "a.png", "red"), "", "red")
-    assert check([record, record]).duplicate_records == 1
+    assert check_data([record, record]).duplicate_records == 1
     with pytest.raises(ConfigError, match="no records at"):
-        check("none.jsonl", tmp_path)
+        check_data("none.jsonl", tmp_path)
 
 
 # --- The command line ----------------------------------------------------------------------------

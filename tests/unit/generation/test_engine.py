@@ -251,7 +251,7 @@ def test_the_prompts_trailing_space_belongs_to_the_answer(llama: VisionLanguageM
     engine = Engine(llama)
     with_space, without = Prompt("Answer: "), Prompt("Answer:")
     (a,), (b,) = engine.score([with_space], ["yes"]), engine.score([without], [" yes"])
-    assert a.logprobs == pytest.approx(b.logprobs, abs=1e-6)
+    assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
 def test_a_packed_tree_in_pieces_is_the_tree(

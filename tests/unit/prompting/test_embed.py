@@ -64,7 +64,7 @@ def test_a_picture_is_the_normalised_mean_of_its_patches(tmp_path: Path) -> None
     for row, path in zip(found, paths, strict=True):
         mean = mean_features(encoder, path)
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-3)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
 def test_several_pictures_are_the_mean_of_each(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_several_pictures_are_the_mean_of_each(tmp_path: Path) -> None:
     paths = paint(tmp_path / "pictures", 2)
     a, b = embed([Example(p) for p in paths])
     both = (a + b) / np.linalg.norm(a + b)
-    np.testing.assert_allclose(embed([Example(paths)])[0], both, atol=1e-6)
-    np.testing.assert_allclose(embed([Example([tuple(paths)])])[0], both, atol=1e-6)  # a clip
+    np.testing.assert_allclose(embed([Example(paths)])[0], both, atol=1e-5)
+    np.testing.assert_allclose(embed([Example([tuple(paths)])])[0], both, atol=1e-5)  # a clip
 
 
 def test_its_own_pooling_is_timms(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_tf_idf_equals_its_formula() -> None:
     vectors = TfIdf(QUESTIONS)(QUESTIONS)
     weights = [by_hand(QUESTIONS, q) for q in QUESTIONS]
     expected = [[sum(a.get(g, 0) * w for g, w in b.items()) for b in weights] for a in weights]
-    np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
+    np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-5)
 
 
 def test_folded_tf_idf_is_nearly_the_whole_one() -> None:

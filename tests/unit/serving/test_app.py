@@ -316,7 +316,7 @@ def test_many_requests_are_told_to_come_back(serve: Any, model: Any) -> None:
 
         async def flood() -> list[httpx.Response]:
             limits = httpx.Limits(max_connections=60)
-            async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+            async with httpx.AsyncClient(timeout=300, limits=limits) as client:
                 tasks = [
                     asyncio.create_task(client.post(running.url + CHAT, json=HI))
                     for _ in range(200)
@@ -340,7 +340,7 @@ def test_a_request_may_run_out_of_time(serve: Any, model: Any) -> None:
         answers: list[httpx.Response] = []
 
         def post(body: dict[str, Any]) -> None:
-            answers.append(httpx.post(running.url + CHAT, json=body, timeout=30))
+            answers.append(httpx.post(running.url + CHAT, json=body, timeout=300))
 
         threads = [threading.Thread(target=post, args=(HI,)) for _ in range(2)]
         for thread in threads:
@@ -369,7 +369,7 @@ def test_a_client_that_leaves_is_not_answered_any_further(serve: Any, model: Any
     try:
         with serve() as running:
             long = {**HI, "messages": LONG, "max_tokens": 200, "stream": True}
-            with httpx.stream("POST", running.url + CHAT, json=long, timeout=30) as answer:
+            with httpx.stream("POST", running.url + CHAT, json=long, timeout=300) as answer:
                 next(answer.iter_lines())
             eventually(lambda: cancelled(running) == 1)
             # before there is anything to tell, and without a stream
@@ -399,11 +399,11 @@ def test_concurrent_leavers_leave_nothing_behind(serve: Any, model: Any) -> None
                         await client.post(running.url + CHAT, json=body)
 
             async def all_of_them() -> None:
-                async with httpx.AsyncClient(timeout=30) as client:
+                async with httpx.AsyncClient(timeout=300) as client:
                     await asyncio.gather(*(leave(client, 0.01 * i) for i in range(24)))
 
             asyncio.run(all_of_them())
-            answer = httpx.post(running.url + CHAT, json=HI, timeout=60)
+            answer = httpx.post(running.url + CHAT, json=HI, timeout=300)
             assert answer.status_code == 200
             gate = gate_of(running.app)
             eventually(lambda: gate._inside == 0)
@@ -533,7 +533,7 @@ def test_the_end_finishes_what_runs_and_refuses_what_is_new(serve: Any, model: A
         answers: list[httpx.Response] = []
         asking = threading.Thread(
             target=lambda: answers.append(
-                httpx.post(running.url + CHAT, json={**HI, "max_tokens": 5}, timeout=30)
+                httpx.post(running.url + CHAT, json={**HI, "max_tokens": 5}, timeout=300)
             )
         )
         asking.start()

@@ -118,7 +118,7 @@ def test_the_endpoint(engine: ServingEngine) -> None:
         transport = httpx.ASGITransport(app)
         body = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 120, **more}
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.post("/v1/chat/completions", json=body, timeout=60)
+            return await client.post("/v1/chat/completions", json=body, timeout=300)
 
     form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA}}
     answer = asyncio.run(ask(response_format=form))

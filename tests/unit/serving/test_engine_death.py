@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.errors import EngineClosed
 from isthmus.serving.app import create_app
-from isthmus.serving.engine import EngineClosed, GenerationRequest, ServingEngine
+from isthmus.serving.engine import GenerationRequest, ServingEngine
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

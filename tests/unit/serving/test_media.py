@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import struct
+import threading
 import zlib
 from typing import Any
 
@@ -14,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from isthmus.serving.media import PictureReader, data_of
+from isthmus.media.fetch import Fetcher
+from isthmus.serving.media import FETCHERS, PictureReader, data_of
 from isthmus.serving.refusals import Refusal
-from isthmus.serving.remote import Fetcher
 
 
 def uri(data: bytes, kind: str = "png") -> str:
@@ -134,8 +135,6 @@ def test_too_many_pictures() -> None:
 
 def test_decoding_leaves_the_event_loop_free() -> None:
     """While a decoder is held up, the loop goes on."""
-    import threading
-
     held = threading.Event()
 
     def prepare(picture: Image.Image) -> int:
@@ -155,6 +154,36 @@ def test_decoding_leaves_the_event_loop_free() -> None:
             reader.close()
 
     assert asyncio.run(both()) == [1]
+
+
+def test_slow_name_servers_hold_up_nobody_else() -> None:
+    """More names than there are threads that fetch wait for their servers; another is refused."""
+    asked, never = threading.Semaphore(0), threading.Event()
+
+    def resolve(name: str, port: int) -> list[str]:
+        asked.release()
+        if name == "slow.test":
+            never.wait(60)
+        return ["10.0.0.1"]
+
+    async def all_of_them() -> None:
+        fetcher = Fetcher(("slow.test", "quick.test"), timeout=60, resolve=resolve)
+        reader = PictureReader(lambda picture: picture, fetcher)
+        slow = [
+            asyncio.create_task(reader.read([("at", "https://slow.test/")]))
+            for _ in range(2 * FETCHERS)
+        ]
+        for _ in slow:
+            await asyncio.to_thread(asked.acquire)
+        with pytest.raises(Refusal, match="open internet") as caught:
+            await reader.read([("at", "https://quick.test/")])
+        assert (caught.value.status, caught.value.code) == (400, "invalid_image_url")
+        assert not any(task.done() for task in slow)
+        never.set()
+        await asyncio.gather(*slow, return_exceptions=True)
+        reader.close()
+
+    asyncio.run(all_of_them())
 
 
 def test_every_format_is_read_upright_over_white() -> None:

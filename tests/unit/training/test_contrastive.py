@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig
-from isthmus.align.saved import load_dual_encoder
+from isthmus.align.saved import load_clip
 from isthmus.align.zeroshot import ZeroShotClassifier
 from isthmus.data.records import Record
 from isthmus.errors import ConfigError, PromptError, TrainingError, TrainingStopped
@@ -176,7 +176,7 @@ def test_the_saved_model_is_the_trained_one(records: list[Record], tmp_path: Pat
     run(model, records, config, tmp_path / "run", evaluation=[PairSet(records)])
     texts = ["red", "a dark green"]
     for folder in ("run", "run/step-000006", "run/best"):
-        loaded = load_dual_encoder(tmp_path / folder)
+        loaded = load_clip(tmp_path / folder)
         assert loaded.fingerprint() == model.fingerprint()
         assert torch.equal(loaded.logit_scale, model.logit_scale)
         assert torch.equal(loaded.encode_texts(texts), model.encode_texts(texts))
@@ -379,15 +379,15 @@ def test_an_infinite_loss_stops_and_keeps_the_last_state(
 
     with pytest.raises(TrainingError, match=r"the loss of step 4 is nan.*\.png"):
         run(model, records, CONFIG, tmp_path / "run", on_step=poison)
-    assert load_dual_encoder(tmp_path / "run").logit_scale.isfinite()
+    assert load_clip(tmp_path / "run").logit_scale.isfinite()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, r"train\.steps is 0: expected at least 1"),
-        ({"chunk": 0}, r"train\.chunk is 0"),
-        ({"views": -1}, r"train\.views is -1"),
+        ({"steps": 0}, r"ContrastiveConfig\.steps = 0: expected at least 1"),
+        ({"chunk": 0}, r"ContrastiveConfig\.chunk = 0"),
+        ({"views": -1}, r"ContrastiveConfig\.views = -1"),
         ({"least_scale": 200.0}, r"train\.least_scale is 200\.0"),
     ],
 )

@@ -117,14 +117,6 @@ def test_an_infinite_loss_stops_and_keeps_the_last_state(
     assert all(p.isfinite().all() for p in kept.trained_parameters().values())
 
 
-@pytest.mark.parametrize("key", ["steps", "batch_size", "log_every", "save_every"])
-def test_counts_below_one_are_refused(records: list[Record], tmp_path: Path, key: str) -> None:
-    config = im.TrainConfig(**{**vars(CONFIG), key: 0})
-    with pytest.raises(ConfigError, match=rf"train\.{key} is 0: expected at least 1"):
-        train(compose(), [DataSet(records)], config, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -0.5), (1.0, float("nan"))])
 def test_shares_that_are_none_are_refused(
     records: list[Record], tmp_path: Path, weights: tuple[float, float]

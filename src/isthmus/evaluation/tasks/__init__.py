@@ -1,7 +1,13 @@
-"""Tasks by name: generated ones need nothing, the others a path, as in `gsm8k:FOLDER`."""
+"""Tasks by name: generated ones need nothing, the others a path, as in `gsm8k:FOLDER`.
+
+A task of one's own is a function that makes a `Task`, from a seed or from a path. It is named as
+"package.module:function", with a path as "package.module:function:PATH", or by an entry point in
+the group `isthmus.tasks`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +15,7 @@ from pathlib import Path
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import Task
 from isthmus.evaluation.tasks import episodes, grids, pictures, published, questions, text
+from isthmus.registry import TASK_MAKERS
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def task_named(spec: str, *, seed: int = 0) -> Task:
     """The task of a name, a name and a path, or the path of a JSONL file of questions.
 
     Args:
-        spec: "counting", "gsm8k:data/gsm8k", "exam.jsonl".
+        spec: "counting", "gsm8k:data/gsm8k", "exam.jsonl", "package.module:function".
         seed: Seed of generated tasks.
 
     Raises:
@@ -65,12 +72,18 @@ def task_named(spec: str, *, seed: int = 0) -> Task:
         >>> task_named("counting").kind
         'number'
     """
-    if spec.endswith(".jsonl") and spec.partition(":")[0] not in TASKS:
-        return questions.questions(spec)
     name, colon, path = spec.partition(":")
+    if name not in TASKS and (own := _own(name, path, seed)) is not None:
+        return own
+    if spec.endswith(".jsonl") and name not in TASKS:
+        return questions.questions(spec)
     if name not in TASKS:
         folder = " (a folder of classes is classes:FOLDER)" if Path(spec).is_dir() else ""
-        raise ConfigError(f'unknown task "{name}"{folder}: {suggestion(name, TASKS)}, FILE.jsonl')
+        names = {*TASKS, *TASK_MAKERS.offered()}
+        raise ConfigError(
+            f'unknown task "{name}"{folder}: {suggestion(name, names)}, FILE.jsonl, '
+            "package.module:function"
+        )
     if name == "ocr" and path:
         return pictures.reading(path)
     known = TASKS[name]
@@ -81,3 +94,23 @@ def task_named(spec: str, *, seed: int = 0) -> Task:
     if colon:
         raise ConfigError(f'the task "{name}" is generated and takes no path: got "{spec}"')
     return known.make(seed)
+
+
+def _own(name: str, rest: str, seed: int) -> Task | None:
+    """A task of another package; None where the name is none of a module or an entry point."""
+    if name in TASK_MAKERS.offered():
+        maker, path = name, rest
+    elif rest and all(step.isidentifier() for step in name.split(".")) and _is_module(name):
+        attribute, _, path = rest.partition(":")
+        maker = f"{name}:{attribute}"
+    else:
+        return None
+    task = TASK_MAKERS.find(maker)(path or seed)
+    if not isinstance(task, Task):
+        raise ConfigError(f'the task "{maker}" made {type(task).__name__}: expected a Task')
+    return task
+
+
+def _is_module(name: str) -> bool:
+    """Whether a name is meant for a module: it has a dot, or there is one."""
+    return "." in name or importlib.util.find_spec(name) is not None

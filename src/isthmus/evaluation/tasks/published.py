@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from isthmus.data.json_lines import lines_of
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
-from isthmus.evaluation.tasks.questions import lines_of
 from isthmus.prompt import Example
 
 EASY_VQA_SUPPORT = 512
@@ -19,7 +19,7 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 def _read_json(file: Path, what: str) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}; expected {what}") from error
     except ValueError as error:

@@ -20,12 +20,12 @@ numbers or yes and no where all answers are, otherwise text.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from isthmus.answers import AnswerKind
+from isthmus.data.json_lines import EXPECTED, lines_of
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import LETTERS, Item, Metric, Task
 from isthmus.prompt import END_TAG, IMAGE_TAG, Example
@@ -34,31 +34,6 @@ FIELDS = (
     "id question answer options image images aliases answers rationale split source".split()  # noqa: SIM905
 )
 SPLITS = ("test", "support")
-EXPECTED = '{"question": "...", "answer": "..."}'
-
-
-def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object of a JSONL file, with where it stands for messages.
-
-    Raises:
-        ConfigError: If the file is missing, or a line is no JSON object; it names the line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read questions from {path}: {why}") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{where} is no JSON ({error}): expected {EXPECTED}") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where} is no object: expected {EXPECTED}")
-        yield where, row
 
 
 def _strings(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

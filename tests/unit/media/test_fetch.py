@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from isthmus.serving.refusals import Refusal
-from isthmus.serving.remote import Fetcher, is_public
+from isthmus.errors import FetchError, PictureError
+from isthmus.media.fetch import Fetcher, is_public, is_url
 
 PUBLIC = "93.184.216.34"
 DRIPS = 200
@@ -96,14 +96,14 @@ def test_the_open_internet_is(address: str) -> None:
 def test_only_allowed_hosts_by_https(url: str) -> None:
     asked: list[str] = []
     fetcher = Fetcher(("pictures.test",), resolve=lambda host, port: asked.append(host) or [])
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(FetchError) as caught:
         fetcher.fetch(url)
-    assert caught.value.status == 400
+    assert caught.value.refused
     assert asked == []
 
 
 def test_it_is_off_by_default() -> None:
-    with pytest.raises(Refusal, match="--allow-media-domain"):
+    with pytest.raises(FetchError, match="--allow-media-domain"):
         Fetcher().fetch("https://pictures.test/cat.png")
 
 
@@ -117,7 +117,7 @@ def test_a_host_with_any_private_address_is_refused(private: str, first: bool) -
         resolve=lambda host, port: found,
         connect=lambda address, left: connected.append(address) or socket.socket(),
     )
-    with pytest.raises(Refusal, match="open internet"):
+    with pytest.raises(FetchError, match="open internet"):
         fetcher.fetch("https://pictures.test/cat.png")
     assert connected == []
 
@@ -237,9 +237,9 @@ def test_the_connection_is_to_what_was_checked(host: Host) -> None:
 
 
 def test_redirects_are_not_followed(host: Host) -> None:
-    with pytest.raises(Refusal, match="redirects") as caught:
+    with pytest.raises(FetchError, match="redirects") as caught:
         host.fetcher.fetch("https://pictures.test/redirect")
-    assert caught.value.status == 422
+    assert not caught.value.refused
     assert len(host.asked) == len(host.connected) == 1
 
 
@@ -255,9 +255,9 @@ def test_redirects_are_not_followed(host: Host) -> None:
     ],
 )
 def test_size_and_time_are_limited(host: Host, path: str, why: str) -> None:
-    with pytest.raises(Refusal, match=why) as caught:
+    with pytest.raises(FetchError, match=why) as caught:
         host.fetcher.fetch(f"https://pictures.test/{path}")
-    assert caught.value.status == 422
+    assert not caught.value.refused
     if path.startswith("drip"):
         assert host.dry.wait(10)
         assert host.dripped < DRIPS
@@ -267,7 +267,107 @@ def test_a_certificate_of_another_name_is_refused(host: Host) -> None:
     from dataclasses import replace
 
     fetcher = replace(host.fetcher, domains=("other.test",))
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(FetchError) as caught:
         fetcher.fetch("https://other.test/cat.png")
-    assert caught.value.status == 422
+    assert not caught.value.refused
     assert host.asked == []
+
+
+# --- The look-up ---------------------------------------------------------------------------------
+
+
+def test_the_time_limit_covers_the_look_up() -> None:
+    """A resolver that does not answer; what it would do at last is of no interest any more."""
+    answered = threading.Event()
+
+    def resolve(name: str, port: int) -> list[str]:
+        answered.wait(60)
+        return [PUBLIC]
+
+    fetcher = Fetcher(("pictures.test",), timeout=0.3, resolve=resolve)
+    with pytest.raises(FetchError, match=r"not found after 0\.3 s") as caught:
+        fetcher.fetch("https://pictures.test/cat.png")
+    assert not answered.is_set()
+    assert not caught.value.refused
+    answered.set()
+
+
+def test_a_name_that_nobody_knows_is_an_error_of_ours() -> None:
+    def resolve(name: str, port: int) -> list[str]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    with pytest.raises(FetchError, match="host is not known"):
+        Fetcher(("pictures.test",), resolve=resolve).fetch("https://pictures.test/cat.png")
+
+
+# --- A person's own command line: any host of the open internet, and http ------------------------
+
+
+def test_what_an_address_is() -> None:
+    assert is_url("https://example.com/cat.jpg")
+    assert is_url("HTTP://example.com")
+    assert not is_url("http.png")
+    assert not is_url("file:///etc/passwd")
+    assert not is_url("ftp://example.com/cat.jpg")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
+        *("100.64.0.1", "224.0.0.1", "255.255.255.255", "[::1]", "[fe80::1]", "[fc00::1]"),
+        *("[::ffff:127.0.0.1]", "[2002:7f00:1::]", "[64:ff9b::a00:1]", "[ff02::1]", "[::]"),
+        *("2130706433", "0x7f.1", "localhost"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_whatever_is_not_public_is_refused_for_everybody(scheme: str, host: str) -> None:
+    with pytest.raises(PictureError, match=r"^[^\n]*not on the open internet"):
+        Fetcher(None, plain=True).fetch(f"{scheme}://{host}/cat.png")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "http://",
+        "http://[",
+        "http://a:b/",
+        "http://pictures.test:8080/cat.png",
+        "https://pictures.test:80/cat.png",
+        "https://user@pictures.test/cat.png",
+    ],
+)
+def test_addresses_that_are_no_picture_s(url: str) -> None:
+    fetcher = Fetcher(None, plain=True, resolve=lambda host, port: pytest.fail("looked up"))
+    with pytest.raises(FetchError, match=r"^[^\n]*$") as caught:
+        fetcher.fetch(url)
+    assert caught.value.refused
+
+
+def test_http_where_it_is_allowed() -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Plain(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Host"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"picture")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Plain) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        fetcher = Fetcher(
+            None,
+            plain=True,
+            resolve=lambda host, port: [PUBLIC],
+            connect=lambda address, left: socket.create_connection(server.server_address[:2]),
+        )
+        data = fetcher.fetch("http://pictures.test/a%20b/점.png?size=2&x=y#part")
+        server.shutdown()
+    assert data == b"picture"
+    assert asked == [("/a%20b/%EC%A0%90.png?size=2&x=y", "pictures.test")]

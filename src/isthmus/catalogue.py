@@ -1,0 +1,43 @@
+"""What can be named: models, connectors, fusions, templates, prompts and assets."""
+
+from __future__ import annotations
+
+from isthmus.align.templates import template_sets
+from isthmus.assets import ASSETS
+from isthmus.config import SHIPPED
+from isthmus.registry import CONNECTORS, FUSIONS, Registry
+from isthmus.templates import TEMPLATES
+
+
+def available() -> dict[str, dict[str, str]]:
+    """Every name that can be given somewhere, by kind, with a line on each.
+
+    Returns:
+        The kinds "models", "connectors", "fusions", "templates", "prompts" and "assets".
+
+    Example:
+        >>> available()["connectors"]["mlp"][:3]
+        'Two'
+    """
+    return {
+        "models": dict(SHIPPED),
+        "connectors": _parts(CONNECTORS),
+        "fusions": _parts(FUSIONS),
+        "templates": {
+            **{n: t.about.partition("\n")[0] for n, t in TEMPLATES.items()},
+            "chat": "The language model's own chat template.",
+        },
+        "prompts": {n: str(told["about"]) for n, told in template_sets().items()},
+        "assets": {n: a.description for n, a in ASSETS.items()},
+    }
+
+
+def _parts(registry: Registry) -> dict[str, str]:
+    """Built-in parts with a line on each, and those that installed packages offer."""
+    built_in = {n: _first_line(c) for n, c in registry.built_in().items()}
+    return {**built_in, **{n: f"from {v}" for n, v in registry.offered().items()}}
+
+
+def _first_line(documented: object) -> str:
+    """The first line of a docstring."""
+    return (documented.__doc__ or "").strip().partition("\n")[0]

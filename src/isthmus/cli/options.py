@@ -1,0 +1,79 @@
+"""Options that several verbs share, with one meaning.
+
+`--device` and `--dtype` say where a model runs and in what data type; "auto" takes what the probe
+of this machine found (`isthmus info` prints it). `--threads` is PyTorch's number on the CPU.
+`--quiet` leaves progress out, `--json` prints the result as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isthmus.machine import DEVICES, DTYPES
+
+Device = Annotated[
+    str, typer.Option("--device", help=f"Where the model runs: {', '.join(DEVICES)}.")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help=f"Data type of the weights: {', '.join(DTYPES)}.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads (default: all that may be used)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Model = Annotated[
+    str, typer.Option("--model", help="A shipped model's name, or a folder from `isthmus train`.")
+]
+DualEncoder = Annotated[
+    str,
+    typer.Option("--model", help='"tiny-clip", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.'),
+]
+
+
+def check_machine(device: str = "auto", dtype: str = "auto") -> None:
+    """Says before anything is loaded that a name is of no device or data type.
+
+    Raises:
+        ConfigError: If one is unknown.
+    """
+    from isthmus import machine
+
+    machine.check(device, dtype)
+
+
+def use_machine(device: str, dtype: str = "auto", threads: int | None = None) -> None:
+    """Sets the threads, and says before a model is loaded that a device is not there.
+
+    Raises:
+        ConfigError: If a name is unknown, or this machine has no such device.
+    """
+    from isthmus import machine
+
+    machine.check(device, dtype)
+    machine.set_threads(threads)
+    machine.device_for(device)
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuses a text that came as bytes of another encoding.
+
+    Args:
+        text: An argument of the command line.
+        what: What it is, for the message: "the question".
+
+    Raises:
+        InputError: If it is no Unicode.
+    """
+    from isthmus.errors import InputError
+
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = text.encode("utf-8", "backslashreplace").decode()
+        raise InputError(
+            f'{what} "{shown}" is no UTF-8 at character {error.start + 1}: expected text in UTF-8'
+        ) from None

@@ -1,0 +1,108 @@
+"""Features of data sets' pictures, computed once for all runs that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from isthmus.backbones.vision import load_vision
+from isthmus.data.features import FeatureCache, FillReport
+from isthmus.data.records import Picture, Record, frames
+from isthmus.data.sources import read_data
+from isthmus.errors import InputError
+from isthmus.machine import device_for, dtype_for
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What `compute_features` did.
+
+    Attributes:
+        report: How many were computed, were there, and could not be read.
+        path: Where they are.
+    """
+
+    report: FillReport
+    path: Path
+
+
+def compute_features(
+    data: Any,
+    out: str | Path,
+    vision: Any,
+    *,
+    resize: Literal["own", "pad", "squash"] | None = None,
+    feature_layer: int | None = None,
+    root: str | Path | None = None,
+    workers: int = 2,
+    batch_size: int = 16,
+    quiet: bool = True,
+    ray: bool = False,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
+) -> Computed:
+    """Computes the frozen features of data sets' pictures, so that no run has to.
+
+    Args:
+        data: One data set or a list of them, in any form that `read_data` takes.
+        out: The cache's folder.
+        vision: The vision encoder: a name, a `VisionConfig`, or an object.
+        resize: "own" (the encoder's crop), "pad" or "squash"; None keeps the configuration's.
+        feature_layer: Which block's output; None keeps the configuration's.
+        root: What data sets' paths are relative to.
+        workers: Threads that open pictures; with `ray`, encoders.
+        batch_size: Pictures in one pass.
+        quiet: No progress bar.
+        ray: Encode as a Ray Data job, which chooses its devices itself.
+        device: Where the encoder runs.
+        dtype: The encoder's data type; "auto" is float32, as training computes what is missing.
+
+    Raises:
+        InputError: If no data set is given.
+        ConfigError: If a data set or the encoder is unknown.
+        PictureError: If a feature is too large for half precision, or not finite.
+
+    Example:
+        >>> import tempfile
+        >>> record = Record.of("no-such-file.png", "", "a cat")
+        >>> done = compute_features([record], tempfile.mkdtemp(), "tiny-vit")
+        >>> done.report.computed, len(done.report.broken)
+        (0, 1)
+    """
+    place = device_for(device)
+    kind = dtype_for(None if dtype == "auto" else dtype, place)
+    found = [read_data(source, root=root) for source in _listed(data)]  # before the encoder
+    if not found:
+        raise InputError("got no data sets: expected at least one")
+    encoder = load_vision(vision, resize=resize, feature_layer=feature_layer)
+    if ray:
+        from isthmus.data.ray_features import fill_with_ray
+
+        cache = FeatureCache(out, encoder.to(kind))
+        report = fill_with_ray(
+            cache, _pictures(found), encoders=workers or 1, batch_size=batch_size, quiet=quiet
+        )
+    else:
+        cache = FeatureCache(out, encoder.to(place, kind))
+        report = cache.fill(_pictures(found), quiet=quiet, batch_size=batch_size, workers=workers)
+    return Computed(report, Path(cache.path))
+
+
+def _listed(data: Any) -> list[Any]:
+    """Data sets as a list; records are one data set."""
+    if isinstance(data, (str, Path)) or hasattr(data, "column_names"):
+        return [data]
+    listed = list(data)
+    return [listed] if listed and isinstance(listed[0], Record) else listed
+
+
+def _pictures(data: Iterable[Sequence[Record]]) -> Iterator[Picture]:
+    """All pictures of data sets, a clip's frames one by one."""
+    for records in data:
+        for record in records:
+            for medium in record.pictures:
+                yield from frames(medium)
