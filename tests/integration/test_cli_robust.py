@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     made = im.DualEncoder.join("tiny-vit", "tiny-text", width=12)
-    return im.save_dual_encoder(made, tmp_path_factory.mktemp("encoder"))
+    return im.save(made, tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_a_reader_that_leaves() -> None:
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
 from isthmus.cli import app, main
 
 @app.command()
@@ -277,6 +277,8 @@ def wait():
     finally:
         print("closed", flush=True)
 
+# a background job of a shell begins with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["isthmus", "wait"]
 main()
 """

@@ -80,7 +80,7 @@ def test_a_device_that_is_not_there(pretend: pytest.MonkeyPatch) -> None:
     for call in (
         lambda: im.load("tiny", device="cuda"),
         lambda: im.compose("tiny-vit", "tiny-lm", im.Linear(), device="cuda"),
-        lambda: im.load_dual_encoder("tiny", device="cuda"),
+        lambda: im.load("tiny-clip", device="cuda"),
         lambda: im.ZeroShotClassifier("tiny", ["a", "b"], device="cuda"),
         lambda: im.evaluate("tiny", "parity", device="cuda"),
     ):
@@ -138,8 +138,8 @@ def test_a_loaded_model_has_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_dual_encoder_in_half_precision_keeps_its_temperature() -> None:
-    whole = im.load_dual_encoder("tiny", device="cpu")
-    half = im.load_dual_encoder("tiny", device="cpu", dtype="bfloat16")
+    whole = im.load("tiny-clip", device="cpu")
+    half = im.load("tiny-clip", device="cpu", dtype="bfloat16")
     assert next(half.image.parameters()).dtype == torch.bfloat16
     assert torch.equal(half.logit_scale, whole.logit_scale)
     picture = Image.linear_gradient("L").convert("RGB")
