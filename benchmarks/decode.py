@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets import fetch
+from isthmus.assets import fetch_asset
 from isthmus.backbones.vision import FeatureShape
 
 VISUAL_WIDTH, VISUAL_TOKENS, EVERY = 1024, 64, 4
@@ -66,7 +66,9 @@ def theirs(model: im.VisionLanguageModel) -> nn.Module:
     """The same weights under OpenFlamingo's mixin, its blocks' gates open."""
     from transformers import AutoModelForCausalLM
 
-    lm = AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m-instruct"), dtype=torch.float32)
+    lm = AutoModelForCausalLM.from_pretrained(
+        fetch_asset("smollm2-135m-instruct"), dtype=torch.float32
+    )
     extend_instance(lm, CurrentMixin)
     lm.set_decoder_layers_attr_name("model.layers")
     lm.resize_token_embeddings(model.special_tokens.image_id + 2)

@@ -19,7 +19,7 @@ from open_flamingo.src.utils import extend_instance
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets import fetch
+from isthmus.assets import fetch_asset
 from isthmus.config import TrainConfig
 from isthmus.connectors.resampler import PerceiverResampler, ResamplerLayer
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
@@ -89,7 +89,9 @@ def their_model(model: im.VisionLanguageModel) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     tokens = model.special_tokens
-    lm = AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m-instruct"), dtype=torch.float32)
+    lm = AutoModelForCausalLM.from_pretrained(
+        fetch_asset("smollm2-135m-instruct"), dtype=torch.float32
+    )
     extend_instance(lm, CurrentMixin)
     lm.set_decoder_layers_attr_name("model.layers")
     lm.resize_token_embeddings(tokens.end_id + 1, mean_resizing=False)

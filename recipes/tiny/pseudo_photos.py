@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from isthmus import VisionConfig, load_vision, read_records
-from isthmus.assets import fetch
+from isthmus.assets import fetch_asset
 from isthmus.data.features import FeatureCache
 
 ENCODER = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
@@ -36,7 +36,7 @@ BACKGROUNDS = ("train-emoji.jsonl", "train-openclipart.jsonl", "train-grocery.js
 
 def class_vectors() -> tuple[Tensor, Tensor]:
     """The head's (1000, 1280) weight and (1000,) bias."""
-    state = load_file(fetch("efficientnet-lite2") / "model.safetensors")
+    state = load_file(fetch_asset("efficientnet-lite2") / "model.safetensors")
     return state["classifier.weight"].float(), state["classifier.bias"].float()
 
 

@@ -484,7 +484,7 @@ def test_the_shipped_model_s_plain_prompts_have_the_tokens_they_had() -> None:
 
     from isthmus import assets
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.fetch("smollm2-135m-instruct"))
+    tokenizer = AutoTokenizer.from_pretrained(assets.fetch_asset("smollm2-135m-instruct"))
     spans = SpanTokenizer(tokenizer, 100_000, 100_001)
 
     def before(text: str) -> list[int]:
