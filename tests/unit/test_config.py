@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import isthmus as im
 from isthmus import CrossAttention, Resampler, config, config_file
 from isthmus.errors import ConfigError
 from isthmus.registry import CONNECTORS
@@ -107,10 +108,10 @@ def test_a_model_config_survives_json(name: str) -> None:
         (config.TrainConfig, {"final_lr": 2}, "final_lr = 2: expected at least 0 and at most 1"),
         (config.TrainConfig, {"augment": 1}, "augment = 1: expected bool"),
         (config.TrainConfig, {"freeze": "connector."}, "freeze = 'connector.': expected a list"),
-        (config.CrossAttention, {"every": 0}, r"CrossAttention\.every = 0: expected at least 1"),
-        (config.CrossAttention, {"every": -1}, "every = -1"),
-        (config.CrossAttention, {"heads": 0}, "heads = 0"),
-        (config.CrossAttention, {"sees": "all"}, 'sees = "all": Choices: last, previous'),
+        (im.CrossAttention, {"every": 0}, r"CrossAttention\.every = 0: expected at least 1"),
+        (im.CrossAttention, {"every": -1}, "every = -1"),
+        (im.CrossAttention, {"heads": 0}, "heads = 0"),
+        (im.CrossAttention, {"sees": "all"}, 'sees = "all": Choices: last, previous'),
         (Resampler, {"latents": 2.5}, r"Resampler\.latents = 2\.5: expected int"),
         (config.DataConfig, {"path": Path("a")}, r"path = .*: expected str"),
         (config.VisionConfig, {"name": None}, "name = None: expected str"),
