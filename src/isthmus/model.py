@@ -350,9 +350,8 @@ def compose(
         The model in evaluation mode; training switches its mode itself.
 
     Raises:
-        ConfigError: If a part is unknown, the parts do not fit, there is no such device, or
-            `dtype` would convert a
-            `LanguageModel` or `VisionEncoder` that was handed in and may be in use elsewhere.
+        ConfigError: If a part is unknown, the parts do not fit, there is no such device, or `dtype`
+            would convert a `LanguageModel` or `VisionEncoder` that may be in use elsewhere.
 
     Example:
         >>> import isthmus as im
