@@ -40,7 +40,7 @@ import isthmus as im
 from isthmus.backbones.states import as_states, states_in
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import fork
-from isthmus.generation.rows import Encoded, Rows
+from isthmus.generation.rows import Encoded, Rows, symbols_of
 from isthmus.generation.score import Tree, score_trees, tree_of
 
 TEXT = "<image>Question: What is in the picture? Answer:"
@@ -122,7 +122,9 @@ class Ways:
 
     def tree(self, tokens: list[list[int]]) -> list[float]:
         """Ours."""
-        prompt = Encoded(tuple(self.ids[0].tolist()), (), ("picture",), 0)
+        ids, layouts = self.ids[0].tolist(), (self.model.layout,)
+        symbols = symbols_of(self.model, ids, ("picture",), layouts)
+        prompt = Encoded(tuple(ids), symbols, ("picture",), layouts)
         rows = Rows(self.model, [prompt], {"picture": self.visual[0]})
         tree: Tree = tree_of(tokens)
         return score_trees(rows, rows.prefill(), [tree])[0]

@@ -80,7 +80,7 @@ def one(fusion: str, precision: str, checkpointing: int, rows: int) -> None:
     model.train()
     optimizer = optimizer_for(model.trained_parameters(), config)
     ids = torch.randint(1, 200, (rows, LENGTH))
-    ids[:, : model.fusion.tokens_in_text] = model.special_tokens.image_id
+    ids[:, : model.layout.places] = model.special_tokens.image_id
     labels = ids.clone()
     labels[:, : LENGTH // 2] = -100
     features = torch.randn(rows, model.vision.shape.tokens, model.vision.shape.width)

@@ -18,13 +18,13 @@ MOST_LINES = 400
 LAYERS = [
     {"errors"},
     {"config_base", "registry", "files"},
-    {"config", "images", "machine", "media", "pages", "prompt", "wheels", "answers"},
+    {"config", "images", "layout", "machine", "media", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_format", "chat_template", "triggers"},
     {"assets"},
     {"attention", "backbones", "cross_entropy", "summary"},
     {"connectors"},
     {"fusion"},
-    {"batch"},
+    {"batch", "medium"},
     {"model"},
     {"checkpoint", "generation"},
     {"data"},
@@ -41,6 +41,7 @@ LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
 PURE |= {
     "config_base",
+    "layout",
     "machine",
     "registry",
     "files",

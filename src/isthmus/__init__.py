@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from isthmus.catalogue import available
     from isthmus.chat.launch import open_chat
     from isthmus.config import (
-        CrossAttention,
         DataConfig,
-        Inline,
         LanguageConfig,
         ModelConfig,
         RunConfig,
@@ -62,6 +60,8 @@ if TYPE_CHECKING:
     )
     from isthmus.evaluation.runner import evaluate
     from isthmus.evaluation.task import Item, Task
+    from isthmus.fusion.cross_attention import CrossAttention
+    from isthmus.fusion.inline import Inline
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.images import open_picture
@@ -88,8 +88,6 @@ _HOMES = {
     "isthmus.batch": ("Batch", "Output"),
     "isthmus.model": ("compose", "VisionLanguageModel"),
     "isthmus.config": (
-        "Inline",
-        "CrossAttention",
         "VisionConfig",
         "LanguageConfig",
         "ModelConfig",
@@ -138,6 +136,8 @@ _HOMES = {
     "isthmus.connectors.qformer": ("QFormer",),
     "isthmus.connectors.c_abstractor": ("CAbstractor",),
     "isthmus.connectors.concept_bottleneck": ("ConceptBottleneck",),
+    "isthmus.fusion.inline": ("Inline",),
+    "isthmus.fusion.cross_attention": ("CrossAttention",),
     "isthmus.images": ("open_picture",),
     "isthmus.errors": (
         "IsthmusError",

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from isthmus.layout import Layout
 
 IGNORED = -100
 
@@ -20,31 +23,41 @@ class Batch:
     """Prompts ready for the model.
 
     Attributes:
-        input_ids: (B, L) int64; `<image>` stands `tokens_in_text` times for each picture.
+        input_ids: (B, L) int64; each image's layout stands in them, its places as `<image>`.
         attention_mask: (B, L) int64, 0 at padding.
-        pixels: (P, 3, H, W) or (P, T, 3, H, W) the pictures or clips in reading order.
+        pixels: (P, 3, H, W) or (P, T, 3, H, W) the pictures or clips in reading order; where they
+            differ in shape, or are of other media, a tensor for each.
         features: (P, N, D_vision) or (P, T, N, D_vision), in place of `pixels`.
-        visual: (P, M, D_visual) visual tokens, in place of `features`.
+        visual: (P, M, D_visual) visual tokens, in place of `features`; where images differ in
+            their number, (M_i, D_visual) for each.
         labels: (B, L) int64, -100 where a token costs nothing.
         weights: (B, L) what each labelled token's cross-entropy counts for in a sum; None for
             their mean.
         positions: (B, L) int64, starting at 0 again with each sample, where rows hold several
             (packing): no sample then sees another. None where a row is one sample.
+        layouts: The images' layouts; None where all have the model's own.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
-    pixels: Tensor | None = None
+    pixels: Tensor | Sequence[Tensor] | None = None
     features: Tensor | None = None
-    visual: Tensor | None = None
+    visual: Tensor | Sequence[Tensor] | None = None
     labels: Tensor | None = None
     weights: Tensor | None = None
     positions: Tensor | None = None
+    layouts: Sequence[Layout] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
+        moved = {k: _moved(v, device) for k, v in vars(self).items() if v is not None}
         return replace(self, **moved)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return tuple(_moved(v, device) if isinstance(v, Tensor) else v for v in value)
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.backbones.language import LanguageModel, load_language
+from isthmus.backbones.precision import refuse_conversion
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.config import SHIPPED, LanguageConfig, VisionConfig
 from isthmus.config_file import model_from_mapping, to_mapping
 from isthmus.connectors import build_connector
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
-from isthmus.fusion import visual_width
+from isthmus.fusion import fusion_config
 from isthmus.machine import device_for, dtype_for
 from isthmus.model import VisionLanguageModel, bare_language_model
 
@@ -268,13 +269,15 @@ def load_vlm(
         >>> import isthmus as im, tempfile
         >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
         >>> folder = tempfile.mkdtemp()
-        >>> im.load(im.save(model, folder)).fusion.tokens_in_text
+        >>> len(im.load(im.save(model, folder)).layout)
         16
     """
     place = device_for(device)  # said before anything is read
     kind = dtype_for(dtype, place)
     if str(source).startswith(("hf:", "asset:")):
         return bare_language_model(str(source)).to(device=place, dtype=kind)
+    for part in (vision, language):
+        refuse_conversion(part, None if dtype in (None, "auto") else kind)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])
@@ -299,10 +302,10 @@ def load_vlm(
                 f'{folder} was trained with the {part} model "{name}" of fingerprint '
                 f"{expected}; this one has {got}: other weights, or another model"
             )
-    width = visual_width(config.fusion, lm.width, encoder.shape.width)
+    width = fusion_config(config.fusion).width(lm.width, encoder.shape.width)
     options = connector if connector is not None else config.connector
     strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
-    model = VisionLanguageModel(encoder, lm, strip, config)
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
     load_strip(model, folder)
     return model.to(device=place, dtype=kind)
 

@@ -1,17 +1,17 @@
 """What can be chosen, as frozen dataclasses. Pure: no torch.
 
 What a configuration file holds (`config_file`) and what Python users pass are the same:
-`compose(connector=Resampler(latents=64))`. The configuration of a connector stands in the file of
-that connector, in `connectors/`.
+`compose(connector=Resampler(latents=64))`. The configuration of a connector or a fusion stands in
+its own file, in `connectors/` or `fusion/`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from isthmus.config_base import Amount, Config, Count, NotNegative, Positive, Range, Share
+from isthmus.config_base import Amount, Config, Count, NotNegative, Positive, Share
 from isthmus.errors import ConfigError
 from isthmus.registry import CONNECTORS, FUSIONS, Registry
 
@@ -22,42 +22,6 @@ SHIPPED = {
 """Models that come with the package, by name."""
 
 Activation = Literal["gelu", "relu", "silu", "squared_relu"]
-
-
-# --- Fusions: where visual tokens meet the text -------------------------------------------------
-
-
-@FUSIONS.register("inline")
-@dataclass(frozen=True, kw_only=True)
-class Inline(Config):
-    """Early fusion: visual tokens take the place of `<image>` in the sequence (LLaVA)."""
-
-
-@FUSIONS.register("cross_attention")
-@dataclass(frozen=True, kw_only=True)
-class CrossAttention(Config):
-    """Deep fusion: tanh-gated cross-attention before decoder layers (Flamingo, section 2.2)."""
-
-    every: Count = 4
-    """A block stands before layer i where (i + offset) % every == 0."""
-    offset: NotNegative = 0
-    """0 is Flamingo's placement, 1 is OpenFlamingo's."""
-    start: NotNegative = 0
-    """The first layer that may have a block; a later start shortens the backward pass."""
-    heads: Count = 8
-    head_dim: Count = 64
-    ffw_mult: Count = 4
-    activation: Activation = "gelu"
-    sees: Literal["last", "previous"] = "last"
-    """A token attends to the last picture before it, or to all pictures before it."""
-    gate: Annotated[float, Range()] = 0.0
-    """Initial value of both gates before tanh. At 0, Flamingo's, the language model is unchanged
-    and only the gates learn at first. With another value the last map of each sublayer starts at
-    zero instead: the language model is unchanged too, and the maps learn from the first step."""
-    inline: bool = False
-    """Whether visual tokens also stand in the text, as in NVLM-H (Dai et al. 2024)."""
-    visual_width: Count | None = None
-    """Width of the visual tokens; None keeps the vision encoder's."""
 
 
 # --- Parts and the model ------------------------------------------------------------------------
@@ -89,6 +53,11 @@ class LanguageConfig(Config):
     """Rank of LoRA adapters on the language model through PEFT; 0 keeps it frozen."""
 
 
+def _inline() -> Any:
+    """The default fusion."""
+    return FUSIONS.find("inline")()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """A vision-language model: two frozen parts, a connector, a fusion."""
@@ -97,7 +66,7 @@ class ModelConfig(Config):
     language: LanguageConfig
     connector: Any
     """The configuration of a connector; None for a module of the user's own."""
-    fusion: Any = field(default_factory=Inline)
+    fusion: Any = field(default_factory=_inline)
     """The configuration of a fusion."""
     template: str = "plain"
     """How questions become prompts, trained and asked alike: a name in `isthmus.templates`, or

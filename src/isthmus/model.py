@@ -7,25 +7,26 @@ M visual tokens a picture, D the language model's width, V the rows of its embed
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.backbones.language import LanguageModel, load_language
+from isthmus.backbones.precision import refuse_conversion
 from isthmus.backbones.special_tokens import SpecialTokens
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.batch import IGNORED, Batch, Output, pad
-from isthmus.config import Inline, ModelConfig
+from isthmus.config import ModelConfig
 from isthmus.connectors import Connector, build_connector
 from isthmus.connectors.linear import Linear
 from isthmus.cross_entropy import token_losses
 from isthmus.errors import PromptError
-from isthmus.fusion import CrossAttentionFusion, InlineFusion, build_fusion, visual_width
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.fusion import Fusion, Visual, build_fusion, fusion_config
+from isthmus.fusion.inline import Inline
 from isthmus.fusion.sight import (
     Sight,
     first_of_each,
@@ -33,10 +34,21 @@ from isthmus.fusion.sight import (
     picture_of_token,
     samples_with_pictures,
 )
+from isthmus.layout import Layout, expand
 from isthmus.machine import device_for, dtype_for
-from isthmus.prompt import END_TAG, IMAGE_TAG, Span
-from isthmus.registry import FUSIONS
-from isthmus.summary import Part, Summary, count, flops_of
+from isthmus.medium import (
+    ClipMedium,
+    ImageMedium,
+    Medium,
+    connected,
+    fixed_layout,
+    layouts_of,
+    medium_of,
+    stacked,
+    visual_of,
+)
+from isthmus.prompt import IMAGE_TAG, Span
+from isthmus.summary import Summary, summary_of
 
 
 class VisionLanguageModel(nn.Module):
@@ -51,8 +63,8 @@ class VisionLanguageModel(nn.Module):
     Example:
         >>> import isthmus as im
         >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
-        >>> model.fusion.tokens_in_text
-        1
+        >>> model.fusion.in_text, model.layout.places
+        (False, 1)
     """
 
     def __init__(
@@ -69,7 +81,9 @@ class VisionLanguageModel(nn.Module):
         self.language = language
         self.connector = connector
         self.special_tokens = SpecialTokens(language)
-        self.fusion = build_fusion(config.fusion, language, connector)
+        width = int(cast(Connector, connector).width)
+        self.fusion: Fusion = build_fusion(config.fusion, language, width)
+        self.media: list[Medium] = [ClipMedium(), ImageMedium()]
 
     @property
     def device(self) -> torch.device:
@@ -82,72 +96,56 @@ class VisionLanguageModel(nn.Module):
 
     def summary(self) -> Summary:
         """Parameters frozen and trained part by part, visual tokens and FLOPs per picture."""
-        height, width = self.vision.image_size
-        pixels = torch.zeros(1, 3, height, width, device=self.device)
-        pixels = pixels.to(next(self.vision.parameters()).dtype)
-        features = self.vision(pixels)
-        connected = features.to(next(self.connector.parameters(), features).dtype)
-        flops = {
-            "vision": flops_of(self.vision.eager, pixels),
-            "connector": flops_of(self.connector, connected),
-        }
-        if isinstance(self.fusion, CrossAttentionFusion):
-            with torch.no_grad():
-                visual = self.connector(connected)
-            flops["fusion"] = sum(
-                flops_of(cast(GatedCrossAttentionBlock, block).attention.project_context, visual)
-                for block in self.fusion.blocks.values()
-            )
-        described = {
-            "vision": (self.vision, self.config.vision.name),
-            "connector": (self.connector, type(self.connector).__name__),
-            "fusion": (self.fusion, FUSIONS.name_of(type(self.config.fusion))),
-            "special tokens": (self.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
-            "language": (self.language, self.config.language.name),
-        }
-        parts = tuple(Part(name, what, *count(m)) for name, (m, what) in described.items())
-        return Summary(
-            parts,
-            int(cast(Connector, self.connector).num_tokens),
-            self.fusion.tokens_in_text,
-            flops,
-        )
+        return summary_of(self)
+
+    # --- media ------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """Where an image stands in the text, if its medium does not vary."""
+        return fixed_layout(self)
+
+    def add_medium(self, medium: Medium) -> None:
+        """Takes another medium, which is asked before the ones that are there."""
+        if isinstance(medium, nn.Module):
+            self.add_module(f"{medium.name}_medium", medium)
+        self.media.insert(0, medium)
 
     # --- from prompts to a batch ------------------------------------------------------------
 
-    def encode_text(self, text: str | Sequence[Span], pictures: int) -> list[int]:
-        """Token ids of a prompt, `<image>` repeated as the fusion needs it.
+    def encode_text(
+        self, text: str | Sequence[Span], pictures: int | Sequence[Layout]
+    ) -> list[int]:
+        """Token ids of a prompt, the layout of an image in place of each `<image>`.
 
         Args:
             text: The prompt's spans, or its text; one `<image>` per picture.
-            pictures: How many pictures come with it.
+            pictures: The layouts of its pictures; or how many there are, of the model's own layout.
 
         Raises:
             PromptError: If the number of tags and of pictures differ, the model sees none, or a
                 text is no Unicode.
         """
-        if pictures and self.text_only:
+        layouts = [self.layout] * pictures if isinstance(pictures, int) else pictures
+        if layouts and self.text_only:
             raise PromptError(
                 f"{self.config.language.name} is a language model alone and sees no pictures: "
                 "leave them out, or join it to a vision encoder with im.compose"
             )
         ids = self.special_tokens.encode(text)
         tags = ids.count(self.special_tokens.image_id)
-        if tags != pictures:
+        if tags != len(layouts):
             raise PromptError(
-                f"the prompt has {tags} {IMAGE_TAG} tags and {pictures} pictures came with it; "
-                "expected one tag for each picture"
+                f"the prompt has {tags} {IMAGE_TAG} tags and {len(layouts)} pictures came with "
+                "it; expected one tag for each picture"
             )
-        repeat = self.fusion.tokens_in_text
-        expanded = [
-            i for i in ids for _ in range(repeat if i == self.special_tokens.image_id else 1)
-        ]
-        return [*self.language.start_ids, *expanded]
+        image_id = self.special_tokens.image_id
+        return [*self.language.start_ids, *expand(ids, layouts, image_id)]
 
     def prepare(
         self,
         prompts: Sequence[str | Sequence[Span]],
-        pictures: Sequence[Sequence[Image.Image | Tensor]] = (),
+        pictures: Sequence[Sequence[Any]] = (),
         *,
         padding_side: str = "left",
     ) -> Batch:
@@ -156,7 +154,8 @@ class VisionLanguageModel(nn.Module):
         Args:
             prompts: Spans, or texts, with one `<image>` for each picture.
             pictures: For each prompt its pictures in order: PIL pictures, or what
-                `vision.preprocess` made of them (3, H, W), or clips (T, 3, H, W). Empty: none.
+                `vision.preprocess` made of them (3, H, W), or clips (T, 3, H, W), or whatever
+                else a medium of the model takes. Empty: none.
             padding_side: "left" for generation, either for anything else.
 
         Raises:
@@ -167,16 +166,21 @@ class VisionLanguageModel(nn.Module):
             raise PromptError(
                 f"{len(prompts)} prompts came with {len(per_prompt)} lists of pictures"
             )
-        rows = [
-            self.encode_text(text, len(own)) for text, own in zip(prompts, per_prompt, strict=True)
-        ]
+        opened, layouts, rows = [], [], []
+        for text, own in zip(prompts, per_prompt, strict=True):
+            inputs = [medium_of(self, source).open(self, source) for source in own]
+            here = layouts_of(self, inputs)
+            rows.append(self.encode_text(text, here))
+            opened += inputs
+            layouts += here
         ids, mask = pad(rows, self.pad_id, padding_side)
-        flat = [self._pixels(p) for own in per_prompt for p in own]
-        pixels = torch.stack(flat) if flat else None
-        return Batch(input_ids=ids, attention_mask=mask, pixels=pixels).to(self.device)
-
-    def _pixels(self, picture: Image.Image | Tensor) -> Tensor:
-        return picture if isinstance(picture, Tensor) else self.vision.preprocess(picture)
+        fixed = all(layout == self.layout for layout in layouts)
+        return Batch(
+            input_ids=ids,
+            attention_mask=mask,
+            pixels=stacked(opened) if opened else None,
+            layouts=None if fixed else tuple(layouts),
+        ).to(self.device)
 
     @property
     def pad_id(self) -> int:
@@ -191,12 +195,9 @@ class VisionLanguageModel(nn.Module):
 
     def encode_pictures(self, pixels: Tensor) -> Tensor:
         """Features (P, N, D_vision) of pictures, or (P, T, N, D_vision) of clips."""
-        if pixels.ndim == 4:
-            return cast(Tensor, self.vision(pixels))
-        features: Tensor = self.vision(pixels.flatten(0, 1))
-        return features.view(*pixels.shape[:2], *features.shape[1:])
+        return medium_of(self, pixels[0]).features(self, pixels)
 
-    def visual_tokens(self, batch: Batch) -> Tensor | None:
+    def visual_tokens(self, batch: Batch) -> Visual | None:
         """Visual tokens (P, M, D_visual) of the batch's pictures; None without pictures.
 
         Raises:
@@ -207,17 +208,32 @@ class VisionLanguageModel(nn.Module):
         source = next(
             (s for s in (batch.visual, batch.features, batch.pixels) if s is not None), None
         )
-        count = 0 if source is None else source.shape[0]
-        if tags != count * self.fusion.tokens_in_text:
+        count = 0 if source is None else len(source)
+        layouts = self._layouts(batch, count)
+        if len(layouts) != count or tags != sum(layout.places for layout in layouts):
+            places = [layout.places for layout in layouts]
+            each = f"{places}" if batch.layouts else f"{self.layout.places}"
             raise PromptError(
                 f"the batch has {count} pictures and {tags} {IMAGE_TAG} tokens; expected "
-                f"{self.fusion.tokens_in_text} tokens for each picture"
+                f"{each} tokens for each picture"
             )
-        if source is None or count == 0 or source is batch.visual:
-            return source if count else None
-        features = source if batch.features is not None else self.encode_pictures(source)
-        dtype = next(self.connector.parameters(), features).dtype
-        return cast(Tensor, self.connector(features.to(dtype)))
+        if source is None or count == 0:
+            return None
+        visual: Visual = source
+        if source is batch.features:
+            visual = connected(self, batch.features)
+        elif source is batch.pixels:
+            visual = stacked(visual_of(self, source))
+        for number, (own, layout) in enumerate(zip(visual, layouts, strict=True)):
+            if layout.holes and len(own) != layout.holes:
+                raise PromptError(
+                    f"picture {number} became {len(own)} visual tokens, and its layout has "
+                    f"{layout.holes} holes: expected the same number"
+                )
+        return visual
+
+    def _layouts(self, batch: Batch, count: int) -> Sequence[Layout]:
+        return [self.layout] * count if batch.layouts is None else batch.layouts
 
     @contextmanager
     def in_sight(
@@ -241,15 +257,14 @@ class VisionLanguageModel(nn.Module):
         sight = may_end = None
         if visual is not None:
             may_end = samples_with_pictures(is_image, batch.positions)
-            inline = self.fusion if isinstance(self.fusion, InlineFusion) else self.fusion.inline
-            if inline is not None:
-                embeddings = inline.embed(embeddings, is_image, visual)
-            if isinstance(self.fusion, CrossAttentionFusion):
-                tags = first_of_each(is_image, self.fusion.tokens_in_text)
-                sight = Sight(
-                    visual=visual,
-                    prompt=picture_of_token(tags, batch.attention_mask, batch.positions),
-                    begin=first_picture(tags, batch.positions),
+            embeddings = self.fusion.embed(embeddings, is_image, visual)
+            if self.fusion.sees != "nothing":
+                layouts = self._layouts(batch, len(visual))
+                tags = first_of_each(is_image, [layout.places for layout in layouts])
+                sight = self.fusion.look(
+                    visual,
+                    picture_of_token(tags, batch.attention_mask, batch.positions),
+                    first_picture(tags, batch.positions),
                     keep=decoding,
                 )
         with self.shown(sight, may_end, chosen):
@@ -266,15 +281,11 @@ class VisionLanguageModel(nn.Module):
             may_end: (B,) or (B, L) bool, which rows or tokens have pictures; None for none.
             chosen: (B, L) bool, the positions that logits are wanted of; None for all.
         """
-        self.special_tokens.may_end, self.special_tokens.chosen = may_end, chosen
-        try:
-            if isinstance(self.fusion, CrossAttentionFusion):
-                self.fusion.show(sight)
+        seen: AbstractContextManager[None] = nullcontext()
+        if sight is not None:
+            seen = self.language.hooked(partial(self.fusion.hook, self.language, sight))
+        with self.special_tokens.used(may_end, chosen), seen:
             yield
-        finally:
-            self.special_tokens.may_end = self.special_tokens.chosen = None
-            if isinstance(self.fusion, CrossAttentionFusion):
-                self.fusion.hide()
 
     def forward(self, batch: Batch, *, last: int = 0) -> Output:
         """Logits and loss of a batch.
@@ -335,8 +346,12 @@ def compose(
         dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
             A strip that is to be trained needs float32; training has a precision of its own.
 
+    Returns:
+        The model in evaluation mode; training switches its mode itself.
+
     Raises:
-        ConfigError: If a part is unknown, the parts do not fit, or there is no such device.
+        ConfigError: If a part is unknown, the parts do not fit, there is no such device, or `dtype`
+            would convert a `LanguageModel` or `VisionEncoder` that may be in use elsewhere.
 
     Example:
         >>> import isthmus as im
@@ -347,10 +362,12 @@ def compose(
         device = next(language.parameters()).device
     place = device_for(device)  # said before anything is loaded
     kind = None if dtype is None else dtype_for(dtype, place)
+    for part in (vision, language):
+        refuse_conversion(part, kind)
     encoder = load_vision(vision)
     lm = load_language(language, tokenizer=tokenizer)
     options = Inline() if fusion is None else fusion
-    width = visual_width(options, lm.width, encoder.shape.width)
+    width = fusion_config(options).width(lm.width, encoder.shape.width)
     strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
     config = ModelConfig(
         vision=encoder.config,
@@ -359,7 +376,7 @@ def compose(
         fusion=options,
         template=template,
     )
-    model = VisionLanguageModel(encoder, lm, strip, config)
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
     return model.to(device=place, dtype=kind)
 
 

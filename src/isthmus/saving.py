@@ -53,7 +53,7 @@ def load(
     Example:
         >>> import isthmus as im, tempfile
         >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
-        >>> im.load(im.save(model, tempfile.mkdtemp())).fusion.tokens_in_text
+        >>> len(im.load(im.save(model, tempfile.mkdtemp())).layout)
         16
     """
     kind = kind_of(source)

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.registry import FUSIONS
+
 
 @dataclass(frozen=True)
 class Part:
@@ -80,3 +83,29 @@ def flops_of(module: Callable[..., Any], *inputs: torch.Tensor) -> int:
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return int(counter.get_total_flops())
+
+
+def summary_of(model: Any) -> Summary:
+    """What a `VisionLanguageModel` is made of, and what an image costs in it."""
+    height, width = model.vision.image_size
+    pixels = torch.zeros(1, 3, height, width, device=model.device)
+    pixels = pixels.to(next(model.vision.parameters()).dtype)
+    features = model.vision(pixels)
+    connected = features.to(next(model.connector.parameters(), features).dtype)
+    flops = {
+        "vision": flops_of(model.vision.eager, pixels),
+        "connector": flops_of(model.connector, connected),
+    }
+    with torch.no_grad():
+        visual = model.connector(connected)
+    if cost := flops_of(model.fusion.project, visual):
+        flops["fusion"] = cost
+    described = {
+        "vision": (model.vision, model.config.vision.name),
+        "connector": (model.connector, type(model.connector).__name__),
+        "fusion": (model.fusion, FUSIONS.name_of(type(model.config.fusion))),
+        "special tokens": (model.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
+        "language": (model.language, model.config.language.name),
+    }
+    parts = tuple(Part(name, what, *count(m)) for name, (m, what) in described.items())
+    return Summary(parts, int(model.connector.num_tokens), len(model.layout), flops)

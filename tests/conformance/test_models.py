@@ -60,10 +60,17 @@ def test_text_only_is_bit_for_bit_the_bare_model(by_family: VisionLanguageModel)
 
 
 def test_closed_gates_are_bit_for_bit_the_bare_model(by_family: VisionLanguageModel) -> None:
-    fusion = by_family.config.fusion
-    if isinstance(fusion, im.Inline) or fusion.inline:
+    if by_family.fusion.in_text:
         pytest.skip("inline tokens stand in the text whatever the gates are")
     testing.check_closed_gates(by_family)
+
+
+def test_copies_give_the_same_logits(by_family: VisionLanguageModel) -> None:
+    testing.check_copies(by_family)
+
+
+def test_the_language_model_stays_free(by_family: VisionLanguageModel) -> None:
+    testing.check_language_model_is_free(by_family)
 
 
 def test_a_token_sees_only_pictures_before_it(by_family: VisionLanguageModel) -> None:
@@ -94,6 +101,7 @@ def test_frozen_tensors_survive_a_training_step(by_family: VisionLanguageModel) 
 @pytest.mark.parametrize("connector", CONNECTORS)
 def test_every_connector_with_every_fusion(connector: str, fusion: str) -> None:
     model = model_of("llama", connector, fusion)
+    testing.check_evaluation_mode(model)
     testing.check_text_is_untouched(model)
     testing.check_sight(model)
     testing.check_padding(model)

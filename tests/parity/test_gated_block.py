@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.config import CrossAttention
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.fusion.cross_attention import CrossAttention, GatedCrossAttentionBlock
 from isthmus.fusion.sight import Sight, first_picture, picture_of_token
 
 from .reference import TOLERANCE, copy, scramble

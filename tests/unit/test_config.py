@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from isthmus import Resampler, config, config_file
+import isthmus as im
+from isthmus import CrossAttention, Resampler, config, config_file
 from isthmus.errors import ConfigError
 from isthmus.registry import CONNECTORS
 
@@ -39,7 +40,7 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_reads_every_table(tmp_path: Path) -> None:
     run = config_file.read_run(write(tmp_path, RUN))
     assert run.model.connector == Resampler(latents=4)
-    assert run.model.fusion == config.CrossAttention(every=2)
+    assert run.model.fusion == CrossAttention(every=2)
     assert run.train.lr == 1.0
     assert isinstance(run.train.lr, float)
     assert run.data == (config.DataConfig(path="a.jsonl", questions=("What is it?",)),)
@@ -49,7 +50,7 @@ def test_overrides_win_and_take_toml_or_bare_strings(tmp_path: Path) -> None:
     path = write(tmp_path, RUN)
     run = config_file.read_run(path, ["train.steps=7", "vision.name=timm:vit", "fusion.every = 1"])
     assert (run.train.steps, run.model.vision.name) == (7, "timm:vit")
-    assert run.model.fusion == config.CrossAttention(every=1)
+    assert run.model.fusion == CrossAttention(every=1)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_model_config_survives_json(name: str) -> None:
         vision=config.VisionConfig(name="tiny-vit", feature_layer=-2),
         language=config.LanguageConfig(name="tiny-lm"),
         connector=CONNECTORS.find(name)(),
-        fusion=config.CrossAttention(every=3),
+        fusion=CrossAttention(every=3),
     )
     assert config_file.model_from_mapping(config_file.to_mapping(original)) == original
 
@@ -107,10 +108,10 @@ def test_a_model_config_survives_json(name: str) -> None:
         (config.TrainConfig, {"final_lr": 2}, "final_lr = 2: expected at least 0 and at most 1"),
         (config.TrainConfig, {"augment": 1}, "augment = 1: expected bool"),
         (config.TrainConfig, {"freeze": "connector."}, "freeze = 'connector.': expected a list"),
-        (config.CrossAttention, {"every": 0}, r"CrossAttention\.every = 0: expected at least 1"),
-        (config.CrossAttention, {"every": -1}, "every = -1"),
-        (config.CrossAttention, {"heads": 0}, "heads = 0"),
-        (config.CrossAttention, {"sees": "all"}, 'sees = "all": Choices: last, previous'),
+        (im.CrossAttention, {"every": 0}, r"CrossAttention\.every = 0: expected at least 1"),
+        (im.CrossAttention, {"every": -1}, "every = -1"),
+        (im.CrossAttention, {"heads": 0}, "heads = 0"),
+        (im.CrossAttention, {"sees": "all"}, 'sees = "all": Choices: last, previous'),
         (Resampler, {"latents": 2.5}, r"Resampler\.latents = 2\.5: expected int"),
         (config.DataConfig, {"path": Path("a")}, r"path = .*: expected str"),
         (config.VisionConfig, {"name": None}, "name = None: expected str"),

@@ -87,13 +87,14 @@ def test_a_block_that_also_changes_tokens_without_a_picture(monkeypatch: Patch) 
         return hidden + self.ffw_gate.tanh() * self.ffw(hidden)
 
     monkeypatch.setattr(GatedCrossAttentionBlock, "forward", everywhere)
-    show = model.fusion.show
+    shown = model.shown
 
-    def always(seen: Sight | None) -> None:
+    def always(seen: Sight | None, *rest: Any) -> Any:
         nothing = torch.full((1, 64), -1)
-        show(seen or Sight(visual=torch.zeros(1, 3, 32), prompt=nothing, begin=nothing))
+        seen = seen or Sight(visual=torch.zeros(1, 3, 32), prompt=nothing, begin=nothing)
+        return shown(seen, *rest)
 
-    monkeypatch.setattr(model.fusion, "show", always)
+    monkeypatch.setattr(model, "shown", always)
     with pytest.raises(AssertionError, match="a text-only prompt differs"):
         testing.check_text_is_untouched(model)
 
@@ -115,19 +116,19 @@ def test_pictures_that_stay_in_sight(monkeypatch: Patch) -> None:
     """What one prompt showed must be gone when the next one comes."""
     model = made()
     testing.check_text_is_untouched(model)
-    show = model.fusion.show
+    show = model.shown
 
     shown: list[Tensor] = []
 
-    def once_shown_always_shown(seen: Sight | None) -> None:
+    def once_shown_always_shown(seen: Sight | None, *rest: Any) -> Any:
         if seen is not None:
             shown.append(seen.visual)
         elif shown:
             prompt = torch.zeros(1, 64).long()
             seen = Sight(visual=shown[-1], prompt=prompt, begin=prompt)
-        show(seen)
+        return show(seen, *rest)
 
-    monkeypatch.setattr(model.fusion, "show", once_shown_always_shown)
+    monkeypatch.setattr(model, "shown", once_shown_always_shown)
     with pytest.raises(AssertionError, match="differs after pictures"):
         testing.check_text_is_untouched(model)
 

@@ -203,7 +203,8 @@ def trained_state(model: DualEncoder) -> dict[str, Tensor]:
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tuple(tensor.shape))
-        if not name.startswith(skipped) and key not in seen:
+        # all empty tensors lie at the same place, and share nothing
+        if not name.startswith(skipped) and (tensor.numel() == 0 or key not in seen):
             state[name] = tensor
             seen.add(key)
     return state

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from isthmus.config import LanguageConfig
 from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
@@ -79,6 +82,26 @@ def _silence_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+Hooks = Callable[[], Sequence[RemovableHandle]]
+"""Registers forward hooks and returns their handles."""
+
+
+class _Again:
+    """Registers hooks anew for as long as gradient checkpointing runs a layer a second time."""
+
+    def __init__(self, hooks: Sequence[Hooks]) -> None:
+        self.hooks = hooks
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        self._handles = [handle for register in self.hooks for handle in register()]
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
 class LanguageModel(nn.Module):
     """A frozen causal language model and its tokenizer.
 
@@ -101,7 +124,8 @@ class LanguageModel(nn.Module):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.config = config
-        find_decoder_layers(model, config.layers)  # an unfit model is refused here, not later
+        found = find_decoder_layers(model, config.layers)
+        self._layers_path = next(n for n, m in model.named_modules() if m is found)
         self.vocab_rows: int = self.input_embedding.weight.shape[0]
         self.width: int = self.input_embedding.weight.shape[1]
         model.requires_grad_(False)
@@ -109,12 +133,14 @@ class LanguageModel(nn.Module):
             self._add_lora(config.lora_rank)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._packs_by: str | None = None
+        self._hooks: tuple[Hooks, ...] = ()
         self.eval()
 
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in order."""
-        return find_decoder_layers(self.model, self.config.layers)
+        found: nn.ModuleList = self.model.get_submodule(self._layers_path)
+        return found
 
     @property
     def input_embedding(self) -> nn.Embedding:
@@ -155,13 +181,53 @@ class LanguageModel(nn.Module):
     def checkpoint_activations(self, on: bool = True) -> None:
         """Recomputes activations in the backward pass instead of keeping them, or stops doing so.
 
-        Transformers renamed the method between the versions that we support.
+        Transformers renamed the method between the versions that we support. Version 5.24
+        recomputes a layer's `forward`; version 5.17 recomputes its `__call__`, and with it the
+        layer's hooks. `hooked` serves both: it lends its hooks to the recomputation.
         """
         verb = "enable" if on else "disable"
         name = f"activation_checkpointing_{verb}"
         if not hasattr(self.model, name):
             name = f"gradient_checkpointing_{verb}"
-        getattr(self.model, name)(*([{"use_reentrant": False}] if on else []))
+        options = {"use_reentrant": False, "context_fn": self._recomputed}
+        getattr(self.model, name)(*([options] if on else []))
+        # Its hook on the embedding is for the reentrant kind, and can be neither copied nor pickled
+        if on and hasattr(self.model, "_require_grads_hook"):
+            self.model.disable_input_require_grads()
+
+    def _recomputed(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """The contexts that a checkpointed layer runs in: at first, and in the backward pass."""
+        return nullcontext(), _Again(self._hooks)
+
+    @contextmanager
+    def hooked(self, *hooks: Hooks) -> Iterator[None]:
+        """Registers forward hooks while the context lasts.
+
+        Outside of it the language model carries no hook of ours. So it can be copied, pickled and
+        shared by several models, and whoever calls it finds it as it was. A layer that gradient
+        checkpointing recomputes later sees the hooks of its own forward pass again.
+
+        Args:
+            *hooks: Functions that register hooks and return their handles.
+
+        Example:
+            >>> language = load_language("tiny-lm")
+            >>> def first() -> list[RemovableHandle]:
+            ...     return [language.layers[0].register_forward_pre_hook(lambda module, args: None)]
+            >>> with language.hooked(first):
+            ...     len(language.layers[0]._forward_pre_hooks)
+            1
+            >>> len(language.layers[0]._forward_pre_hooks)
+            0
+        """
+        outer = self._hooks
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_hooks", outer)
+            self._hooks = (*outer, *hooks)
+            for register in hooks:
+                for handle in register():
+                    stack.callback(handle.remove)
+            yield
 
     def places(self, attention_mask: Tensor, positions: Tensor | None) -> dict[str, Any]:
         """Mask and positions as the model's `forward` takes them.

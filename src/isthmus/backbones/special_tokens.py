@@ -1,9 +1,10 @@
 """`<image>` and `<|endofchunk|>`: trainable rows beside a frozen embedding.
 
 The language model's embedding is never resized. The two tokens get the ids just above its last
-row, so they can collide with nothing that its tokenizer makes; hooks on the embedding and on the
-head add their rows on the way in and their columns on the way out. Where no id lies above the
-last row and no picture is in sight, both hooks leave every value as it is.
+row, so they can collide with nothing that its tokenizer makes. During a forward pass of the whole
+model, hooks on the embedding and on the head add their rows on the way in and their columns on the
+way out. Where no id lies above the last row and no image is in sight, both hooks leave every value
+as it is. Between passes the language model carries no hook.
 
 Flamingo learns the end-of-chunk embedding anew too (Alayrac et al. 2022, appendix A.3.1).
 `<image>` is never produced: a model that draws it while decoding would change what every later
@@ -12,11 +13,13 @@ token may see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from isthmus.backbones.language import LanguageModel
 from isthmus.backbones.span_tokens import SpanTokenizer
@@ -25,7 +28,7 @@ from isthmus.prompt import Span
 
 
 class SpecialTokens(nn.Module):
-    """Input rows and output rows of the two tokens, hooked into a language model.
+    """Input rows and output rows of the two tokens, and the hooks that put them to use.
 
     Args:
         language: The language model; its own parameters are not touched.
@@ -64,10 +67,6 @@ class SpecialTokens(nn.Module):
         self.may_end: Tensor | None = None
         self.chosen: Tensor | None = None
         self._widened: Tensor | None = None
-        language.input_embedding.register_forward_pre_hook(self._hide_ids)
-        language.output_embedding.register_forward_pre_hook(self._choose)
-        language.output_embedding.register_forward_hook(self._add_columns)
-        language.model.register_forward_hook(self._forbid_again)
         self.spans = SpanTokenizer(language.tokenizer, self.image_id, self.end_id)
         self._language = [language]  # in a list: not a submodule of ours
 
@@ -79,6 +78,30 @@ class SpecialTokens(nn.Module):
         """
         return self.spans.encode([Span(text)] if isinstance(text, str) else text)
 
+    @contextmanager
+    def used(self, may_end: Tensor | None, chosen: Tensor | None = None) -> Iterator[None]:
+        """Puts the tokens to use in the language model's calls while the context lasts.
+
+        Args:
+            may_end: As the attribute.
+            chosen: As the attribute.
+        """
+        self.may_end, self.chosen = may_end, chosen
+        try:
+            with self._language[0].hooked(self._hook):
+                yield
+        finally:
+            self.may_end = self.chosen = self._widened = None
+
+    def _hook(self) -> list[RemovableHandle]:
+        language = self._language[0]
+        return [
+            language.input_embedding.register_forward_pre_hook(self._hide_ids),
+            language.output_embedding.register_forward_pre_hook(self._choose),
+            language.output_embedding.register_forward_hook(self._add_columns),
+            language.model.register_forward_hook(self._forbid_again),
+        ]
+
     def decode(self, ids: Tensor | list[int]) -> str:
         """Text of generated ids, without the two tokens and the model's special tokens."""
         kept = [int(i) for i in ids if int(i) < self.image_id]
@@ -86,8 +109,9 @@ class SpecialTokens(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings (B, L, D) of ids (B, L) in the language model's precision."""
-        embeddings: Tensor = self._language[0].input_embedding(input_ids)
         special = input_ids >= self.image_id
+        known = input_ids.masked_fill(special, 0)
+        embeddings: Tensor = self._language[0].input_embedding(known)
         rows = self.input_rows.to(embeddings.dtype)
         chosen = rows[(input_ids - self.image_id).clamp(0, 1)]
         return torch.where(special[..., None], chosen, embeddings)

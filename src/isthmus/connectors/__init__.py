@@ -98,7 +98,8 @@ def build_connector(
     if isinstance(options, nn.Module):
         _check_own(options, shape, width)
         return options
-    if isinstance(options, type) or not callable(getattr(options, "build", None)):
+    is_fusion = callable(getattr(options, "width", None))  # it has a method `build` too
+    if isinstance(options, type) or is_fusion or not callable(getattr(options, "build", None)):
         known = suggestion(str(options), CONNECTORS.names())
         raise ConfigError(
             f"{options!r} is no connector: expected its configuration, such as "

@@ -123,11 +123,11 @@ def tokenize(
     for own, learn in special.spans.encode_pieces(spans):
         for i in own:
             is_image = i == special.image_id
-            repeat = model.fusion.tokens_in_text if is_image else 1
-            if max_tokens is not None and len(ids) + repeat > max_tokens:
+            own = model.layout.written(i) if is_image else [i]
+            if max_tokens is not None and len(ids) + len(own) > max_tokens:
                 break
-            ids += [i] * repeat
-            learned += [learn and not is_image] * repeat
+            ids += own
+            learned += [learn and not is_image] * len(own)
             kept += is_image
         else:
             continue
@@ -217,7 +217,8 @@ def collate(
         attention_mask=mask,
         labels=labels,
         positions=positions if pack else None,
-        **{"features" if features else "pixels": pictures},
+        pixels=None if features else pictures,
+        features=pictures if features else None,
     )
     return Collated(batch, owner[owner != IGNORED])
 

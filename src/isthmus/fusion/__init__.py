@@ -1,47 +1,69 @@
-"""Where visual tokens meet the text: `inline` (early) or `cross_attention` (deep)."""
+"""Where visual tokens meet the text: `inline` (early) or `cross_attention` (deep).
+
+A fusion of your own is a configuration with `width` and `build`, which makes a module that fits
+`Fusion`; pass it to `compose`. See `isthmus.fusion.base`.
+"""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from torch import nn
+
 from isthmus.backbones.language import LanguageModel
-from isthmus.config import CrossAttention, Inline
 from isthmus.errors import ConfigError, suggestion
-from isthmus.fusion.inject import CrossAttentionFusion
-from isthmus.fusion.inline import InlineFusion
+from isthmus.fusion.base import Fusion, FusionConfig, Visual
+from isthmus.registry import FUSIONS
 
-__all__ = [
-    "FUSIONS",
-    "CrossAttentionFusion",
-    "Fusion",
-    "InlineFusion",
-    "build_fusion",
-    "visual_width",
-]
-FUSIONS = {"inline": InlineFusion, "cross_attention": CrossAttentionFusion}
-Fusion = InlineFusion | CrossAttentionFusion
+__all__ = ["Fusion", "FusionConfig", "Visual", "build_fusion", "fusion_config"]
+MEMBERS = (
+    *("visual_width", "in_text", "sees", "blocks"),
+    *("layout", "embed", "look", "hook", "project", "gates", "activation_bytes"),
+)
+"""What a module needs to fit `Fusion`."""
 
 
-def visual_width(config: Inline | CrossAttention, language_width: int, vision_width: int) -> int:
-    """The width that visual tokens must have for a fusion.
-
-    Inline tokens stand between words and have the language model's width. Flamingo's keep the
-    vision encoder's width, unless the configuration names another.
-    """
-    if isinstance(config, Inline) or (config.inline and config.visual_width is None):
-        return language_width
-    return config.visual_width or vision_width
-
-
-def build_fusion(
-    config: Inline | CrossAttention, language: LanguageModel, connector: object
-) -> Fusion:
-    """The fusion module for a connector's visual tokens.
+def fusion_config(options: Any) -> FusionConfig:
+    """The options themselves, if they are the configuration of a fusion.
 
     Raises:
-        ConfigError: If `config` is no fusion.
+        ConfigError: If they are not.
+
+    Example:
+        >>> from isthmus.fusion.inline import Inline
+        >>> fusion_config(Inline()).width(language_width=64, vision_width=32)
+        64
     """
-    tokens, width = int(connector.num_tokens), int(connector.width)  # type: ignore[attr-defined]
-    if isinstance(config, Inline):
-        return InlineFusion(tokens)
-    if isinstance(config, CrossAttention):
-        return CrossAttentionFusion(config, language, width, tokens)
-    raise ConfigError(f"{config!r} is no fusion: {suggestion('', FUSIONS)}")
+    methods = [callable(getattr(options, name, None)) for name in ("width", "build")]
+    if isinstance(options, type) or not all(methods):
+        known = suggestion(str(options), FUSIONS.names())
+        raise ConfigError(
+            f"{options!r} is no fusion: expected its configuration, such as "
+            f"isthmus.CrossAttention(every=4), with methods width and build. {known}"
+        )
+    return cast(FusionConfig, options)
+
+
+def build_fusion(options: Any, language: LanguageModel, visual_width: int) -> Fusion:
+    """The fusion module of a configuration.
+
+    Args:
+        options: The configuration.
+        language: The language model that it is built for.
+        visual_width: Width of the visual tokens, as `options.width` says.
+
+    Raises:
+        ConfigError: If `options` configures no fusion, or what it builds does not fit `Fusion`.
+    """
+    made = fusion_config(options).build(language, visual_width)
+    missing = [name for name in MEMBERS if not hasattr(made, name)]
+    if not isinstance(made, nn.Module):
+        missing.insert(0, "torch.nn.Module as its base")
+    if missing:
+        raise ConfigError(f"{type(made).__name__} is no fusion: it lacks {', '.join(missing)}")
+    if made.visual_width != visual_width:
+        raise ConfigError(
+            f"{type(made).__name__}.visual_width is {made.visual_width}: expected {visual_width}, "
+            "which its configuration asked for"
+        )
+    return cast(Fusion, made)

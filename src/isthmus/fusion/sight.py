@@ -11,10 +11,17 @@ length of the longest segment.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from isthmus.backbones.states import states_in
+from isthmus.fusion.base import Visual
 
 
 def picture_of_token(
@@ -62,18 +69,23 @@ def first_picture(is_image: Tensor, positions: Tensor | None = None) -> Tensor:
     return starts.cummax(dim=1).values  # counts never fall along a row
 
 
-def first_of_each(is_image: Tensor, repeat: int) -> Tensor:
-    """Where each picture begins, if its tag stands `repeat` times in a row.
+def first_of_each(is_image: Tensor, places: int | Sequence[int]) -> Tensor:
+    """Where each image begins.
 
     Args:
-        is_image: (B, L) bool, where `<image>` stands.
-        repeat: How often it stands for one picture.
+        is_image: (B, L) bool, the places of all images, row after row.
+        places: How many each image has: one number for all, or one for each.
 
     Example:
-        >>> first_of_each(torch.tensor([[0, 1, 1, 1, 1]]).bool(), 2).long().tolist()
-        [[0, 1, 0, 1, 0]]
+        >>> tags = torch.tensor([[0, 1, 1, 1, 1]]).bool()
+        >>> first_of_each(tags, 2).long().tolist(), first_of_each(tags, [1, 3]).long().tolist()
+        ([[0, 1, 0, 1, 0]], [[0, 1, 1, 0, 0]])
     """
-    return is_image & ((is_image.long().cumsum(dim=1) - 1) % repeat == 0)
+    number = is_image.flatten().long().cumsum(dim=0).view_as(is_image) - 1
+    if isinstance(places, int):
+        return is_image & (number % places == 0)
+    counts = torch.tensor(list(places), device=is_image.device, dtype=torch.long)
+    return is_image & torch.isin(number, counts.cumsum(dim=0) - counts)
 
 
 def samples_with_pictures(is_image: Tensor, positions: Tensor | None) -> Tensor:
@@ -135,7 +147,7 @@ class Sight:
     """What the rows of one batch may see, for a prompt and for the tokens decoded after it.
 
     Attributes:
-        visual: (P, M, D_visual) visual tokens of the batch's pictures.
+        visual: (P, M, D_visual) visual tokens of the batch's pictures, padded to the longest.
         prompt: (B, L) as `picture_of_token` gives it.
         begin: (B, L) as `first_picture` gives it.
         keep: Whether K and V are kept between forward passes: while decoding, never in training.
@@ -143,6 +155,7 @@ class Sight:
         segments: The grouping of the forward pass under way.
         seen: (B', L') the part of `prompt`, or what lies behind it, that is under way.
         seen_from: (B', L') likewise of `begin`.
+        valid: (P, M) bool, False at padding of `visual`; None where there is none.
     """
 
     visual: Tensor
@@ -153,6 +166,7 @@ class Sight:
     segments: Segments | None = None
     seen: Tensor | None = None
     seen_from: Tensor | None = None
+    valid: Tensor | None = None
 
     @property
     def last(self) -> Tensor:
@@ -168,6 +182,7 @@ class Sight:
         rows = torch.arange(last.shape[0], device=last.device)
         index = last.clamp(min=0)
         self.visual = self.visual[index]
+        self.valid = None if self.valid is None else self.valid[index]
         self.keys_values = {b: (k[index], v[index]) for b, (k, v) in self.keys_values.items()}
         self.prompt = torch.where(last < 0, last, rows)[:, None]
         self.begin = rows[:, None]
@@ -192,3 +207,101 @@ class Sight:
         self.seen = here.repeat_interleave(repeat, dim=0)
         self.seen_from = begin.repeat_interleave(repeat, dim=0)
         self.segments = group_tokens(self.seen)
+
+
+def follow(sight: Sight, module: nn.Module, args: Any, kwargs: Any, *, narrow: bool) -> None:
+    """A forward pre-hook of a language model: tells a sight which tokens a pass is about.
+
+    Registered as `partial(follow, sight, narrow=...)`, `with_kwargs=True`.
+
+    Args:
+        sight: Who sees what; its `seen`, `seen_from` and `segments` are then those of the pass.
+        module: The language model.
+        args: As it was called.
+        kwargs: As it was called.
+        narrow: Whether decoded tokens see each row's last image alone, so that the others need
+            not be kept.
+    """
+    tokens = kwargs.get("inputs_embeds")
+    if tokens is None:
+        tokens = args[0] if args else kwargs["input_ids"]
+    cache = states_in(kwargs)
+    past = 0 if cache is None else int(cache.get_seq_length())
+    decoding = past >= sight.prompt.shape[1]
+    if decoding and sight.keep and narrow and sight.prompt.shape[1] > 1:
+        sight.narrow()
+    sight.advance(rows=tokens.shape[0], length=tokens.shape[1], past=past)
+
+
+def padded(visual: Visual) -> tuple[Tensor, Tensor | None]:
+    """Visual tokens as (P, M, D_visual), and which are no padding: (P, M) bool, or None for all.
+
+    Example:
+        >>> tokens, valid = padded([torch.zeros(1, 4), torch.zeros(3, 4)])
+        >>> tokens.shape, valid.long().tolist()
+        (torch.Size([2, 3, 4]), [[1, 0, 0], [1, 1, 1]])
+    """
+    if isinstance(visual, Tensor):
+        return visual, None
+    lengths = torch.tensor([len(own) for own in visual])
+    tokens = pad_sequence(list(visual), batch_first=True)
+    if int(lengths.min()) == tokens.shape[1]:
+        return tokens, None
+    valid = torch.arange(tokens.shape[1]) < lengths[:, None]
+    return tokens, valid.to(tokens.device)
+
+
+def sight_of(visual: Visual, prompt: Tensor, begin: Tensor, *, keep: bool) -> Sight:
+    """A `Sight` of visual tokens that may differ in number.
+
+    Args:
+        visual: Visual tokens of the images.
+        prompt: As the attribute of `Sight`.
+        begin: As the attribute of `Sight`.
+        keep: As the attribute of `Sight`.
+    """
+    tokens, valid = padded(visual)
+    return Sight(visual=tokens, prompt=prompt, begin=begin, keep=keep, valid=valid)
+
+
+def together(sights: Sequence[Sight | None], device: torch.device) -> Sight | None:
+    """What rows see while they decode, as one batch; each of one row, None for nothing."""
+    there = [s for s in sights if s is not None]
+    if not there:
+        return None
+    last, begin, count = [], [], 0
+    for sight in sights:
+        if sight is None:
+            last.append(-1)
+            begin.append(0)
+            continue
+        last.append(count + int(sight.last))
+        begin.append(count + int(sight.begin[0, -1]))
+        count += len(sight.visual)
+    longest = max(s.visual.shape[1] for s in there)
+    ragged = any(s.valid is not None or s.visual.shape[1] < longest for s in there)
+
+    def stacked(tensors: Sequence[Tensor]) -> Tensor:
+        """(P, ..., M, D) padded to the longest M and put behind one another."""
+        return torch.cat([F.pad(t, (0, 0, 0, longest - t.shape[-2])) for t in tensors])
+
+    return Sight(
+        visual=stacked([s.visual for s in there]),
+        prompt=torch.tensor(last, device=device)[:, None],
+        begin=torch.tensor(begin, device=device)[:, None],
+        keep=True,
+        keys_values={
+            block: (
+                stacked([s.keys_values[block][0] for s in there]),
+                stacked([s.keys_values[block][1] for s in there]),
+            )
+            for block in there[0].keys_values
+        },
+        valid=stacked([_valid(s) for s in there]).squeeze(2) if ragged else None,
+    )
+
+
+def _valid(sight: Sight) -> Tensor:
+    """(P, M, 1) bool."""
+    whole = torch.ones(sight.visual.shape[:2], dtype=torch.bool, device=sight.visual.device)
+    return (whole if sight.valid is None else sight.valid)[..., None]

@@ -22,12 +22,12 @@ from isthmus.generation.prefix import (
     Symbols,
     boundary,
     can_be_cut,
-    common,
     fork,
 )
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
-from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
+from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
 from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
+from isthmus.medium import stacked
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 
@@ -89,18 +89,7 @@ class Engine:
             if id(picture) not in known:
                 known[id(picture)] = content_of(picture)
         contents = [known[id(p)] for p in prompt.pictures]
-        hashes = tuple(key for key, _ in contents)
-        ids = tuple(self.model.encode_text(prompt.spans, len(hashes)))
-        symbols = symbols_of(self.model, ids, hashes)
-        shared = 0
-        if prompt.shared:
-            start = prompt.beginning(prompt.shared)
-            own = tuple(self.model.encode_text(start.spans, len(start.pictures)))
-            # the text's last token may look different when it goes on
-            shared = common(symbols_of(self.model, own, hashes), symbols)
-        last = min(shared, len(ids) - 1)
-        shared = boundary(symbols, last, self.model.fusion.tokens_in_text)
-        return Encoded(ids, symbols, hashes, shared), dict(contents)
+        return encode_prompt(self.model, prompt, contents), dict(contents)
 
     def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
@@ -114,15 +103,11 @@ class Engine:
         states, past = None, 0
         if near is not None:
             kept, start = near
-            start = boundary(
-                symbols, min(start, len(symbols) - 1), self.model.fusion.tokens_in_text
-            )
+            start = boundary(symbols, min(start, len(symbols) - 1), prompt.layouts)
             if start and (start == len(kept.symbols) or can_be_cut(kept.states)):
                 states, past = fork(kept.states, start), start
-        count = sum(isinstance(s, str) for s in symbols) // self.model.fusion.tokens_in_text
-        hashes = prompt.pictures[:count]
-        part = Encoded(prompt.ids[: prompt.shared], symbols, hashes, 0)
-        visual = self._visual.of([(h, pictures[h]) for h in hashes])
+        part = prompt.first(prompt.shared)
+        visual = self._visual.of([(h, pictures[h]) for h in part.pictures])
         rows = Rows(self.model, [part], visual, states, past)
         rows.prefill()
         self._statistics.prefill_tokens += len(symbols) - past
@@ -300,17 +285,18 @@ class Engine:
         visual = None
         if prompt.pictures:
             known = self._visual.of([(h, pictures[h]) for h in prompt.pictures])
-            visual = torch.stack([known[h] for h in prompt.pictures])
+            visual = stacked([known[h] for h in prompt.pictures])
         device = self.model.device
         ids = torch.tensor([prompt.ids], device=device)
-        batch = Batch(ids, torch.ones_like(ids), visual=visual)
+        batch = Batch(ids, torch.ones_like(ids), visual=visual, layouts=prompt.layouts)
         options = {"num_beams": num_beams, "do_sample": False}
         new = generate(self.model, batch, max_new_tokens=most, stop=stop, **options)[0]
         whole = torch.cat([ids, new[None]], dim=1)
+        mask = torch.ones_like(whole)
         labels = whole.masked_fill(
             torch.arange(whole.shape[1], device=device) < len(prompt.ids), -100
         )
-        out = self.model(Batch(whole, torch.ones_like(whole), visual=visual, labels=labels))
+        out = self.model(replace(batch, input_ids=whole, attention_mask=mask, labels=labels))
         assert out.token_losses is not None
         ends = {*self.model.language.end_ids(), self.model.special_tokens.end_id}
         finished = len(new) < most or int(new[-1]) in ends or self._stopped(new.tolist(), stop)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from isthmus.images import open_picture
+from isthmus.medium import medium_of, visual_of
 from isthmus.model import VisionLanguageModel
 
 ENCODED_AT_ONCE = 16
@@ -77,19 +77,12 @@ class VisualTokens:
                 result[key] = self._kept[key]
         for i in range(0, len(missing), ENCODED_AT_ONCE):
             keys = missing[i : i + ENCODED_AT_ONCE]
-            pixels = torch.stack([self._pixels(wanted[key]) for key in keys])
-            features = self.model.encode_pictures(pixels.to(self.model.device))
-            dtype = next(self.model.connector.parameters(), features).dtype
-            visual = self.model.connector(features.to(dtype))
-            for key, tokens in zip(keys, visual, strict=True):
+            sources = [wanted[key] for key in keys]
+            opened = [medium_of(self.model, s).open(self.model, s) for s in sources]
+            for key, tokens in zip(keys, visual_of(self.model, opened), strict=True):
                 result[key] = self._kept[key] = tokens.clone()
                 self.bytes += tokens.numel() * tokens.element_size()
         while self.bytes > self.memory and self._kept:
             _, tokens = self._kept.popitem(last=False)
             self.bytes -= tokens.numel() * tokens.element_size()
         return result
-
-    def _pixels(self, source: Any) -> Tensor:
-        if isinstance(source, Tensor):
-            return source
-        return self.model.vision.preprocess(open_picture(source))

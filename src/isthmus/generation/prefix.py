@@ -1,7 +1,7 @@
 """Prefixes that many prompts share, computed once and never changed.
 
-A prefix is known by its symbols: the token ids of its text, and for each visual token that stands
-in the text the hash of its picture's content. The states of a prefix, what the language model's
+A prefix is known by its symbols: the token ids of its text, and for each token of an image's
+layout the hash of that image's content. The states of a prefix, what the language model's
 layers keep of it, are shared by all that continue it: a continuation appends to a fork, whose
 tensors are views of the prefix's own until something is appended, which makes new ones.
 
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers.cache_utils import DynamicLayer
+
+from isthmus.layout import Layout, whole_images
 
 Symbols = tuple[int | str, ...]
 
@@ -91,9 +93,9 @@ def common(a: Sequence[int | str], b: Sequence[int | str]) -> int:
 
 
 def boundary(
-    symbols: Sequence[int | str], place: int, tokens_in_text: int, *, down: bool = True
+    symbols: Sequence[int | str], place: int, layouts: Sequence[Layout], *, down: bool = True
 ) -> int:
-    """The place itself, or an end of the image whose tokens it would cut in two.
+    """The place itself, or an end of the image whose layout it would cut in two.
 
     The tokens of an image enter the language model together, so no prefix and no piece of a prompt
     ends between them.
@@ -101,17 +103,20 @@ def boundary(
     Args:
         symbols: The symbols of a prompt.
         place: How many of them a prefix would hold.
-        tokens_in_text: How many visual tokens stand in the text for each image.
+        layouts: The layouts of the prompt's images.
         down: Whether the place before the image is taken, or the one behind it.
 
     Example:
-        >>> boundary([7, "a", "a", "a", 8], 2, 3), boundary([7, "a", "a", "a", 8], 2, 3, down=False)
+        >>> symbols, layouts = [7, "a", "a", "a", 8], [Layout((HOLE,) * 3)]
+        >>> boundary(symbols, 2, layouts), boundary(symbols, 2, layouts, down=False)
         (1, 4)
     """
-    inside = sum(isinstance(s, str) for s in symbols[:place]) % tokens_in_text
+    passed = sum(isinstance(s, str) for s in symbols[:place])
+    whole = whole_images(passed, layouts)
+    inside = passed - sum(len(layout) for layout in layouts[:whole])
     if not inside:
         return place
-    return place - inside if down else place - inside + tokens_in_text
+    return place - inside if down else place - inside + len(layouts[whole])
 
 
 class PrefixStore:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.backbones.states import as_states, states_in
-from isthmus.fusion import CrossAttentionFusion, InlineFusion
 from isthmus.fusion.sight import Sight, first_of_each
-from isthmus.generation.prefix import Symbols
+from isthmus.generation.prefix import Symbols, boundary, common
+from isthmus.layout import Layout, starts, whole_images
+from isthmus.medium import layouts_of, stacked
 from isthmus.model import VisionLanguageModel
+from isthmus.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -25,41 +27,82 @@ class Encoded:
     """A prompt as the language model will read it.
 
     Attributes:
-        ids: Token ids, `<image>` repeated as the fusion needs it.
-        symbols: The ids, hashes of pictures in place of `<image>`.
-        pictures: Hashes of its pictures, in their order.
-        shared: How many tokens other prompts share.
+        ids: Token ids, each image's layout among them.
+        symbols: The ids, hashes of images in place of their layouts.
+        pictures: Hashes of its images, in their order.
+        layouts: Their layouts.
+        shared: How many tokens other prompts share; they end in no layout.
     """
 
     ids: tuple[int, ...]
     symbols: Symbols
     pictures: tuple[str, ...]
-    shared: int
+    layouts: tuple[Layout, ...]
+    shared: int = 0
+
+    def images_before(self, past: int) -> int:
+        """How many images lie in whole among the first `past` tokens."""
+        return whole_images(sum(isinstance(s, str) for s in self.symbols[:past]), self.layouts)
+
+    def first(self, count: int) -> Encoded:
+        """The first so many tokens as a prompt of their own."""
+        shown = self.images_before(count)
+        return Encoded(
+            self.ids[:count], self.symbols[:count], self.pictures[:shown], self.layouts[:shown]
+        )
 
 
 def seen_after(model: VisionLanguageModel, prompt: Encoded, past: int) -> tuple[str, ...]:
     """Hashes of the pictures that tokens behind the first `past` may see.
 
-    Those whose tags stand there; the last one before, which they see until a tag of their own; and
-    all of them where tokens see every picture before them.
+    Those whose tags stand there; the last one before, which they see until a tag of their own, if
+    the fusion shows it; and all of them where tokens see every picture before them.
     """
-    fusion = model.fusion
-    if isinstance(fusion, CrossAttentionFusion) and fusion.sees == "previous":
+    if model.fusion.sees == "previous":
         return prompt.pictures
-    return prompt.pictures[max(0, pictures_before(model, prompt, past) - 1) :]
+    before = prompt.images_before(past)
+    return prompt.pictures[max(0, before - (model.fusion.sees == "last")) :]
 
 
-def pictures_before(model: VisionLanguageModel, prompt: Encoded, past: int) -> int:
-    """How many pictures have their tags among the first `past` tokens."""
-    tags = prompt.ids[:past].count(model.special_tokens.image_id)
-    return tags // model.fusion.tokens_in_text
+def symbols_of(
+    model: VisionLanguageModel,
+    ids: Sequence[int],
+    hashes: Sequence[str],
+    layouts: Sequence[Layout],
+) -> Symbols:
+    """Token ids, those of each image's layout told by the image's hash."""
+    symbols: list[int | str] = list(ids)
+    begins = starts(ids, layouts, model.special_tokens.image_id)
+    for start, key, layout in zip(begins, hashes, layouts, strict=False):
+        symbols[start : start + len(layout)] = [key] * len(layout)
+    return tuple(symbols)
 
 
-def symbols_of(model: VisionLanguageModel, ids: Sequence[int], hashes: Sequence[str]) -> Symbols:
-    """Token ids, each visual token that stands in the text told by its picture's hash."""
-    image, repeat = model.special_tokens.image_id, model.fusion.tokens_in_text
-    places = iter([key for key in hashes for _ in range(repeat)])
-    return tuple(next(places) if i == image else i for i in ids)
+def encode_prompt(
+    model: VisionLanguageModel, prompt: Prompt, contents: Sequence[tuple[str, Any]]
+) -> Encoded:
+    """A prompt as tokens; what it shares ends in no layout.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        contents: Its images as `content_of` gives them.
+
+    Raises:
+        PromptError: If tags and pictures do not match.
+    """
+    hashes = tuple(key for key, _ in contents)
+    layouts = tuple(layouts_of(model, [source for _, source in contents]))
+    ids = tuple(model.encode_text(prompt.spans, layouts))
+    symbols = symbols_of(model, ids, hashes, layouts)
+    shared = 0
+    if prompt.shared:
+        start = prompt.beginning(prompt.shared)
+        shown = layouts[: len(start.pictures)]
+        own = symbols_of(model, model.encode_text(start.spans, shown), hashes, shown)
+        # the text's last token may look different when it goes on
+        shared = boundary(symbols, min(common(own, symbols), len(ids) - 1), layouts)
+    return Encoded(ids, symbols, hashes, layouts, shared)
 
 
 class Rows:
@@ -98,26 +141,24 @@ class Rows:
         self._ids, self._mask = ids.to(device), mask.to(device)
         self._may_end: Tensor | None = None
         self._sight: Sight | None = None
-        self._inline: Tensor | None = None
+        self._new: list[Tensor] = []
         if any(p.pictures for p in prompts):
             self._look(prompts, visual, past)
 
     def _look(self, prompts: Sequence[Encoded], visual: Mapping[str, Tensor], past: int) -> None:
         """Finds out which row sees what; `past` as above."""
         model, device = self.model, self.model.device
-        fusion = model.fusion
-        image = model.special_tokens.image_id
         self._may_end = torch.tensor([bool(p.pictures) for p in prompts], device=device)
-        before = [pictures_before(model, p, past) for p in prompts]
-        inline = fusion if isinstance(fusion, InlineFusion) else fusion.inline
-        new = [h for p, n in zip(prompts, before, strict=True) for h in p.pictures[n:]]
-        if inline is not None and new:
-            self._inline = torch.stack([visual[h] for h in new])
-        if not isinstance(fusion, CrossAttentionFusion):
+        before = [p.images_before(past) for p in prompts]
+        behind = list(zip(prompts, before, strict=True))
+        if model.fusion.in_text:
+            self._new = [visual[h] for p, n in behind for h in p.pictures[n:]]
+        if model.fusion.sees == "nothing":
             return
         # each row's pictures are numbered from 0; then the ones that are seen from here on get
         # places in one stack, in the order of rows
-        tags = first_of_each(self._ids == image, fusion.tokens_in_text)
+        places = [layout.places for p, n in behind for layout in p.layouts[n:]]
+        tags = first_of_each(self._ids == model.special_tokens.image_id, places)
         ordinal = tags.long().cumsum(dim=1) + torch.tensor(before, device=device)[:, None] - 1
         ordinal = ordinal.masked_fill(self._mask[:, past:] == 0, -1)
         seen, begin = torch.full_like(self._mask, -1), torch.zeros_like(self._mask)
@@ -129,7 +170,7 @@ class Rows:
             seen[row, past:] = torch.where(here < 0, here, here - first + len(stack))
             begin[row] = len(stack)
             stack.extend(visual[h] for h in hashes)
-        self._sight = Sight(torch.stack(stack), seen, begin, keep=True)
+        self._sight = model.fusion.look(stacked(stack), seen, begin, keep=True)
 
     def _forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
         """Logits (B, K, V) of the last K tokens; the states grow by all of them."""
@@ -157,12 +198,9 @@ class Rows:
     def prefill(self) -> Tensor:
         """Logits (B, V) after the prompts."""
         embeddings = self.model.special_tokens.embed(self._ids)
-        if self._inline is not None:
-            fusion = self.model.fusion
-            inline = fusion if isinstance(fusion, InlineFusion) else fusion.inline
-            assert inline is not None
+        if self._new:
             is_image = self._ids == self.model.special_tokens.image_id
-            embeddings = inline.embed(embeddings, is_image, self._inline)
+            embeddings = self.model.fusion.embed(embeddings, is_image, self._new)
         positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self._ids.shape[1] :]
         return self._forward(embeddings, self._mask, positions, keep=1)[:, -1]
 
@@ -204,7 +242,7 @@ class Rows:
 
     def seen(self) -> tuple[Tensor | None, Sight | None]:
         """What tokens decoded from here on see: which rows have pictures, and what of them."""
-        if self._sight is not None and cast(CrossAttentionFusion, self.model.fusion).sees == "last":
+        if self._sight is not None and self.model.fusion.sees == "last":
             self._sight.narrow()
         return self._may_end, self._sight
 

@@ -18,6 +18,7 @@ from types import TracebackType
 import torch
 
 from isthmus.errors import EngineClosed, PromptError, QueueFull
+from isthmus.medium import layouts_of
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 from isthmus.serving.batch import Job, Observer, RunningBatch
@@ -124,7 +125,7 @@ class ServingEngine:
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         with self._tokenizing:
-            return self.model.encode_text(prompt.spans, len(prompt.pictures))
+            return self.model.encode_text(prompt.spans, layouts_of(self.model, prompt.pictures))
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queues a request; what is wrong with it is said here.

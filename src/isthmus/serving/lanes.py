@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 
 from isthmus.backbones.language import LanguageModel
 from isthmus.backbones.states import as_states, states_in
-from isthmus.fusion.sight import Sight
+from isthmus.fusion.sight import Sight, together
 from isthmus.generation.prefix import bytes_of, can_be_cut
 from isthmus.generation.rows import Rows
 from isthmus.model import VisionLanguageModel
@@ -221,35 +221,6 @@ class Lanes:
         device = self.model.device
         self._may_end = torch.tensor(ends, device=device) if any(ends) else None
         self._sight = together([sight for _, sight in self._seen], device)
-
-
-def together(sights: Sequence[Sight | None], device: torch.device) -> Sight | None:
-    """What rows see while they decode, as one batch; each of one row, None for nothing."""
-    there = [s for s in sights if s is not None]
-    if not there:
-        return None
-    last, begin, count = [], [], 0
-    for sight in sights:
-        if sight is None:
-            last.append(-1)
-            begin.append(0)
-            continue
-        last.append(count + int(sight.last))
-        begin.append(count + int(sight.begin[0, -1]))
-        count += len(sight.visual)
-    return Sight(
-        visual=torch.cat([s.visual for s in there]),
-        prompt=torch.tensor(last, device=device)[:, None],
-        begin=torch.tensor(begin, device=device)[:, None],
-        keep=True,
-        keys_values={
-            block: (
-                torch.cat([s.keys_values[block][0] for s in there]),
-                torch.cat([s.keys_values[block][1] for s in there]),
-            )
-            for block in there[0].keys_values
-        },
-    )
 
 
 class Apart:

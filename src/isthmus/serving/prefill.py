@@ -11,6 +11,7 @@ from torch import Tensor
 from isthmus.generation.pictures import VisualTokens, content_of
 from isthmus.generation.prefix import PrefixStore, boundary, bytes_of, can_be_cut, fork
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
+from isthmus.medium import layouts_of
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 
@@ -25,7 +26,9 @@ def encoded(
     """
     contents = [content_of(p) for p in prompt.pictures]
     hashes = tuple(key for key, _ in contents)
-    return Encoded(tuple(ids), symbols_of(model, ids, hashes), hashes, 0), dict(contents)
+    layouts = tuple(layouts_of(model, [source for _, source in contents]))
+    symbols = symbols_of(model, ids, hashes, layouts)
+    return Encoded(tuple(ids), symbols, hashes, layouts), dict(contents)
 
 
 @dataclass(eq=False)
@@ -79,7 +82,7 @@ class Prefiller:
         if near is not None:
             prefix, shared = near
             last = min(shared, len(prompt.ids) - 1)
-            past = boundary(prompt.symbols, last, self.model.fusion.tokens_in_text)
+            past = boundary(prompt.symbols, last, prompt.layouts)
             if past and (past == len(prefix.symbols) or can_be_cut(prefix.states)):
                 job.states, job.past = fork(prefix.states, past), past
         self.hits += job.past > 0
@@ -91,14 +94,9 @@ class Prefiller:
     def advance(self, job: Prefill, most: int) -> tuple[Rows, Tensor] | None:
         """Computes about so many tokens; the row and its logits (1, V) once all are."""
         prompt = job.prompt
-        repeat = self.model.fusion.tokens_in_text
         last = min(job.past + most, len(prompt.ids))
-        end = boundary(prompt.symbols, last, repeat, down=False)
-        part = prompt
-        if end < len(prompt.ids):
-            shown = sum(isinstance(s, str) for s in prompt.symbols[:end])
-            own = prompt.pictures[: shown // repeat]
-            part = Encoded(prompt.ids[:end], prompt.symbols[:end], own, 0)
+        end = boundary(prompt.symbols, last, prompt.layouts, down=False)
+        part = prompt.first(end) if end < len(prompt.ids) else prompt
         needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
         job.visual |= self.visual.of([(h, job.pictures[h]) for h in part.pictures if h in needed])
         rows = Rows(self.model, [part], job.visual, job.states, job.past)

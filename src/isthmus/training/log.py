@@ -2,7 +2,7 @@
 
     {"step": 20, "loss": 2.31, "losses": {"pairs": 2.1}, "norm": 1.2, "lr": 0.001, "samples": 64,
      "tokens": 400, "samples_per_second": 30.1, "tokens_per_second": 190.0,
-     "gates": {"15": [0.46, 0.47]}}                                a step; gates after tanh
+     "gates": {"15": {"attention": 0.46, "ffw": 0.47}}}            a step; gates after tanh
     {"step": 500, "evaluation": {"pairs": 2.0}, "held_out_loss": 2.0}
     {"step": 500, "answers": [{"pictures": [...], "question": ..., "answer": ..., "expected": ...}]}
     {"step": 37, "broken": [{"picture": "a.jpg", "why": "..."}]}
@@ -83,8 +83,8 @@ def _scalars(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
         if key == "step":
             continue
         if key == "gates":
-            for layer, pair in value.items():
-                found += [(f"gates/{layer}-attention", pair[0]), (f"gates/{layer}-ffw", pair[1])]
+            for layer, own in value.items():
+                found += [(f"gates/{layer}-{name}", number) for name, number in own.items()]
         elif isinstance(value, Mapping):
             found += [(f"{key}/{name}", number) for name, number in value.items()]
         elif isinstance(value, int | float):

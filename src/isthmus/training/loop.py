@@ -32,8 +32,6 @@ from isthmus.data.features import FeatureCache
 from isthmus.data.records import Picture, Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, InputError, TrainingError, TrainingStopped
-from isthmus.fusion import CrossAttentionFusion
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.model import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
 from isthmus.training.feed import DataSet, Feed, PictureSource
@@ -310,12 +308,9 @@ def _all_pictures(data: Sequence[DataSet]) -> Iterator[Picture]:
 
 
 def gates(model: VisionLanguageModel) -> dict[str, Any]:
-    """How far each gated block is open, tanh of both gates; all processes must call it together."""
-    if not isinstance(model.fusion, CrossAttentionFusion):
-        return {}
-    opened = {}
-    for name, block in model.fusion.blocks.items():
-        assert isinstance(block, GatedCrossAttentionBlock)
-        pair = (block.attention_gate, block.ffw_gate)
-        opened[name] = [whole(g.detach()).tanh().item() for g in pair]
-    return {"gates": {n: [round(v, 5) for v in pair] for n, pair in opened.items()}}
+    """How far each gated block is open, tanh of its gates; all processes must call it together."""
+    opened = {
+        block: {n: round(whole(gate.detach()).tanh().item(), 5) for n, gate in own.items()}
+        for block, own in model.fusion.gates().items()
+    }
+    return {"gates": opened} if opened else {}

@@ -16,15 +16,10 @@ repeated to A), and MLP width F:
 with s bytes a value: 4 in fp32, 2 in half precision, and (4 + s) D once for the norm after the last
 layer and the trained word that reads its output. With gradient checkpointing a layer keeps its
 input alone, s D, and one layer at a time is computed again (gated blocks stand outside of the
-layers and keep theirs). A gated cross-attention block (mult = `ffw_mult`), whose maps are all
-trained, keeps for one token
-
-    4 * 4 D + s (2 D + 3 A + 2 mult D)
-
-and for one picture s * 4 A M, K and V and their copies by segment. Logits: s for each labelled
-token and row of the vocabulary, three times (without and with our two tokens, and their gradient;
-see `cross_entropy`). What the connector keeps is counted while it runs on one picture, since
-connectors are many.
+layers and keep theirs; how much, their fusion says). Logits: s for each labelled token and row of
+the vocabulary, three times (without and with our two tokens, and their gradient; see
+`cross_entropy`). What the connector keeps is counted while it runs on one picture, since connectors
+are many.
 
 `benchmarks/memory_estimate.py` compares it with the measured peak. What tensors take is what is
 estimated; the heap of a CPU run may hold up to half as much again.
@@ -38,8 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.config import CrossAttention, TrainConfig
-from isthmus.fusion import CrossAttentionFusion
+from isthmus.config import TrainConfig
 from isthmus.model import VisionLanguageModel
 
 STRIP = ("connector.", "fusion.", "special_tokens.")
@@ -126,28 +120,22 @@ def _language(
         layer += heads * load.tokens * (FP32 + value)
     if model.language.config.lora_rank:
         layer += value * (2 * width + mlp)
-    fusion, options = model.fusion, model.config.fusion
-    block = 0
-    if isinstance(fusion, CrossAttentionFusion) and isinstance(options, CrossAttention):
-        inner = options.heads * options.head_dim
-        token = 4 * FP32 * width + value * (2 + 2 * options.ffw_mult) * width + value * 3 * inner
-        visual = int(model.connector.num_tokens) * load.pictures  # type: ignore[arg-type]
-        block = token * tokens + value * 4 * inner * visual
+    visual = int(model.connector.num_tokens) * load.pictures  # type: ignore[arg-type]
+    blocks = model.fusion.activation_bytes(tokens, visual, value)
     rows = model.language.vocab_rows + 2
     logits = 3 * value * load.labelled * rows
-    blocks = len(fusion.blocks) if isinstance(fusion, CrossAttentionFusion) else 0
     # Blocks below the lowest one that learns, and the layers below them, keep nothing
     reached = count - _lowest(model, config)
     end = (FP32 + value) * width * tokens
     if not config.gradient_checkpointing:
         return {
             "decoder layers' activations": reached * layer * tokens + end,
-            "gated blocks' activations": blocks * block,
+            "gated blocks' activations": blocks,
             "logits": logits,
         }
     return {
         "decoder layers' inputs": reached * value * width * tokens + end,
-        "gated blocks' activations": blocks * block,
+        "gated blocks' activations": blocks,
         # one layer is computed again when the logits are already gone
         "logits, or one layer": max(logits, 2 * layer * tokens),
     }
@@ -156,10 +144,9 @@ def _language(
 def _lowest(model: VisionLanguageModel, config: TrainConfig) -> int:
     """The layer at which the backward pass ends: 0 where the input embeddings want a gradient."""
     frozen = bool(config.freeze) and "special_tokens.input_rows".startswith(config.freeze)
-    fusion = model.fusion
-    if not isinstance(fusion, CrossAttentionFusion) or fusion.inline is not None or not frozen:
+    if model.fusion.in_text or not model.fusion.blocks or not frozen:
         return 0
-    return 0 if model.language.config.lora_rank else min(int(i) for i, _ in fusion.blocks.items())
+    return 0 if model.language.config.lora_rank else min(int(i) for i in model.fusion.blocks)
 
 
 def _mlp_width(text: Any, width: int) -> int:

@@ -93,7 +93,7 @@ class Language:
             shown = [i.pictures for i in chosen if i.pictures is not None]
             features = any(i.is_features for i in chosen)
             if self.always_pictures and not shown:
-                image = [model.special_tokens.image_id] * model.fusion.tokens_in_text
+                image = model.layout.written(model.special_tokens.image_id)
                 samples.append(Sample([*image, model.pad_id], [False] * (len(image) + 1), (None,)))  # type: ignore[arg-type]
                 shown.append(torch.zeros(1, 3, *model.vision.image_size))
             pictures = torch.cat(shown) if shown else None

@@ -19,7 +19,6 @@ from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from isthmus.fusion import CrossAttentionFusion
 from isthmus.model import VisionLanguageModel
 
 
@@ -107,10 +106,8 @@ def shard(model: VisionLanguageModel, processes: Processes) -> None:
     small = {
         p for n, p in model.named_parameters() if n.startswith("special_tokens.") or "lora_" in n
     }
-    parts: list[nn.Module] = list(model.language.layers)
-    if isinstance(model.fusion, CrossAttentionFusion):
-        parts += model.fusion.blocks.values()
-    for part in (*parts, model.connector, model):
+    parts = (*model.language.layers, *model.fusion.blocks.values(), model.connector, model)
+    for part in parts:
         fully_shard(part, mesh=mesh, ignored_params=small)
     for module in model.modules():
         if isinstance(module, FSDPModule):

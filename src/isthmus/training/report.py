@@ -118,10 +118,12 @@ def _gates(steps: Sequence[dict[str, Any]]) -> list[str]:
         "<h2>Gates</h2>",
         "<p>tanh of each block's gate; 0 leaves the language model alone.</p>",
     ]
-    for which, name in enumerate(("attention", "feed-forward")):
+    last = logged[-1]["gates"]
+    for name in dict.fromkeys(name for own in last.values() for name in own):
         lines = {
-            f"layer {layer}": Line([(e["step"], e["gates"][layer][which]) for e in logged])
-            for layer in logged[-1]["gates"]
+            f"layer {layer}": Line([(e["step"], e["gates"][layer][name]) for e in logged])
+            for layer in last
+            if name in last[layer]
         }
         parts += [f"<h3>{name}</h3>", chart(f"Gates of {name} by step", lines)]
     return parts

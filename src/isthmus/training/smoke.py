@@ -16,7 +16,6 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from isthmus.config import (
-    CrossAttention,
     DataConfig,
     LanguageConfig,
     ModelConfig,
@@ -73,32 +72,20 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
 
 def _model(config: ModelConfig) -> ModelConfig:
     """The same connector and fusion between the tiny parts."""
-    toy = getattr(config.connector, "toy", None)
     layer = max(config.vision.feature_layer, -BLOCKS)
     return replace(
         config,
         vision=replace(config.vision, name="tiny-vit", feature_layer=layer),
         language=LanguageConfig(name="tiny-lm", lora_rank=min(config.language.lora_rank, 2)),
-        connector=config.connector if toy is None else toy(),
-        fusion=_fusion(config.fusion),
+        connector=_toy(config.connector),
+        fusion=_toy(config.fusion),
     )
 
 
-def _fusion(fusion: Any) -> Any:
-    """The same fusion in few layers; `every` stays if a block then stands before any of them."""
-    if not isinstance(fusion, CrossAttention):
-        return fusion
-    start = min(fusion.start, LAYERS // 2)
-    stands = any((i + fusion.offset) % fusion.every == 0 for i in range(start, LAYERS))
-    return replace(
-        fusion,
-        every=fusion.every if stands else 1,
-        start=start,
-        heads=2,
-        head_dim=8,
-        ffw_mult=min(fusion.ffw_mult, 2),
-        visual_width=None if fusion.visual_width is None else WIDTH,
-    )
+def _toy(part: Any) -> Any:
+    """The part at toy size, where it says what that is."""
+    toy = getattr(part, "toy", None)
+    return part if toy is None else toy()
 
 
 def _train(config: TrainConfig) -> TrainConfig:

@@ -113,6 +113,18 @@ def test_saving_keeps_vectors_and_only_what_was_trained(locked: bool, tmp_path: 
     assert json.loads((tmp_path / "isthmus.json").read_text())["recipe"] == "test"
 
 
+def test_empty_tensors_are_not_taken_for_one() -> None:
+    """All of them lie at address 0; tensors that two names share are still saved once."""
+    model = join()
+    for name in ("first", "second"):
+        model.register_parameter(name, torch.nn.Parameter(torch.empty(0, 4)))
+    model.register_buffer("one", torch.ones(2))
+    model.register_buffer("same", model.one)
+    state = trained_state(model)
+    assert {"first", "second", "one"} <= state.keys()
+    assert "same" not in state
+
+
 def test_a_head_between_other_towers_is_refused(tmp_path: Path) -> None:
     save_clip(join(), tmp_path)
     other = load_text(tiny_text_model(seed=1), tokenizer=byte_tokenizer())

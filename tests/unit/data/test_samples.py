@@ -34,7 +34,7 @@ def test_a_chat_learns_the_answers_and_nothing_else(model: im.VisionLanguageMode
     sample = tokenize(model, Record(turns))
     assert learned_text(model, sample) == " a cat<end> yes<end> a dog<end>"
     assert sample.pictures == (A, B)
-    assert sample.ids.count(model.special_tokens.image_id) == 2 * model.fusion.tokens_in_text
+    assert sample.ids.count(model.special_tokens.image_id) == 2 * model.layout.places
 
 
 def test_golden_chat() -> None:
@@ -76,7 +76,7 @@ def test_plain_text_ends_as_the_language_model_does(model: im.VisionLanguageMode
 def test_a_long_sample_is_cut_and_never_inside_of_a_picture(model: im.VisionLanguageModel) -> None:
     record = Record(text="ab<image>cd<image>ef", pictures_in_text=(A, B))
     whole = tokenize(model, record)
-    repeat = model.fusion.tokens_in_text
+    repeat = model.layout.places
     for limit in range(4, len(whole.ids)):
         sample = tokenize(model, record, max_tokens=limit)
         tags = sample.ids.count(model.special_tokens.image_id)
@@ -131,7 +131,7 @@ def test_packed_pictures_follow_their_samples(model: im.VisionLanguageModel) -> 
     order = sorted(range(3), key=lambda n: -len(samples[n].ids))
     expected = [p for n in order for p in {0: [0.0], 1: [], 2: [1.0, 2.0]}[n]]
     assert packed.batch.pixels[:, 0, 0, 0].tolist() == expected
-    assert int((packed.batch.input_ids == image).sum()) == 3 * model.fusion.tokens_in_text
+    assert int((packed.batch.input_ids == image).sum()) == 3 * model.layout.places
 
 
 def test_weights_go_to_the_tokens_of_their_samples(model: im.VisionLanguageModel) -> None:

@@ -16,6 +16,7 @@ from isthmus import testing
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import boundary
 from isthmus.images import open_picture
+from isthmus.layout import Layout, filled
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 from isthmus.serving.engine import GenerationRequest, ServingEngine
@@ -155,14 +156,18 @@ def test_a_prefix_without_room_is_computed_once_for_all_its_prompts(
 def test_no_prefix_cuts_an_image() -> None:
     chance = random.Random(0)
     for _ in range(200):
-        repeat = chance.randint(1, 4)
         symbols: list[int | str] = []
+        layouts: list[Layout] = []
         ends = {0}
         for _ in range(chance.randint(0, 6)):
-            symbols += [chance.choice("ab")] * repeat if chance.random() < 0.5 else [7]
+            if chance.random() < 0.5:  # of any length, so that runs of one hash are ambiguous
+                layouts.append(filled(chance.randint(1, 4)))
+                symbols += [chance.choice("ab")] * len(layouts[-1])
+            else:
+                symbols.append(7)
             ends.add(len(symbols))
         for place in range(len(symbols) + 1):
-            down = boundary(symbols, place, repeat)
-            up = boundary(symbols, place, repeat, down=False)
+            down = boundary(symbols, place, layouts)
+            up = boundary(symbols, place, layouts, down=False)
             assert down == max(e for e in ends if e <= place)
             assert up == min(e for e in ends if e >= place)

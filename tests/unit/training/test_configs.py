@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isthmus.config import CrossAttention, Inline, RunConfig
+from isthmus.config import RunConfig
 from isthmus.config_file import read_run, run_from_mapping
 from isthmus.data.records import Medium, Picture, Record
+from isthmus.fusion.cross_attention import CrossAttention
+from isthmus.fusion.inline import Inline
 from isthmus.model import IGNORED, Batch, VisionLanguageModel, compose, pad
 from isthmus.prompt import END_TAG, Example
 from isthmus.templates import plain

@@ -59,7 +59,7 @@ def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing:
     language = tiny_language_model(width=256, layers=6, heads=4, vocab=259)
     lm = LanguageModel(language, byte_tokenizer(), LanguageConfig(name="hf:object"))
     model = im.compose(tiny_vit(width=64), lm, im.MLP(), fusion)
-    rows, tokens, tags = 4, 128, model.fusion.tokens_in_text
+    rows, tokens, tags = 4, 128, model.layout.places
     ids = torch.full((rows, tokens), 65)
     ids[:, 1 : 1 + tags] = model.special_tokens.image_id
     features = torch.randn(rows, 16, 64)

@@ -37,7 +37,10 @@ def run(folder: Path) -> Path:
                 "losses": {"pairs": 4.0 / step, "docs <b>": 5.0 / step},
                 "lr": 1e-3,
                 "samples_per_second": 30.0,
-                "gates": {"0": [step / 100, 0.0], "4": [0.0, step / 50]},
+                "gates": {
+                    "0": {"attention": step / 100, "ffw": 0.0},
+                    "4": {"attention": 0.0, "ffw": step / 50},
+                },
             }
         )
     log.write({"step": 20, "evaluation": {"pairs": 0.5}, "held_out_loss": 0.5})

@@ -1,18 +1,10 @@
-"""The conformance suite: what a connector, and a model made with it, must hold.
-
-Run a connector of your own through it:
-
-    from isthmus import testing
-    testing.check_connector(lambda shape, width: MyConnector(shape, width))
-
-Each check is a plain function that raises AssertionError with what was expected; the project's own
-tests run every connector, fusion and language-model family through the same functions.
-"""
+"""What a model must hold, whatever its parts."""
 
 from __future__ import annotations
 
+import copy
+import io
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,87 +12,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.backbones.vision import FeatureShape
 from isthmus.batch import Batch
 from isthmus.checkpoint import load_vlm, save_vlm
 from isthmus.data.records import Picture
 from isthmus.data.samples import Sample, collate
-from isthmus.fusion import CrossAttentionFusion, InlineFusion
 from isthmus.generation.decode import generate
+from isthmus.layout import expand
 from isthmus.model import VisionLanguageModel
+from isthmus.testing.connectors import check_gradients, close
 
-SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
-TOLERANCE = 1e-5
 STRIP = ("connector.", "fusion.", "special_tokens.")
 
 
-def _close(got: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
-    assert got.shape == expected.shape, f"{what}: {tuple(got.shape)} and {tuple(expected.shape)}"
-    difference = float((got - expected).detach().abs().max()) if got.numel() else 0.0
-    assert difference <= tolerance, f"{what}: they differ by {difference:.2e}"
+@torch.no_grad()
+def check_evaluation_mode(model: VisionLanguageModel) -> None:
+    """A model as `compose` or `load` returned it repeats itself: no dropout is alive.
 
-
-# --- A connector alone --------------------------------------------------------------------------
-
-
-def check_connector(
-    build: Callable[[FeatureShape, int], nn.Module],
-    *,
-    shape: FeatureShape = SHAPE,
-    width: int = 24,
-) -> None:
-    """Checks a connector: shapes, independence of rows, gradients, state, precision.
-
-    Args:
-        build: Makes the connector from the shape of the features and the width of the tokens.
-        shape: Shape of a picture's features.
-        width: Width of the visual tokens.
-
-    Raises:
-        AssertionError: If one of the checks fails.
-
-    Example:
-        >>> from isthmus.connectors.linear import LinearConnector
-        >>> check_connector(lambda shape, width: LinearConnector(shape.width, width, shape.tokens))
+    Called before anything has switched the model's mode.
     """
-    torch.manual_seed(0)
-    connector = build(shape, width).eval()
-    features = torch.randn(3, shape.tokens, shape.width, requires_grad=True)
-    tokens: Tensor = connector(features)
-    expected = (3, int(connector.num_tokens), width)  # type: ignore[arg-type]
-    assert tuple(tokens.shape) == expected, f"tokens {tuple(tokens.shape)}, expected {expected}"
-    assert tokens.isfinite().all(), "tokens are not finite"
-    assert int(connector.width) == width, "connector.width is not the width it was built for"  # type: ignore[arg-type]
-
-    alone = torch.cat([connector(picture[None]) for picture in features])
-    _close(alone, tokens, "a picture alone and in a batch")
-
-    (tokens * torch.randn_like(tokens)).sum().backward()  # type: ignore[no-untyped-call]
-    check_gradients(connector)
-    assert features.grad is not None, "no gradient reaches the features"
-    assert features.grad.isfinite().all(), "the features' gradient is not finite"
-
-    other = build(shape, width).eval()
-    other.load_state_dict(connector.state_dict())
-    _close(other(features), tokens, "outputs before and after a state dict", 0.0)
-
-    half = connector.to(torch.bfloat16)(features.to(torch.bfloat16))
-    assert half.dtype == torch.bfloat16, f"bfloat16 features gave {half.dtype} tokens"
+    alive = [name for name, module in model.named_modules() if module.training]
+    assert not alive, f"in training mode, expected evaluation mode: {', '.join(alive[:3])}"
+    batch = prompts_of(model)
+    assert torch.equal(model(batch).logits, model(batch).logits), "two passes differ"
 
 
-def check_gradients(module: nn.Module) -> None:
-    """Every trainable parameter has a finite gradient.
+def check_copies(model: VisionLanguageModel) -> None:
+    """A deep copy and an unpickled model give the logits of the original, and share nothing."""
+    open_gates(model)
+    batch = prompts_of(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    with torch.no_grad():
+        expected = model(batch).logits
+        for how, other in (
+            ("a deep copy", copy.deepcopy(model)),
+            ("an unpickled model", torch.load(buffer, weights_only=False)),
+        ):
+            assert torch.equal(other(batch).logits, expected), f"{how} has other logits"
+            for parameter in other.parameters():
+                parameter.zero_()
+            assert torch.equal(model(batch).logits, expected), f"{how} shares parameters"
 
-    It may be zero throughout: behind a map that starts at zero it is, until that map has moved.
-    """
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        assert parameter.grad is not None, f"{name} got no gradient"
-        assert parameter.grad.isfinite().all(), f"{name} got a gradient that is not finite"
+
+def check_language_model_is_free(model: VisionLanguageModel) -> None:
+    """After a pass with gradients the language model carries no hook and sees no image."""
+    open_gates(model)
+    inner = model.language.model.base_model
+    ids = model.prepare(["Only words, no picture."]).input_ids
+    with torch.no_grad():
+        expected = inner(input_ids=ids).last_hidden_state
+    hooks = {name: _hooks(module) for name, module in model.language.named_modules()}
+    output = model(prompts_of(model))
+    with torch.no_grad():
+        got = inner(input_ids=ids).last_hidden_state
+    assert torch.equal(got, expected), "the inner decoder differs after a pass with gradients"
+    left = [n for n, module in model.language.named_modules() if _hooks(module) != hooks[n]]
+    assert not left, f"hooks are left behind on {', '.join(left[:3])}"
+    del output
 
 
-# --- A model ------------------------------------------------------------------------------------
+def _hooks(module: nn.Module) -> int:
+    return len(module._forward_pre_hooks) + len(module._forward_hooks)
 
 
 def prompts_of(model: VisionLanguageModel, seed: int = 0) -> Batch:
@@ -114,10 +87,9 @@ def prompts_of(model: VisionLanguageModel, seed: int = 0) -> Batch:
 
 def open_gates(model: VisionLanguageModel, value: float = 0.5) -> None:
     """Opens the gates of a cross-attention model, so that pictures count."""
-    if isinstance(model.fusion, CrossAttentionFusion):
-        for name, parameter in model.fusion.named_parameters():
-            if name.endswith("_gate"):
-                nn.init.constant_(parameter, value)
+    for gates in model.fusion.gates().values():
+        for gate in gates.values():
+            nn.init.constant_(gate, value)
 
 
 @torch.no_grad()
@@ -155,8 +127,8 @@ def check_closed_gates(model: VisionLanguageModel, *, fresh: bool = False) -> No
         fresh: The model was never trained: its gates are left as they were built, and must be
             as good as closed.
     """
-    assert isinstance(model.fusion, CrossAttentionFusion)
-    assert model.fusion.inline is None, "inline tokens stand in the text whatever the gates are"
+    assert model.fusion.gates(), "the fusion has no gates"
+    assert not model.fusion.in_text, "inline tokens stand in the text whatever the gates are"
     if not fresh:
         open_gates(model, 0.0)
     known = model.language.encode("ab")[:2]
@@ -193,20 +165,19 @@ def check_sight(model: VisionLanguageModel) -> None:
     start = int(tags[len(tags) // 2])
     own = slice(0, model.language.vocab_rows)
     before, after = (logits[0, :start, own], logits[0, start:, own])
-    _close(changed[0, :start, own], before, "tokens before the changed picture")
+    close(changed[0, :start, own], before, "tokens before the changed picture")
     assert not torch.allclose(changed[0, start:, own], after), "the changed picture has no effect"
-    fusion = model.fusion
-    if isinstance(fusion, InlineFusion) or fusion.inline is not None or fusion.sees != "last":
+    if model.fusion.in_text or model.fusion.sees != "last":
         return
     left: list[Tensor] = []
-    block = next(iter(fusion.blocks.values()))
+    block = next(iter(model.fusion.blocks.values()))
     handle = block.register_forward_hook(lambda module, args, out: left.append(out[0]))
     try:
         model(batch)
         model(model.prepare([text], [[first + 1, second]]))
     finally:
         handle.remove()
-    _close(left[1][start:], left[0][start:], "tokens behind the second picture, the first changed")
+    close(left[1][start:], left[0][start:], "tokens behind the second picture, the first changed")
     begin = int(tags[0])
     seen = left[1][begin:start], left[0][begin:start]
     assert not torch.allclose(*seen), "the first picture has no effect on its own tokens"
@@ -228,7 +199,7 @@ def check_padding(model: VisionLanguageModel) -> None:
             assert ours.isneginf().all(), "a row without pictures may end a chunk"
             finite = alone.isfinite()
             assert torch.equal(finite, kept.isfinite()), "the two rows differ in what may follow"
-            _close(kept[finite], alone[finite], f"row {i} padded {side} and alone", 1e-4)
+            close(kept[finite], alone[finite], f"row {i} padded {side} and alone", 1e-4)
 
 
 @torch.no_grad()
@@ -309,6 +280,7 @@ def check_save_and_load(model: VisionLanguageModel, **parts: object) -> None:
     batch = prompts_of(model)
     with tempfile.TemporaryDirectory() as folder:
         again = load_vlm(save_vlm(model, folder), **parts)  # type: ignore[arg-type]
+    check_evaluation_mode(again)
     assert torch.equal(again(batch).logits, model(batch).logits), "logits differ after loading"
 
 
@@ -331,11 +303,11 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
         results.append((loss.detach(), [p.grad for p in model.trained_parameters().values()]))
     model.language.checkpoint_activations(False)
     model.eval()
-    _close(results[1][0], results[0][0], "loss with and without checkpointing", 1e-6)
+    close(results[1][0], results[0][0], "loss with and without checkpointing", 1e-6)
     for with_, without in zip(results[1][1], results[0][1], strict=True):
         assert with_ is not None, "a gradient is missing with checkpointing"
         assert without is not None, "a gradient is missing without checkpointing"
-        _close(with_, without, "gradient with and without checkpointing", 1e-6)
+        close(with_, without, "gradient with and without checkpointing", 1e-6)
 
 
 @torch.no_grad()
@@ -348,8 +320,7 @@ def check_packing(model: VisionLanguageModel) -> None:
     encode, image = model.special_tokens.encode, model.special_tokens.image_id
     samples, pictures = [], []
     for text in ("<image>a bc<image>d<|endofchunk|>", "efg hi", "<image>jk", "l mnop", "<image>q"):
-        repeat = model.fusion.tokens_in_text
-        ids = [i for i in encode(text) for _ in range(repeat if i == image else 1)]
+        ids = expand(encode(text), [model.layout] * text.count("<image>"), image)
         learned = [at > 0 and i != image for at, i in enumerate(ids)]
         samples.append(Sample(ids, learned, ()))
         pictures.append(torch.randn(text.count("<image>"), 3, *model.vision.image_size))
@@ -366,4 +337,4 @@ def check_packing(model: VisionLanguageModel) -> None:
         expected = model(alone.batch).token_losses
         assert expected is not None
         assert together is not None
-        _close(together[packed.owner == number], expected, f"sample {number} packed and alone")
+        close(together[packed.owner == number], expected, f"sample {number} packed and alone")
