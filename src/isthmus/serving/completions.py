@@ -11,22 +11,14 @@ from functools import partial
 from typing import Any
 
 from isthmus.errors import PromptError
-from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, Prompt
-<<<<<<< ours
 from isthmus.reasoning.drivers import AnswerStream
 from isthmus.reasoning.method import Reasoning, reasoning_for
 from isthmus.reasoning.question import Question
 from isthmus.reasoning.vote import program_for
 from isthmus.serving.conversation import Conversations, Turn
-from isthmus.serving.engine import GenerationRequest, ServingEngine
-=======
-from isthmus.prompting.chains import STEP_STOPS
-from isthmus.prompting.reason import way_for
-from isthmus.serving.answering import Choice, Steps
-from isthmus.serving.conversation import Conversations, Form, Turn
->>>>>>> theirs
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.serving.media import PictureReader
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal

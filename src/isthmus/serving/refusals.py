@@ -75,12 +75,8 @@ class Refusal(Exception):
 
 def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error; nothing of one that was not raised on purpose."""
-<<<<<<< ours
     from isthmus.reasoning.drivers import Interrupted
-    from isthmus.serving.engine import EngineClosed, QueueFull
-=======
-    from isthmus.generation.server import EngineClosed, QueueFull
->>>>>>> theirs
+    from isthmus.generation.requests import EngineClosed, QueueFull
 
     if isinstance(error, Refusal):
         return error

@@ -11,14 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import isthmus
-<<<<<<< ours
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.drivers import AnswerStream, Piece
-from isthmus.serving.engine import TokenLogprob
-=======
-from isthmus.generation.server import TokenLogprob
-from isthmus.serving.answering import Choice, Ended, Said
->>>>>>> theirs
+from isthmus.generation.requests import TokenLogprob
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.schemas import ChatRequest, ReasoningOptions
 
