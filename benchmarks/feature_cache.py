@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache
+from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture
 from isthmus.model import IGNORED, pad
 from isthmus.prompt import END_TAG
@@ -120,7 +120,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         pictures = paint(Path(folder), large)
-        cache = FeatureCache(Path(folder) / "cache", model.vision)
+        cache = FeatureCache(Path(folder) / "cache", PatchFeatures(model.vision))
         started = time.perf_counter()
         cache.fill(pictures, quiet=True)
         filling = len(pictures) / (time.perf_counter() - started)

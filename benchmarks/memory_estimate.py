@@ -50,9 +50,9 @@ def one(fusion: str, precision: str, checkpointing: int, rows: int) -> None:
 
     import isthmus as im
     from isthmus.backbones.tiny import byte_tokenizer
-    from isthmus.training.loop import freeze_in_half
     from isthmus.training.memory import Load, memory
     from isthmus.training.optim import optimizer_for
+    from isthmus.training.vlm import freeze_in_half
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -69,8 +69,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import isthmus as im
 from isthmus.backbones.vision import FeatureShape
 from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
-from isthmus.training.loop import freeze_in_half
 from isthmus.training.optim import optimizer_for
+from isthmus.training.vlm import freeze_in_half
 
 PATCHES, GATE = 256, 0.5
 LENGTH, PICTURES = 256, 3

@@ -17,7 +17,8 @@ MOST_LINES = 400
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
     {"errors"},
-    {"config_base", "registry", "files"},
+    {"config_base", "registry", "files", "progress"},
+    {"dual_encoder_config"},
     {"config", "images", "layout", "machine", "media", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_format", "chat_template", "triggers"},
     {"assets"},
@@ -41,8 +42,10 @@ LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"errors", "config", "config_file", "images", "prompt", "answers", "templates", "wheels"}
 PURE |= {
     "config_base",
+    "dual_encoder_config",
     "layout",
     "machine",
+    "progress",
     "registry",
     "files",
     "media",

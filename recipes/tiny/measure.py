@@ -23,7 +23,7 @@ from rich.progress import track
 
 import isthmus as im
 from isthmus.batch import Batch, pad
-from isthmus.data.features import FeatureCache
+from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.generation.decode import text_of
 from isthmus.inference import STOPS
 from isthmus.templates import template_named
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     model = im.load(options.model)
-    cache = FeatureCache(options.data / "features", model.vision)
+    cache = FeatureCache(options.data / "features", PatchFeatures(model.vision))
     results = []
     for test in options.tests:
         row = measure(model, test, options.data, cache, options.limit)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from isthmus import VisionConfig, load_vision, read_records
 from isthmus.assets import fetch_asset
-from isthmus.data.features import FeatureCache
+from isthmus.data.features import FeatureCache, PatchFeatures
 
 ENCODER = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
 BACKGROUNDS = ("train-emoji.jsonl", "train-openclipart.jsonl", "train-grocery.jsonl")
@@ -86,7 +86,7 @@ def main() -> None:
         },
         key=str,
     )
-    cache = FeatureCache(root / "features", load_vision(ENCODER))
+    cache = FeatureCache(root / "features", PatchFeatures(load_vision(ENCODER)))
     cache.fill(pictures)
     weight, bias = class_vectors()
     generator = np.random.default_rng(options.seed)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from isthmus.data.compute import compute_features
     from isthmus.data.records import Picture, Record
     from isthmus.data.sources import read_data, read_records
+    from isthmus.dual_encoder_config import ContrastiveConfig, DualEncoderConfig
     from isthmus.errors import (
         AssetError,
         CheckpointError,
@@ -75,11 +76,9 @@ if TYPE_CHECKING:
     from isthmus.saving import load, save
     from isthmus.serving.launch import serve
     from isthmus.serving.settings import ServerSettings
-    from isthmus.training.contrastive import train_contrastive
-    from isthmus.training.contrastive_config import ContrastiveConfig
-    from isthmus.training.contrastive_data import PairSet
     from isthmus.training.feed import DataSet
     from isthmus.training.loop import train
+    from isthmus.training.pairs import PairSet
 
 _HOMES = {
     "isthmus.saving": ("load", "save"),
@@ -104,9 +103,8 @@ _HOMES = {
     "isthmus.evaluation.runner": ("evaluate",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
-    "isthmus.training.contrastive": ("train_contrastive",),
-    "isthmus.training.contrastive_config": ("ContrastiveConfig",),
-    "isthmus.training.contrastive_data": ("PairSet",),
+    "isthmus.dual_encoder_config": ("ContrastiveConfig", "DualEncoderConfig"),
+    "isthmus.training.pairs": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),
     "isthmus.data.records": ("Record", "Picture"),
     "isthmus.data.sources": ("read_data", "read_records"),
@@ -173,6 +171,7 @@ __all__ = [
     "DataConfig",
     "DataSet",
     "DualEncoder",
+    "DualEncoderConfig",
     "Engine",
     "Example",
     "Hit",
@@ -237,7 +236,6 @@ __all__ = [
     "serve",
     "stream",
     "train",
-    "train_contrastive",
     "write_examples",
     "write_rationales",
 ]

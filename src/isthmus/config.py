@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isthmus.config_base import Amount, Config, Count, NotNegative, Positive, Share
+from isthmus.dual_encoder_config import ContrastiveConfig, DualEncoderConfig
 from isthmus.errors import ConfigError
 from isthmus.registry import CONNECTORS, FUSIONS, Registry
 
@@ -105,11 +106,19 @@ class DataConfig(Config):
     of behind it (p_next in Flamingo, which used 0.5)."""
     held_out: Share = 0.0
     """Share of the records that is kept for evaluation and never trained on; 1 for all."""
+    templates: tuple[str, ...] = ("{}",)
+    """For a dual encoder, how names become texts: templates with {}, or alone a published set such
+    as "imagenet-7". One is drawn at each step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """How the strip is trained."""
+    """How a model is trained: the strip of a vision-language model, or a dual encoder.
+
+    `contrastive` is for dual encoders. `objective`, `micro_batch_size`, `mixture`, `pack`,
+    `max_tokens`, `lr_connector`, `lr_lora`, `gradient_checkpointing`, `augment`, `sharding` and
+    `init` are for vision-language models.
+    """
 
     objective: Literal["language", "concepts"] = "language"
     """The language model's loss on the answer; or, without running the language model, the loss
@@ -143,8 +152,9 @@ class TrainConfig(Config):
     clip: Positive = 1.0
     """Largest norm of the gradient."""
     seed: NotNegative = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the frozen parts and of activations; trained parameters stay fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen parts and of activations; trained parameters stay fp32. "auto" takes
+    the fastest that the machine computes well in, and the run says which that is."""
     gradient_checkpointing: bool = False
     augment: bool = False
     """Random crops and mirror images. Features are then computed anew for every sample."""
@@ -171,12 +181,13 @@ class TrainConfig(Config):
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that stay as they are. Freezing
     "special_tokens.input_rows" ends the backward pass at the lowest gated block."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     """All of a configuration file."""
 
-    model: ModelConfig
+    model: ModelConfig | DualEncoderConfig
     train: TrainConfig
     data: tuple[DataConfig, ...]

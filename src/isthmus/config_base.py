@@ -135,7 +135,9 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        return checked(value, next(o for o in options if o is not type(None)), where)
+        own = [o for o in options if o is not type(None)]
+        fits = (o for o in own if dataclasses.is_dataclass(o) and isinstance(value, o))  # type: ignore[arg-type]
+        return checked(value, next(fits, own[0]), where)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f"{where} = {value!r}: expected a list")

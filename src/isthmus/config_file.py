@@ -8,6 +8,10 @@ A configuration file is TOML with one table per dataclass of `config`:
 
 The type of a part is a name that `registry` finds: a built-in one, an entry point of an installed
 package, or "package.module:Class".
+
+In place of the four parts of a vision-language model there may be `[dual_encoder]`, a
+DualEncoderConfig; what only its training needs stands in `[train.contrastive]`.
+
 An unknown key or part is an error that suggests the nearest known one.
 """
 
@@ -22,7 +26,11 @@ from typing import Any
 
 from isthmus.config import PARTS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from isthmus.config_base import from_mapping
+from isthmus.dual_encoder_config import DualEncoderConfig
 from isthmus.errors import ConfigError, suggestion
+
+DUAL_ENCODER = "dual_encoder"
+"""The table that names a dual encoder."""
 
 
 def part_from_mapping(
@@ -96,17 +104,30 @@ def model_from_mapping(values: Mapping[str, Any], *, untrusted: Path | None = No
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Writes one `section.key=value` into the tables; the value is TOML, or a bare string."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or len(keys) != 2 or not all(keys):
+    *sections, key = path.strip().split(".")
+    if not equals or not sections or not all((*sections, key)):
         raise ConfigError(f'--set "{override}": expected section.key=value')
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    table = values.setdefault(keys[0], {})
-    if not isinstance(table, dict):
-        raise ConfigError(f'--set "{override}": "{keys[0]}" is a list, not a table')
-    table[keys[1]] = value
+    table: Any = values
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            kind = "a list" if isinstance(table, list) else "a value"
+            raise ConfigError(f'--set "{override}": "{section}" is {kind}, not a table')
+    table[key] = value
+
+
+def _dual_encoder(tables: Mapping[str, Any]) -> DualEncoderConfig:
+    """The `DualEncoderConfig` of a file's table: a name, or the two encoders."""
+    model = from_mapping(DualEncoderConfig, tables[DUAL_ENCODER], DUAL_ENCODER)
+    if model.name is None and (model.vision is None or model.text is None):
+        raise ConfigError(f"[{DUAL_ENCODER}] expects either name, or vision and text")
+    if model.name is not None and model != DualEncoderConfig(name=model.name):
+        raise ConfigError(f'[{DUAL_ENCODER}] has name = "{model.name}": expected nothing beside it')
+    return model
 
 
 def run_from_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -122,13 +143,15 @@ def run_from_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -
     tables = json.loads(json.dumps(values))  # a deep copy, and proof that it is plain data
     for override in overrides:
         apply_override(tables, override)
-    model_keys = {f.name for f in dataclasses.fields(ModelConfig)}
+    dual = DUAL_ENCODER in tables
+    model_keys = {DUAL_ENCODER} if dual else {f.name for f in dataclasses.fields(ModelConfig)}
     known = {*model_keys, "train", "data"}
     for key in tables:
         if key not in known:
             raise ConfigError(f'unknown key "{key}": {suggestion(key, known)}')
+    parts = {k: v for k, v in tables.items() if k in model_keys}
     return RunConfig(
-        model=model_from_mapping({k: v for k, v in tables.items() if k in model_keys}),
+        model=_dual_encoder(tables) if dual else model_from_mapping(parts),
         train=from_mapping(TrainConfig, tables.get("train", {}), "train"),
         data=tuple(from_mapping(DataConfig, d, "data") for d in tables.get("data", [])),
     )

@@ -10,10 +10,11 @@ from torch import distributed as dist
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import HeadConfig
+from isthmus.config import TrainConfig
 from isthmus.data.records import Record
-from isthmus.training.contrastive import train_contrastive
-from isthmus.training.contrastive_config import ContrastiveConfig
-from isthmus.training.contrastive_data import PairSet
+from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.training.loop import train
+from isthmus.training.pairs import PairSet
 
 RUNS = {
     "locked": ({"loss": "softmax"}, {"views": 2}),
@@ -33,8 +34,10 @@ def main(pictures: Path, out: Path) -> None:
         head = HeadConfig(hidden=16)
         model = DualEncoder.join("tiny-vit", "tiny-text", width=8, image_head=head, **options)
         base = {"steps": 5, "batch_size": 7, "warmup": 1, "log_every": 1, "save_every": 2}
-        config = ContrastiveConfig(**{**base, "evaluate_every": 5, "lr": 1e-3, **changes})
-        train_contrastive(model, data, config, out / name, evaluation=data, quiet=True)
+        config = TrainConfig(
+            **base, evaluate_every=5, lr=1e-3, contrastive=ContrastiveConfig(**changes)
+        )
+        train(model, data, config, out / name, evaluation=data, quiet=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from isthmus.registry import CONNECTORS
+
 WORKER = Path(__file__).with_name("training_worker.py")
+EVERY_DESIGN = Path(__file__).with_name("sharding_worker.py")
 pytestmark = pytest.mark.slow
 
 
@@ -33,14 +36,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(pictures: Path, out: Path, processes: int, **options: Any) -> list[int]:
-    """Runs the worker in so many processes; their exit codes."""
+def start(
+    pictures: Path, out: Path, processes: int, worker: Path = WORKER, **options: Any
+) -> list[int]:
+    """Runs a worker in so many processes; their exit codes."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     running = []
     for rank in range(processes):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         env = {**os.environ, **common, **(ranks if processes > 1 else {}), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(WORKER), str(pictures), str(out), json.dumps(options)]
+        command = [sys.executable, str(worker), str(pictures), str(out), json.dumps(options)]
         running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     ends = []
     for process in running:
@@ -95,6 +100,24 @@ def test_killed_and_started_again(pictures: Path, two: Path, tmp_path: Path, sha
     assert start(pictures, tmp_path, 2, sharding=sharding) == [0, 0]
     tolerance = 0.0 if sharding == "ddp" else 1e-4
     assert losses(tmp_path) == pytest.approx(losses(two), abs=tolerance)
+
+
+def test_every_connector_and_fusion_in_shards(pictures: Path, tmp_path: Path) -> None:
+    """Each design has the losses and the weights of one process."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, processes in ((one, 1), (two, 2)):
+        out.mkdir()
+        assert start(pictures, out, processes, EVERY_DESIGN) == [0] * processes
+    expected = json.loads((one / "losses.json").read_text())
+    assert len(expected) == 2 * len(CONNECTORS.built_in())
+    found = json.loads((two / "losses.json").read_text())
+    for name, losses in expected.items():
+        assert found[name] == pytest.approx(losses, abs=1e-4), name
+        whole, sharded = (load_file(f / name / "model.safetensors") for f in (one, two))
+        assert whole.keys() == sharded.keys()
+        for key, tensor in whole.items():
+            # Adam's first steps are of size lr whatever the gradient's: its sign alone must agree
+            assert float((tensor - sharded[key]).abs().max()) < 3e-3, (name, key)
 
 
 def test_adapters_in_shards(pictures: Path, tmp_path: Path) -> None:

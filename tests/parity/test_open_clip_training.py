@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from isthmus.align.saved import load_clip
+from isthmus.config import TrainConfig
 from isthmus.data.records import Record
-from isthmus.training.contrastive import train_contrastive
-from isthmus.training.contrastive_config import ContrastiveConfig
-from isthmus.training.contrastive_data import PairFeed, PairSet
+from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.training.loop import train
+from isthmus.training.pairs import PairFeed, PairSet
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -28,7 +30,7 @@ CONFIG = {
 }
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "size": 32}
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
-TRAIN = ContrastiveConfig(steps=5, batch_size=4, warmup=2, lr=3e-3, weight_decay=0.2, final_lr=0.1)
+TRAIN = TrainConfig(steps=5, batch_size=4, warmup=2, lr=3e-3, weight_decay=0.2, final_lr=0.1)
 
 
 @pytest.fixture
@@ -83,9 +85,9 @@ def test_training_is_the_plain_loop(folder: Path, chunk: int | None) -> None:
     data = [PairSet(records, ["a photo of a {}.", "{}"])]
     theirs = plain_loop(folder, data).eval()
     ours = load_clip(f"open_clip:local-dir:{folder}")
-    config = ContrastiveConfig(**{**vars(TRAIN), "chunk": chunk})
+    config = replace(TRAIN, contrastive=ContrastiveConfig(chunk=chunk))
     before = ours.logit_scale.item()
-    train_contrastive(ours, data, config, folder / "run", quiet=True)
+    train(ours, data, config, folder / "run", quiet=True)
     assert ours.logit_scale.item() != before
     assert ours.logit_scale.item() == pytest.approx(theirs.logit_scale.item(), abs=1e-5)
     again = load_clip(folder / "run")

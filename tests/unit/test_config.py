@@ -138,3 +138,33 @@ def test_a_part_of_a_model_is_a_configuration(part: dict[str, Any]) -> None:
     }
     with pytest.raises(ConfigError, match=rf"ModelConfig\.{next(iter(part))} = "):
         config.ModelConfig(**{**parts, **part})
+
+
+DUAL = {"dual_encoder": {"name": "tiny"}, "data": [{"path": "pairs.jsonl"}]}
+
+
+def test_a_dual_encoder_is_a_model_of_a_run() -> None:
+    run = config_file.run_from_mapping(
+        {**DUAL, "train": {"steps": 3, "contrastive": {"chunk": 8}}},
+        ["train.contrastive.views=2"],
+    )
+    assert run.model == im.DualEncoderConfig(name="tiny")
+    assert run.train == im.TrainConfig(steps=3, contrastive=im.ContrastiveConfig(chunk=8, views=2))
+    assert run.data[0].templates == ("{}",)
+
+
+@pytest.mark.parametrize(
+    ("tables", "override", "message"),
+    [
+        ({**DUAL, "vision": {"name": "tiny-vit"}}, "train.steps=1", 'unknown key "vision"'),
+        (DUAL, "train.contrastive.veiws=2", 'train.contrastive.veiws".*did you mean "views"'),
+        (DUAL, "train.steps.most=2", "is a value, not a table"),
+        (DUAL, "data.path=x", "is a list, not a table"),
+        ({"train": {"steps": 2}}, "train.steps.most=2", "is a value, not a table"),
+    ],
+)
+def test_what_a_dual_encoder_does_not_have(
+    tables: dict[str, object], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_file.run_from_mapping({"train": {"steps": 5}, **tables}, [override])

@@ -109,7 +109,7 @@ def _wanted(
     """The encoder and the data sets, from the arguments or else from a run's file."""
     from dataclasses import replace
 
-    from isthmus.config import VisionConfig
+    from isthmus.config import ModelConfig, VisionConfig
     from isthmus.config_file import read_run
     from isthmus.errors import ConfigError
 
@@ -123,5 +123,10 @@ def _wanted(
         )
     if run is None:
         return VisionConfig(name=vision or ""), sources
+    if not isinstance(run.model, ModelConfig):
+        raise ConfigError(
+            f"{config} trains a dual encoder, which keeps vectors of its own: pass --vision NAME "
+            "and the data sets in place of --config"
+        )
     chosen = run.model.vision
     return (replace(chosen, name=vision) if vision else chosen), sources

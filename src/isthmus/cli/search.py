@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,35 +109,22 @@ def search(
 
 
 def _updated(index: PictureIndex, folder: Path, quiet: bool) -> IndexReport:
-    """Fills the index, with a bar for a person at a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
-
+    """Fills the index, and shows how far it has come."""
     from isthmus.align.search import pictures_in
+    from isthmus.progress import Progress
 
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet:
         return index.add(folder)
-    total = sum(1 for _ in pictures_in(folder.absolute(), index.folder))
-    started = time.monotonic()
-    columns = (TextColumn("looking at pictures"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TextColumn("{task.fields[rate]}"), Left(), console=console) as bar:
-        task = bar.add_task("", total=total, rate="")
-        done = 0
-
-        def progress(some: int) -> None:
-            nonlocal done
-            done += some
-            rate = done / max(1e-3, time.monotonic() - started)
-            bar.update(task, advance=some, rate=f"{rate:.0f} a second")
-
+    total = None
+    if sys.stderr.isatty():  # a second walk through the folder, for a person who waits
+        total = sum(1 for _ in pictures_in(folder.absolute(), index.folder))
+    with Progress("Looking at images", total, unit="images") as progress:
         try:
-            return index.add(folder, progress=progress)
+            return index.add(folder, progress=progress.advance)
         except KeyboardInterrupt:
-            bar.stop()
-            print(f"{done} of {total} are kept: say the same again to go on", file=sys.stderr)
-            raise
+            kept = f"{progress.done} images are kept"
+    print(f"{kept}: say the same again to go on", file=sys.stderr)
+    raise KeyboardInterrupt
 
 
 def _tell(report: IndexReport) -> None:

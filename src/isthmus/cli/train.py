@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -54,23 +54,20 @@ def train(
         raise ConfigError("expected --out FOLDER for the model, its checkpoints and its log")
     from isthmus import machine
     from isthmus.cli.output import print_json
-    from isthmus.training import contrastive_run, run
-    from isthmus.training.contrastive_config import is_contrastive
+    from isthmus.training.run import job, plan_of, work
 
     machine.set_threads(threads)
-    # Both modules offer the same three functions
-    runner: Any = contrastive_run if config is not None and is_contrastive(config) else run
-    job = runner.job(config, data, set_ or (), smoke=smoke)
+    chosen = job(config, data, set_ or (), smoke=smoke)
     if dry_run:
-        plan = runner.plan_of(job)
+        plan = plan_of(chosen)
         if json_:
             print_json(plan.to_json())
         else:
             print(plan)
         return
     assert out is not None
-    steps = job.config.train.steps
-    folder = runner.work(job, out, quiet=quiet or json_)
+    steps = chosen.config.train.steps
+    folder = work(chosen, out, quiet=quiet or json_)
     if json_:
         print_json({"model": str(folder), "steps": steps})
     else:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from isthmus.data.records import Picture, Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, PictureError
 from isthmus.images import FORMATS, content_hash, open_picture
+from isthmus.progress import tracked
 from isthmus.prompt import IMAGE_TAG
 
 SMALL = 224
@@ -278,8 +277,7 @@ def check_data(
     """
     records = read_data(source, root=root)
     tally = _Tally(decode)
-    console = Console(stderr=True)
-    numbers = track(range(len(records)), "Checking", console=console, disable=quiet)
+    numbers = tracked(range(len(records)), "Checking", quiet=quiet)
     for record in _readable(records, iter(numbers), tally):
         tally.record(record)
     pixels = list(zip(tally.widths, tally.heights, strict=True))

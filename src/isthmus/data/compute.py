@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from isthmus.backbones.vision import load_vision
-from isthmus.data.features import FeatureCache, FillReport
+from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
 from isthmus.data.records import Picture, Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import InputError
@@ -82,12 +82,12 @@ def compute_features(
     if ray:
         from isthmus.data.ray_features import fill_with_ray
 
-        cache = FeatureCache(out, encoder.to(kind))
+        cache = FeatureCache(out, PatchFeatures(encoder.to(kind)))
         report = fill_with_ray(
             cache, _pictures(found), encoders=workers or 1, batch_size=batch_size, quiet=quiet
         )
     else:
-        cache = FeatureCache(out, encoder.to(place, kind))
+        cache = FeatureCache(out, PatchFeatures(encoder.to(place, kind)))
         report = cache.fill(_pictures(found), quiet=quiet, batch_size=batch_size, workers=workers)
     return Computed(report, Path(cache.path))
 

@@ -3,10 +3,9 @@
     features-KEY.f16      rows of (N, D_vision), float16 unless another type is asked for
     features-KEY.index    a line for each row, 32 hexadecimal digits of the bytes' SHA-256
     features-KEY.lock     held while rows are appended
-    features-KEY.claims/  locks, each for a share of all hashes: who holds one computes those
 
 A row's line is written after the row, so a run that is killed loses at most the rows that it was
-writing; the next to append cuts both files to what both have. The operating system frees the locks
+writing; the next to append cuts both files to what both have. The operating system frees the lock
 of a process that is killed. Reading takes no lock, and a folder that cannot be written will do.
 """
 
@@ -18,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import BaseFileLock, FileLock
+from filelock import FileLock
 
 LINE_BYTES = 33
 """A line of the index: 32 hexadecimal digits and a line break."""
-CLAIMS = 32
-"""Shares that the hashes fall into, at most 256: the unit in which processes divide the work."""
 
 
 class FeatureStore:
@@ -117,14 +114,3 @@ class FeatureStore:
             os.fsync(data.fileno())  # no line may be on the disk before its row
             index.write("".join(f"{key}\n" for key in new).encode("ascii"))
         self.refresh()
-
-    def claim(self, share: int) -> BaseFileLock:
-        """The lock, not taken yet, of a share of all hashes."""
-        folder = self.path.with_suffix(".claims")
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{share:02x}.lock")
-
-
-def share_of(key: str) -> int:
-    """Which share a hash falls into, the same in every process."""
-    return int(key[:2], 16) % CLAIMS

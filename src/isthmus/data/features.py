@@ -10,33 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import BaseFileLock, Timeout
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.backbones.vision import VisionEncoder
-from isthmus.data.feature_store import FeatureStore, share_of
+from isthmus.data.feature_store import FeatureStore
 from isthmus.data.prefetch import prefetch
 from isthmus.data.records import Picture
 from isthmus.errors import ConfigError, PictureError
 from isthmus.images import MOST_FILE_BYTES, open_picture
+from isthmus.progress import Progress
 
 HALF_MAX = 65504.0
 """The largest number that half precision holds."""
-WINDOW = 1024
-"""Pictures without features that are gathered before work on them begins."""
 
 
 @dataclass(frozen=True)
@@ -93,33 +88,80 @@ def decode(picture: Picture, data: bytes) -> Image.Image:
         raise PictureError(f"{picture}: {error}") from error
 
 
-class FeatureCache:
-    """Features of pictures under one encoder, as a memory-mapped half-precision array.
-
-    Any number of processes may fill and read one folder at once. Threads may share a cache for
-    reading; it is filled by one.
-
-    Args:
-        folder: Where the cache lives; shared by all encoders.
-        encoder: The frozen encoder, on any device.
+class Encoding(Protocol):
+    """What a cache keeps of each image: some encoder's rows.
 
     Attributes:
-        path: The array of shape (rows, N, D_vision), float16.
+        name: The array's file name, which tells these rows from all others.
+        shape: (N, D) of a row.
+        dtype: Type of its numbers.
+        takes_arrays: Whether an `.npy` file of that shape may stand for an image.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: Any
+    takes_arrays: bool
+
+    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+        """What the encoder is shown of an image; `key` is the hash of its bytes."""
+        ...
+
+    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
+        """Rows (P, N, D) as an array; PictureError if one cannot be kept."""
+        ...
+
+
+class PatchFeatures:
+    """A frozen vision encoder's features (N, D_vision) in half precision.
+
+    Args:
+        encoder: The encoder, on any device.
+    """
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        self.encoder = encoder
+        self.name = f"features-{cache_key(encoder)}.f16"
+        self.shape = (encoder.shape.tokens, encoder.shape.width)
+        self.dtype: Any = np.float16
+        self.takes_arrays = True
+
+    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+        """The pixels of its preprocessing."""
+        return self.encoder.preprocess(picture)
+
+    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
+        """As the function `encode`."""
+        return encode(self.encoder, pixels, pictures)
+
+
+class FeatureCache:
+    """Rows of images under one encoding, as a memory-mapped array, found by the images' content.
+
+    Any number of processes may fill and read one folder at once: files are never torn, and what
+    two of them compute at the same time is kept once. Processes of one run divide the images among
+    them. Threads may share a cache for reading; it is filled by one.
+
+    Args:
+        folder: Where the cache lives; shared by all encodings.
+        encoding: What is kept of each image: `PatchFeatures(model.vision)`.
+
+    Attributes:
+        path: The array of shape (rows, N, D).
         store: That file and its index.
 
     Example:
-        >>> cache = FeatureCache("features", model.vision)  # doctest: +SKIP
+        >>> cache = FeatureCache("features", PatchFeatures(model.vision))  # doctest: +SKIP
         >>> cache.fill(pictures).computed  # doctest: +SKIP
         2
         >>> cache.get(pictures).shape  # doctest: +SKIP
         torch.Size([2, 81, 1280])
     """
 
-    def __init__(self, folder: str | Path, encoder: VisionEncoder) -> None:
-        self.encoder = encoder
-        self.shape = (encoder.shape.tokens, encoder.shape.width)
-        self.path = Path(folder) / f"features-{cache_key(encoder)}.f16"
-        self.store = FeatureStore(self.path, self.shape)
+    def __init__(self, folder: str | Path, encoding: Encoding) -> None:
+        self.encoding, self.shape = encoding, encoding.shape
+        self.path = Path(folder) / encoding.name
+        self.store = FeatureStore(self.path, self.shape, encoding.dtype)
         self._keys: dict[tuple[Path, str, int], tuple[int, int, str]] = {}
 
     def __contains__(self, picture: Picture) -> bool:
@@ -133,7 +175,7 @@ class FeatureCache:
     # --- Reading ----------------------------------------------------------------------------
 
     def get(self, pictures: Sequence[Picture]) -> Tensor:
-        """Features (P, N, D_vision) of pictures, float32; an `.npy` file is read as it is.
+        """Features (P, N, D) of pictures, float32; an `.npy` file is read as it is.
 
         Raises:
             PictureError: If a picture cannot be read or is not in the cache, or an array has
@@ -141,13 +183,26 @@ class FeatureCache:
         """
         found = np.empty((len(pictures), *self.shape), np.float32)
         for i, picture in enumerate(pictures):
-            if picture.is_features:
+            if picture.is_features and self.encoding.takes_arrays:
                 found[i] = self._read_array(picture)
-                continue
-            if (key := self.key(picture)) not in self.store:
-                raise PictureError(f"no features of {picture} in {self.path}: fill the cache first")
-            found[i] = self.store[key]
+            else:
+                found[i] = self.store[self._filled(picture)]
         return torch.from_numpy(found)
+
+    def row(self, picture: Picture) -> int:
+        """Where a picture's features are in the array.
+
+        Raises:
+            PictureError: If it cannot be read, or was not filled in.
+        """
+        return self.store.rows[self._filled(picture)]
+
+    def _filled(self, picture: Picture) -> str:
+        key = self.find(picture)
+        if key is None or key not in self.store:
+            decode(picture, picture.read())  # says what is wrong with it
+            raise PictureError(f"no features of {picture} in {self.path}: fill the cache first")
+        return key
 
     def key(self, picture: Picture) -> str:
         """SHA-256 of a picture's bytes, 32 hexadecimal digits of it.
@@ -178,10 +233,13 @@ class FeatureCache:
         """As `key`; None for features in an `.npy` file, whose shape is checked.
 
         Raises:
-            PictureError: If it cannot be read, or is an array of another shape.
+            PictureError: If it cannot be read, or is an array of another shape, or one where the
+                encoding takes images alone.
         """
         if not picture.is_features:
             return self.key(picture)
+        if not self.encoding.takes_arrays:
+            raise PictureError(f"{picture} holds features: expected an image")
         head = io.BytesIO(replace(picture, size=min(picture.size or 1024, 1024)).read())
         try:
             version = np.lib.format.read_magic(head)
@@ -216,15 +274,13 @@ class FeatureCache:
         batch_size: int = 16,
         workers: int = 2,
     ) -> FillReport:
-        """Computes the features that are missing, with a progress bar.
+        """Computes the features that are missing, and shows progress.
 
-        Processes that fill one folder at once share the work: none computes what another has
-        computed or is computing. Memory does not grow with the number of pictures, but for the
-        hashes.
+        Memory does not grow with the number of pictures, but for the hashes.
 
         Args:
             pictures: The pictures, in any order; the same one may come again.
-            quiet: No progress bar.
+            quiet: Show no progress.
             batch_size: Pictures in one pass of the encoder; each is appended at once.
             workers: Threads that open pictures ahead of the encoder.
 
@@ -237,110 +293,44 @@ class FeatureCache:
                 computed before is kept.
         """
         total = len(pictures) if isinstance(pictures, Sized) else None
+        computed = 0
+        broken: list[tuple[str, str]] = []
+        batch: dict[str, _Opened] = {}
         self.store.refresh()
-        with Progress(console=Console(stderr=True), disable=quiet) as bar:
-            tally = _Tally(bar, bar.add_task("Features", total=total))
-            window: dict[str, Picture] = {}
-            ahead = 2 * max(batch_size, workers)
-            with closing(prefetch(pictures, self._look, workers=workers, ahead=ahead)) as found:
-                for picture, key, why in found:
-                    if why:
-                        tally.add(broken=(str(picture), why))
-                    elif key is None or key in self.store.rows or key in window:
-                        tally.add(present=1)
-                    else:
-                        window[key] = picture
-                        if len(window) == WINDOW:
-                            self._fill_window(window, tally, batch_size, workers)
-                            window = {}
-            self._fill_window(window, tally, batch_size, workers)
-        return FillReport(tally.computed, tally.present, tuple(tally.broken))
+        opened = prefetch(pictures, self._open, workers=workers, ahead=2 * max(batch_size, workers))
+        with Progress("Features", total, unit="images", quiet=quiet) as progress, closing(opened):
+            for one in opened:
+                if one.why:
+                    broken.append((str(one.picture), one.why))
+                elif one.pixels is not None and one.key not in self.store.rows:
+                    batch.setdefault(one.key, one)
+                if len(batch) == batch_size:
+                    computed += self._encode(batch)
+                    batch.clear()
+                progress.advance()
+            computed += self._encode(batch)
+        return FillReport(computed, progress.done - computed - len(broken), tuple(broken))
 
-    def pixels(self, picture: Image.Image, key: str) -> Tensor:
-        """What the encoder is shown of a picture; `key` is the hash of its bytes."""
-        return self.encoder.preprocess(picture)
-
-    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
-        """Rows (P, N, D_vision) of what `pixels` gave; PictureError if one cannot be kept."""
-        return encode(self.encoder, pixels, pictures)
-
-    def _look(self, picture: Picture) -> tuple[Picture, str | None, str]:
+    def _open(self, picture: Picture) -> _Opened:
+        """A picture's hash; its pixels unless its features are there; or why there are none."""
         try:
-            return picture, self.find(picture), ""
+            key = self.find(picture)
+            if key is None or key in self.store.rows:
+                return _Opened(picture, key or "")
+            key = _hash(data := picture.read())  # of the very bytes that the pixels are of
+            return _Opened(picture, key, self.encoding.pixels(decode(picture, data), key))
         except PictureError as error:
-            return picture, None, str(error)
+            return _Opened(picture, why=str(error))
 
-    def _fill_window(
-        self, window: dict[str, Picture], tally: _Tally, batch_size: int, workers: int
-    ) -> None:
-        """Computes some pictures' features, sharing them with other processes.
-
-        Claims are taken as pictures are drawn, never waited for while others are held, so that
-        no two processes wait for each other; those of other processes are looked at again when
-        there is nothing else to do.
-        """
-        shares: dict[int, dict[str, Picture]] = {}
-        for key, picture in window.items():
-            shares.setdefault(share_of(key), {})[key] = picture
-        while shares:
-            held: dict[int, BaseFileLock] = {}
-            try:
-                drawn = self._draw(shares, held, tally)
-                work = prefetch(drawn, self._open, workers=workers, ahead=2 * batch_size)
-                with closing(work):
-                    batch: list[_Opened] = []
-                    for opened in work:
-                        if opened.why:
-                            tally.add(broken=(str(opened.picture), opened.why))
-                            continue
-                        batch.append(opened)
-                        if len(batch) == batch_size:
-                            self._encode(batch, tally)
-                            for claim in list(held)[: list(held).index(opened.claim)]:
-                                held.pop(claim).release()  # pictures come claim by claim
-                            batch = []
-                    self._encode(batch, tally)
-            finally:
-                for lock in held.values():
-                    lock.release()
-            if shares:
-                with self.store.claim(next(iter(shares))):
-                    pass
-
-    def _draw(
-        self, shares: dict[int, dict[str, Picture]], held: dict[int, BaseFileLock], tally: _Tally
-    ) -> Iterator[_Opened]:
-        """The pictures of each claim that is free, taking it; it leaves `shares` for `held`."""
-        order = sorted(shares)
-        first = os.getpid() % len(order)  # processes begin at different ones
-        for claim in order[first:] + order[:first]:
-            lock = self.store.claim(claim)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            held[claim] = lock
-            self.store.refresh()
-            for key, picture in shares.pop(claim).items():
-                if key in self.store.rows:
-                    tally.add(present=1)
-                else:
-                    yield _Opened(picture, claim, key)
-
-    def _open(self, drawn: _Opened) -> _Opened:
-        """Adds the pixels, or why there are none, and the hash of the very bytes they are of."""
-        try:
-            key = _hash(data := drawn.picture.read())
-            return replace(drawn, key=key, pixels=self.pixels(decode(drawn.picture, data), key))
-        except PictureError as error:
-            return replace(drawn, why=str(error))
-
-    def _encode(self, batch: Sequence[_Opened], tally: _Tally) -> None:
-        if batch:
-            pixels = torch.stack([b.pixels for b in batch if b.pixels is not None])
-            keys, pictures = [b.key for b in batch], [b.picture for b in batch]
-            self.store.append(keys, self.encode(pixels, pictures))
-            tally.add(computed=len(batch))
+    def _encode(self, batch: Mapping[str, _Opened]) -> int:
+        """Computes and appends features that no other process has appended; how many."""
+        there = self.store.refresh()
+        missing = [one for key, one in batch.items() if key not in there]
+        if missing:
+            pixels = torch.stack([one.pixels for one in missing if one.pixels is not None])
+            rows = self.encoding.encode(pixels, [one.picture for one in missing])
+            self.store.append([one.key for one in missing], rows)
+        return len(missing)
 
 
 def encode(encoder: VisionEncoder, pixels: Tensor, pictures: Sequence[object]) -> Any:
@@ -374,27 +364,6 @@ class _Opened:
     """A picture on its way into the cache."""
 
     picture: Picture
-    claim: int
-    key: str
+    key: str = ""
     pixels: Tensor | None = None
     why: str = ""
-
-
-@dataclass
-class _Tally:
-    """Counts what was done, and moves the progress bar."""
-
-    bar: Progress
-    task: Any
-    computed: int = 0
-    present: int = 0
-    broken: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(
-        self, computed: int = 0, present: int = 0, broken: tuple[str, str] | None = None
-    ) -> None:
-        self.computed += computed
-        self.present += present
-        if broken is not None:
-            self.broken.append(broken)
-        self.bar.advance(self.task, computed + present + (broken is not None))

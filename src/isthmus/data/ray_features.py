@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from isthmus.backbones.vision import VisionEncoder
-from isthmus.data.features import FeatureCache, FillReport, decode, encode
+from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, decode, encode
 from isthmus.data.records import Picture
 from isthmus.errors import MissingExtraError, PictureError
 
@@ -73,7 +73,8 @@ def fill_with_ray(
     It runs on the cluster that `ray.init` joined, or starts Ray on this machine.
 
     Args:
-        cache: The cache; its encoder must be on the CPU, and is sent to the workers.
+        cache: The cache, of `PatchFeatures`; the encoder must be on the CPU, and is sent to the
+            workers.
         pictures: The pictures, in any order.
         encoders: Worker processes, each with an encoder of its own; on a cluster with GPUs each
             takes one.
@@ -95,7 +96,8 @@ def fill_with_ray(
     broken: list[tuple[str, str]] = []
     ray.init(ignore_reinit_error=True, log_to_driver=not quiet, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = not quiet
-    encoder = ray.put(cache.encoder)
+    assert isinstance(cache.encoding, PatchFeatures)
+    encoder = ray.put(cache.encoding.encoder)
     gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
     part: dict[str, Picture] = {}
 

@@ -16,7 +16,6 @@ from isthmus.checkpoint import load_vlm
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
-from isthmus.evaluation.progress import EvaluationBar
 from isthmus.evaluation.records import PICTURES, Records
 from isthmus.evaluation.report import picture_name, write_report
 from isthmus.evaluation.results import Results, Row, row_of
@@ -27,6 +26,7 @@ from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
+from isthmus.progress import Progress
 from isthmus.prompt import Example
 from isthmus.prompting.calibrate import METHODS
 from isthmus.prompting.example_file import read_examples, write_examples
@@ -136,7 +136,8 @@ def evaluate(
     }
     records = Records(folder, config)
     try:
-        with EvaluationBar(sum(len(_task(made, a).items) for a in arms), quiet=quiet) as bar:
+        total = sum(len(_task(made, a).items) for a in arms)
+        with Progress("Evaluating", total, unit="questions", quiet=quiet) as bar:
             for arm in arms:
                 task = _task(made, arm)
                 written: list[Example] = []
@@ -213,10 +214,10 @@ def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
         yield list(items[start : start + size])
 
 
-def _run(asker: Asker, shots: Shots, records: Records, bar: EvaluationBar) -> None:
+def _run(asker: Asker, shots: Shots, records: Records, bar: Progress) -> None:
     """Answers the questions of an arm that have no record yet."""
     arm = asker.arm
-    bar.begin(arm.id)
+    bar.say(arm.id)
     for number, chunk in enumerate(_chunks(asker.task.items, CHUNK)):
         left = [item for item in chunk if (arm.id, item.id) not in records]
         if left and asker.style.calibrate == "batch":

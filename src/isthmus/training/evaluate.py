@@ -20,10 +20,10 @@ from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example
 from isthmus.templates import template_named
-from isthmus.training.feed import DataSet, Feed, Item, PictureSource
+from isthmus.training.feed import DataSet, Feed, Item, PictureSource, parts
 from isthmus.training.objectives import Objective
+from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
-from isthmus.training.step import autocast, parts
 
 MOST_RECORDS = 512
 """Records of each data set that an evaluation reads, the first ones."""

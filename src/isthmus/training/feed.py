@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +21,14 @@ from isthmus.data.mixture import Draw, Mixture
 from isthmus.data.prefetch import prefetch
 from isthmus.data.records import Medium, Picture, Record, frames
 from isthmus.data.samples import Sample, tokenize
+from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, InputError, PictureError
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
 from isthmus.templates import template_named
+
+Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
+"""Makes another image of an image, with nothing random but the generator."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,64 @@ class Item:
     is_features: bool = False
     why_not: str = ""
 
+    def __str__(self) -> str:
+        pictures = self.record.pictures
+        if self.record.origin or not pictures:
+            return self.record.origin or repr(self.record.answer[:40])
+        first = pictures[0]
+        return str(first[0] if isinstance(first, tuple) else first)
+
+
+class WeightedSet(Protocol):
+    """What `DataSet` and `PairSet` have in common."""
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Any sequence; read when they are drawn."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Share of the draws."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What logs call it."""
+        ...
+
+
+W = TypeVar("W", bound=WeightedSet)
+
+
+def as_sets(data: Any, kind: type[W], make: Callable[[Sequence[Record], str], W]) -> list[W]:
+    """What was passed to `train`, as data sets.
+
+    Args:
+        data: A path, records, or data sets.
+        kind: The class that is wanted.
+        make: One of it, from records and a name.
+
+    Raises:
+        ConfigError: If there is none, one is empty or of another kind, or the shares are none.
+    """
+    if isinstance(data, (str, Path)):
+        sets = [make(read_data(data), Path(str(data)).stem)]
+    elif len(data) and isinstance(data[0], Record):
+        sets = [make(data, "")]
+    else:
+        sets = list(data)
+    if not sets:
+        raise ConfigError("nothing to train on: no data set")
+    if others := [type(d).__name__ for d in sets if not isinstance(d, kind)]:
+        raise ConfigError(f"got {others[0]} as a data set: expected {kind.__name__} for this model")
+    if empty := [d.name for d in sets if not len(d.records)]:
+        raise ConfigError(f"nothing to train on in {', '.join(empty)}: all records are held out")
+    weights = [d.weight for d in sets]
+    if not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
+        raise ConfigError(f"data.weight is {weights}: expected none below 0 and one above it")
+    return sets
+
 
 def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
     """A data set for training and one for evaluation, that share no picture.
@@ -104,14 +170,20 @@ class PictureSource:
         model: For its vision encoder's preprocessing.
         cache: Features computed before; None gives pixels.
         seed: Of random crops; None for no augmentation.
+        augment: What makes them.
     """
 
     def __init__(
-        self, model: VisionLanguageModel, cache: FeatureCache | None, seed: int | None = None
+        self,
+        model: VisionLanguageModel,
+        cache: FeatureCache | None,
+        seed: int | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.preprocess = model.vision.preprocess
         self.cache = cache
         self.seed = seed
+        self.augment = augment or augmented
 
     def load(self, media: Sequence[Medium], number: int) -> tuple[Tensor, bool]:
         """Pictures or clips of one sample as one tensor (P, ...), and whether they are features.
@@ -146,7 +218,7 @@ class PictureSource:
             )
         opened = open_picture(picture.read())
         if self.seed is not None:
-            opened = augmented(opened, np.random.default_rng([self.seed, 2, number, place]))
+            opened = self.augment(opened, np.random.default_rng([self.seed, 2, number, place]))
         return self.preprocess(opened)
 
 
@@ -252,3 +324,19 @@ class Feed:
         except PictureError as error:
             return replace(item, why_not=" ".join(str(error).split()))
         return replace(item, pictures=pictures, is_features=features)
+
+
+def parts(items: Sequence[Item], size: int | None, *, by_data: bool = False) -> list[list[Item]]:
+    """Samples in parts of one forward pass each.
+
+    Args:
+        items: In their order.
+        size: Most samples of a part; None for as many as there are.
+        by_data: Whether no part has samples of several data sets, whose pictures may be of several
+            kinds.
+    """
+    size = size or max(1, len(items))
+    groups = [list(items)]
+    if by_data:
+        groups = [list(g) for _, g in groupby(items, key=lambda i: i.draw.data)]
+    return [g[i : i + size] for g in groups for i in range(0, len(g), size)]

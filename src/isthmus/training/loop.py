@@ -1,84 +1,92 @@
 """The training loop: small enough to read, exact enough to resume.
 
 Which samples step s draws depends on the seed and on s alone, and a step is the same sum whatever
-it is split into: over forward passes, or over processes.
+it is split into: over forward passes, or over processes. `train` takes whatever `Trainee` there is
+for a model; `run_steps` does the rest for all of them.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
+from torch import nn
 
-from isthmus.checkpoint import (
-    DESCRIPTION,
-    WEIGHTS,
-    description_of,
-    strip_state,
-    write_model,
-)
+from isthmus.align.dual_encoder import DualEncoder
 from isthmus.config import TrainConfig
 from isthmus.config_file import to_mapping
-from isthmus.data.features import FeatureCache
-from isthmus.data.records import Picture, Record, frames
-from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, InputError, TrainingError, TrainingStopped
+from isthmus.data.records import Record
+from isthmus.errors import ConfigError, TrainingError, TrainingStopped
 from isthmus.model import VisionLanguageModel
-from isthmus.training.evaluate import answers, held_out_losses
-from isthmus.training.feed import DataSet, Feed, PictureSource
+from isthmus.progress import Progress as ProgressLine
+from isthmus.progress import Rates
+from isthmus.training.clip import dual_encoder_trainee
+from isthmus.training.feed import Augment, DataSet, augmented
 from isthmus.training.log import RunLog
-from isthmus.training.objectives import Concepts, Language, Objective, name_concepts
-from isthmus.training.optim import optimizer_for
-from isthmus.training.processes import Processes, shard, whole
-from isthmus.training.progress import ProgressBar
+from isthmus.training.pairs import PairSet
+from isthmus.training.precision import choice, decided
+from isthmus.training.processes import Processes
 from isthmus.training.report import write_report
-from isthmus.training.state import BEST, Progress, load_state, state_tensors, write_checkpoint
-from isthmus.training.step import DTYPES, LossScale, Stepper, StepResult
+from isthmus.training.state import (
+    BEST,
+    Progress,
+    load_buffers,
+    load_state,
+    state_tensors,
+    write_checkpoint,
+)
+from isthmus.training.step import FP16_SCALE, LossScale, Stepper, StepResult
+from isthmus.training.trainee import S, Trainee
+from isthmus.training.vlm import vision_language_trainee
 
-FP16_SCALE = 2.0**16
+M = TypeVar("M", bound=VisionLanguageModel | DualEncoder)
 
 
 def train(
-    model: VisionLanguageModel,
-    data: str | Path | Sequence[Record] | Sequence[DataSet],
+    model: M,
+    data: str | Path | Sequence[Record] | Sequence[DataSet] | Sequence[PairSet],
     config: TrainConfig,
     out: str | Path,
     *,
-    evaluation: Sequence[DataSet] = (),
+    evaluation: Sequence[DataSet] | Sequence[PairSet] = (),
     cache: str | Path | None = None,
+    augment: Augment = augmented,
     quiet: bool = False,
     on_step: Callable[[int, float], None] | None = None,
-) -> VisionLanguageModel:
-    """Trains the strip of a model, and saves it.
+) -> M:
+    """Trains the strip of a vision-language model, or a dual encoder, and saves it.
 
-    A run that finds its own state in `out` goes on from there, with the losses that it would have
+    A run that finds its own state in `out` resumes from there, with the losses that it would have
     had. Started by `torchrun` or `accelerate launch`, all processes share the work of each step.
 
     Args:
-        model: The model; its frozen parts are not changed, only put into the run's precision.
-        data: A folder, a file or shards; records; or data sets with their shares.
-        config: Objective, steps, learning rate, seed, precision, ...
-        out: Folder of the run: the newest model, checkpoints and `log.jsonl`.
-        evaluation: Data sets that `config.evaluate_every` looks at; never trained on.
+        model: The model. Its frozen parts are not changed, only put into the run's precision.
+        data: A folder, a file or shards; records; or data sets with their shares: `DataSet` for a
+            vision-language model, `PairSet` for a dual encoder.
+        config: Steps, batch size, learning rate, seed, precision, ...
+        out: Folder of the run: the newest model, checkpoints, `best`, `log.jsonl`, `report.html`.
+        evaluation: Data sets that `config.evaluate_every` looks at; never trained on. For a dual
+            encoder, the share of their images whose name is found among all names of the set.
         cache: Folder of the feature cache; None is `out`/features.
-        quiet: No progress bar.
+        augment: What makes a new view of an image; by default a random crop, mirrored or not.
+        quiet: No progress.
         on_step: Called with the number of steps done and the loss.
 
     Returns:
-        The model.
+        The model, in evaluation mode.
 
     Raises:
-        ConfigError: If a number is out of range, or the data has nothing in it.
-        TrainingError: If there is nothing to train, the loss is not finite, too many pictures are
+        ConfigError: If a number is out of range, the data has nothing in it, or the configuration
+            asks for what this kind of model does not do.
+        PromptError: If a template has no `{}`, or a text is longer than the text tower reads.
+        TrainingError: If there is nothing to train, the loss is not finite, too many images are
             broken, or `out` holds another run. The last saved state is intact.
         TrainingStopped: If the process was asked to end (SIGTERM); the state is saved.
         CheckpointError: If a checkpoint cannot be written; the one before is intact.
@@ -91,105 +99,115 @@ def train(
         >>> model = im.train(model, records, config, tempfile.mkdtemp(), quiet=True)
     """
     folder = Path(out)
-    data = _data_sets(data)
-    _check(data, config)
+    _check(config)
     processes = Processes(model.device)
-    if config.objective == "concepts" and config.init is None:
-        name_concepts(model, (d.record(i).answer for d in data for i in range(len(d.records))))
+    hush = quiet or not processes.is_main
+    if not hush:
+        print(choice(config, processes.device), file=sys.stderr, flush=True)
+    config = decided(config, processes.device)
     for name, parameter in model.named_parameters():
         if config.freeze and name.startswith(config.freeze):
             parameter.requires_grad_(False)
-    if not model.trained_parameters():
+    if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError("nothing to train: no parameter is trainable")
-    torch.manual_seed(config.seed)
-    pictures, plain = _pictures(
-        model, [*data, *evaluation], config, cache or folder / "features", processes, quiet
-    )
-    described = json.dumps({"model": to_mapping(model.config), **to_mapping(config)}, default=str)
-    description = description_of(model)
-    model.to(processes.device)
-    freeze_in_half(model, config)
-    if config.gradient_checkpointing:
-        model.language.checkpoint_activations()
-    sharded = config.sharding == "fsdp" and processes.count > 1
-    if sharded:
-        shard(model, processes)
-    model.train()
-    parameters = model.trained_parameters()
-    optimizer = optimizer_for(parameters, config, spread=sharded)
-    state = load_state(folder, parameters, optimizer, described)
+    place = Path(cache or folder / "features")
+    given: Any = (data, evaluation, config, processes, place, augment, hush)
+    if isinstance(model, DualEncoder):
+        run_steps(dual_encoder_trainee(model, *given), folder, quiet=hush, on_step=on_step)
+    else:
+        run_steps(vision_language_trainee(model, *given), folder, quiet=hush, on_step=on_step)
+    return model
+
+
+def run_steps(
+    trainee: Trainee[S],
+    folder: Path,
+    *,
+    quiet: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """Trains whatever it is, from its last saved state on.
+
+    Args:
+        trainee: What is trained.
+        folder: The run's folder.
+        quiet: No progress.
+        on_step: Called with the number of steps done and the loss.
+
+    Raises:
+        TrainingError, TrainingStopped, CheckpointError: As `train` does.
+    """
+    model, config, processes = trainee.model, trainee.config, trainee.processes
+    told = to_mapping(config)
+    described = json.dumps({"model": trainee.identity, **_flat(told)}, default=str)
+    state = load_state(folder, trainee.parameters, trainee.optimizer, described)
+    load_buffers(folder, trainee.buffers)
     if state.step == 0 and config.precision == "fp16":
         state = replace(state, scale=FP16_SCALE)
-    objective: Objective = Concepts()
-    if config.objective == "language":
-        objective = Language(config.pack, always_pictures=sharded)
     scale = LossScale(state.scale, state.good_steps)
-    stepper = Stepper(model, data, config, objective, processes, optimizer, parameters, scale)
-    feed = Feed(model, data, config, pictures, rank=processes.rank, processes=processes.count)
+    stepper = Stepper(trainee, scale)
     log = RunLog(folder, step=state.step) if processes.is_main else None
-    broken = Broken(config.broken_share)
-    bar = ProgressBar(config.steps, state.step, quiet=quiet or not processes.is_main)
+    broken, best, rates = Broken(config.broken_share), state.best, Rates()
+    progress = ProgressLine("Training", config.steps, done=state.step, unit="samples", quiet=quiet)
 
-    def save(step: int, best: float) -> None:
+    def save(step: int) -> None:
         """All processes gather, the first writes."""
-        tensors = state_tensors(parameters, optimizer)
-        strip = {n: whole(t).cpu() for n, t in strip_state(model).items()}
+        tensors = state_tensors(trainee.parameters, trainee.optimizer)
+        tensors |= {f"buffer.{n}": b.detach().cpu() for n, b in trainee.buffers.items()}
+        write = trainee.writer({"train": {**told, "steps_done": step}})
         if processes.is_main:
-            progress = Progress(step, best, scale.value, scale.good_steps)
-            how = {"train": {**to_mapping(config), "steps_done": step}}
-            write = partial(write_model, description={**description, **how}, state=strip)
-            files = (WEIGHTS, DESCRIPTION)
-            write_checkpoint(folder, progress, tensors, write, files, described, config.keep)
+            reached = Progress(step, best, scale.value, scale.good_steps)
+            write_checkpoint(folder, reached, tensors, write, trainee.files, described, config.keep)
         processes.wait()
 
-    def evaluate(step: int, best: float) -> float:
-        """Held-out loss and answers; the best model is kept."""
+    def evaluate(step: int) -> float:
+        """The error on what was kept aside; the best model is kept."""
         model.eval()
-        losses = held_out_losses(model, evaluation, config, objective, plain, processes)
-        model_loss = sum(losses.values()) / len(losses) if losses else float("inf")
-        strip = {n: whole(t).cpu() for n, t in strip_state(model).items()}
+        found = trainee.evaluate(folder)
+        write = trainee.writer({"evaluation": found.figures, "step": step})
         if log is not None:
-            log.write({"step": step, "evaluation": losses, "held_out_loss": model_loss})
-            if config.samples and not sharded and config.objective == "language":
-                log.write(
-                    {"step": step, "answers": answers(model, evaluation, config, plain, folder)}
-                )
-            if model_loss < best:
-                write_model(folder / BEST, description, strip)
+            log.write({"step": step, "evaluation": found.figures, "held_out_loss": found.error})
+            if found.answers:
+                log.write({"step": step, "answers": found.answers})
+            if found.error < best:
+                write(folder / BEST)
         processes.wait()
         model.train()
-        return min(best, model_loss)
+        return min(best, found.error)
 
-    best = state.best
-    with asked_to_stop() as asked, bar, nullcontext() if log is None else closing(log):
-        steps = feed.steps(state.step, config.steps)
-        for step, items in enumerate(steps, start=state.step + 1):
-            result = stepper.take(step - 1, items, stop=asked.is_set())
+    logging = nullcontext() if log is None else closing(log)
+    with training_mode(model), asked_to_stop() as asked, progress, logging:
+        steps = trainee.steps(state.step, config.steps)
+        for step, drawn in enumerate(steps, start=state.step + 1):
+            result = stepper.take(step - 1, drawn, stop=asked.is_set())
             last = step == config.steps
-            bar.update(step, result.loss, result.samples, result.tokens)
+            rates.add(samples=result.samples, tokens=result.tokens)
+            progress.advance(amount=result.samples, loss=f"{result.loss:.3f}")
             if log is not None and result.broken:
                 named = [{"picture": p, "why": w} for p, w in result.broken]
                 log.write({"step": step, "broken": named})
             if last or step % config.log_every == 0:
-                entry = {**_entry(step, result, optimizer), **bar.rates(), **gates(model)}
+                entry = {**result.entry(trainee.optimizer), **trainee.entry()}
+                for kind in ("samples", "tokens"):
+                    if kind in entry:
+                        entry[f"{kind}_per_second"] = round(rates.per_second(kind), 1)
                 if log is not None:
-                    log.write(entry)
+                    log.write({"step": step, **entry})
             broken.add(result)
             if on_step is not None:
                 on_step(step, result.loss)
-            if evaluation and config.evaluate_every and (last or step % config.evaluate_every == 0):
-                best = evaluate(step, best)
+            due = config.evaluate_every and (last or step % config.evaluate_every == 0)
+            if trainee.evaluates and due:
+                best = evaluate(step)
             if last or result.stop or step % config.save_every == 0:
-                save(step, best)
+                save(step)
             if result.stop and not last:
                 raise TrainingStopped(
                     f"stopped after step {step} of {config.steps}, as asked; the same command "
                     "goes on from here"
                 )
     if processes.is_main:
-        write_report(folder)
-    model.eval()
-    return model
+        write_report(folder, trainee.files[-1])
 
 
 class Broken:
@@ -220,6 +238,16 @@ class Broken:
 
 
 @contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """A model in training mode while the context lasts, and in evaluation mode after it."""
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+@contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, while the context lasts."""
     asked = threading.Event()
@@ -233,84 +261,19 @@ def asked_to_stop() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
-    """Puts the frozen language model into the run's precision; what is trained stays fp32."""
-    dtype = DTYPES[config.precision]
-    if model.device.type == "cpu" and dtype != torch.float32:
-        # the CPU's fused attention in half precision is slower than its parts at these lengths
-        model.language.model.set_attn_implementation("eager")
-    for parameter in model.language.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+def _check(config: TrainConfig) -> None:
+    """Refuses counts with which no step could be made."""
+    for key in ("steps", "batch_size", "log_every", "save_every", "keep", "max_tokens"):
+        if (value := getattr(config, key)) < 1:
+            raise ConfigError(f"train.{key} is {value}: expected at least 1")
+    for key in ("evaluate_every", "workers", "warmup"):
+        if (value := getattr(config, key)) < 0:
+            raise ConfigError(f"train.{key} is {value}: expected at least 0")
 
 
-def _data_sets(data: Any) -> list[DataSet]:
-    """What was passed as data sets."""
-    if isinstance(data, (str, Path)):
-        return [DataSet(read_data(data), name=Path(str(data)).stem)]
-    if data and not isinstance(data[0], DataSet):
-        return [DataSet(data)]
-    return list(data)
-
-
-def _check(data: Sequence[DataSet], config: TrainConfig) -> None:
-    """Refuses data and shares with which no step could be made."""
-    weights = [d.weight for d in data]
-    if data and not (all(0 <= w < np.inf for w in weights) and sum(weights) > 0):
-        raise ConfigError(f"data.weight is {weights}: expected none below 0 and one above it")
-    if empty := [d.name for d in data if not len(d.records)]:
-        raise ConfigError(f"nothing to train on in {', '.join(empty)}: all records are held out")
-    if not data:
-        raise TrainingError("nothing to train on: no data set")
-    if config.augment and config.objective == "concepts":
-        raise ConfigError('train.augment is for train.objective = "language"')
-
-
-def _pictures(
-    model: VisionLanguageModel,
-    data: Sequence[DataSet],
-    config: TrainConfig,
-    cache: str | Path,
-    processes: Processes,
-    quiet: bool,
-) -> tuple[PictureSource, PictureSource]:
-    """Where pictures come from, for training and for evaluation; fills the cache first."""
-    store = None
-    if config.feature_cache:
-        store = FeatureCache(cache, model.vision)
-        shown = () if config.augment else _all_pictures(data)
-        store.fill(shown, quiet=quiet or not processes.is_main)
-    if config.augment:
-        return PictureSource(model, None, config.seed), PictureSource(model, None)
-    return PictureSource(model, store), PictureSource(model, store)
-
-
-def _entry(step: int, result: StepResult, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A step as the log has it."""
-    return {
-        "step": step,
-        "loss": round(result.loss, 5),
-        "losses": {n: round(v, 5) for n, v in result.losses.items()},
-        "norm": round(result.norm, 4),
-        "lr": max(g["lr"] for g in optimizer.param_groups),
-        "samples": result.samples,
-        "tokens": result.tokens,
-    }
-
-
-def _all_pictures(data: Sequence[DataSet]) -> Iterator[Picture]:
-    """Every picture of data sets; records that cannot be read are named when they are drawn."""
-    for one in data:
-        for index in range(len(one.records)):
-            with suppress(InputError):
-                for medium in one.records[index].pictures:
-                    yield from frames(medium)
-
-
-def gates(model: VisionLanguageModel) -> dict[str, Any]:
-    """How far each gated block is open, tanh of its gates; all processes must call it together."""
-    opened = {
-        block: {n: round(whole(gate.detach()).tanh().item(), 5) for n, gate in own.items()}
-        for block, own in model.fusion.gates().items()
-    }
-    return {"gates": opened} if opened else {}
+def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """Tables within tables under the names that `--set` has for them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{start}{key}.") if isinstance(value, dict) else {start + key: value}
+    return flat

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from isthmus.config import TrainConfig
 from isthmus.model import VisionLanguageModel
+from isthmus.training.precision import decided
 
 STRIP = ("connector.", "fusion.", "special_tokens.")
 FP32 = 4
@@ -78,6 +79,7 @@ def memory(
     Returns:
         Bytes by item, none of them 0.
     """
+    config = decided(config, model.device)
     value = FP32 if config.precision == "fp32" else 2
     backbone = strip = trained = 0
     for name, parameter in model.named_parameters():

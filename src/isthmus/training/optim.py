@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from isthmus.config import TrainConfig
-from isthmus.errors import TrainingError
-from isthmus.training.contrastive_config import ContrastiveConfig
 
 PLACES = ("latents", "queries", "rows", "embedding", "positions", "frames")
 """Endings of the names of positions and offsets, which are no maps."""
@@ -19,8 +17,11 @@ TOKEN_PLACES = ("pos_embed", "cls_token", "reg_token", "embeddings.weight", "emb
 """Likewise in the encoders of timm, Transformers and open_clip."""
 
 
-def parameter_groups(
-    parameters: Mapping[str, nn.Parameter], config: TrainConfig
+def groups_of(
+    parameters: Mapping[str, nn.Parameter],
+    rate: Callable[[str], float],
+    weight_decay: float,
+    no_maps: tuple[str, ...] = PLACES,
 ) -> list[dict[str, object]]:
     """Groups for AdamW: matrices with weight decay, the rest without; rates by part.
 
@@ -29,24 +30,41 @@ def parameter_groups(
 
     Args:
         parameters: Trained parameters by name.
-        config: Learning rates and weight decay.
+        rate: The peak learning rate of a name.
+        weight_decay: Of matrices.
+        no_maps: Endings of the names of matrices that are no maps.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        lr = config.lr
-        if "lora_" in name:
-            lr = config.lr_lora
-        elif name.startswith("connector.") and config.lr_connector is not None:
-            lr = config.lr_connector
-        plain = parameter.ndim < 2 or name.endswith(PLACES)
-        groups.setdefault((lr, 0.0 if plain else config.weight_decay), []).append(parameter)
+        plain = parameter.ndim < 2 or name.endswith(no_maps)
+        groups.setdefault((rate(name), 0.0 if plain else weight_decay), []).append(parameter)
     return [
         {"params": members, "lr": lr, "peak": lr, "weight_decay": decay}
         for (lr, decay), members in groups.items()
     ]
 
 
-def learning_rate_factor(step: int, config: TrainConfig | ContrastiveConfig) -> float:
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig
+) -> list[dict[str, object]]:
+    """The groups of a vision-language model: connector and adapters may have rates of their own.
+
+    Args:
+        parameters: Trained parameters by name.
+        config: Learning rates and weight decay.
+    """
+
+    def rate(name: str) -> float:
+        if "lora_" in name:
+            return config.lr_lora
+        if name.startswith("connector.") and config.lr_connector is not None:
+            return config.lr_connector
+        return config.lr
+
+    return groups_of(parameters, rate, config.weight_decay)
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at a step, counted from 0.
 
     Linear warm-up to 1, then a cosine or a line down to `final_lr` at the last step, or 1.
@@ -84,7 +102,7 @@ def optimizer_for(
 
 
 def contrastive_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: ContrastiveConfig
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig
 ) -> torch.optim.AdamW:
     """AdamW for dual encoders, betas (0.9, 0.98) and epsilon 1e-6 as in CLIP (table 20).
 
@@ -94,24 +112,12 @@ def contrastive_optimizer(
     Args:
         parameters: Trained parameters by name.
         config: Learning rates and weight decay.
-
-    Raises:
-        TrainingError: If there is none.
     """
-    if not parameters:
-        raise TrainingError("nothing to train: no parameter is trainable")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
+
+    def rate(name: str) -> float:
         joined = name.startswith(("image.encoder.", "text.encoder."))
-        plain = parameter.ndim < 2 or name.endswith((*PLACES, *TOKEN_PLACES, "mixture.vectors"))
-        key = (config.lr_encoder if joined else config.lr, 0.0 if plain else config.weight_decay)
-        groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": members, "lr": lr, "peak": lr, "weight_decay": decay}
-            for (lr, decay), members in groups.items()
-        ],
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        fused=True,
-    )
+        return config.contrastive.lr_encoder if joined else config.lr
+
+    no_maps = (*PLACES, *TOKEN_PLACES, "mixture.vectors")
+    groups = groups_of(parameters, rate, config.weight_decay, no_maps)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)

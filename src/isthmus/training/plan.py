@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import torch
+
+from isthmus.align.dual_encoder import DualEncoder
+from isthmus.align.joined import JoinedImageTower
 from isthmus.config import TrainConfig
+from isthmus.data.features import FeatureCache
+from isthmus.data.mixture import Mixture
 from isthmus.data.packing import packed_rows
 from isthmus.errors import ConfigError
 from isthmus.model import VisionLanguageModel
-from isthmus.summary import Summary
-from isthmus.training.feed import DataSet, Feed, Item, PictureSource
+from isthmus.progress import clock
+from isthmus.training import clip, vlm
+from isthmus.training.feed import DataSet, Item, PictureSource, WeightedSet, as_sets, augmented
+from isthmus.training.locked import PooledViews, TextCache
 from isthmus.training.memory import Load, memory
-from isthmus.training.objectives import Concepts, Language, Objective
-from isthmus.training.optim import optimizer_for
+from isthmus.training.pairs import PairFeed, PairSet, all_pictures
+from isthmus.training.precision import decided
 from isthmus.training.processes import Processes
-from isthmus.training.step import LossScale, Stepper
+from isthmus.training.step import Stepper
+from isthmus.training.trainee import S, Trainee
 
 GB = 1e9
 TIMED = 3
+TRIED = 8
+"""Images that are encoded to tell how long all of them take."""
 
 
 @dataclass(frozen=True)
@@ -28,74 +42,64 @@ class Plan:
     """A run before it is started.
 
     Attributes:
-        summary: Parameters part by part, visual tokens, FLOPs per picture.
-        steps, samples: Of the whole run.
+        parameters, trained: Of the model, and those of them that change.
+        steps, batch_size: Of the run.
         epochs: How often each data set is gone through, by name.
-        tokens: Mean tokens of a sample, pictures in the text included.
-        filled: Share of a row that is no padding.
-        memory: Estimated bytes of each part, in one process.
-        cache: Bytes of the feature cache for the pictures of one epoch.
         step_seconds: Measured, with cached features where the run has them.
-        picture_seconds: Measured, to open and encode a picture.
-        pictures: Pictures of one epoch of all data sets, estimated from a step's samples.
+        pictures: Images to encode before the first step.
+        encode_seconds: For all of them, and for texts that are kept, measured on a few.
+        cache: Bytes of the feature cache.
+        details: More figures, of one kind of model: parts, visual tokens, memory and tokens of a
+            sample; or pairs, names and texts.
+        lines: What people read besides.
     """
 
-    summary: Summary
+    parameters: int
+    trained: int
     steps: int
-    samples: int
+    batch_size: int
     epochs: dict[str, float]
-    tokens: float
-    filled: float
-    memory: dict[str, int]
-    cache: int
     step_seconds: float
-    picture_seconds: float
     pictures: int
+    encode_seconds: float
+    cache: int
+    details: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
         """Of the whole run, filling the cache included."""
-        encode = self.pictures * self.picture_seconds if self.cache else 0.0
-        return encode + self.steps * self.step_seconds
+        return (self.encode_seconds if self.cache else 0.0) + self.steps * self.step_seconds
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "seconds": self.seconds}
+        values = asdict(self)
+        del values["lines"]
+        return {**values, **values.pop("details"), "seconds": self.seconds}
 
     def __str__(self) -> str:
-        memory = ", ".join(f"{name} {size / GB:.2f}" for name, size in self.memory.items())
         epochs = ", ".join(f"{name} {n:.1f}" for name, n in self.epochs.items())
         lines = [
-            str(self.summary),
-            "",
-            f"{'steps':<16}{self.steps:,} of {self.samples // self.steps:,} samples",
+            f"{'parameters':<16}{self.parameters:,}, of which {self.trained:,} are trained",
+            f"{'steps':<16}{self.steps:,} of {self.batch_size:,} samples",
             f"{'epochs':<16}{epochs}",
-            f"{'a sample':<16}{self.tokens:.0f} tokens; rows are {self.filled:.0%} filled",
-            f"{'memory, GB':<16}{sum(self.memory.values()) / GB:.2f} ({memory})",
-            f"{'step':<16}{self.step_seconds:.2f} s, measured on this machine",
+            *self.lines,
+            f"{'step':<16}{self.step_seconds:.3f} s, measured on this machine",
         ]
         if self.cache:
-            encode = self.pictures * self.picture_seconds
+            texts = f", {self.details['texts']:,} texts" if self.details.get("texts") else ""
             lines.append(
                 f"{'feature cache':<16}{self.cache / GB:.2f} GB on disk, "
-                f"{clock(encode)} to fill ({self.pictures:,} pictures)"
+                f"{clock(self.encode_seconds)} to fill ({self.pictures:,} pictures{texts})"
             )
-        lines.append(f"{'whole run':<16}{clock(self.seconds)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"{'whole run':<16}{clock(self.seconds)}"])
 
 
-def clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds.
-
-    Example:
-        >>> clock(3723)
-        '1:02:03'
-    """
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def plan(model: VisionLanguageModel, data: Sequence[DataSet], config: TrainConfig) -> Plan:
+def plan(
+    model: VisionLanguageModel | DualEncoder,
+    data: Sequence[DataSet] | Sequence[PairSet],
+    config: TrainConfig,
+) -> Plan:
     """What a run would cost; takes a few of its steps to find out, and saves nothing.
 
     Args:
@@ -106,14 +110,59 @@ def plan(model: VisionLanguageModel, data: Sequence[DataSet], config: TrainConfi
     Raises:
         ConfigError: If no sample of the first step can be used.
     """
-    summary = model.summary()
+    config = decided(config, model.device)
     for name, parameter in model.named_parameters():
         if config.freeze and name.startswith(config.freeze):
             parameter.requires_grad_(False)
     processes = Processes(model.device)
-    feed = Feed(model, data, config, PictureSource(model, None), processes=1)
+    if isinstance(model, DualEncoder):
+        return _plan_pairs(model, as_sets(data, PairSet, clip.one_set), config, processes)
+    return _plan_samples(model, as_sets(data, DataSet, vlm.one_set), config, processes)
+
+
+def _still(config: TrainConfig) -> TrainConfig:
+    """A configuration whose steps change nothing."""
+    own = replace(config.contrastive, lr_encoder=0.0)
+    return replace(config, lr=0.0, lr_connector=None, lr_lora=0.0, contrastive=own)
+
+
+def _step_seconds(trainee: Trainee[S], drawn: Sequence[S]) -> float:
+    """How long a step takes; the first one also warms up."""
+    stepper = Stepper(trainee)
+    trainee.model.train()
+    times = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        stepper.take(0, drawn)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _epochs(data: Sequence[WeightedSet], config: TrainConfig, mixture: Mixture) -> dict[str, float]:
+    drawn = [draw.data for draw in mixture.step(0)]
+    return {d.name: config.steps * drawn.count(i) / len(d.records) for i, d in enumerate(data)}
+
+
+def _parameters(model: torch.nn.Module) -> Mapping[str, int]:
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def _plan_samples(
+    model: VisionLanguageModel,
+    data: Sequence[DataSet],
+    config: TrainConfig,
+    processes: Processes,
+) -> Plan:
+    """Of a vision-language model."""
+    vlm.check_options(config)
+    summary = model.summary()
+    source = PictureSource(model, None)
+    trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)
     started = time.perf_counter()
-    items = [i for i in next(feed.steps(0, 1)) if not i.why_not]
+    items = [i for i in next(trainee.steps(0, 1)) if not i.why_not]
     if not items:
         raise ConfigError("no sample of the first step can be used: see `isthmus data check`")
     shown = sum(len(i.pictures) for i in items if i.pictures is not None)
@@ -121,51 +170,43 @@ def plan(model: VisionLanguageModel, data: Sequence[DataSet], config: TrainConfi
     if cached:
         items = [_encoded(model, i) for i in items]
     picture_seconds = (time.perf_counter() - started) / max(1, shown)
-    parameters = model.trained_parameters()
-    objective: Objective = Language(config.pack) if config.objective == "language" else Concepts()
-    optimizer = optimizer_for(parameters, config)
-    quiet = replace(config, lr=0.0, lr_connector=None, lr_lora=0.0)
-    stepper = Stepper(model, data, quiet, objective, processes, optimizer, parameters, LossScale())
-    model.train()
-    times = []
-    for _ in range(TIMED):
-        started = time.perf_counter()
-        stepper.take(0, items)
-        times.append(time.perf_counter() - started)
+    seconds = _step_seconds(trainee, items)
     lengths = [len(i.sample.ids) for i in items]
     micro = config.micro_batch_size or len(items)
     rows, length = min(micro, len(lengths)), max(lengths)
     if config.pack:
         rows, length = len(packed_rows(lengths[:micro], config.pack)), config.pack
-    batch = feed.mixture.batch_size
-    drawn = dict.fromkeys(range(len(data)), 0)
-    for draw in feed.mixture.step(0):
-        drawn[draw.data] += 1
-    records = sum(len(d.records) for d in data)
-    pictures = round(records * shown / len(items))
-    row_bytes = model.vision.shape.tokens * model.vision.shape.width * 2
+    pictures = round(sum(len(d.records) for d in data) * shown / len(items))
+    load = Load(
+        rows=rows,
+        tokens=length,
+        pictures=round(shown / len(items) * min(micro, len(items))),
+        labelled=sum(sum(i.sample.learned) for i in items[:micro]),
+        cached=cached,
+    )
+    needed = memory(model, config, load)
+    tokens, filled = sum(lengths) / len(lengths), sum(lengths[:micro]) / (rows * length)
+    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in needed.items())
     return Plan(
-        summary=summary,
+        **_parameters(model),
         steps=config.steps,
-        samples=config.steps * batch,
-        epochs={d.name: config.steps * drawn[m] / len(d.records) for m, d in enumerate(data)},
-        tokens=sum(lengths) / len(lengths),
-        filled=sum(lengths[:micro]) / (rows * length),
-        memory=memory(
-            model,
-            config,
-            Load(
-                rows=rows,
-                tokens=length,
-                pictures=round(shown / len(items) * min(micro, len(items))),
-                labelled=sum(sum(i.sample.learned) for i in items[:micro]),
-                cached=cached,
-            ),
-        ),
-        cache=pictures * row_bytes if cached else 0,
-        step_seconds=min(times[1:]),  # the first one also warms up
-        picture_seconds=picture_seconds,
+        batch_size=trainee.feed.mixture.batch_size,
+        epochs=_epochs(data, config, trainee.feed.mixture),
+        step_seconds=seconds,
         pictures=pictures,
+        encode_seconds=pictures * picture_seconds,
+        cache=pictures * model.vision.shape.tokens * model.vision.shape.width * 2 if cached else 0,
+        details={
+            "summary": asdict(summary),
+            "tokens": tokens,
+            "filled": filled,
+            "memory": needed,
+        },
+        lines=(
+            f"{'a sample':<16}{tokens:.0f} tokens; rows are {filled:.0%} filled",
+            f"{'memory, GB':<16}{sum(needed.values()) / GB:.2f} ({parts})",
+            *("", str(summary), ""),
+        ),
     )
 
 
@@ -175,3 +216,54 @@ def _encoded(model: VisionLanguageModel, item: Item) -> Item:
         return item
     features = model.encode_pictures(item.pictures.to(model.device)).cpu()
     return replace(item, pictures=features, is_features=True)
+
+
+def _plan_pairs(
+    model: DualEncoder, data: list[PairSet], config: TrainConfig, processes: Processes
+) -> Plan:
+    """Of a dual encoder."""
+    clip.check_options(config)
+    locked = clip.locked_parts(model) if config.feature_cache else ()
+    own = config.contrastive
+    pictures = texts = None
+    shown, written, seconds, size = 0, 0, 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        if "image.encoder." in locked and own.views:
+            assert isinstance(model.image, JoinedImageTower)
+            views = PooledViews(model.image, own.views, augmented, config.seed)
+            pictures, width = FeatureCache(folder, views), views.shape[1]
+            shown = sum(1 for _ in all_pictures(data))
+            started = time.perf_counter()
+            tried = pictures.fill(islice(all_pictures(data), TRIED), quiet=True).computed
+            seconds += (time.perf_counter() - started) / max(1, tried) * shown
+            size += shown * own.views * width * 4
+            # Any vectors will do to see how long a step takes
+            some = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, width))).float()
+            data = [replace(d, vectors=some.expand(len(d.records), 1, width)) for d in data]
+        if "text.encoder." in locked:
+            texts = TextCache(folder, model)
+        feed = PairFeed(data, config, model.preprocess, pictures=pictures, texts=texts)
+        step = next(feed.steps(0, 1))
+        if texts is not None:
+            written = len(feed.all_texts())
+            started, few = time.perf_counter(), list(dict.fromkeys(p.text for p in step))
+            texts.fill(few, processes, quiet=True)
+            seconds += (time.perf_counter() - started) / len(few) * written
+            size += written * texts.store.shape[1] * 4
+        trainee = clip.DualEncoderTrainee(model, feed, _still(config), processes)
+        step_seconds = _step_seconds(trainee, step)
+    pairs = {d.name: len(d.records) for d in data}
+    names = {d.name: len(d.labelled()) for d in data}
+    sets = ", ".join(f"{n} {pairs[n]:,} pairs of {names[n]:,} names" for n in pairs)
+    return Plan(
+        **_parameters(model),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        epochs=_epochs(data, config, feed.mixture),
+        step_seconds=step_seconds,
+        pictures=shown,
+        encode_seconds=seconds,
+        cache=size,
+        details={"pairs": pairs, "names": names, "texts": written},
+        lines=(f"{'data':<16}{sets}",),
+    )

@@ -96,7 +96,8 @@ def shard(model: VisionLanguageModel, processes: Processes) -> None:
     Each decoder layer, each gated block and the connector is gathered when it runs; the rest of the
     frozen parts with the model itself. Special tokens and LoRA adapters, a thousandth of the
     whole, stay on every process: they are trained in fp32 inside of frozen parts in half
-    precision, and FSDP2 gathers one precision at a time.
+    precision, and FSDP2 gathers one precision at a time. Single numbers, such as a temperature,
+    stay too: there is no dimension along which to divide them.
 
     Args:
         model: On the device of this process.
@@ -104,7 +105,9 @@ def shard(model: VisionLanguageModel, processes: Processes) -> None:
     """
     mesh = dist.device_mesh.init_device_mesh(processes.device.type, (processes.count,))
     small = {
-        p for n, p in model.named_parameters() if n.startswith("special_tokens.") or "lora_" in n
+        p
+        for n, p in model.named_parameters()
+        if n.startswith("special_tokens.") or "lora_" in n or p.ndim == 0
     }
     parts = (*model.language.layers, *model.fusion.blocks.values(), model.connector, model)
     for part in parts:

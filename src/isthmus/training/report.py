@@ -19,11 +19,12 @@ REPORT = "report.html"
 MOST_BROKEN = 50
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, description: str = DESCRIPTION) -> Path:
     """Writes `report.html` from a run's log, configuration and sample answers.
 
     Args:
         folder: The run's folder.
+        description: The file in it that describes the model.
 
     Returns:
         The page's path.
@@ -32,7 +33,7 @@ def write_report(folder: Path) -> Path:
         CheckpointError: If it cannot be written.
     """
     entries = read_log(folder)
-    file = folder / DESCRIPTION
+    file = folder / description
     described = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     steps = [e for e in entries if "loss" in e]
     held = [e for e in entries if "evaluation" in e]
@@ -63,8 +64,11 @@ def _what(config: dict[str, Any]) -> str:
     """The parts of a model in a line."""
     if not config:
         return "No model has been saved yet."
-    parts = [config["vision"]["name"], config["connector"]["type"], config["fusion"]["type"]]
-    return " + ".join([*parts, config["language"]["name"]])
+    if "name" in config:  # a dual encoder that was trained whole
+        return str(config["name"])
+    parts = [("vision", "name"), ("connector", "type"), ("fusion", "type")]
+    parts += [("language", "name"), ("text", "name")]
+    return " + ".join(str(config[part][key]) for part, key in parts if part in config)
 
 
 def _number(value: float | None) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from isthmus.align.dual_encoder import DualEncoder
+from isthmus.align.joined import HeadConfig
+from isthmus.align.saved import load_clip
 from isthmus.checkpoint import describe, load_strip, locate
-from isthmus.config import DataConfig, RunConfig, TrainConfig
+from isthmus.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from isthmus.config_file import model_from_mapping, read_run, run_from_mapping, to_mapping
+from isthmus.data.records import Record
 from isthmus.data.sources import read_data
+from isthmus.dual_encoder_config import DualEncoderConfig
 from isthmus.errors import ConfigError
-from isthmus.machine import precision_for
 from isthmus.model import VisionLanguageModel, compose
 from isthmus.training.feed import DataSet, split
-from isthmus.training.loop import freeze_in_half, train
+from isthmus.training.loop import train
+from isthmus.training.pairs import PairSet
 from isthmus.training.plan import Plan, plan
 from isthmus.training.smoke import smoke as smoke_run
 
@@ -44,7 +49,6 @@ def default_run(data: str | Path, records: int) -> RunConfig:
             lr=3e-4,
             warmup=min(50, steps // 10),
             weight_decay=0.05,
-            precision=precision_for(),
             init="tiny",
             freeze=(
                 "special_tokens.input_rows",
@@ -69,7 +73,7 @@ def default_run(data: str | Path, records: int) -> RunConfig:
 def data_sets(
     configs: Sequence[DataConfig], root: Path, seed: int
 ) -> tuple[list[DataSet], list[DataSet]]:
-    """Data sets for training and for evaluation.
+    """Data sets of a vision-language model, for training and for evaluation.
 
     Args:
         configs: As the configuration has them.
@@ -77,40 +81,93 @@ def data_sets(
         seed: Decides which records are kept aside.
 
     Raises:
-        ConfigError: If there is none, or two have one name.
+        ConfigError: If there is none, or one has what is for dual encoders.
     """
-    if not configs:
-        raise ConfigError("no data: expected at least one [[data]] table, or --data FOLDER")
     training, evaluation = [], []
-    for config in configs:
+    for config, name, own, aside in _read(configs, root, seed):
+        _refuse(config, ("templates",), "a dual encoder")
         whole = DataSet(
-            read_data(config.path, root=root),
+            (),
             config.weight,
             config.loss_weight,
             config.next_picture,
             config.questions,
-            name=Path(config.path).stem or config.path,
+            name=name,
         )
-        own, aside = split(whole, config.held_out, seed)
-        if len(aside.records):
-            evaluation.append(aside)
-        if len(own.records) or config.held_out < 1:
-            training.append(own)
-    for sets in (training, evaluation):
-        names = [d.name for d in sets]
-        for i, name in enumerate(names):
-            if names.count(name) > 1:  # logs tell data sets apart by name
-                sets[i] = replace(sets[i], name=f"{name}-{i}")
+        if len(aside):
+            evaluation.append(replace(whole, records=aside))
+        if len(own) or config.held_out < 1:
+            training.append(replace(whole, records=own))
     return training, evaluation
 
 
-def build(config: RunConfig) -> VisionLanguageModel:
-    """The model of a run, its strip new or started from `train.init`, on a GPU if there is one."""
-    torch.manual_seed(config.train.seed)  # the strip's first values are part of the run
+def pair_sets(
+    configs: Sequence[DataConfig], root: Path, seed: int
+) -> tuple[list[PairSet], list[PairSet]]:
+    """Data sets of a dual encoder, for training and for evaluation; else as `data_sets`."""
+    training, evaluation = [], []
+    for config, name, own, aside in _read(configs, root, seed):
+        _refuse(config, ("loss_weight", "questions", "next_picture"), "a vision-language model")
+        templates = config.templates[0] if len(config.templates) == 1 else config.templates
+        if len(aside):
+            evaluation.append(PairSet(aside, templates, name=name))
+        if len(own) or config.held_out < 1:
+            training.append(PairSet(own, templates, config.weight, name))
+    return training, evaluation
+
+
+def _read(
+    configs: Sequence[DataConfig], root: Path, seed: int
+) -> Iterator[tuple[DataConfig, str, Sequence[Record], Sequence[Record]]]:
+    """Each data set's name, and its records for training and for evaluation."""
+    if not configs:
+        raise ConfigError("no data: expected at least one [[data]] table, or --data FOLDER")
+    names = [Path(c.path).stem or c.path for c in configs]
+    for number, (config, name) in enumerate(zip(configs, names, strict=True)):
+        if names.count(name) > 1:
+            name = f"{name}-{number}"  # logs tell data sets apart by name
+        whole = DataSet(read_data(config.path, root=root), name=name)
+        own, aside = split(whole, config.held_out, seed)
+        yield config, name, own.records, aside.records
+
+
+def _refuse(config: DataConfig, keys: Sequence[str], whose: str) -> None:
+    """Raises if a data set has what is for the other kind of model."""
+    plain = DataConfig(path=config.path)
+    for key in keys:
+        if getattr(config, key) != getattr(plain, key):
+            raise ConfigError(f"data.{key} is for {whose}: leave it out of {config.path}")
+
+
+def build(config: RunConfig) -> VisionLanguageModel | DualEncoder:
+    """The model of a run on a GPU if there is one; what is trained is new, or of `train.init`.
+
+    Raises:
+        ConfigError: If a name or option is unknown.
+    """
+    torch.manual_seed(config.train.seed)  # the first values are part of the run
     m = config.model
-    model = compose(m.vision, m.language, m.connector, m.fusion, template=m.template)
-    if config.train.init is not None:
-        load_strip(model, locate(config.train.init), partly=True)
+    model: VisionLanguageModel | DualEncoder
+    if isinstance(m, ModelConfig):
+        model = compose(m.vision, m.language, m.connector, m.fusion, template=m.template)
+        if config.train.init is not None:
+            load_strip(model, locate(config.train.init), partly=True)
+    elif m.name is not None:
+        model = load_clip(m.name)
+    else:
+        assert m.vision is not None
+        assert m.text is not None
+        model = DualEncoder.join(
+            m.vision,
+            m.text,
+            width=m.width,
+            pooling=m.pooling,  # type: ignore[arg-type]
+            image_head=HeadConfig(hidden=m.image_hidden, dropout=m.dropout),
+            text_head=HeadConfig(hidden=m.text_hidden, dropout=m.dropout),
+            loss=m.loss,
+            lock_image=m.lock_image,
+            lock_text=m.lock_text,
+        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -120,13 +177,13 @@ class Job:
 
     Attributes:
         config: All of its choices.
-        training, evaluation: Its data sets.
+        training, evaluation: Its data sets, of the kind that its model is trained on.
         cache: Folder of the feature cache; None is in the run's own.
     """
 
     config: RunConfig
-    training: list[DataSet]
-    evaluation: list[DataSet]
+    training: list[DataSet] | list[PairSet]
+    evaluation: list[DataSet] | list[PairSet]
     cache: Path | None = None
 
 
@@ -155,10 +212,12 @@ def job(
         chosen = read_run(config, overrides)
         root = data or config.parent
         cache = root / "features"
+    pairs = isinstance(chosen.model, DualEncoderConfig)
     if smoke:
         chosen, records = smoke_run(chosen)
-        return Job(chosen, [DataSet(records)], [])
-    training, evaluation = data_sets(chosen.data, root, chosen.train.seed)
+        return Job(chosen, [PairSet(records)] if pairs else [DataSet(records)], [])
+    read = pair_sets if pairs else data_sets
+    training, evaluation = read(chosen.data, root, chosen.train.seed)
     return Job(chosen, training, evaluation, cache)
 
 
@@ -168,14 +227,13 @@ def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
     Args:
         job: The run.
         out: The run's folder.
-        quiet: No progress bar.
+        quiet: No progress.
 
     Returns:
         The folder of the trained model.
     """
-    model = build(job.config)
     train(
-        model,
+        build(job.config),
         job.training,
         job.config.train,
         out,
@@ -188,6 +246,4 @@ def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
 
 def plan_of(job: Job) -> Plan:
     """What a job would cost, with the time of a step measured here."""
-    model = build(job.config)
-    freeze_in_half(model, job.config.train)
-    return plan(model, job.training, job.config.train)
+    return plan(build(job.config), job.training, job.config.train)

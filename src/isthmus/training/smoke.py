@@ -23,6 +23,8 @@ from isthmus.config import (
     TrainConfig,
 )
 from isthmus.data.records import Medium, Picture, Record
+from isthmus.data.rows import png
+from isthmus.dual_encoder_config import DualEncoderConfig
 from isthmus.prompt import Example
 
 STEPS, BATCH = 3, 4
@@ -33,6 +35,8 @@ LAYERS, WIDTH = 4, 64
 """Decoder layers of "tiny-lm" and their width."""
 BLOCKS = 2
 """Blocks of "tiny-vit"."""
+PLAIN = ("red", "green", "blue", "white")
+"""Colours that a dual encoder is shown."""
 
 
 def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
@@ -62,12 +66,27 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
         >>> small.model.language.name, small.model.connector.latents, len(records)
         ('tiny-lm', 4, 12)
     """
+    if isinstance(config.model, DualEncoderConfig):
+        return _dual_encoder(config, config.model)
     model = _model(config.model)
     clips = getattr(model.connector, "max_frames", 0) > 0
     small = RunConfig(
         model=model, train=_train(config.train), data=tuple(_data(d) for d in config.data)
     )
     return small, _records(clips=clips, only_pairs=config.train.objective == "concepts")
+
+
+def _dual_encoder(config: RunConfig, model: DualEncoderConfig) -> tuple[RunConfig, list[Record]]:
+    """Two steps on four images of one colour each; a model by its name stays as it is."""
+    if model.name is None:
+        model = replace(model, vision="tiny-vit", text="tiny-text", width=16)
+    train = replace(config.train, steps=2, batch_size=len(PLAIN), warmup=1, evaluate_every=0)
+    shown = {
+        name: Picture(Path(f"{name}.png"), data=png(Image.new("RGB", (32, 32), name)))
+        for name in PLAIN
+    }
+    records = [Record.of(picture, "", name) for name, picture in shown.items()]
+    return replace(config, model=model, train=train), records
 
 
 def _model(config: ModelConfig) -> ModelConfig:

@@ -46,7 +46,7 @@ MAY_CHANGE = {
     "gradient_checkpointing",
     "broken_share",
     "feature_cache",
-    "chunk",
+    "contrastive.chunk",
 }
 """What a run may go on with another value of: none of them changes which samples are drawn."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")

@@ -16,7 +16,7 @@ from isthmus.align.joined import HeadConfig, pooled_features
 from isthmus.align.saved import load_clip, save_clip
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.errors import ConfigError
-from isthmus.training.contrastive_features import PooledCache
+from isthmus.training.locked import PooledViews
 
 CLASSES = 7
 
@@ -91,7 +91,7 @@ def test_stages_follow_weights_that_are_loaded() -> None:
     assert not torch.allclose(encoder.stages(pixels), before, atol=1e-2)
 
 
-def test_a_tower_is_its_head_and_its_mixture(tmp_path: Path) -> None:
+def test_a_tower_is_its_head_and_its_mixture() -> None:
     model = join(radius=0.5)
     tower = model.image
     pixels = pixels_for(tower.encoder)
@@ -106,7 +106,7 @@ def test_a_tower_is_its_head_and_its_mixture(tmp_path: Path) -> None:
     torch.testing.assert_close(text[0, 8:12].norm(), half)
     assert not text[:, 12:].any()  # of these numbers no text speaks
     assert tower.pool(pixels).shape == (3, tower.pooled_width)
-    cache = PooledCache(tmp_path, tower, 1, lambda picture, _: picture, 0)
+    cache = PooledViews(tower, 1, lambda picture, _: picture, 0)
     kept = tower.map(torch.from_numpy(cache.encode(pixels[:, None], ["a", "b", "c"])[:, 0]))
     torch.testing.assert_close(F.normalize(kept, dim=-1), expected, atol=1e-5, rtol=0)
 

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 import isthmus as im
 from isthmus.backbones.tiny import tiny_vit_model
 from isthmus.backbones.vision import VisionEncoder, load_vision
-from isthmus.data.features import WINDOW, FeatureCache, FillReport, cache_key
+from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, cache_key
 from isthmus.data.records import Picture
 from isthmus.errors import ConfigError, PictureError
 
@@ -52,13 +52,18 @@ def expected(encoder: VisionEncoder, pictures: list[Picture]) -> torch.Tensor:
     return encoder(torch.stack(pixels))
 
 
+def encoder_of(cache: FeatureCache) -> VisionEncoder:
+    assert isinstance(cache.encoding, PatchFeatures)
+    return cache.encoding.encoder
+
+
 def assert_sound(cache: FeatureCache, pictures: list[Picture]) -> None:
     """Every picture has its row once, array and index agree, and rows are the encoder's."""
     lines = cache.store.index.read_text("ascii").splitlines()
     assert len(set(lines)) == len(lines) == len({cache.key(p) for p in pictures})
     assert cache.path.stat().st_size == len(lines) * ROW
     torch.testing.assert_close(
-        cache.get(pictures), expected(cache.encoder, pictures), atol=2e-3, rtol=2e-3
+        cache.get(pictures), expected(encoder_of(cache), pictures), atol=2e-3, rtol=2e-3
     )
 
 
@@ -68,10 +73,10 @@ def assert_sound(cache: FeatureCache, pictures: list[Picture]) -> None:
 def test_the_cache_holds_the_encoders_features(
     pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     assert cache.fill(pictures, quiet=True) == FillReport(computed=8)
     assert torch.equal(cache.get(pictures), expected(encoder, pictures).half().float())
-    again = FeatureCache(tmp_path / "cache", encoder)
+    again = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     assert again.fill(pictures, quiet=True) == FillReport(present=8)
     assert torch.equal(again.get(pictures[::-1]), cache.get(pictures).flip(0))
 
@@ -79,7 +84,7 @@ def test_the_cache_holds_the_encoders_features(
 def test_rows_are_found_by_content(
     pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(pictures, quiet=True)
     shard = tmp_path / "shard.tar"
     shard.write_bytes(b"head" + pictures[3].read() + pictures[5].read())
@@ -98,7 +103,7 @@ def test_rows_are_found_by_content(
 def test_a_file_that_changes_is_another_picture(
     pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(pictures, quiet=True)
     pictures[0].path.write_bytes(pictures[1].read())
     os.utime(pictures[0].path, ns=(1, 1))
@@ -113,7 +118,7 @@ def test_a_file_that_changes_is_another_picture(
 def test_hashes_are_remembered(
     pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder, monkeypatch: Any
 ) -> None:
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(pictures, quiet=True)
     first = cache.get(pictures)
 
@@ -127,7 +132,7 @@ def test_hashes_are_remembered(
 def test_one_reader_sees_what_another_wrote(
     pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
-    reader, writer = (FeatureCache(tmp_path / "cache", encoder) for _ in range(2))
+    reader, writer = (FeatureCache(tmp_path / "cache", PatchFeatures(encoder)) for _ in range(2))
     assert pictures[0] not in reader
     for end in (3, 8):  # the second time its map of the file is too short
         writer.fill(pictures[:end], quiet=True)
@@ -136,9 +141,9 @@ def test_one_reader_sees_what_another_wrote(
 
 
 def test_more_pictures_than_are_gathered_at_once(tmp_path: Path, encoder: VisionEncoder) -> None:
-    count = WINDOW + 40
+    count = 1064
     kinds = [Picture(Path(f"{i}"), data=data) for i in range(count) for data in [_bitmap(i)]]
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     report = cache.fill(iter([*kinds, *kinds]), quiet=True, batch_size=64, workers=0)
     assert report == FillReport(computed=count, present=count)
     assert_sound(cache, kinds)
@@ -161,7 +166,7 @@ def test_arrays_are_read_as_they_are(
     np.save(tmp_path / "wide.npy", np.zeros((TOKENS, WIDTH + 1), np.float16))
     (tmp_path / "text.npy").write_text("not an array")
     good, wide, text = (Picture(tmp_path / f"{n}.npy") for n in ("a", "wide", "text"))
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     report = cache.fill([good, wide, text, *pictures], quiet=True)
     assert (report.computed, report.present) == (8, 1)
     whys = dict(report.broken)
@@ -190,7 +195,7 @@ def test_broken_pictures_are_listed_and_the_rest_computed(
     missing = tmp_path / "none.png"
     broken = [Picture(tmp_path / "text.png"), Picture(cut), Picture(missing)]
     broken.append(Picture(Path("rows.parquet"), member="7", data=b""))
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     report = cache.fill([*broken, *pictures], quiet=True)
     assert report.computed == 8
     assert {name for name, _ in report.broken} == {str(p) for p in broken}
@@ -219,7 +224,7 @@ def test_features_beyond_half_precision(
         return features
 
     monkeypatch.setattr(encoder, "forward", forward)
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     if value == 65504.0:
         cache.fill(pictures, quiet=True)
         assert float(cache.get(pictures[6:7]).max()) == 65504.0
@@ -257,7 +262,7 @@ def test_the_key_tells_encoder_layer_and_preprocessing_apart(tmp_path: Path) -> 
     assert len(set(keys)) == len(keys)
     assert cache_key(load_vision("tiny-vit")) == keys[0]
     with pytest.raises(ConfigError, match="preprocessing is random"):
-        FeatureCache(tmp_path, load_vision("tiny-vit", preprocess=random))
+        FeatureCache(tmp_path, PatchFeatures(load_vision("tiny-vit", preprocess=random)))
 
 
 # --- Runs that are killed, and several at once ---------------------------------------------------
@@ -275,16 +280,16 @@ def test_files_that_do_not_match_are_cut_to_what_both_have(
     lines: float,
     kept: int,
 ) -> None:
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(pictures, quiet=True)
     with cache.path.open("r+b") as file:
         file.truncate(int(rows * ROW))
     with cache.store.index.open("r+b") as file:
         file.truncate(int(lines * 33))
-    again = FeatureCache(tmp_path / "cache", encoder)
+    again = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     assert again.fill(pictures[::-1], quiet=True) == FillReport(8 - kept, kept)
     assert_sound(again, pictures)
-    assert_sound(FeatureCache(tmp_path / "cache", encoder), pictures)
+    assert_sound(FeatureCache(tmp_path / "cache", PatchFeatures(encoder)), pictures)
 
 
 FILL = """
@@ -293,7 +298,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from isthmus.backbones.vision import load_vision
-from isthmus.data.features import FeatureCache
+from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture
 
 cache, folder, first, last, delay = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:6]
@@ -304,7 +309,7 @@ def slowly(pixels):
     return plain(pixels)
 encoder.forward = slowly
 pictures = [Picture(folder / f"{i:04}.png") for i in range(int(first), int(last))]
-cache = FeatureCache(cache, encoder)
+cache = FeatureCache(cache, PatchFeatures(encoder))
 print("ready", flush=True)
 sys.stdin.readline()
 report = cache.fill(pictures, quiet=True, batch_size=4)
@@ -333,7 +338,8 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def test_two_processes_share_the_work(tmp_path: Path, encoder: VisionEncoder) -> None:
+def test_two_processes_fill_one_folder(tmp_path: Path, encoder: VisionEncoder) -> None:
+    """At once, with pictures that both have: each row is there once, and it is whole."""
     pictures = paint(tmp_path / "pictures", 240)
     folder = tmp_path / "cache"
     both = [begin(folder, tmp_path / "pictures", *s, 0.04) for s in ((0, 180), (60, 240))]
@@ -341,20 +347,19 @@ def test_two_processes_share_the_work(tmp_path: Path, encoder: VisionEncoder) ->
         go(process)
     counts = []
     for process in both:
-        out = process.communicate(timeout=120)[0]
+        out = process.communicate(timeout=600)[0]
         assert process.returncode == 0
         counts.append([int(n) for n in out.split()])
-    assert sum(c[0] for c in counts) == 240  # nothing was computed twice
     assert [sum(c) for c in counts] == [180, 180]
-    assert all(c[0] > 60 for c in counts), "one process did all that both could have done"
-    cache = FeatureCache(folder, encoder)
+    assert sum(c[0] for c in counts) >= 240
+    cache = FeatureCache(folder, PatchFeatures(encoder))
     assert cache.fill(pictures, quiet=True) == FillReport(present=240)
     assert_sound(cache, pictures)
 
 
 def test_a_fill_that_is_killed_goes_on(tmp_path: Path, encoder: VisionEncoder) -> None:
     pictures = paint(tmp_path / "pictures", 120)
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     process = begin(tmp_path / "cache", tmp_path / "pictures", 0, 120, 0.05)
     go(process)
     deadline = time.monotonic() + 60
@@ -368,27 +373,20 @@ def test_a_fill_that_is_killed_goes_on(tmp_path: Path, encoder: VisionEncoder) -
     # As if it had been killed between a row and its line, too
     with cache.path.open("ab") as file:
         file.write(b"\x55" * (ROW + 7))
-    report = FeatureCache(tmp_path / "cache", encoder).fill(pictures, quiet=True)
+    report = FeatureCache(tmp_path / "cache", PatchFeatures(encoder)).fill(pictures, quiet=True)
     assert report == FillReport(computed=120 - there, present=there)
     assert_sound(cache, pictures)
 
 
-def test_what_another_process_claims_is_waited_for(
+def test_what_another_process_has_just_written_is_not_computed_again(
     pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
-    cache, other = (FeatureCache(tmp_path / "cache", encoder) for _ in range(2))
-    key = cache.key(pictures[2])
-    lock = other.store.claim(int(key[:2], 16) % 32)
-    reports: list[FillReport] = []
-    with lock:
-        thread = threading.Thread(
-            target=lambda: reports.append(cache.fill(pictures, quiet=True)), daemon=True
-        )
-        thread.start()
-        row = expected(encoder, [pictures[2]]).half().numpy()
-        other.store.append([key], row)
-        thread.join(0.5)
-        assert thread.is_alive()
-    thread.join(30)
-    assert reports == [FillReport(computed=7, present=1)]
+    cache, other = (FeatureCache(tmp_path / "cache", PatchFeatures(encoder)) for _ in range(2))
+    row = expected(encoder, [pictures[2]]).half().numpy()
+
+    def meanwhile() -> Iterator[Picture]:
+        yield from pictures
+        other.store.append([cache.key(pictures[2])], row)
+
+    assert cache.fill(meanwhile(), quiet=True, workers=0) == FillReport(computed=7, present=1)
     assert_sound(cache, pictures)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.backbones.vision import load_vision
-from isthmus.data.features import FeatureCache, FillReport
+from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
 from isthmus.data.ray_features import fill_with_ray
 from isthmus.data.records import Picture
 from isthmus.errors import MissingExtraError
@@ -25,7 +25,7 @@ def paint(folder: Path, count: int) -> list[Picture]:
 
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    cache = FeatureCache(tmp_path / "cache", load_vision("tiny-vit"))
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(load_vision("tiny-vit")))
     with pytest.raises(MissingExtraError, match=r'pip install "isthmus\[ray\]"'):
         fill_with_ray(cache, paint(tmp_path, 1))
 
@@ -42,7 +42,7 @@ def test_a_ray_job_fills_as_fill_does(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     broken = [Picture(tmp_path / "text.png"), Picture(tmp_path / "none.png")]
     encoder = load_vision("tiny-vit")
-    cache = FeatureCache(tmp_path / "cache", encoder)
+    cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(pictures[30:], quiet=True)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.backbones.vision import VisionEncoder
-from isthmus.data.features import FeatureCache
+from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture
 from isthmus.errors import ConfigError, InputError
 from isthmus.prompt import Example
@@ -165,7 +165,9 @@ def test_another_encoder_does_not_meet_the_first_ones_vectors(tmp_path: Path) ->
 def test_features_that_training_has_cached_are_pooled(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
     paths = paint(tmp_path / "pictures", 4)
-    FeatureCache(tmp_path / "cache", encoder).fill([Picture(p) for p in paths[:3]], quiet=True)
+    FeatureCache(tmp_path / "cache", PatchFeatures(encoder)).fill(
+        [Picture(p) for p in paths[:3]], quiet=True
+    )
     seen = Counting(encoder)
     found = PictureEmbedder(encoder, tmp_path / "cache")([Example(p) for p in paths])
     assert seen.pictures == 1

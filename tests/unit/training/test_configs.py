@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isthmus.config import RunConfig
+from isthmus.config import ModelConfig, RunConfig
 from isthmus.config_file import read_run, run_from_mapping
 from isthmus.data.records import Medium, Picture, Record
 from isthmus.fusion.cross_attention import CrossAttention
@@ -22,11 +22,10 @@ from isthmus.fusion.inline import Inline
 from isthmus.model import IGNORED, Batch, VisionLanguageModel, compose, pad
 from isthmus.prompt import END_TAG, Example
 from isthmus.templates import plain
-from isthmus.training.contrastive_config import is_contrastive
 from isthmus.training.smoke import smoke
 
 FOLDER = Path(__file__).parents[3] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.toml") if not is_contrastive(path))
+NAMES = sorted(p.stem for p in FOLDER.glob("*.toml") if isinstance(read_run(p).model, ModelConfig))
 
 
 def read(name: str) -> RunConfig:

@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache
+from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture, Record
 from isthmus.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped
 from isthmus.training import state as state_module
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.objectives import concept_bottleneck
+from isthmus.training.precision import DTYPES, best_precision
+from isthmus.training.run import default_run
 from isthmus.training.state import checkpoints
 
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
@@ -94,7 +96,7 @@ def test_concepts_are_learned_without_the_language_model(
     config = im.TrainConfig(objective="concepts", steps=80, batch_size=8, warmup=5, lr=1e-2)
     train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
     connector = concept_bottleneck(model)
-    cache = FeatureCache(tmp_path / "run" / "features", model.vision)
+    cache = FeatureCache(tmp_path / "run" / "features", PatchFeatures(model.vision))
     best = connector.logits(cache.get([r.pictures[0] for r in records])).argmax(dim=-1)
     spelled = [model.special_tokens.decode(connector.names[i]) for i in best]
     assert spelled == [f" {n}..."[:4] for n in NAMES]
@@ -263,6 +265,95 @@ def test_training_in_a_thread_leaves_signals_alone(records: list[Record], tmp_pa
     thread.start()
     thread.join()
     assert len(losses(tmp_path / "run")) == 6
+
+
+# --- Mode, randomness, precision ------------------------------------------------------------------
+
+
+class Dropping(torch.nn.Module):
+    """A connector of a user's own, with dropout."""
+
+    num_tokens, width = 16, 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(32, 64)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.map(torch.nn.functional.dropout(features, 0.5, self.training))
+        return found
+
+
+def dropping() -> im.VisionLanguageModel:
+    torch.manual_seed(0)
+    return im.compose("tiny-vit", "tiny-lm", Dropping())
+
+
+def test_a_run_with_dropout_resumes_loss_for_loss(records: list[Record], tmp_path: Path) -> None:
+    data = [DataSet(records)]
+    train(dropping(), data, CONFIG, tmp_path / "whole", quiet=True)
+
+    def kill(step: int, loss: float) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(dropping(), data, CONFIG, tmp_path / "cut", quiet=True, on_step=kill)
+    torch.manual_seed(1)
+    train(dropping(), data, CONFIG, tmp_path / "cut", quiet=True)
+    assert dict(losses(tmp_path / "cut")) == dict(losses(tmp_path / "whole"))
+
+
+def test_training_switches_the_mode_and_switches_it_back(
+    records: list[Record], tmp_path: Path
+) -> None:
+    model, modes = compose(), []
+    model.eval()
+
+    def look(step: int, loss: float) -> None:
+        modes.append(model.training)
+        if step == 4:
+            raise Killed
+
+    held = [DataSet(records[:2], name="aside")]
+    config = im.TrainConfig(**{**vars(CONFIG), "evaluate_every": 2})
+    with pytest.raises(Killed):
+        train(model, records, config, tmp_path / "run", evaluation=held, quiet=True, on_step=look)
+    assert modes == [True] * 4
+    assert not model.training
+    train(model, records, CONFIG, tmp_path / "again", quiet=True)
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_machine_decides_the_precision_and_the_run_says_which(
+    records: list[Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert im.TrainConfig().precision == default_run(tmp_path, 8).train.precision == "auto"
+    best, why = best_precision(torch.device("cpu"))
+    model = compose()
+    train(model, records, CONFIG, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert said.startswith(f"training in {best} ({why}) on the CPU with ")
+    saved = json.loads((tmp_path / "run" / "isthmus.json").read_text())
+    assert saved["train"]["precision"] == best
+    assert model.language.input_embedding.weight.dtype == DTYPES[best]
+    chosen = im.TrainConfig(**{**vars(CONFIG), "precision": "bf16"})
+    train(compose(), records, chosen, tmp_path / "half")
+    assert "in bf16 (train.precision" in capsys.readouterr().err
+
+
+def test_what_would_be_ignored_is_refused(records: list[Record], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    views = im.TrainConfig(contrastive=im.ContrastiveConfig(views=2))
+    with pytest.raises(ConfigError, match=r"\[train.contrastive\] is for a dual encoder"):
+        train(compose(), records, views, out, quiet=True)
+    with pytest.raises(ConfigError, match="got PairSet as a data set: expected DataSet"):
+        train(compose(), [im.PairSet(records)], CONFIG, out, quiet=True)
+    sharded = im.TrainConfig(objective="concepts", sharding="fsdp")
+    bottleneck = compose(im.ConceptBottleneck(concepts=9, length=4, free=1, heads=1))
+    with pytest.raises(ConfigError, match=r'expected train\.sharding = "ddp"'):
+        train(bottleneck, records, sharded, out, quiet=True)
+    assert not out.exists()
 
 
 # --- What stays and what is kept aside ------------------------------------------------------------

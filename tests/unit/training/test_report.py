@@ -10,7 +10,6 @@ from PIL import Image
 
 from isthmus.pages.charts import Line, chart, ticks
 from isthmus.training.log import RunLog, read_log
-from isthmus.training.progress import ProgressBar
 from isthmus.training.report import write_report
 
 
@@ -132,12 +131,3 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert loss == [(s, pytest.approx(4.0 / s)) for s in range(1, 41)]
     assert [e.value for e in board.Scalars("evaluation/pairs")] == [0.5, 0.75]
     assert board.Scalars("gates/4-ffw")[-1].value == pytest.approx(0.8)
-
-
-def test_rates_are_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(1000))
-    monkeypatch.setattr("isthmus.training.progress.monotonic", lambda: float(next(clock)))
-    bar = ProgressBar(1000, 0, quiet=True)
-    for step in range(100):
-        bar.update(step, 1.0, samples=8 if step < 40 else 16, tokens=100)
-    assert bar.rates() == {"samples_per_second": 16.0, "tokens_per_second": 100.0}

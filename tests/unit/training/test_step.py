@@ -10,9 +10,10 @@ import isthmus as im
 from isthmus.data.mixture import Draw
 from isthmus.data.records import Record
 from isthmus.data.samples import Sample
-from isthmus.training.feed import DataSet, Item
+from isthmus.training.feed import DataSet, Item, parts
 from isthmus.training.loop import train
-from isthmus.training.step import LossScale, parts, token_weights
+from isthmus.training.step import LossScale
+from isthmus.training.vlm import token_weights
 
 
 def item(number: int, data: int = 0) -> Item:

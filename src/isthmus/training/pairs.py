@@ -23,21 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from isthmus.align.templates import Templates, prompts_of
-from isthmus.data.features import decode
+from isthmus.config import TrainConfig
+from isthmus.data.features import FeatureCache, decode
 from isthmus.data.mixture import Mixture
 from isthmus.data.prefetch import prefetch
 from isthmus.data.records import Picture, Record, frames
 from isthmus.errors import ConfigError, InputError, PictureError, PromptError
 from isthmus.prompt import IMAGE_TAG
-from isthmus.training.contrastive_config import ContrastiveConfig
-from isthmus.training.contrastive_features import (
-    Augment,
-    PooledCache,
-    TextCache,
-    key_of,
-    view_of,
-)
-from isthmus.training.feed import augmented
+from isthmus.training.feed import Augment, augmented
+from isthmus.training.locked import TextCache, key_of, view_of
 
 PLAIN = "{}"
 
@@ -161,10 +155,10 @@ class PairFeed:
     def __init__(
         self,
         data: Sequence[PairSet],
-        config: ContrastiveConfig,
+        config: TrainConfig,
         preprocess: Callable[[Image.Image], Tensor],
         *,
-        pictures: PooledCache | None = None,
+        pictures: FeatureCache | None = None,
         texts: TextCache | None = None,
         augment: Augment = augmented,
         rank: int = 0,
@@ -194,7 +188,7 @@ class PairFeed:
         if self.pictures is None:
             raise ConfigError(
                 f"{data.name} has vectors for pictures: expected a locked image tower of "
-                "DualEncoder.join, train.feature_cache = true and train.views above 0"
+                "DualEncoder.join, train.feature_cache = true and train.contrastive.views above 0"
             )
         shape, width = tuple(data.vectors.shape), self.pictures.shape[1]
         if len(shape) not in (2, 3) or (shape[0], shape[-1]) != (len(data.records), width):
@@ -254,7 +248,7 @@ class PairFeed:
     ) -> dict[str, int]:
         """Which view of a picture, and where its vectors are."""
         if self.pictures is None:
-            views = self.config.views
+            views = self.config.contrastive.views
             return {"view": int(chance * views) if views else -1 - number}
         if where not in self._rows:
             self._rows[where] = self.pictures.row(picture)

@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.align.joined import JoinedImageTower, JoinedTextTower
 from isthmus.backbones.fingerprint import fingerprint
 from isthmus.data.feature_store import FeatureStore
-from isthmus.data.features import FeatureCache, cache_key, decode
-from isthmus.data.records import Picture
+from isthmus.data.features import cache_key
 from isthmus.errors import PictureError
+from isthmus.progress import tracked
+from isthmus.training.feed import Augment
 from isthmus.training.processes import Processes
 
-Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
-"""Makes another picture of a picture, with nothing random but the generator."""
 TEXTS_AT_ONCE = 4096
 
 
@@ -50,26 +47,21 @@ def view_of(picture: Image.Image, view: int, key: str, augment: Augment, seed: i
     return augment(picture, np.random.default_rng([seed, view, int(key[:16], 16)]))
 
 
-class PooledCache(FeatureCache):
-    """Pooled vectors of pictures and of their views under a locked image tower.
+class PooledViews:
+    """Pooled vectors (V, D) of an image and of its views under a locked image tower, in fp32.
 
     Args:
-        folder: Where files live.
         tower: The tower, on any device.
-        views: Versions of each picture.
+        views: Versions of each image.
         augment: What makes them.
         seed: The run's.
-
-    Attributes:
-        shape: (V, D).
     """
 
-    def __init__(
-        self, folder: str | Path, tower: JoinedImageTower, views: int, augment: Augment, seed: int
-    ) -> None:
-        self.encoder = tower.encoder
+    def __init__(self, tower: JoinedImageTower, views: int, augment: Augment, seed: int) -> None:
         self.tower, self.augment, self.seed = tower, augment, seed
         self.shape = (views, tower.pooled_width)
+        self.dtype: Any = np.float32
+        self.takes_arrays = False
         told = f"{cache_key(tower.encoder)} {tower.pooling} {views}"
         if tower.mixture is not None:
             told += " classes"
@@ -77,44 +69,21 @@ class PooledCache(FeatureCache):
             probe = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3))
             crop = view_of(probe, 1, "0" * 32, augment, seed)
             told += f" {crop.size} {hashlib.sha256(crop.tobytes()).hexdigest()}"
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        self.path = Path(folder) / f"pooled-{key}.f32"
-        self.store = FeatureStore(self.path, self.shape, np.float32)
-        self._keys = {}
-
-    def find(self, picture: Picture) -> str:
-        """As `key`.
-
-        Raises:
-            PictureError: If it cannot be read, or holds features in place of pixels.
-        """
-        if picture.is_features:
-            raise PictureError(
-                f"{picture} holds features: name the picture, or pass vectors as PairSet(vectors=)"
-            )
-        return self.key(picture)
-
-    def row(self, picture: Picture) -> int:
-        """Where a picture's vectors are.
-
-        Raises:
-            PictureError: If it cannot be read, or was not filled in.
-        """
-        key = self.find(picture)
-        if key not in self.store:
-            decode(picture, picture.read())  # says what is wrong with it
-            raise PictureError(f"no features of {picture} in {self.path}: fill the cache first")
-        return self.store.rows[key]
+        self.name = f"pooled-{hashlib.sha256(told.encode()).hexdigest()[:16]}.f32"
 
     def pixels(self, picture: Image.Image, key: str) -> Tensor:
-        """Pixels (V, 3, H, W) of a picture's views."""
+        """Pixels (V, 3, H, W) of an image's views."""
         views = (view_of(picture, v, key, self.augment, self.seed) for v in range(self.shape[0]))
-        return torch.stack([self.encoder.preprocess(view) for view in views])
+        return torch.stack([self.tower.encoder.preprocess(view) for view in views])
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
-        """Vectors (P, V, D) of pixels (P, V, 3, H, W)."""
-        device = next(self.encoder.parameters()).device
+        """Vectors (P, V, D) of pixels (P, V, 3, H, W).
+
+        Raises:
+            PictureError: If one is not finite.
+        """
+        device = next(self.tower.encoder.parameters()).device
         pooled = self.tower.pool(pixels.flatten(0, 1).to(device)).float().cpu()
         found = pooled.view(len(pixels), *self.shape)
         for picture, fine in zip(pictures, found.flatten(1).isfinite().all(1), strict=True):
@@ -156,7 +125,7 @@ class TextCache:
         missing = [t for t in texts if key_of(t) not in self.store.rows]
         own = missing[processes.rank :: processes.count]
         parts = [own[i : i + TEXTS_AT_ONCE] for i in range(0, len(own), TEXTS_AT_ONCE)]
-        for part in track(parts, "Texts", console=Console(stderr=True), disable=quiet or not parts):
+        for part in tracked(parts, "Texts", quiet=quiet or not parts):
             places, vectors = [], []
             with torch.no_grad():
                 for many, found in self.model.passes(self.model.rows(part), self.tower.encode):

@@ -1,0 +1,249 @@
+"""The strip of a vision-language model as a trainee: language loss or named concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
+from isthmus.config import TrainConfig
+from isthmus.config_file import to_mapping
+from isthmus.data.features import FeatureCache, PatchFeatures
+from isthmus.data.records import Picture, Record, frames
+from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.errors import ConfigError, InputError
+from isthmus.model import VisionLanguageModel
+from isthmus.training.evaluate import answers, held_out_losses
+from isthmus.training.feed import Augment, DataSet, Feed, Item, PictureSource, as_sets, parts
+from isthmus.training.objectives import Concepts, Language, Loss, Objective, name_concepts
+from isthmus.training.optim import optimizer_for
+from isthmus.training.precision import DTYPES, autocast, decided
+from isthmus.training.processes import Processes, shard, whole
+from isthmus.training.trainee import Evaluation, Pass
+
+
+class VisionLanguageTrainee:
+    """The trained parameters of a vision-language model, with their data and their loss.
+
+    Args:
+        model: The model; it is moved to the device of this process and into the run's precision.
+        data: Data sets, none of them empty.
+        config: The run's configuration; its precision is decided.
+        processes: Those that share the run.
+        pictures: Where images come from.
+        evaluation: Data sets that are looked at and never trained on.
+        plain: Where their images come from; never augmented.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        data: Sequence[DataSet],
+        config: TrainConfig,
+        processes: Processes,
+        pictures: PictureSource,
+        evaluation: Sequence[DataSet] = (),
+        plain: PictureSource | None = None,
+    ) -> None:
+        self.model, self.data, self.config, self.processes = model, data, config, processes
+        self.evaluation, self.plain = evaluation, plain or pictures
+        self.identity = to_mapping(model.config)
+        self.description = description_of(model)
+        self.files: tuple[str, ...] = (WEIGHTS, DESCRIPTION)
+        self.names = [d.name for d in data]
+        self.evaluates = bool(evaluation)
+        model.to(processes.device)
+        freeze_in_half(model, config)
+        if config.gradient_checkpointing:
+            model.language.checkpoint_activations()
+        self.sharded = config.sharding == "fsdp" and processes.count > 1
+        if self.sharded:
+            shard(model, processes)
+        self.parameters = model.trained_parameters()
+        self.buffers: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Optimizer = optimizer_for(
+            self.parameters, config, spread=self.sharded
+        )
+        self.objective: Objective = Concepts()
+        if config.objective == "language":
+            self.objective = Language(config.pack, always_pictures=self.sharded)
+        self.feed = Feed(
+            model, data, config, pictures, rank=processes.rank, processes=processes.count
+        )
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Item]]:
+        """This process's samples of each step."""
+        return self.feed.steps(start, stop)
+
+    def share(self, drawn: Sequence[Item]) -> list[int]:
+        """Terms that each data set adds to the loss."""
+        counts = [0] * len(self.data)
+        for item in drawn:
+            if not item.why_not:
+                counts[item.draw.data] += self.objective.count(item)
+        return counts
+
+    def backward(
+        self, step: int, drawn: Sequence[Item], shares: Sequence[list[int]], scale: float
+    ) -> Pass:
+        """Forward and backward passes over the parts of a step."""
+        counts = [sum(own) for own in zip(*shares, strict=True)]
+        weights = token_weights(counts, self.data, self.config)
+        sums, total = [0.0] * len(self.data), 0.0
+        by_data = self.config.mixture == "accumulate"
+        for part in parts(drawn, self.config.micro_batch_size, by_data=by_data):
+            kept = [i for i in part if not i.why_not]
+            if not kept and not getattr(self.objective, "always_pictures", False):
+                continue
+            own = [weights[i.draw.data] for i in kept]
+            passes = self.objective.losses(self.model, kept, own)
+            while (loss := self._next(passes)) is not None:
+                (loss.total * scale).backward()  # type: ignore[no-untyped-call]
+                total += float(loss.total.detach())
+                found = loss.losses.double().cpu()
+                for number, value in zip(loss.owner.tolist(), found.tolist(), strict=True):
+                    sums[kept[number].draw.data] += value
+        return Pass(total, sums, counts, tokens=sum(counts))
+
+    def _next(self, passes: Iterator[Loss]) -> Loss | None:
+        """The next forward pass, in half precision; the backward pass is outside of it."""
+        with autocast(self.processes.device, self.config):
+            return next(passes, None)
+
+    def updated(self) -> None:
+        """Nothing is bounded."""
+
+    def entry(self) -> dict[str, Any]:
+        """How far gates are open."""
+        return gates(self.model)
+
+    def evaluate(self, folder: Path) -> Evaluation:
+        """Held-out losses, and a few answers."""
+        config, processes = self.config, self.processes
+        losses = held_out_losses(
+            self.model, self.evaluation, config, self.objective, self.plain, processes
+        )
+        error = sum(losses.values()) / len(losses) if losses else float("inf")
+        shown: list[dict[str, Any]] = []
+        asks = config.samples and config.objective == "language"
+        if asks and processes.is_main and not self.sharded:
+            shown = answers(self.model, self.evaluation, config, self.plain, folder)
+        return Evaluation(losses, error, shown)
+
+    def writer(self, extra: Mapping[str, Any]) -> Callable[[Path], object]:
+        """The strip, gathered from all processes."""
+        strip = {n: whole(t).cpu() for n, t in strip_state(self.model).items()}
+        return partial(write_model, description={**self.description, **extra}, state=strip)
+
+
+def vision_language_trainee(
+    model: VisionLanguageModel,
+    data: Any,
+    evaluation: Sequence[DataSet],
+    config: TrainConfig,
+    processes: Processes,
+    cache: Path,
+    augment: Augment,
+    quiet: bool,
+) -> VisionLanguageTrainee:
+    """The trainee of a run, with its feature cache filled; see `train`."""
+    check_options(config)
+    sets = as_sets(data, DataSet, one_set)
+    if config.objective == "concepts" and config.init is None:
+        name_concepts(model, (d.record(i).answer for d in sets for i in range(len(d.records))))
+    store = None
+    if config.feature_cache:
+        model.vision.to(processes.device)
+        store = FeatureCache(cache, PatchFeatures(model.vision))
+        shown = iter(()) if config.augment else all_pictures([*sets, *evaluation])
+        own = islice(shown, processes.rank, None, processes.count)
+        store.fill(own, quiet=quiet, workers=config.workers)
+        processes.wait()
+        store.store.refresh()
+    pictures = plain = PictureSource(model, store)
+    if config.augment:
+        plain = PictureSource(model, None)
+        pictures = PictureSource(model, None, config.seed, augment)
+    return VisionLanguageTrainee(model, sets, config, processes, pictures, evaluation, plain)
+
+
+def one_set(records: Sequence[Record], name: str) -> DataSet:
+    """A data set of records alone."""
+    return DataSet(records, name=name or "data")
+
+
+def check_options(config: TrainConfig) -> None:
+    """Refuses what the strip's training does not do.
+
+    Raises:
+        ConfigError: If something is asked for that would be ignored.
+    """
+    if config.contrastive != ContrastiveConfig():
+        raise ConfigError(
+            "[train.contrastive] is for a dual encoder, and a vision-language model is trained: "
+            "leave it out"
+        )
+    if config.objective != "concepts":
+        return
+    if config.augment:
+        raise ConfigError('train.augment is for train.objective = "language"')
+    if config.sharding == "fsdp":
+        raise ConfigError(
+            'train.objective = "concepts" trains a classifier alone, which every process can hold: '
+            'expected train.sharding = "ddp"'
+        )
+
+
+def all_pictures(data: Sequence[DataSet]) -> Iterator[Picture]:
+    """Every image of data sets; records that cannot be read are named when they are drawn."""
+    for one in data:
+        for index in range(len(one.records)):
+            with suppress(InputError):
+                for medium in one.records[index].pictures:
+                    yield from frames(medium)
+
+
+def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
+    """Puts the frozen language model into the run's precision; what is trained stays fp32."""
+    dtype = DTYPES[decided(config, model.device).precision]
+    if model.device.type == "cpu" and dtype != torch.float32:
+        # the CPU's fused attention in half precision is slower than its parts at these lengths
+        model.language.model.set_attn_implementation("eager")
+    for parameter in model.language.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def token_weights(
+    counts: Sequence[int], data: Sequence[DataSet], config: TrainConfig
+) -> list[float]:
+    """What a token of each data set counts for in a step.
+
+    Drawn together, tokens are averaged over the whole step and weighted: with weights of 1 the loss
+    is the mean over all tokens. Accumulated, each data set's own mean is weighted (Flamingo,
+    section 2.4, equation 2).
+
+    Args:
+        counts: Tokens of each data set in the step, over all processes.
+        data: The data sets.
+        config: Which of the two.
+    """
+    if config.mixture == "accumulate":
+        return [d.loss_weight / max(1, c) for d, c in zip(data, counts, strict=True)]
+    return [d.loss_weight / max(1, sum(counts)) for d in data]
+
+
+def gates(model: VisionLanguageModel) -> dict[str, Any]:
+    """How far each gated block is open, tanh of its gates; all processes must call it together."""
+    opened = {
+        block: {n: round(whole(gate.detach()).tanh().item(), 5) for n, gate in own.items()}
+        for block, own in model.fusion.gates().items()
+    }
+    return {"gates": opened} if opened else {}

@@ -1,0 +1,55 @@
+"""Every connector and fusion for two steps, sharded if there are several processes: one rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+import isthmus as im
+from isthmus.registry import CONNECTORS
+from isthmus.training.smoke import WIDTH
+
+FUSIONS: dict[str, Any] = {
+    "inline": im.Inline(),
+    "cross_attention": im.CrossAttention(every=2, heads=2, gate=0.5, visual_width=WIDTH),
+}
+
+
+def connector(name: str) -> Any:
+    """A connector's configuration at toy size."""
+    return CONNECTORS.find(name)().toy()
+
+
+def main(pictures: Path, out: Path) -> None:
+    """Writes every design's losses, and its trained parameters."""
+    torch.set_num_threads(1)
+    records = [im.Record.of(p, "What is it?", p.stem) for p in sorted(pictures.glob("*.png"))]
+    found: dict[str, list[float]] = {}
+    config = im.TrainConfig(
+        steps=2, batch_size=4, warmup=1, lr=1e-3, sharding="fsdp", workers=0, feature_cache=False
+    )
+    for name in CONNECTORS.built_in():
+        for fusion, chosen in FUSIONS.items():
+            torch.manual_seed(0)
+            model = im.compose("tiny-vit", "tiny-lm", connector(name), chosen)
+            losses = found[f"{name} {fusion}"] = []
+            im.train(
+                model,
+                records,
+                config,
+                out / f"{name} {fusion}",
+                quiet=True,
+                on_step=lambda _, loss, losses=losses: losses.append(loss),  # type: ignore[misc]
+            )
+    (out / "losses.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
