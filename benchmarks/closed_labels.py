@@ -37,11 +37,11 @@ from decode import VISUAL_TOKENS, VISUAL_WIDTH, ours, theirs
 from torch import Tensor
 
 import isthmus as im
-from isthmus.backbones.states import as_states, states_in
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import fork
 from isthmus.generation.rows import Encoded, Rows, symbols_of
 from isthmus.generation.score import Tree, score_trees, tree_of
+from isthmus.model.backbones.states import as_states, states_in
 
 TEXT = "<image>Question: What is in the picture? Answer:"
 ADJECTIVES = [

@@ -33,7 +33,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.align.losses import clip_loss, siglip_loss
+from isthmus.training.losses.contrastive import clip_loss, siglip_loss
 
 MATRICES = 8
 """N x N matrices that open_clip's losses hold at their peak, rounded up."""

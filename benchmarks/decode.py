@@ -30,8 +30,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets import fetch_asset
-from isthmus.backbones.vision import FeatureShape
+from isthmus.assets.registry import fetch_asset
+from isthmus.model.backbones.vision import FeatureShape
 
 VISUAL_WIDTH, VISUAL_TOKENS, EVERY = 1024, 64, 4
 

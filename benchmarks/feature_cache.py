@@ -34,9 +34,9 @@ from PIL import Image
 import isthmus as im
 from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture
-from isthmus.model import IGNORED, pad
-from isthmus.prompt import END_TAG
-from isthmus.templates import template_named
+from isthmus.model.vlm import IGNORED, pad
+from isthmus.prompts.prompt import END_TAG
+from isthmus.prompts.templates import template_named
 
 QUESTION = "What is in the picture?"
 # Steps and samples a step of the recipe's two stages, and its training pictures

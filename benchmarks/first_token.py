@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import isthmus as im
-from isthmus.templates import template_named
+from isthmus.prompts.templates import template_named
 
 AIM = 0.232
 PICTURE = Path(__file__).parent.parent / "examples" / "cat.jpg"

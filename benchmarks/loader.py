@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.backbones.vision import load_vision
-from isthmus.config import VisionConfig
-from isthmus.data.prefetch import prefetch
+from isthmus.config.model import VisionConfig
+from isthmus.media.prefetch import prefetch
+from isthmus.model.backbones.vision import load_vision
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = ((640, 480), (1024, 768))

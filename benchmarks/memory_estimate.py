@@ -49,7 +49,7 @@ def one(fusion: str, precision: str, checkpointing: int, rows: int) -> None:
     import transformers
 
     import isthmus as im
-    from isthmus.backbones.tiny import byte_tokenizer
+    from isthmus.model.backbones.tiny import byte_tokenizer
     from isthmus.training.memory import Load, memory
     from isthmus.training.optim import optimizer_for
     from isthmus.training.vlm import freeze_in_half

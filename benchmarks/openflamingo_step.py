@@ -19,10 +19,10 @@ from open_flamingo.src.utils import extend_instance
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets import fetch_asset
-from isthmus.config import TrainConfig
-from isthmus.connectors.resampler import PerceiverResampler, ResamplerLayer
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.assets.registry import fetch_asset
+from isthmus.config.model import TrainConfig
+from isthmus.model.connectors.resampler import PerceiverResampler, ResamplerLayer
+from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 
 WIDTH, EVERY = 1024, 4
 MOST_PICTURES = 6

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 import isthmus as im
-from isthmus.backbones.vision import VisionEncoder
-from isthmus.prompt import Example
-from isthmus.prompting.embed import PictureEmbedder
-from isthmus.prompting.retrieve import Nearest
+from isthmus.demonstrations.embed import PictureEmbedder
+from isthmus.demonstrations.retrieve import Nearest
+from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.prompts.prompt import Example
 
 SHOTS = 32
 

@@ -71,7 +71,7 @@ def timed(search: Callable[[np.ndarray], Any], queries: np.ndarray, turns: int) 
 
 def build(folder: Path, count: int) -> None:
     """Writes ours."""
-    from isthmus.align.segments import VectorSegments
+    from isthmus.search.segments import VectorSegments
 
     made, first = VectorSegments(folder, WIDTH, []), 0
     started = time.perf_counter()
@@ -91,7 +91,7 @@ def way(name: str, folder: Path, count: int, turns: int) -> None:
     before = resident()[0]
     started = time.perf_counter()
     if name == "ours":
-        from isthmus.align.segments import VectorSegments
+        from isthmus.search.segments import VectorSegments
 
         before = resident()[0]  # the library itself is not counted, nor numpy below
         started = time.perf_counter()
@@ -129,8 +129,8 @@ def update(files: int) -> tuple[float, float]:
     import torch
     from PIL import Image
 
-    from isthmus.align.dual_encoder import DualEncoder
-    from isthmus.align.search import PictureIndex
+    from isthmus.model.clip.dual_encoder import DualEncoder
+    from isthmus.search.index import PictureIndex
 
     torch.manual_seed(0)
     model = DualEncoder.join("tiny-vit", "tiny-text", width=16)

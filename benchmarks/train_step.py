@@ -67,8 +67,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import isthmus as im
-from isthmus.backbones.vision import FeatureShape
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.model.backbones.vision import FeatureShape
+from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.training.optim import optimizer_for
 from isthmus.training.vlm import freeze_in_half
 

@@ -42,8 +42,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 import isthmus as im
-from isthmus.align.classifier_cache import zero_shot_weights
-from isthmus.align.templates import prompts_of
+from isthmus.classification.classifier_cache import zero_shot_weights
+from isthmus.classification.templates import prompts_of
 
 CONTEXT = 77
 ONE = "This is a photo of {}."

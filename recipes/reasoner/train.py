@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import isthmus as im
-from isthmus.batch import pad
-from isthmus.cross_entropy import token_losses
 from isthmus.evaluation.tasks import task_named
 from isthmus.files import write_atomically
-from isthmus.prompt import END_TAG
-from isthmus.templates import template_named
+from isthmus.model.batch import pad
+from isthmus.model.cross_entropy import token_losses
+from isthmus.prompts.prompt import END_TAG
+from isthmus.prompts.templates import template_named
 
 WIDTH, LAYERS, HEADS = 128, 4, 4
 INIT = WIDTH**-0.5

@@ -19,10 +19,10 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isthmus.align.joined import pooled_features
-from isthmus.backbones.vision import VisionConfig, VisionEncoder, load_vision
 from isthmus.files import write_atomically
-from isthmus.images import open_picture
+from isthmus.media.image import open_picture
+from isthmus.model.backbones.vision import VisionConfig, VisionEncoder, load_vision
+from isthmus.model.clip.joined import pooled_features
 
 VISION = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
 SOURCES = ("train-emoji", "train-openclipart", "train-tuxpaint-drawings", "train-gcompris-words")

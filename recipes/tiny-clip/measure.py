@@ -33,9 +33,9 @@ from PIL import Image
 from torch import Tensor
 
 import isthmus as im
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_clip
 from isthmus.evaluation.metrics import wilson
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
 
 TESTS = {
     "twemoji-861": "test-twemoji",

@@ -11,7 +11,7 @@ Both towers stay as they are, so everything works on features that `encode.py` c
    principal components. Nothing is trained, so nothing is learned by heart.
 2. The second part knows photographs. It is what the encoder's own ImageNet classifier sees, said
    in words: its classes' probabilities mix the text encoder's vectors of the classes' names and of
-   what these are kinds of (`isthmus.align.class_mixture`). No picture is needed for it.
+   what these are kinds of (`isthmus.model.clip.class_mixture`). No picture is needed for it.
 3. How far a picture is from the drawings decides which part speaks to texts.
 4. The text head, a linear map and a network beside it, is trained contrastively to meet the first
    part; for the second, a text's vector is the text encoder's, its directions evened out.
@@ -37,12 +37,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.align.class_mixture import ClassMixtureConfig
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.align.losses import clip_loss
-from isthmus.align.saved import save_clip
 from isthmus.files import write_atomically
+from isthmus.model.clip.checkpoint import save_clip
+from isthmus.model.clip.class_mixture import ClassMixtureConfig
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
+from isthmus.training.losses.contrastive import clip_loss
 
 DRAWN, CLASSES, HIDDEN = 512, 384, 2048
 """Widths of the two parts, the second the text encoder's own, and hidden units of the text head."""

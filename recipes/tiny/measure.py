@@ -22,11 +22,11 @@ from pathlib import Path
 from rich.progress import track
 
 import isthmus as im
-from isthmus.batch import Batch, pad
 from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.generation.decode import text_of
-from isthmus.inference import STOPS
-from isthmus.templates import template_named
+from isthmus.model.batch import Batch, pad
+from isthmus.prompts.templates import template_named
+from isthmus.reasoning.ask import STOPS
 
 QUESTION = "What is in the picture?"
 TESTS = {

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from isthmus import VisionConfig, load_vision, read_records
-from isthmus.assets import fetch_asset
+from isthmus.assets.registry import fetch_asset
 from isthmus.data.features import FeatureCache, PatchFeatures
 
 ENCODER = VisionConfig(name="asset:efficientnet-lite2", resize="pad")

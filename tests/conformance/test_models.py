@@ -9,8 +9,8 @@ import torch
 
 import isthmus as im
 from isthmus import testing
-from isthmus.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
+from isthmus.model.vlm import VisionLanguageModel
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),

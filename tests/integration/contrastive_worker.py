@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.config import TrainConfig
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairSet
 

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 import isthmus as im
-from isthmus.registry import CONNECTORS
+from isthmus.config.registry import CONNECTORS
 from isthmus.training.smoke import WIDTH
 
 FUSIONS: dict[str, Any] = {

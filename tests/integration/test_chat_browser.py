@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.chat.session import Reply, Session
+from isthmus.serving.chat.session import Reply, Session
 from isthmus.serving.completions import make_service
 from isthmus.serving.settings import ServerSettings
 

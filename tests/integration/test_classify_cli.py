@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 
 import isthmus as im
 from isthmus.cli import main
-from isthmus.pages.sheet import CELL, contact_sheet
+from isthmus.reports.sheet import CELL, contact_sheet
 
 LABELS = ["cat", "great white shark", "ice cream"]
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus import checkpoint
 from isthmus.cli import main
+from isthmus.model import checkpoint
 
 QUESTION = "What is it?"
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_language_model(
 def test_a_wheel_with_another_hash(
     run: Any, picture: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isthmus import assets
+    from isthmus.assets import registry as assets
 
     other = shutil.copytree(model, tmp_path / "other")
     description = json.loads((other / checkpoint.DESCRIPTION).read_text())
@@ -337,7 +337,7 @@ def test_info_counts_what_is_trained(run: Any, model: Path) -> None:
 
 
 def test_list_names_every_connector(run: Any) -> None:
-    from isthmus.registry import CONNECTORS
+    from isthmus.config.registry import CONNECTORS
 
     code, out, _ = run("list", "--json")
     assert code == 0

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from isthmus.align.saved import load_clip
 from isthmus.cli import main
+from isthmus.model.clip.checkpoint import load_clip
 
 WORKER = Path(__file__).with_name("contrastive_worker.py")
 NAMES = ("red", "green", "blue", "white", "black", "gray")

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from isthmus.config_base import Config, Count
+from isthmus.config.base import Config, Count
 from isthmus.evaluation.task import Item, Task
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 
 class Map(nn.Module):

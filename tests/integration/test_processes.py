@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from isthmus.registry import CONNECTORS
+from isthmus.config.registry import CONNECTORS
 
 WORKER = Path(__file__).with_name("training_worker.py")
 EVERY_DESIGN = Path(__file__).with_name("sharding_worker.py")

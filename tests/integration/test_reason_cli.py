@@ -12,9 +12,9 @@ from PIL import Image
 from torch.nn import functional
 
 import isthmus as im
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.cli import main
-from isthmus.prompting.example_file import read_worked
+from isthmus.demonstrations.example_file import read_worked
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 
 SUMS = {"2 + 3": 5, "1 + 1": 2, "4 + 3": 7}
 STEPS = "Let's think step by step."
@@ -240,7 +240,7 @@ def test_a_model_that_cannot_reason_is_told(run: Any, model: Path, picture: Path
 
 
 def test_a_multiple_choice_shows_its_own_options(run: Any, model: Path, picture: Path) -> None:
-    from isthmus.prompting.rationale_file import lettered, read_questions, shown_question
+    from isthmus.demonstrations.rationale_file import lettered, read_questions, shown_question
 
     data = questions(picture.parent, "blue", "A", "blue", options=["red", "blue"])
     records = read_questions(data, 2)

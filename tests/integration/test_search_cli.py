@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.align.search import PictureIndex
 from isthmus.cli import main
+from isthmus.search.index import PictureIndex
 
 pytest.importorskip("usearch")
 

@@ -19,7 +19,7 @@ import torch
 
 import isthmus as im
 from isthmus.generation.engine import Engine
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 from isthmus.serving.app import create_app
 from isthmus.serving.settings import ServerSettings
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from isthmus.align.losses import clip_loss, siglip_loss
+from isthmus.training.losses.contrastive import clip_loss, siglip_loss
 
 PAIRS, WIDTH = 24, 16
 NAMES = torch.arange(PAIRS) % 9

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from isthmus.connectors.resampler import PerceiverResampler
+from isthmus.model.connectors.resampler import PerceiverResampler
 
 TOLERANCE = 1e-5
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.fusion.cross_attention import CrossAttention, GatedCrossAttentionBlock
-from isthmus.fusion.sight import Sight, first_picture, picture_of_token
+from isthmus.model.fusion.cross_attention import CrossAttention, GatedCrossAttentionBlock
+from isthmus.model.fusion.sight import Sight, first_picture, picture_of_token
 
 from .reference import TOLERANCE, copy, scramble
 

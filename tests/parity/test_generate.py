@@ -11,11 +11,11 @@ from torch import Tensor
 
 import isthmus as im
 from isthmus import testing
-from isthmus.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
-from isthmus.batch import Batch
 from isthmus.generation.decode import generate, text_of
-from isthmus.inference import _until_stop
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
+from isthmus.model.batch import Batch
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reasoning.ask import _until_stop
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),

@@ -13,10 +13,10 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
-from isthmus.align.classifier_cache import zero_shot_weights
-from isthmus.align.saved import load_clip, save_clip
-from isthmus.align.templates import prompts_of
+from isthmus.classification.classifier_cache import zero_shot_weights
+from isthmus.classification.templates import prompts_of
 from isthmus.errors import CheckpointError, ConfigError, PromptError
+from isthmus.model.clip.checkpoint import load_clip, save_clip
 
 open_clip = pytest.importorskip("open_clip")
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from isthmus.align.saved import load_clip
-from isthmus.config import TrainConfig
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.model.clip.checkpoint import load_clip
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairFeed, PairSet
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import IdeficsConfig
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
-from isthmus.connectors.resampler import PerceiverResampler
+from isthmus.model.connectors.resampler import PerceiverResampler
 
 from .reference import TOLERANCE, assert_parity, copy, scramble, slow_resampler
 

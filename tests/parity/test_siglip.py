@@ -12,10 +12,10 @@ import transformers
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from isthmus.align.adapters import learned_context
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_clip
+from isthmus.classification.few_shot import learned_context
 from isthmus.errors import ConfigError, PromptError
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
 
 SIZES = {
     "hidden_size": 32,

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus import model as model_module
 from isthmus import testing
-from isthmus.backbones.language import LanguageModel, block_mask
-from isthmus.backbones.special_tokens import SpecialTokens
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
-from isthmus.fusion import cross_attention, sight
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
-from isthmus.fusion.inline import InlineFusion
-from isthmus.fusion.sight import Sight, picture_of_token
-from isthmus.model import VisionLanguageModel
+from isthmus.model import vlm as model_module
+from isthmus.model.backbones.language import LanguageModel, block_mask
+from isthmus.model.backbones.special_tokens import SpecialTokens
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
+from isthmus.model.fusion import cross_attention, sight
+from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.model.fusion.inline import InlineFusion
+from isthmus.model.fusion.sight import Sight, picture_of_token
+from isthmus.model.vlm import VisionLanguageModel
 
 Patch = pytest.MonkeyPatch
 

@@ -52,10 +52,10 @@ def ask(
     threads: Threads = None,
 ) -> None:
     """Ask a question about one or several pictures; prints the answer and nothing else."""
-    from isthmus.answers.closed import closed_answers
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
     from isthmus.errors import InputError
+    from isthmus.prompts.answers.closed import closed_answers
 
     check_machine(device, dtype)
     if len(arguments) < 2:
@@ -80,15 +80,16 @@ def ask(
     how: dict[str, Any] = {"kind": kind, "choices": closed_answers(kind, choices.split(","))}
     pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
-    from isthmus import checkpoint, inference
+    from isthmus.model import checkpoint
+    from isthmus.reasoning import ask as inference
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if shots is not None:
-        from isthmus.prompting.example_file import read_examples
+        from isthmus.demonstrations.example_file import read_examples
 
         options["shots"] = read_examples(shots)
     if reasoning:
-        from isthmus.prompting.reason import check_shots
+        from isthmus.reasoning.reason import check_shots
 
         check_shots(reasoning, options.get("shots", ()))
     use_machine(device, dtype, threads)
@@ -113,8 +114,8 @@ def _reasoning(
     """How the answer is reached; False for at once, in the ordinary way."""
     if way == "none" and samples == 1 and not trigger:
         return False
-    from isthmus.prompting.reason import Reasoning, trigger_for
-    from isthmus.triggers import trigger_named
+    from isthmus.reasoning.reason import Reasoning, trigger_for
+    from isthmus.reasoning.wording import trigger_named
 
     if trigger and way == "none":
         way = "zero-cot"
@@ -132,8 +133,8 @@ def _reasoning(
 def _open(source: str, allow_url: bool) -> Any:
     """A picture from a path, from stdin, or, if allowed, from an address."""
     from isthmus.errors import InputError
-    from isthmus.images import open_picture
     from isthmus.media.fetch import Fetcher, is_url
+    from isthmus.media.image import open_picture
 
     if is_url(source):
         if not allow_url:

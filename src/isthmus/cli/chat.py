@@ -41,8 +41,8 @@ def chat(
 
     isthmus chat --terminal
     """
-    from isthmus.chat.launch import open_chat
     from isthmus.cli.options import check_machine, use_machine
+    from isthmus.serving.chat.launch import open_chat
 
     check_machine(device, dtype)
     use_machine(device, dtype, threads)

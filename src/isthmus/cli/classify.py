@@ -13,7 +13,7 @@ import typer
 from isthmus.cli.options import Device, Dtype, DualEncoder, Json, Quiet, Threads
 
 if TYPE_CHECKING:
-    from isthmus.align.classified import Classified
+    from isthmus.classification.classify import Classified
 
 
 def classify(
@@ -60,11 +60,11 @@ def classify(
     With --json a line for each picture. A picture that cannot be read costs no other's result: it
     is named on stderr, and the exit code is 1; 2 if there is no other.
     """
-    from isthmus.align.templates import checked_labels, prompts_of
+    from isthmus.classification.templates import checked_labels, prompts_of
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.data.folders import pictures_of
     from isthmus.errors import InputError
-    from isthmus.images import Source, open_picture
+    from isthmus.media.image import Source, open_picture
 
     check_machine(device, dtype)
     check_text(labels, "--labels")
@@ -83,7 +83,7 @@ def classify(
         open_picture(sources[0])  # a wrong path is said before the model is loaded
 
     use_machine(device, dtype, threads)
-    from isthmus.align.classified import classify_pictures
+    from isthmus.classification.classify import classify_pictures
 
     with _waiting("reading the labels", quiet):
         results = classify_pictures(
@@ -158,7 +158,7 @@ def _print_line(result: Classified, multi_label: bool) -> None:
 
 
 def _write_sheet(results: list[Classified], sheet: Path) -> None:
-    from isthmus.pages.sheet import contact_sheet
+    from isthmus.reports.sheet import contact_sheet
 
     lines = [
         [", ".join(r.labels), *(f"{_percent(score)} {name}" for name, score in r.top[:3])]

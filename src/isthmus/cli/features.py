@@ -11,7 +11,7 @@ import typer
 from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 
 if TYPE_CHECKING:
-    from isthmus.config import VisionConfig
+    from isthmus.config.model import VisionConfig
 
 
 def features(
@@ -109,8 +109,8 @@ def _wanted(
     """The encoder and the data sets, from the arguments or else from a run's file."""
     from dataclasses import replace
 
-    from isthmus.config import ModelConfig, VisionConfig
-    from isthmus.config_file import read_run
+    from isthmus.config.file import read_run
+    from isthmus.config.model import ModelConfig, VisionConfig
     from isthmus.errors import ConfigError
 
     run = read_run(config) if config else None

@@ -20,10 +20,10 @@ def info(
 
     The last lines say what "auto" takes here: device, data type, precision of training.
     """
-    from isthmus import checkpoint
     from isthmus.cli.options import use_machine
     from isthmus.cli.output import print_json
     from isthmus.machine import probe
+    from isthmus.model import checkpoint
 
     use_machine(device, dtype, threads)
     summary = checkpoint.load_vlm(model, device=device, dtype=dtype).summary()

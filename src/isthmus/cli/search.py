@@ -11,7 +11,7 @@ import typer
 from isthmus.cli.options import Device, Dtype, DualEncoder, Json, Quiet, Threads
 
 if TYPE_CHECKING:
-    from isthmus.align.search import Hit, IndexReport, PictureIndex
+    from isthmus.search.index import Hit, IndexReport, PictureIndex
 
 
 def search(
@@ -48,7 +48,7 @@ def search(
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
     from isthmus.errors import InputError, PictureError
-    from isthmus.images import open_picture
+    from isthmus.media.image import open_picture
 
     check_machine(device, dtype)
     check_text(query, "the query")
@@ -64,8 +64,8 @@ def search(
         )
     if like is not None:
         open_picture(like)  # said before the model is loaded
-    from isthmus.align.file_table import DATABASE
-    from isthmus.align.search_folder import default_place, search_pictures
+    from isthmus.search.file_table import DATABASE
+    from isthmus.search.search import default_place, search_pictures
 
     place = index or default_place(folder, model)
     if not update and not (place / DATABASE).is_file():
@@ -88,7 +88,7 @@ def search(
     if found.report is not None:
         _tell(found.report)
     if sheet is not None and hits:
-        from isthmus.pages.sheet import contact_sheet
+        from isthmus.reports.sheet import contact_sheet
 
         shown = [hit for hit in hits if hit.path.is_file()]
         try:
@@ -110,8 +110,8 @@ def search(
 
 def _updated(index: PictureIndex, folder: Path, quiet: bool) -> IndexReport:
     """Fills the index, and shows how far it has come."""
-    from isthmus.align.search import pictures_in
-    from isthmus.progress import Progress
+    from isthmus.reports.progress import Progress
+    from isthmus.search.index import pictures_in
 
     if quiet:
         return index.add(folder)

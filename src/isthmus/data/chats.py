@@ -14,7 +14,7 @@ from typing import Any
 
 from isthmus.data.interleaved import plain
 from isthmus.data.records import Medium
-from isthmus.prompt import IMAGE_TAG, Example
+from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 ROLES = {
     "human": "user",

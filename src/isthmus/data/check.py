@@ -16,9 +16,9 @@ from PIL import Image
 from isthmus.data.records import Picture, Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, PictureError
-from isthmus.images import FORMATS, content_hash, open_picture
-from isthmus.progress import tracked
-from isthmus.prompt import IMAGE_TAG
+from isthmus.media.image import FORMATS, content_hash, open_picture
+from isthmus.prompts.prompt import IMAGE_TAG
+from isthmus.reports.progress import tracked
 
 SMALL = 224
 """Pixels: encoders enlarge a picture whose shorter side is below it, which adds nothing."""

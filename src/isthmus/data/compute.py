@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from isthmus.backbones.vision import load_vision
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
 from isthmus.data.records import Picture, Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import InputError
 from isthmus.machine import device_for, dtype_for
+from isthmus.model.backbones.vision import load_vision
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.backbones.fingerprint import fingerprint
-from isthmus.backbones.vision import VisionEncoder
 from isthmus.data.feature_store import FeatureStore
-from isthmus.data.prefetch import prefetch
 from isthmus.data.records import Picture
 from isthmus.errors import ConfigError, PictureError
-from isthmus.images import MOST_FILE_BYTES, open_picture
-from isthmus.progress import Progress
+from isthmus.media.image import MOST_FILE_BYTES, open_picture
+from isthmus.media.prefetch import prefetch
+from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.reports.progress import Progress
 
 HALF_MAX = 65504.0
 """The largest number that half precision holds."""

@@ -23,7 +23,7 @@ from typing import Any
 from isthmus.data.records import Picture, Record, frames
 from isthmus.data.rows import is_picture, to_record
 from isthmus.errors import ConfigError, InputError
-from isthmus.images import ENDINGS, Source
+from isthmus.media.image import ENDINGS, Source
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.data.records import Medium, Picture
-from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 
 log = logging.getLogger(__name__)
 

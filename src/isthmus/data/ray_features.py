@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.backbones.vision import VisionEncoder
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, decode, encode
 from isthmus.data.records import Picture
 from isthmus.errors import MissingExtraError, PictureError
+from isthmus.model.backbones.vision import VisionEncoder
 
 PART = 16_384
 """Pictures of one Ray job; the driver holds their names, or their bytes, and no more."""

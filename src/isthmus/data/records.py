@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from isthmus.errors import InputError, PictureError
-from isthmus.prompt import IMAGE_TAG, Example
+from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ from isthmus.data.interleaved import (
 )
 from isthmus.data.records import Medium, Picture, Record
 from isthmus.errors import ConfigError
-from isthmus.images import ENDINGS
 from isthmus.media.fetch import is_url
-from isthmus.prompt import IMAGE_TAG, Example
+from isthmus.media.image import ENDINGS
+from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 """Endings of pictures' names."""
 ONE_PICTURE = ("features", "image", "file_name")

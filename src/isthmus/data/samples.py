@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isthmus.batch import IGNORED, Batch, pad
 from isthmus.data.packing import packed_rows
 from isthmus.data.records import Medium, Record
 from isthmus.errors import ConfigError, PromptError
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG, Span
-from isthmus.templates import Template, template_named
+from isthmus.model.batch import IGNORED, Batch, pad
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
+from isthmus.prompts.templates import Template, template_named
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from typing import Any
 from isthmus.data.records import LazyRecords, Picture, Record
 from isthmus.data.rows import to_record
 from isthmus.errors import ConfigError
-from isthmus.images import ENDINGS
+from isthmus.media.image import ENDINGS
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isthmus.images import open_picture
-from isthmus.prompt import Example
+from isthmus.media.image import open_picture
+from isthmus.prompts.prompt import Example
 
 GREY = (128, 128, 128)
 DOTS = " ."

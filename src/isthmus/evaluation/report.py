@@ -14,8 +14,8 @@ from isthmus.evaluation.metrics import bootstrap_mean, wilson
 from isthmus.evaluation.records import PICTURES, Answered
 from isthmus.evaluation.results import Results, Row, cells, headings, percent
 from isthmus.files import write_text
-from isthmus.pages.charts import Line, chart
-from isthmus.pages.page import page
+from isthmus.reports.charts import Line, chart
+from isthmus.reports.page import page
 
 REPORT = "report.html"
 EXAMPLES = 8

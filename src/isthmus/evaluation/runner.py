@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from isthmus.backbones.fingerprint import fingerprint
-from isthmus.checkpoint import load_vlm
+from isthmus.demonstrations.calibrate import METHODS
+from isthmus.demonstrations.example_file import read_examples, write_examples
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
@@ -24,13 +24,13 @@ from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
 from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import Progress
-from isthmus.prompt import Example
-from isthmus.prompting.calibrate import METHODS
-from isthmus.prompting.example_file import read_examples, write_examples
-from isthmus.triggers import trigger_named
+from isthmus.media.image import open_picture
+from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.checkpoint import load_vlm
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example
+from isthmus.reasoning.wording import trigger_named
+from isthmus.reports.progress import Progress
 
 RESULTS, TABLE = "results.json", "results.md"
 CHUNK = 32

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.answering import shown
-from isthmus.evaluation.arms import Arm
-from isthmus.evaluation.task import Item, Task
-from isthmus.generation.engine import Engine
-from isthmus.prompt import Example
-from isthmus.prompting.order import ORDERS, arrange
-from isthmus.prompting.retrieve import (
+from isthmus.demonstrations.order import ORDERS, arrange
+from isthmus.demonstrations.retrieve import (
     Balanced,
     Diverse,
     Fixed,
@@ -21,7 +15,13 @@ from isthmus.prompting.retrieve import (
     rices,
     text_neighbours,
 )
-from isthmus.prompting.support import Support
+from isthmus.demonstrations.support import Support
+from isthmus.errors import ConfigError, suggestion
+from isthmus.evaluation.answering import shown
+from isthmus.evaluation.arms import Arm
+from isthmus.evaluation.task import Item, Task
+from isthmus.generation.engine import Engine
+from isthmus.prompts.prompt import Example
 
 SELECTORS: dict[str, tuple[str, Callable[[Support, Engine, int], Selector]]] = {
     "fixed": ("the first of the support set", lambda s, e, seed: Fixed(s)),

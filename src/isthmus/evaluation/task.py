@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
-from isthmus.answers import AnswerKind
 from isthmus.errors import ConfigError
-from isthmus.prompt import Example
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import Example
 
 Metric = Literal["accuracy", "vqa", "exact", "characters"]
 """What an answer counts for: right or wrong by its kind; VQA accuracy over several people's

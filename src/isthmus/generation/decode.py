@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from isthmus.batch import Batch
 from isthmus.errors import PromptError
-from isthmus.model import VisionLanguageModel
+from isthmus.model.batch import Batch
+from isthmus.model.vlm import VisionLanguageModel
 
 
 class StopStrings(StoppingCriteria):

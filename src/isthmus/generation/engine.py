@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.batch import Batch
 from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
@@ -27,9 +26,10 @@ from isthmus.generation.prefix import (
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
 from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
-from isthmus.medium import stacked
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.batch import Batch
+from isthmus.model.medium import stacked
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from isthmus.images import open_picture
-from isthmus.medium import medium_of, visual_of
-from isthmus.model import VisionLanguageModel
+from isthmus.media.image import open_picture
+from isthmus.model.medium import medium_of, visual_of
+from isthmus.model.vlm import VisionLanguageModel
 
 ENCODED_AT_ONCE = 16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)

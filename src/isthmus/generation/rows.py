@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.backbones.states import as_states, states_in
-from isthmus.fusion.sight import Sight, first_of_each
 from isthmus.generation.prefix import Symbols, boundary, common
-from isthmus.layout import Layout, starts, whole_images
-from isthmus.medium import layouts_of, stacked
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.fusion.sight import Sight, first_of_each
+from isthmus.model.layout import Layout, starts, whole_images
+from isthmus.model.medium import layouts_of, stacked
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import isthmus
-from isthmus.align.dual_encoder import DualEncoder
 from isthmus.errors import IsthmusError
 from isthmus.media.fetch import Fetcher
-from isthmus.model import VisionLanguageModel
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.serving.answering import Choice
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from isthmus.errors import IsthmusError
 from isthmus.generation.rows import Encoded, Rows
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 from isthmus.serving.constraints import Constraint
 from isthmus.serving.lanes import Apart, takes_lanes
 from isthmus.serving.prefill import Prefill, Prefiller

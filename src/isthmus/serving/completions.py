@@ -11,10 +11,12 @@ from typing import Any
 
 from isthmus.errors import PromptError
 from isthmus.media.fetch import Fetcher
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Example, Prompt
-from isthmus.prompting.chains import STEP_STOPS
-from isthmus.prompting.reason import way_for
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example, Prompt
+from isthmus.prompts.templates import shown_answer
+from isthmus.reasoning.chains import STEP_STOPS
+from isthmus.reasoning.reason import way_for
+from isthmus.reasoning.wording import trigger_named
 from isthmus.serving.answering import Choice, Steps
 from isthmus.serving.conversation import Conversations, Form, Turn
 from isthmus.serving.engine import GenerationRequest, ServingEngine
@@ -23,8 +25,6 @@ from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal
 from isthmus.serving.schemas import ChatRequest, ReasoningOptions
 from isthmus.serving.settings import ServerSettings
-from isthmus.templates import shown_answer
-from isthmus.triggers import trigger_named
 
 _SEEDS = 1 << 32
 _CHARACTERS = 64

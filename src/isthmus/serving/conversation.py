@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
-from isthmus.prompting.chains import STOPS
-from isthmus.templates import Template, refuse_tags, template_named
+from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
+from isthmus.prompts.templates import Template, refuse_tags, template_named
+from isthmus.reasoning.chains import STOPS
 
 Role = Literal["system", "user", "assistant"]
 _GAP = "\U0010fffe"

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.templates import SLOT, checked_labels, prompts_of, template_sets
-from isthmus.align.zeroshot import NONE, ZeroShotClassifier
+from isthmus.classification.templates import SLOT, checked_labels, prompts_of, template_sets
+from isthmus.classification.zero_shot import NONE, ZeroShotClassifier
 from isthmus.errors import InputError
+from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.serving.media import PictureReader
 from isthmus.serving.refusals import Refusal
 from isthmus.serving.schemas import ClassifyRequest, EmbeddingRequest

@@ -18,9 +18,9 @@ from types import TracebackType
 import torch
 
 from isthmus.errors import EngineClosed, PromptError, QueueFull
-from isthmus.medium import layouts_of
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.medium import layouts_of
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 from isthmus.serving.batch import Job, Observer, RunningBatch
 from isthmus.serving.constraints import Constraints
 from isthmus.serving.packed import PackedLinears

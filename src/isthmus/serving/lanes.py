@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from isthmus.backbones.language import LanguageModel
-from isthmus.backbones.states import as_states, states_in
-from isthmus.fusion.sight import Sight, together
 from isthmus.generation.prefix import bytes_of, can_be_cut
 from isthmus.generation.rows import Rows
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.fusion.sight import Sight, together
+from isthmus.model.vlm import VisionLanguageModel
 
 GROWTH = 1.5
 

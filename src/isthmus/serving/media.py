@@ -21,8 +21,8 @@ from typing import Any
 from PIL import Image
 
 from isthmus.errors import PictureError
-from isthmus.images import FORMATS, open_picture
 from isthmus.media.fetch import Fetcher, is_url
+from isthmus.media.image import FORMATS, open_picture
 from isthmus.serving.refusals import Refusal, refusal_of
 
 DECODERS = 2

@@ -11,9 +11,9 @@ from torch import Tensor
 from isthmus.generation.pictures import VisualTokens, content_of
 from isthmus.generation.prefix import PrefixStore, boundary, bytes_of, can_be_cut, fork
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
-from isthmus.medium import layouts_of
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.medium import layouts_of
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 
 def encoded(

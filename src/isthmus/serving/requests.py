@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 
 Reason = Literal["stop", "length", "cancelled", "deadline"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from isthmus.answers import AnswerKind
+from isthmus.prompts.answers import AnswerKind
 
 MOST_STOPS = 4
 MOST_CHOICES = 8

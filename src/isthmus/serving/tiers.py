@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isthmus.generation.rows import Rows
-from isthmus.model import VisionLanguageModel
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.serving.lanes import Lanes
 
 SHORT = 1024

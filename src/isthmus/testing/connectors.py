@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from isthmus.backbones.vision import FeatureShape
+from isthmus.model.backbones.vision import FeatureShape
 
 SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
 TOLERANCE = 1e-5
@@ -37,7 +37,7 @@ def check_connector(
         AssertionError: If one of the checks fails.
 
     Example:
-        >>> from isthmus.connectors.linear import LinearConnector
+        >>> from isthmus.model.connectors.linear import LinearConnector
         >>> check_connector(lambda shape, width: LinearConnector(shape.width, width, shape.tokens))
     """
     torch.manual_seed(0)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.batch import Batch
-from isthmus.checkpoint import load_vlm, save_vlm
 from isthmus.data.records import Picture
 from isthmus.data.samples import Sample, collate
 from isthmus.generation.decode import generate
-from isthmus.layout import expand
-from isthmus.model import VisionLanguageModel
+from isthmus.model.batch import Batch
+from isthmus.model.checkpoint import load_vlm, save_vlm
+from isthmus.model.layout import expand
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.testing.connectors import check_gradients, close
 
 STRIP = ("connector.", "fusion.", "special_tokens.")

@@ -24,17 +24,17 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.gradient_cache import cached_backward
-from isthmus.align.joined import JoinedImageTower, JoinedTextTower
-from isthmus.align.losses import clip_loss, siglip_loss
-from isthmus.align.saved import description_of, save_clip
-from isthmus.checkpoint import DESCRIPTION, WEIGHTS
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.errors import ConfigError, TrainingError
+from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS
+from isthmus.model.clip.checkpoint import description_of, save_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import JoinedImageTower, JoinedTextTower
 from isthmus.training.feed import Augment, as_sets
 from isthmus.training.locked import PooledViews, TextCache
+from isthmus.training.losses.contrastive import clip_loss, siglip_loss
+from isthmus.training.losses.gradient_cache import cached_backward
 from isthmus.training.optim import contrastive_optimizer
 from isthmus.training.pairs import (
     Pair,

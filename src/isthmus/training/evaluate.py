@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from isthmus.batch import Batch, pad
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.mixture import Draw
 from isthmus.data.records import Picture, frames
 from isthmus.data.samples import Sample
 from isthmus.errors import PictureError
 from isthmus.generation.decode import generate, text_of
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Example
-from isthmus.templates import template_named
+from isthmus.media.image import open_picture
+from isthmus.model.batch import Batch, pad
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example
+from isthmus.prompts.templates import template_named
 from isthmus.training.feed import DataSet, Feed, Item, PictureSource, parts
 from isthmus.training.objectives import Objective
 from isthmus.training.precision import autocast

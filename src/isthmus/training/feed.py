@@ -15,17 +15,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Draw, Mixture
-from isthmus.data.prefetch import prefetch
 from isthmus.data.records import Medium, Picture, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, InputError, PictureError
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.templates import template_named
+from isthmus.media.image import open_picture
+from isthmus.media.prefetch import prefetch
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.templates import template_named
 
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 """Makes another image of an image, with nothing random but the generator."""

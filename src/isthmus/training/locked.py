@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import JoinedImageTower, JoinedTextTower
-from isthmus.backbones.fingerprint import fingerprint
 from isthmus.data.feature_store import FeatureStore
 from isthmus.data.features import cache_key
 from isthmus.errors import PictureError
-from isthmus.progress import tracked
+from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import JoinedImageTower, JoinedTextTower
+from isthmus.reports.progress import tracked
 from isthmus.training.feed import Augment
 from isthmus.training.processes import Processes
 

@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.config import TrainConfig
-from isthmus.config_file import to_mapping
+from isthmus.config.file import to_mapping
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
 from isthmus.errors import ConfigError, TrainingError, TrainingStopped
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import Progress as ProgressLine
-from isthmus.progress import Rates
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reports.progress import Progress as ProgressLine
+from isthmus.reports.progress import Rates
 from isthmus.training.clip import dual_encoder_trainee
 from isthmus.training.feed import Augment, DataSet, augmented
 from isthmus.training.log import RunLog

@@ -33,8 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.config import TrainConfig
-from isthmus.model import VisionLanguageModel
+from isthmus.config.model import TrainConfig
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.precision import decided
 
 STRIP = ("connector.", "fusion.", "special_tokens.")

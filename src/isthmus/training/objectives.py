@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.connectors.concept_bottleneck import ConceptBottleneckConnector
 from isthmus.data.samples import Sample, collate
 from isthmus.errors import ConfigError
-from isthmus.model import VisionLanguageModel
+from isthmus.model.connectors.concept_bottleneck import ConceptBottleneckConnector
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import Item
 
 FILLER = "."

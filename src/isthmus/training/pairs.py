@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.align.templates import Templates, prompts_of
-from isthmus.config import TrainConfig
+from isthmus.classification.templates import Templates, prompts_of
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache, decode
 from isthmus.data.mixture import Mixture
-from isthmus.data.prefetch import prefetch
 from isthmus.data.records import Picture, Record, frames
 from isthmus.errors import ConfigError, InputError, PictureError, PromptError
-from isthmus.prompt import IMAGE_TAG
+from isthmus.media.prefetch import prefetch
+from isthmus.prompts.prompt import IMAGE_TAG
 from isthmus.training.feed import Augment, augmented
 from isthmus.training.locked import TextCache, key_of, view_of
 
@@ -42,7 +42,7 @@ class PairSet:
 
     Attributes:
         records: Any sequence; read when they are drawn.
-        templates: How names become texts; see `isthmus.align.templates.prompts_of`.
+        templates: How names become texts; see `isthmus.classification.templates.prompts_of`.
         weight: Share of the draws.
         name: What logs call it.
         vectors: (R, V, D) or (R, D) in place of the records' pictures: pooled features of a locked

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import JoinedImageTower
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture
 from isthmus.data.packing import packed_rows
 from isthmus.errors import ConfigError
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import clock
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import JoinedImageTower
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
 from isthmus.training.feed import DataSet, Item, PictureSource, WeightedSet, as_sets, augmented
 from isthmus.training.locked import PooledViews, TextCache

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from isthmus.model import VisionLanguageModel
+from isthmus.model.vlm import VisionLanguageModel
 
 
 class Processes:

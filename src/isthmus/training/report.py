@@ -9,10 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from isthmus.checkpoint import DESCRIPTION
 from isthmus.files import write_text
-from isthmus.pages.charts import Line, chart
-from isthmus.pages.page import page
+from isthmus.model.checkpoint import DESCRIPTION
+from isthmus.reports.charts import Line, chart
+from isthmus.reports.page import page
 from isthmus.training.log import read_log
 
 REPORT = "report.html"

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.align.saved import load_clip
-from isthmus.checkpoint import describe, load_strip, locate
-from isthmus.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from isthmus.config_file import model_from_mapping, read_run, run_from_mapping, to_mapping
+from isthmus.config.clip import DualEncoderConfig
+from isthmus.config.file import model_from_mapping, read_run, run_from_mapping, to_mapping
+from isthmus.config.model import DataConfig, ModelConfig, RunConfig, TrainConfig
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
-from isthmus.dual_encoder_config import DualEncoderConfig
 from isthmus.errors import ConfigError
-from isthmus.model import VisionLanguageModel, compose
+from isthmus.model.checkpoint import describe, load_strip, locate
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
+from isthmus.model.vlm import VisionLanguageModel, compose
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairSet

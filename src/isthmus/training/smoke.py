@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from isthmus.config import (
+from isthmus.config.clip import DualEncoderConfig
+from isthmus.config.model import (
     DataConfig,
     LanguageConfig,
     ModelConfig,
@@ -24,8 +25,7 @@ from isthmus.config import (
 )
 from isthmus.data.records import Medium, Picture, Record
 from isthmus.data.rows import png
-from isthmus.dual_encoder_config import DualEncoderConfig
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 STEPS, BATCH = 3, 4
 FRAMES = 3
@@ -52,7 +52,7 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
         takes clips. For `objective = "concepts"` they all have one picture and an answer.
 
     Example:
-        >>> from isthmus.config_file import run_from_mapping
+        >>> from isthmus.config.file import run_from_mapping
         >>> small, records = smoke(
         ...     run_from_mapping(
         ...         {

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
-from isthmus.config import TrainConfig
-from isthmus.config_file import to_mapping
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.file import to_mapping
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture, Record, frames
-from isthmus.dual_encoder_config import ContrastiveConfig
 from isthmus.errors import ConfigError, InputError
-from isthmus.model import VisionLanguageModel
+from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
 from isthmus.training.feed import Augment, DataSet, Feed, Item, PictureSource, as_sets, parts
 from isthmus.training.objectives import Concepts, Language, Loss, Objective, name_concepts

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.backbones.tiny import tiny_vit_model
-from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, cache_key
 from isthmus.data.records import Picture
 from isthmus.errors import ConfigError, PictureError
+from isthmus.model.backbones.tiny import tiny_vit_model
+from isthmus.model.backbones.vision import VisionEncoder, load_vision
 
 TOKENS, WIDTH = 16, 32
 ROW = TOKENS * WIDTH * 2
@@ -297,7 +297,7 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from isthmus.backbones.vision import load_vision
+from isthmus.model.backbones.vision import load_vision
 from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture
 

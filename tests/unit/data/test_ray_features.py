@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.backbones.vision import load_vision
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
 from isthmus.data.ray_features import fill_with_ray
 from isthmus.data.records import Picture
 from isthmus.errors import MissingExtraError
+from isthmus.model.backbones.vision import load_vision
 
 
 def paint(folder: Path, count: int) -> list[Picture]:

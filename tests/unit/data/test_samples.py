@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.backbones.span_tokens import pieces
 from isthmus.data.records import Picture, Record
 from isthmus.data.samples import Sample, collate, conversation_spans, document_spans, tokenize
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Example, joined
-from isthmus.templates import TEMPLATES
+from isthmus.model.backbones.span_tokens import pieces
+from isthmus.prompts.prompt import Example, joined
+from isthmus.prompts.templates import TEMPLATES
 
 A, B = Picture(Path("a.png")), Picture(Path("b.png"))
 

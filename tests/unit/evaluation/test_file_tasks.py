@@ -11,7 +11,7 @@ from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task, limited
 from isthmus.evaluation.tasks import TASKS, task_named
 from isthmus.evaluation.tasks.questions import questions
-from isthmus.prompt import Example, with_choices
+from isthmus.prompts.prompt import Example, with_choices
 
 
 def jsonl(path: Path, *rows: Any) -> Path:

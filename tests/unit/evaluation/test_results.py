@@ -18,7 +18,7 @@ from isthmus.evaluation.results import Results, row_of
 from isthmus.evaluation.task import Item, Task
 from isthmus.evaluation.tasks.episodes import fast_binding
 from isthmus.evaluation.tasks.text import parity
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 TASK = Task(
     "t", "label", [Item(str(i), Example((), "?", "ab"[i % 2])) for i in range(8)], chance=0.5

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.demonstrations.calibrate import contextual
 from isthmus.errors import ConfigError
 from isthmus.evaluation import runner
 from isthmus.evaluation.answering import Asker, Style
@@ -20,8 +21,7 @@ from isthmus.evaluation.task import Item, Task
 from isthmus.evaluation.tasks.episodes import fast_binding
 from isthmus.evaluation.tasks.text import parity
 from isthmus.generation.engine import Completion, Engine, Generation
-from isthmus.prompt import Example, Prompt
-from isthmus.prompting.calibrate import contextual
+from isthmus.prompts.prompt import Example, Prompt
 
 
 def untimed(path: Path) -> list[dict[str, Any]]:

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus import testing
-from isthmus.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
-from isthmus.batch import Batch
 from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.decode import generate, text_of
 from isthmus.generation.engine import Engine
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.media.image import open_picture
+from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
+from isthmus.model.batch import Batch
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),

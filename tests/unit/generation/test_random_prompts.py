@@ -15,10 +15,10 @@ import isthmus as im
 from isthmus import testing
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import boundary
-from isthmus.images import open_picture
-from isthmus.layout import Layout, filled
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.media.image import open_picture
+from isthmus.model.layout import Layout, filled
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 from isthmus.serving.engine import GenerationRequest, ServingEngine
 
 FUSIONS: dict[str, Any] = {

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from isthmus.errors import ConfigError
-from isthmus.model import bare_language_model
+from isthmus.model.vlm import bare_language_model
 from isthmus.serving.gate import Gate
 from isthmus.serving.settings import ServerSettings
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.backbones.span_tokens import SpanTokenizer
-from isthmus.backbones.tiny import byte_tokenizer
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Example
+from isthmus.model.backbones.span_tokens import SpanTokenizer
+from isthmus.model.backbones.tiny import byte_tokenizer
+from isthmus.prompts.prompt import Example
 from isthmus.serving.conversation import Conversations, Form, Turn
 
 CHATML = (

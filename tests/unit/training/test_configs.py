@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isthmus.config import ModelConfig, RunConfig
-from isthmus.config_file import read_run, run_from_mapping
+from isthmus.config.file import read_run, run_from_mapping
+from isthmus.config.model import ModelConfig, RunConfig
 from isthmus.data.records import Medium, Picture, Record
-from isthmus.fusion.cross_attention import CrossAttention
-from isthmus.fusion.inline import Inline
-from isthmus.model import IGNORED, Batch, VisionLanguageModel, compose, pad
-from isthmus.prompt import END_TAG, Example
-from isthmus.templates import plain
+from isthmus.model.fusion.cross_attention import CrossAttention
+from isthmus.model.fusion.inline import Inline
+from isthmus.model.vlm import IGNORED, Batch, VisionLanguageModel, compose, pad
+from isthmus.prompts.prompt import END_TAG, Example
+from isthmus.prompts.templates import plain
 from isthmus.training.smoke import smoke
 
 FOLDER = Path(__file__).parents[3] / "configs"

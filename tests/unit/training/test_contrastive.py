@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.align.saved import load_clip
-from isthmus.align.zeroshot import ZeroShotClassifier
-from isthmus.config import TrainConfig
+from isthmus.classification.zero_shot import ZeroShotClassifier
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.dual_encoder_config import ContrastiveConfig
 from isthmus.errors import ConfigError, PromptError, TrainingError, TrainingStopped
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
 from isthmus.training.feed import DataSet
 from isthmus.training.locked import view_of
 from isthmus.training.loop import train

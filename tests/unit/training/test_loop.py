@@ -398,7 +398,7 @@ def test_a_second_stage_starts_from_the_first(records: list[Record], tmp_path: P
     config = im.LanguageConfig(name="tiny-lm", lora_rank=2)
     torch.manual_seed(1)
     second = im.compose("tiny-vit", config, im.MLP(), im.Inline())
-    from isthmus.checkpoint import load_strip
+    from isthmus.model.checkpoint import load_strip
 
     load_strip(second, tmp_path / "first", partly=True)
     for name, parameter in first.trained_parameters().items():

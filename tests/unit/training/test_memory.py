@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.backbones.language import LanguageModel
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit
-from isthmus.config import LanguageConfig, TrainConfig
+from isthmus.config.model import LanguageConfig, TrainConfig
+from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit
 from isthmus.training.memory import Load, memory, saved_bytes
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from isthmus.pages.charts import Line, chart, ticks
+from isthmus.reports.charts import Line, chart, ticks
 from isthmus.training.log import RunLog, read_log
 from isthmus.training.report import write_report
 

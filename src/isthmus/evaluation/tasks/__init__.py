@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from isthmus.config.registry import TASK_MAKERS
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import Task
 from isthmus.evaluation.tasks import episodes, grids, pictures, published, questions, text
-from isthmus.registry import TASK_MAKERS
 
 
 @dataclass(frozen=True)

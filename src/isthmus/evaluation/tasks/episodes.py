@@ -10,7 +10,7 @@ from __future__ import annotations
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
 from isthmus.evaluation.tasks.drawing import Creature, chosen, draw_text, generator
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 NAMES = (
     "dax",

@@ -14,8 +14,8 @@ from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
 from isthmus.evaluation.tasks.drawing import draw_text, generator
-from isthmus.images import ENDINGS
-from isthmus.prompt import Example
+from isthmus.media.image import ENDINGS
+from isthmus.prompts.prompt import Example
 
 SUPPORT_FOLDERS = ("train", "training", "support")
 TEST_FOLDERS = ("test", "val", "validation")

@@ -10,7 +10,7 @@ from typing import Any
 from isthmus.data.json_lines import lines_of
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 EASY_VQA_SUPPORT = 512
 SVAMP_SUPPORT_EVERY = 10

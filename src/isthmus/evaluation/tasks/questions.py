@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.answers import AnswerKind
 from isthmus.data.json_lines import EXPECTED, lines_of
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import LETTERS, Item, Metric, Task
-from isthmus.prompt import END_TAG, IMAGE_TAG, Example
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Example
 
 FIELDS = (
     "id question answer options image images aliases answers rationale split source".split()  # noqa: SIM905
