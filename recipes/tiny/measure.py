@@ -26,7 +26,7 @@ from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.generation.decode import text_of
 from isthmus.model.batch import Batch, pad
 from isthmus.prompts.templates import template_named
-from isthmus.reasoning.ask import STOPS
+from isthmus.reasoning.inference import STOPS
 
 QUESTION = "What is in the picture?"
 TESTS = {

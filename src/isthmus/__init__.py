@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from isthmus.model.saving import load, save
     from isthmus.model.vlm import VisionLanguageModel, compose
     from isthmus.prompts.prompt import Example, Prompt
-    from isthmus.reasoning.ask import Answer, ask, stream
+    from isthmus.reasoning.inference import Answer, ask, stream
     from isthmus.reasoning.reason import Reasoning
     from isthmus.search.index import Hit, PictureIndex
     from isthmus.search.search import search_pictures
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "isthmus.model.saving": ("load", "save"),
-    "isthmus.reasoning.ask": ("ask", "stream", "Answer"),
+    "isthmus.reasoning.inference": ("ask", "stream", "Answer"),
     "isthmus.prompts.prompt": ("Example", "Prompt"),
     "isthmus.model.batch": ("Batch", "Output"),
     "isthmus.model.vlm": ("compose", "VisionLanguageModel"),

@@ -15,7 +15,7 @@ from isthmus.generation.decode import generate, text_of
 from isthmus.model.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
 from isthmus.model.batch import Batch
 from isthmus.model.vlm import VisionLanguageModel
-from isthmus.reasoning.ask import _until_stop
+from isthmus.reasoning.inference import _until_stop
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),

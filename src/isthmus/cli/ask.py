@@ -81,7 +81,7 @@ def ask(
     pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
     from isthmus.model import checkpoint
-    from isthmus.reasoning import ask as inference
+    from isthmus.reasoning import inference as inference
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if shots is not None:

@@ -19,7 +19,8 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.model.batch import IGNORED, Batch, pad
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
-from isthmus.prompts.templates import Template, template_named
+from isthmus.prompts.template import Template
+from isthmus.prompts.templates import template_named
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from isthmus.prompts.chat_format import (
     special_tokens_of,
 )
 from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, Role, Span, joined
-from isthmus.prompts.templates import Template, refuse_tags, shown_answer
+from isthmus.prompts.template import Template, refuse_tags, shown_answer
 
 
 def chat_template(tokenizer: Any) -> Template:

@@ -1,10 +1,8 @@
-r"""How examples become prompts. Pure: no torch.
+r"""The templates that have a name. Pure: no torch.
 
-A template renders demonstrations and a query as a `Prompt`, and a whole conversation as what is
-trained; both are the same spans of text. One of your own can be passed wherever a template is
-taken. Published ones are letter by letter what was published, which the
-files under `tests/golden/` hold; each template names its source. `chat_template` makes one that
-speaks the language model's own format, in `isthmus.prompts.chat_template`.
+Published ones are letter by letter what was published, which the files under `tests/golden/` hold.
+Each template names its source. What every template must have stands in `isthmus.prompts.template`;
+the language model's own format is made by `isthmus.prompts.chat_template`.
 
     plain         <image>Question: What is this? Answer: a dog<|endofchunk|>
     openflamingo  <image>Question:What is this? Short answer:a dog<|endofchunk|>\n
@@ -15,121 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from isthmus.errors import ConfigError, PromptError, suggestion
+from isthmus.errors import ConfigError, suggestion
+from isthmus.prompts.chat_template import chat_template
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Example, Prompt, Span, joined
-
-CONCLUSION = "The answer is {answer}."
-"""How a demonstration with a rationale states its answer (Wei et al. 2022, table 20)."""
-
+from isthmus.prompts.template import Template, refuse_tags, shown_answer
 
 _OPEN = Span("", "assistant", learned=True)
 """An answer that nothing has been said of yet."""
-
-
-class Template(Protocol):
-    """Makes prompts, and conversations to train on, of the same spans.
-
-    A plain function that is called as a template is called renders prompts too; a template that
-    models are trained with needs `conversation` besides.
-    """
-
-    def __call__(
-        self,
-        shots: Sequence[Example],
-        query: Example,
-        *,
-        instruction: str = "",
-        lead: str = "",
-        reason: bool | str = False,
-    ) -> Prompt:
-        """Renders a prompt, up to the open answer of its query.
-
-        Args:
-            shots: Demonstrations, each with an answer.
-            query: What is asked; its answer, if it has one, is not shown.
-            instruction: Stands before everything.
-            lead: What the query's answer begins with, such as "Let's think step by step.".
-            reason: Demonstrations show their rationale and then their answer in a sentence,
-                "The answer is {answer}."; a text with `{answer}` in it is another sentence.
-
-        Returns:
-            The prompt; `shared` is where the query begins.
-
-        Raises:
-            PromptError: If a demonstration has no answer, or a text contains a tag.
-        """
-        ...
-
-    def conversation(
-        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
-    ) -> tuple[Span, ...]:
-        """Renders a whole conversation, its answers and their ends marked as learned.
-
-        The spans before a turn's answer are those of the prompt that asks for it, with the turns
-        before it as demonstrations.
-
-        Args:
-            turns: Questions with their answers.
-            instruction: As for a prompt.
-            reason: As for a prompt.
-
-        Raises:
-            PromptError: If a turn has no answer, a text contains a tag, or the template does not
-                write an answer as its prompts leave it open.
-        """
-        ...
-
-
-def refuse_tags(text: str) -> str:
-    """A user's text as it is; a tag in it would do what only the template may do.
-
-    Raises:
-        PromptError: If there is a tag in it.
-    """
-    if IMAGE_TAG in text:
-        raise PromptError(
-            f'"{text[:60]}" has more {IMAGE_TAG} tags than pictures: {IMAGE_TAG} is placed by the '
-            "template, one for each picture; leave it out of questions and answers"
-        )
-    if END_TAG in text:
-        raise PromptError(
-            f'"{text[:60]}" contains {END_TAG}, which ends an answer: {END_TAG} is placed by the '
-            "template, after each answer; leave it out of questions and answers"
-        )
-    return text
-
-
-def shown_answer(shot: Example, reason: bool | str) -> str:
-    """What a demonstration shows as its answer.
-
-    Args:
-        shot: The demonstration.
-        reason: As for `Template`.
-
-    Raises:
-        PromptError: If it has no answer, or a text contains a tag.
-        ConfigError: If `reason` is a text that does not say where the answer goes.
-
-    Example:
-        >>> shown_answer(Example((), "2 + 3?", "5", "2 and 3 more."), reason=True)
-        '2 and 3 more. The answer is 5.'
-    """
-    if shot.answer is None:
-        raise PromptError(f'the demonstration "{shot.question}" has no answer')
-    answer = refuse_tags(shot.answer)
-    if not reason:
-        return answer
-    sentence = CONCLUSION if reason is True else str(reason)
-    if "{answer}" not in sentence:
-        raise ConfigError(
-            f'got reason="{sentence}", expected True or a sentence with {{answer}} in it, such as '
-            f'"{CONCLUSION}"'
-        )
-    stated = sentence.replace("{answer}", answer)
-    rationale = refuse_tags(shot.rationale or "")
-    return f"{rationale} {stated}" if rationale else stated
 
 
 @dataclass(frozen=True)
@@ -312,8 +204,6 @@ def template_named(name: str, tokenizer: Any = None) -> Template:
                 'the template "chat" is the language model\'s own: expected its tokenizer, got '
                 "none; choose " + ", ".join(sorted(TEMPLATES)) + ", or pass the tokenizer"
             )
-        from isthmus.prompts.chat_template import chat_template
-
         return chat_template(tokenizer)
     if name not in TEMPLATES:
         raise ConfigError(f'unknown template "{name}": {suggestion(name, [*TEMPLATES, "chat"])}')

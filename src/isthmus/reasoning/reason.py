@@ -22,7 +22,7 @@ from isthmus.errors import ConfigError, suggestion
 from isthmus.generation.engine import Engine
 from isthmus.prompts.answers import AnswerKind, extract
 from isthmus.prompts.prompt import Example, Prompt
-from isthmus.prompts.templates import Template
+from isthmus.prompts.template import Template
 from isthmus.reasoning.chains import (
     STOPS,
     TEMPERATURE,

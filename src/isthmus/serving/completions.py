@@ -13,7 +13,7 @@ from isthmus.errors import PromptError
 from isthmus.media.fetch import Fetcher
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example, Prompt
-from isthmus.prompts.templates import shown_answer
+from isthmus.prompts.template import shown_answer
 from isthmus.reasoning.chains import STEP_STOPS
 from isthmus.reasoning.reason import way_for
 from isthmus.reasoning.wording import trigger_named

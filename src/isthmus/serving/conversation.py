@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
 from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
-from isthmus.prompts.templates import Template, refuse_tags, template_named
+from isthmus.prompts.template import Template, refuse_tags
+from isthmus.prompts.templates import template_named
 from isthmus.reasoning.chains import STOPS
 
 Role = Literal["system", "user", "assistant"]

@@ -152,14 +152,15 @@ def test_with_and_without_a_folder_vectors_are_the_same(tmp_path: Path) -> None:
 
 
 def test_another_encoder_does_not_meet_the_first_ones_vectors(tmp_path: Path) -> None:
-    from isthmus.model.backbones.tiny import tiny_vit
+    from isthmus.model.backbones.tiny import tiny_vit_model
+    from isthmus.model.backbones.vision import load_vision
 
     examples = [Example(p) for p in paint(tmp_path / "pictures", 2)]
     PictureEmbedder(im.load_vision("tiny-vit"), tmp_path)(examples)
-    other = PictureEmbedder(tiny_vit(seed=1), tmp_path)
+    other = PictureEmbedder(load_vision(tiny_vit_model(seed=1)), tmp_path)
     found = other(examples)
     assert other.encoded == 2
-    assert (PictureEmbedder(tiny_vit(seed=1))(examples) == found).all()
+    assert (PictureEmbedder(load_vision(tiny_vit_model(seed=1)))(examples) == found).all()
 
 
 def test_features_that_training_has_cached_are_pooled(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.model.backbones.tiny import byte_tokenizer
 from isthmus.prompts.chat_template import chat_template
 from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, without_pictures
-from isthmus.prompts.templates import TEMPLATES, Template, plain, qa, template_named
+from isthmus.prompts.template import Template
+from isthmus.prompts.templates import TEMPLATES, plain, qa, template_named
 from isthmus.reasoning.wording import TRIGGERS, WORKED_MATH, trigger_named
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -11,7 +11,8 @@ from torch import nn
 import isthmus as im
 from isthmus.config.model import LanguageConfig, TrainConfig
 from isthmus.model.backbones.language import LanguageModel
-from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit_model
+from isthmus.model.backbones.vision import load_vision
 from isthmus.training.memory import Load, memory, saved_bytes
 
 
@@ -58,7 +59,7 @@ class Held:
 def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing: bool) -> None:
     language = tiny_language_model(width=256, layers=6, heads=4, vocab=259)
     lm = LanguageModel(language, byte_tokenizer(), LanguageConfig(name="hf:object"))
-    model = im.compose(tiny_vit(width=64), lm, im.MLP(), fusion)
+    model = im.compose(load_vision(tiny_vit_model(width=64)), lm, im.MLP(), fusion)
     rows, tokens, tags = 4, 128, model.layout.places
     ids = torch.full((rows, tokens), 65)
     ids[:, 1 : 1 + tags] = model.special_tokens.image_id

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from isthmus.errors import ConfigError, suggestion
-
-if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import VisionEncoder
 
 VOCABULARY = 259
 """256 bytes, then `<pad>`, `<s>` and `</s>`."""
@@ -53,39 +50,6 @@ def tiny_vit_model(
             num_heads=heads,
             num_classes=0,
         ).eval()
-
-
-def tiny_vit(
-    width: int = 32,
-    depth: int = 2,
-    heads: int = 2,
-    image_size: int = 32,
-    patch: int = 8,
-    seed: int = 0,
-) -> VisionEncoder:
-    """`tiny_vit_model` as an encoder; with all defaults it is `load_vision("tiny-vit")`.
-
-    Args:
-        width: Width of the features.
-        depth: Number of blocks.
-        heads: Attention heads.
-        image_size: Side of the picture in pixels.
-        patch: Side of a patch in pixels.
-        seed: Seed of the weights; the global generator is left alone.
-
-    Example:
-        >>> tiny_vit(width=16, image_size=48).shape
-        FeatureShape(width=16, tokens=36, grid=(6, 6))
-    """
-    from isthmus.model.backbones.vision import load_vision
-
-    if (width, depth, heads, image_size, patch, seed) == (32, 2, 2, 32, 8, 0):
-        return load_vision("tiny-vit")  # by name, so that a checkpoint finds it again
-    return load_vision(
-        tiny_vit_model(
-            width=width, depth=depth, heads=heads, size=image_size, patch=patch, seed=seed
-        )
-    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import nn
 from isthmus.config.registry import FUSIONS
 from isthmus.errors import ConfigError, suggestion
 from isthmus.model.backbones.language import LanguageModel
-from isthmus.model.fusion.base import Fusion, FusionConfig, Visual
+from isthmus.model.fusion.base import Fusion, FusionConfig
+from isthmus.model.fusion.visual import Visual
 
 __all__ = ["Fusion", "FusionConfig", "Visual", "build_fusion", "fusion_config"]
 MEMBERS = (

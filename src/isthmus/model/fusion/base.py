@@ -10,32 +10,18 @@ D the language model's width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from isthmus.model.fusion.visual import Visual
 from isthmus.model.layout import Layout
 
 if TYPE_CHECKING:
     from isthmus.model.backbones.language import LanguageModel
     from isthmus.model.fusion.sight import Sight
-
-Visual = Tensor | Sequence[Tensor]
-"""Visual tokens of images in reading order: (P, M, D_visual), or (M_i, D_visual) for each where
-images differ in their number."""
-
-
-def joined(visual: Visual) -> Tensor:
-    """All visual tokens in one piece, (sum of M_i, D_visual).
-
-    Example:
-        >>> joined([torch.zeros(2, 3), torch.zeros(5, 3)]).shape
-        torch.Size([7, 3])
-    """
-    return visual.flatten(0, 1) if isinstance(visual, Tensor) else torch.cat(list(visual))
 
 
 @runtime_checkable

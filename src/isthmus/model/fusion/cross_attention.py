@@ -32,9 +32,9 @@ from isthmus.config.registry import FUSIONS
 from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention, feed_forward
 from isthmus.model.backbones.language import LanguageModel
-from isthmus.model.fusion.base import Visual
 from isthmus.model.fusion.inline import fill
 from isthmus.model.fusion.sight import Sight, follow, sight_of
+from isthmus.model.fusion.visual import Visual
 from isthmus.model.layout import IMAGE, Layout, filled
 
 FP32 = 4

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.base import Config
 from isthmus.config.registry import FUSIONS
-from isthmus.model.fusion.base import Visual, joined
+from isthmus.model.fusion.visual import Visual, joined
 from isthmus.model.layout import Layout, filled
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from isthmus.model.backbones.states import states_in
-from isthmus.model.fusion.base import Visual
+from isthmus.model.fusion.visual import Visual
 
 
 def picture_of_token(

@@ -20,7 +20,6 @@ from isthmus.model.backbones.tiny import (
     VOCABULARY,
     byte_tokenizer,
     tiny_language_model,
-    tiny_vit,
     tiny_vit_model,
 )
 from isthmus.model.backbones.vision import load_vision
@@ -151,19 +150,18 @@ def test_unknown_families_and_vocabularies_that_are_too_small() -> None:
 
 def test_tiny_vit_is_an_encoder_of_the_sizes_asked_for() -> None:
     state = torch.get_rng_state()
-    encoder = tiny_vit(width=16, depth=1, heads=4, image_size=48, patch=16, seed=3)
+    encoder = load_vision(tiny_vit_model(width=16, depth=1, heads=4, size=48, patch=16, seed=3))
     assert torch.equal(torch.get_rng_state(), state)
     assert (encoder.shape.width, encoder.shape.tokens, encoder.shape.grid) == (16, 9, (3, 3))
     pixels = encoder.preprocess(Image.effect_noise((50, 40), 90).convert("RGB"))[None]
     model = tiny_vit_model(width=16, depth=1, heads=4, size=48, patch=16, seed=3)
     with torch.no_grad():
         assert torch.equal(encoder(pixels), model.forward_features(pixels)[:, 1:])
-    other = tiny_vit(width=16, depth=1, heads=4, image_size=48, patch=16, seed=4)
+    other = load_vision(tiny_vit_model(width=16, depth=1, heads=4, size=48, patch=16, seed=4))
     assert not torch.allclose(encoder(pixels), other(pixels))
 
 
 def test_the_default_tiny_vit_is_the_one_that_has_a_name() -> None:
-    encoder, named = tiny_vit(), load_vision("tiny-vit")
-    assert encoder.config == named.config
+    encoder, named = load_vision(tiny_vit_model()), load_vision("tiny-vit")
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(encoder(pixels), named(pixels))
