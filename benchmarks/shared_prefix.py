@@ -91,7 +91,7 @@ def main() -> None:
         assert list(results[id(prompt)].completions[0].ids) == expected, "the answers differ"
         with torch.inference_mode():
             pixels = torch.stack([model.vision.preprocess(p) for p in prompt.pictures])
-            visual = model.connector(model.encode_pictures(pixels))
+            visual = model.connector(model.encode_pixels(pixels))
         slow["pictures known"].append(known(prompt, visual))
     tokens = results[id(asked[0])].prompt_tokens
     print(

@@ -193,7 +193,7 @@ class VisionLanguageModel(nn.Module):
 
     # --- from a batch to logits -------------------------------------------------------------
 
-    def encode_pictures(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features (P, N, D_vision) of pictures, or (P, T, N, D_vision) of clips."""
         return medium_of(self, pixels[0]).features(self, pixels)
 

@@ -262,7 +262,7 @@ def encoders(
     """From pairs to vectors (B, D) of length 1: of their pictures, and of their texts."""
 
     def images(pairs: Sequence[Pair]) -> Tensor:
-        found = feed.images(pairs).to(model.device)
+        found = feed.inputs(pairs).to(model.device)
         if feed.pictures is None:
             return model.encode_images(found)
         assert isinstance(model.image, JoinedImageTower)

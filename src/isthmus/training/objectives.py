@@ -155,7 +155,7 @@ class Concepts:
         connector = concept_bottleneck(model)
         shown = torch.cat([i.pictures[:1] for i in items if i.pictures is not None])
         if not items[0].is_features:
-            shown = model.encode_pictures(shown.to(model.device))
+            shown = model.encode_pixels(shown.to(model.device))
         logits = connector.logits(shown.to(model.device))
         rows = {tuple(name): i for i, name in enumerate(connector.names.tolist())}
         found = [rows.get(name_pieces(model, i.record.answer)) for i in items]

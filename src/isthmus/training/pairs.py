@@ -275,7 +275,7 @@ class PairFeed:
 
     # --- Batches ----------------------------------------------------------------------------
 
-    def images(self, pairs: Sequence[Pair]) -> Tensor:
+    def inputs(self, pairs: Sequence[Pair]) -> Tensor:
         """Vectors (B, D) of pairs' pictures, or their pixels (B, 3, H, W)."""
         if self.pictures is None:
             return torch.stack([p.pixels for p in pairs if p.pixels is not None])

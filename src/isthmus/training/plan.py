@@ -214,7 +214,7 @@ def _encoded(model: VisionLanguageModel, item: Item) -> Item:
     """An item with features in place of pixels."""
     if item.pictures is None or item.is_features:
         return item
-    features = model.encode_pictures(item.pictures.to(model.device)).cpu()
+    features = model.encode_pixels(item.pictures.to(model.device)).cpu()
     return replace(item, pictures=features, is_features=True)
 
 
