@@ -9,7 +9,7 @@ Two layouts are known, and may be mixed:
   beside it in the shard, found by `image_name`.
 
 A shard's headers are scanned once; texts are read when a record is asked for, and pictures never:
-a `Picture` says which stretch of the shard it is, so that any record of any shard is one seek away.
+a `Picture` says which stretch of the shard it is, so any record of any shard is one seek away.
 """
 
 from __future__ import annotations
