@@ -3,7 +3,7 @@
     python benchmarks/closed_labels.py [--quick] [--threads 2] [--labels 1000]
 
 The same SmolLM2-135M with the same gated cross-attention blocks (as in `decode.py`, gates open)
-scores labels of one to five tokens behind a prompt with a picture. Visual tokens are given to all,
+scores labels of one to five tokens behind a prompt with an image. Visual tokens are given to all,
 so no encoder is timed. Four ways, in turn:
 
     ours            the engine: prompt once, then the labels' token tree in few passes
@@ -123,9 +123,9 @@ class Ways:
     def tree(self, tokens: list[list[int]]) -> list[float]:
         """Ours."""
         ids, layouts = self.ids[0].tolist(), (self.model.layout,)
-        symbols = symbols_of(self.model, ids, ("picture",), layouts)
-        prompt = Encoded(tuple(ids), symbols, ("picture",), layouts)
-        rows = Rows(self.model, [prompt], {"picture": self.visual[0]})
+        symbols = symbols_of(self.model, ids, ("image",), layouts)
+        prompt = Encoded(tuple(ids), symbols, ("image",), layouts)
+        rows = Rows(self.model, [prompt], {"image": self.visual[0]})
         tree: Tree = tree_of(tokens)
         return score_trees(rows, rows.prefill(), [tree])[0]
 

@@ -188,8 +188,8 @@ def test_no_public_name_is_a_module_s_too() -> None:
 TWINS = {
     "ask": "ask",
     "chat": "open_chat",
-    "classify": "classify_pictures",
-    "search": "search_pictures",
+    "classify": "classify_images",
+    "search": "search_images",
     "train": "train",
     "eval": "evaluate",
     "info": "probe",  # and a model's own `summary`

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isthmus.assets.registry import asset_status, fetch_asset
     from isthmus.catalogue import available
-    from isthmus.classification.classify import Classified, classify_pictures
+    from isthmus.classification.classify import Classified, classify_images
     from isthmus.classification.zero_shot import ZeroShotClassifier
     from isthmus.config.clip import ContrastiveConfig, DualEncoderConfig
     from isthmus.config.file import read_run
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from isthmus.data.check import check_data
     from isthmus.data.compute import compute_features
-    from isthmus.data.records import Picture, Record
+    from isthmus.data.records import ImageRef, Record
     from isthmus.data.sources import read_data, read_records
     from isthmus.demonstrations.example_file import read_examples, write_examples
     from isthmus.demonstrations.rationale_file import write_rationales
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
         AssetError,
         CheckpointError,
         ConfigError,
+        ImageError,
         InputError,
         IsthmusError,
         MissingExtraError,
         OutputError,
-        PictureError,
         PromptError,
         TrainingError,
         TrainingStopped,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.machine import Machine, probe
-    from isthmus.media.image import open_picture
+    from isthmus.media.image import open_image
     from isthmus.model.backbones.language import LanguageModel, load_language
     from isthmus.model.backbones.text import TextEncoder, load_text
     from isthmus.model.backbones.vision import VisionEncoder, load_vision
@@ -71,8 +71,8 @@ if TYPE_CHECKING:
     from isthmus.prompts.prompt import Example, Prompt
     from isthmus.reasoning.inference import Answer, ask, stream
     from isthmus.reasoning.reason import Reasoning
-    from isthmus.search.index import Hit, PictureIndex
-    from isthmus.search.search import search_pictures
+    from isthmus.search.index import Hit, ImageIndex
+    from isthmus.search.search import search_images
     from isthmus.serving.chat.launch import open_chat
     from isthmus.serving.launch import serve
     from isthmus.serving.settings import ServerSettings
@@ -106,7 +106,7 @@ _HOMES = {
     "isthmus.config.clip": ("ContrastiveConfig", "DualEncoderConfig"),
     "isthmus.training.pairs": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),
-    "isthmus.data.records": ("Record", "Picture"),
+    "isthmus.data.records": ("Record", "ImageRef"),
     "isthmus.data.sources": ("read_data", "read_records"),
     "isthmus.data.check": ("check_data",),
     "isthmus.data.compute": ("compute_features",),
@@ -116,11 +116,11 @@ _HOMES = {
     "isthmus.machine": ("Machine", "probe"),
     "isthmus.catalogue": ("available",),
     "isthmus.assets.registry": ("asset_status", "fetch_asset"),
-    "isthmus.classification.classify": ("Classified", "classify_pictures"),
-    "isthmus.search.search": ("search_pictures",),
+    "isthmus.classification.classify": ("Classified", "classify_images"),
+    "isthmus.search.search": ("search_images",),
     "isthmus.classification.zero_shot": ("ZeroShotClassifier",),
     "isthmus.model.clip.dual_encoder": ("DualEncoder",),
-    "isthmus.search.index": ("Hit", "PictureIndex"),
+    "isthmus.search.index": ("Hit", "ImageIndex"),
     "isthmus.model.backbones.text": ("TextEncoder", "load_text"),
     "isthmus.model.backbones.vision": ("VisionEncoder", "load_vision"),
     "isthmus.model.backbones.language": ("LanguageModel", "load_language"),
@@ -136,11 +136,11 @@ _HOMES = {
     "isthmus.model.connectors.concept_bottleneck": ("ConceptBottleneck",),
     "isthmus.model.fusion.inline": ("Inline",),
     "isthmus.model.fusion.cross_attention": ("CrossAttention",),
-    "isthmus.media.image": ("open_picture",),
+    "isthmus.media.image": ("open_image",),
     "isthmus.errors": (
         "IsthmusError",
         "InputError",
-        "PictureError",
+        "ImageError",
         "PromptError",
         "ConfigError",
         "CheckpointError",
@@ -175,6 +175,9 @@ __all__ = [
     "Engine",
     "Example",
     "Hit",
+    "ImageError",
+    "ImageIndex",
+    "ImageRef",
     "Inline",
     "InputError",
     "IsthmusError",
@@ -188,9 +191,6 @@ __all__ = [
     "Output",
     "OutputError",
     "PairSet",
-    "Picture",
-    "PictureError",
-    "PictureIndex",
     "PixelShuffle",
     "Pool",
     "Prompt",
@@ -214,7 +214,7 @@ __all__ = [
     "asset_status",
     "available",
     "check_data",
-    "classify_pictures",
+    "classify_images",
     "compose",
     "compute_features",
     "evaluate",
@@ -225,14 +225,14 @@ __all__ = [
     "load_text",
     "load_vision",
     "open_chat",
-    "open_picture",
+    "open_image",
     "probe",
     "read_data",
     "read_examples",
     "read_records",
     "read_run",
     "save",
-    "search_pictures",
+    "search_images",
     "serve",
     "stream",
     "train",

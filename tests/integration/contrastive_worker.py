@@ -22,10 +22,10 @@ RUNS = {
 }
 
 
-def main(pictures: Path, out: Path) -> None:
+def main(images: Path, out: Path) -> None:
     """Both runs: a batch that two processes cannot share evenly, two records of one name."""
     torch.set_num_threads(1)
-    paths = sorted(pictures.glob("*.png"))
+    paths = sorted(images.glob("*.png"))
     records = [Record.of(p, "", p.stem, names=(p.stem, f"dark {p.stem}")) for p in paths]
     records.append(Record.of(paths[0], "", paths[1].stem))
     data = [PairSet(records, "imagenet-7")]

@@ -36,7 +36,7 @@ def uneven(rank: int) -> list[Tensor]:
 
 
 def all_losses(rank: int, processes: int) -> dict[str, list[Tensor]]:
-    """Loss, and gradients of pictures, texts, factor and bias, of each way."""
+    """Loss, and gradients of images, texts, factor and bias, of each way."""
     group = dist.group.WORLD if processes > 1 else None
     size = PAIRS // processes
     own = slice(rank * size, (rank + 1) * size)

@@ -1,4 +1,4 @@
-"""Sorting many pictures into named classes, where one that cannot be read costs no other's result.
+"""Sorting many images into named classes, where one that cannot be read costs no other's result.
 
 `ZeroShotClassifier` is the classifier; here it meets folders, streams and broken files.
 """
@@ -17,32 +17,32 @@ from torch import Tensor
 
 from isthmus.classification.templates import Templates
 from isthmus.classification.zero_shot import NONE, ZeroShotClassifier
-from isthmus.data.folders import pictures_of
-from isthmus.errors import InputError, PictureError
-from isthmus.media.image import Source, open_picture
+from isthmus.data.folders import images_of
+from isthmus.errors import ImageError, InputError
+from isthmus.media.image import Source, open_image
 from isthmus.media.prefetch import prefetch
 from isthmus.model.clip.dual_encoder import DECODERS
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a picture was sorted into.
+    """What an image was sorted into.
 
     Attributes:
-        picture: The picture as it was given, or its path where a folder was.
+        image: The image as it was given, or its path where a folder was.
         labels: Its label; with `multi_label` all that hold. "none of these" where none does.
         top: The likeliest labels with their probabilities, likeliest first.
         error: Why it could not be read; empty where it could. Then there are no labels.
     """
 
-    picture: Source
+    image: Source
     labels: tuple[str, ...] = ()
     top: tuple[tuple[str, float], ...] = ()
     error: str = ""
 
 
-def classify_pictures(
-    pictures: Source | Iterable[Source],
+def classify_images(
+    images: Source | Iterable[Source],
     labels: Iterable[str],
     templates: Templates = "imagenet-7",
     *,
@@ -54,41 +54,41 @@ def classify_pictures(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
 ) -> Iterator[Classified]:
-    """Sorts pictures into classes that are named in words (Radford et al. 2021, section 3.1).
+    """Sorts images into classes that are named in words (Radford et al. 2021, section 3.1).
 
     Args:
-        pictures: Pictures and folders of them, one or several. Hidden files in folders are passed
+        images: Images and folders of them, one or several. Hidden files in folders are passed
             over.
         labels: The classes.
         templates: How labels become prompts; see `isthmus.classification.templates.prompts_of`.
-        top: How many labels are told of each picture.
-        threshold: Below it a picture is "none of these"; with `multi_label`, above it a label
+        top: How many labels are told of each image.
+        threshold: Below it an image is "none of these"; with `multi_label`, above it a label
             holds (0.5 unless set).
-        multi_label: Whether a picture may have several labels or none.
+        multi_label: Whether an image may have several labels or none.
         model: A dual encoder, or what `load_clip` takes.
-        batch_size: Pictures in one pass; it changes no score.
+        batch_size: Images in one pass; it changes no score.
         device: Where a model that is named is loaded to.
         dtype: Its data type.
 
     Returns:
-        An iterator over the results in the order of the pictures, a batch computed at a time. A
-        picture that cannot be read has an `error` and stops nothing.
+        An iterator over the results in the order of the images, a batch computed at a time. A
+        image that cannot be read has an `error` and stops nothing.
 
     Raises:
-        InputError: At once, if there is no picture or no label, or a label is there twice.
+        InputError: At once, if there is no image or no label, or a label is there twice.
         PromptError: If a template has no `{}`.
 
     Example:
         >>> from PIL import Image
-        >>> pictures = [Image.new("RGB", (8, 8)), "no-such-file.png"]
-        >>> found = list(classify_pictures(pictures, ["cat", "dog"]))
+        >>> images = [Image.new("RGB", (8, 8)), "no-such-file.png"]
+        >>> found = list(classify_images(images, ["cat", "dog"]))
         >>> len(found[0].labels), found[1].error
         (1, 'no file at no-such-file.png: check the path')
     """
-    several = isinstance(pictures, Iterable) and not isinstance(pictures, (str, bytes, Path))
-    sources = pictures_of(pictures if several else [pictures])  # type: ignore[arg-type, list-item]
+    several = isinstance(images, Iterable) and not isinstance(images, (str, bytes, Path))
+    sources = images_of(images if several else [images])  # type: ignore[arg-type, list-item]
     if not sources:
-        raise InputError("got no pictures: expected at least one")
+        raise InputError("got no images: expected at least one")
     classifier = ZeroShotClassifier(
         model,
         list(labels),
@@ -109,8 +109,8 @@ def _classified(
 
     def opened(source: Source) -> tuple[Source, Tensor | str]:
         try:
-            return source, classifier.model.preprocess(open_picture(source))
-        except (PictureError, OSError) as error:
+            return source, classifier.model.preprocess(open_image(source))
+        except (ImageError, OSError) as error:
             return source, str(error)
 
     ahead = 2 * max(batch_size, DECODERS)
@@ -127,7 +127,7 @@ def _sorted(
     pixels = [p for _, p in batch if isinstance(p, Tensor)]
     results: Iterator[tuple[tuple[str, ...], tuple[tuple[str, float], ...]]] = iter(())
     if pixels:
-        features = classifier.model.encode_images(torch.stack(pixels)).float().cpu()
+        features = classifier.model.encode_pixels(torch.stack(pixels)).float().cpu()
         best = [tuple(ranked) for ranked in classifier.top(features, top)]
         results = iter(zip(_labels(classifier, features), best, strict=True))
     return [

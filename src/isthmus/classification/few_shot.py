@@ -1,9 +1,9 @@
-"""What a few labelled pictures add to a zero-shot classifier.
+"""What a few labelled images add to a zero-shot classifier.
 
 Each method turns features and labels into a function from features (B, D) of length 1 to logits
 (B, K). Towers stay as they are; only a few numbers on top of them are fitted.
 
-Letters: B pictures, K classes, D width of the common space, S labelled pictures, M context places.
+Letters: B images, K classes, D width of the common space, S labelled images, M context places.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def nearest_class_mean(features: Tensor, targets: Tensor, classes: int, scale: f
     """Similarity with the mean of each class's features, of length 1.
 
     Args:
-        features: Features (S, D) of labelled pictures.
+        features: Features (S, D) of labelled images.
         targets: Their classes (S,).
         classes: Number of classes K.
         scale: Factor on similarities: the model's own temperature.
 
     Raises:
-        InputError: If a class has no picture.
+        InputError: If a class has no image.
     """
     counts = _counts(targets, classes)
     means = torch.zeros(classes, features.shape[1]).index_add_(0, targets, features)
@@ -60,7 +60,7 @@ def linear_probe(
     It minimises mean cross-entropy + penalty / 2 |W - W0|^2, a convex function.
 
     Args:
-        features: Features (S, D) of labelled pictures.
+        features: Features (S, D) of labelled images.
         targets: Their classes (S,).
         classes: Number of classes K.
         penalty: Weight of the penalty; features have length 1, so weights are large.
@@ -69,7 +69,7 @@ def linear_probe(
         most_steps: Most iterations.
 
     Raises:
-        InputError: If a class has no picture and there is no `toward`.
+        InputError: If a class has no image and there is no `toward`.
     """
     if toward is None:
         _counts(targets, classes)
@@ -98,19 +98,19 @@ def linear_probe(
 
 
 class TipAdapter:
-    """Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930): labelled pictures as a key-value cache.
+    """Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930): labelled images as a key-value cache.
 
-    logits = 100 f W + alpha exp(-beta (1 - f K)) V, where K are the pictures' features and V
+    logits = 100 f W + alpha exp(-beta (1 - f K)) V, where K are the images' features and V
     their classes, one-hot. Here they are then brought from the published factor of 100 to the
     model's own temperature, which changes no prediction.
 
     Args:
         zero_shot: The zero-shot classifier's weights (K, D).
-        features: Features (S, D) of labelled pictures.
+        features: Features (S, D) of labelled images.
         targets: Their classes (S,).
         scale: The model's own factor on similarities.
         alpha: Weight of the cache; with None both are chosen by the likelihood of each labelled
-            picture under the others, which needs no picture held out.
+            image under the others, which needs no image held out.
         beta: Sharpness.
 
     Attributes:
@@ -149,10 +149,10 @@ class TipAdapter:
         return self.published(features) * (self.scale / PUBLISHED_SCALE)
 
     def _search(self) -> tuple[float, float]:
-        """The alpha and beta under which labelled pictures are likeliest from the others."""
+        """The alpha and beta under which labelled images are likeliest from the others."""
         plain = PUBLISHED_SCALE * self.keys @ self.zero_shot.T
         distance = 1 - self.keys @ self.keys.T
-        distance.fill_diagonal_(math.inf)  # a picture is not its own evidence
+        distance.fill_diagonal_(math.inf)  # an image is not its own evidence
         best, chosen = math.inf, (0.0, 1.0)
         for beta in BETAS:
             added = (-beta * distance).exp() @ self.values
@@ -174,9 +174,9 @@ class TipAdapter:
         """Tip-Adapter-F: the keys become weights and are trained, a few epochs (section 3.3).
 
         Args:
-            epochs: Passes over the labelled pictures.
+            epochs: Passes over the labelled images.
             learning_rate: Of AdamW, falling along a cosine.
-            batch_size: Pictures in a step.
+            batch_size: Images in a step.
             seed: Of their order.
         """
         keys, features = nn.Parameter(self.keys.clone()), self.keys.clone()
@@ -213,17 +213,17 @@ def learned_context(
     """CoOp (Zhou et al. 2022, arXiv 2109.01134): the words before a label become free vectors.
 
     One context is shared by all classes and stands where a prompt's first words would; its
-    vectors are trained through the frozen text tower, features of the pictures being fixed.
+    vectors are trained through the frozen text tower, features of the images being fixed.
 
     Args:
         model: The dual encoder.
         labels: The labels.
-        features: Features (S, D) of labelled pictures.
+        features: Features (S, D) of labelled images.
         targets: Their classes (S,).
         context: Words to start from, or how many random vectors.
-        epochs: Passes over the labelled pictures.
+        epochs: Passes over the labelled images.
         learning_rate: Of SGD, falling along a cosine.
-        batch_size: Pictures in a step.
+        batch_size: Images in a step.
         seed: Of their order, and of random vectors.
 
     Returns:
@@ -294,7 +294,7 @@ def _starting_context(
 
 
 def _counts(targets: Tensor, classes: int) -> Tensor:
-    """How many pictures each class has.
+    """How many images each class has.
 
     Raises:
         InputError: If one has none.
@@ -303,7 +303,7 @@ def _counts(targets: Tensor, classes: int) -> Tensor:
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         raise InputError(
-            f"{len(empty)} of {classes} classes have no labelled picture (the first is class "
+            f"{len(empty)} of {classes} classes have no labelled image (the first is class "
             f'{empty[0]}): this method needs one of each; "tip-adapter" and "coop" do not'
         )
     return counts

@@ -1,6 +1,6 @@
-"""A classifier for any labels: pictures are compared with what the labels say.
+"""A classifier for any labels: images are compared with what the labels say.
 
-Letters: B pictures, K classes, D width of the common space.
+Letters: B images, K classes, D width of the common space.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from isthmus.media.image import Source
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 
-Pictures = Sequence[Source] | Tensor
-"""Pictures, or their features (B, D) as `DualEncoder.encode_pictures` gives them."""
+Images = Sequence[Source] | Tensor
+"""Images, or their features (B, D) as `DualEncoder.encode_images` gives them."""
 Method = Literal["tip-adapter", "tip-adapter-f", "ncm", "linear", "coop"]
 METHODS = ("tip-adapter", "tip-adapter-f", "ncm", "linear", "coop")
 NONE = "none of these"
@@ -40,20 +40,20 @@ ANYTHING = "something"
 class ZeroShotClassifier:
     """A classifier in scikit-learn's manner that needs no training.
 
-    A label's weight vector is the mean of its prompts' vectors; a picture's score for it is their
+    A label's weight vector is the mean of its prompts' vectors; an image's score for it is their
     similarity times the model's own temperature (Radford et al. 2021, section 3.1).
 
     Args:
         model: A dual encoder or what `load_clip` takes.
         labels: The classes, in any words.
         templates: How labels become prompts; see `isthmus.classification.templates.prompts_of`.
-        multi_label: Whether a picture may have several labels or none: `predict` then tells for
+        multi_label: Whether an image may have several labels or none: `predict` then tells for
             each. With a sigmoid model its own scores are used. A softmax model has none for one
             label alone: a label is weighed against a prompt of "something".
-        threshold: Below it a picture is "none of these"; with `multi_label`, above it a label
+        threshold: Below it an image is "none of these"; with `multi_label`, above it a label
             holds (0.5 unless set).
         cache: Where weights are kept on disk: a folder, True for Isthmus's cache, False for not.
-        batch_size: Pictures in one pass; it changes no score.
+        batch_size: Images in one pass; it changes no score.
         device: Where a model that is named is loaded to; see `load_clip`.
         dtype: Its data type likewise.
 
@@ -127,29 +127,29 @@ class ZeroShotClassifier:
 
     # --- Scores -----------------------------------------------------------------------------
 
-    def transform(self, images: Pictures) -> Tensor:
-        """Features (B, D) of pictures; features stay what they are.
+    def transform(self, images: Images) -> Tensor:
+        """Features (B, D) of images; features stay what they are.
 
         Raises:
-            InputError: If it is one picture and no list, or features of another width.
-            PictureError: If one is no picture.
+            InputError: If it is one image and no list, or features of another width.
+            ImageError: If one is no image.
         """
         if isinstance(images, Tensor):
             width = self.weights_.shape[1]
             if images.ndim != 2 or images.shape[1] != width:
                 raise InputError(
                     f"got a tensor of shape {tuple(images.shape)}: expected features (B, {width}), "
-                    "or a list of pictures"
+                    "or a list of images"
                 )
             return torch.nn.functional.normalize(images.float().cpu(), dim=-1)
         if isinstance(images, str | bytes | Path) or not hasattr(images, "__len__"):
-            raise InputError("got one picture: expected a list of pictures")
+            raise InputError("got one image: expected a list of images")
         if len(images) == 0:
-            raise InputError("got no pictures: expected at least one")
-        return self.model.encode_pictures(images, batch_size=self.batch_size)
+            raise InputError("got no images: expected at least one")
+        return self.model.encode_images(images, batch_size=self.batch_size)
 
     @torch.no_grad()
-    def decision_function(self, images: Pictures) -> NDArray[np.float32]:
+    def decision_function(self, images: Images) -> NDArray[np.float32]:
         """Logits (B, K): similarities times the model's temperature, plus its bias, if any."""
         return self._logits(self.transform(images)).numpy()
 
@@ -165,7 +165,7 @@ class ZeroShotClassifier:
         return float(scale), 0.0 if bias is None else float(bias.detach())
 
     @torch.no_grad()
-    def predict_proba(self, images: Pictures) -> NDArray[np.float32]:
+    def predict_proba(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (B, K).
 
         Rows sum to 1 where labels compete: for a softmax model, and for any model after `fit`.
@@ -191,10 +191,10 @@ class ZeroShotClassifier:
 
     # --- Answers ----------------------------------------------------------------------------
 
-    def predict(self, images: Pictures) -> NDArray[Any]:
-        """The label of each picture (B,), or with `multi_label` whether each holds (B, K).
+    def predict(self, images: Images) -> NDArray[Any]:
+        """The label of each image (B,), or with `multi_label` whether each holds (B, K).
 
-        With a threshold, a picture whose best label is less probable is "none of these".
+        With a threshold, an image whose best label is less probable is "none of these".
         """
         scores = self.predict_proba(images)
         if self.multi_label:
@@ -204,8 +204,8 @@ class ZeroShotClassifier:
             return found
         return np.where(scores.max(axis=1) < self.threshold, NONE, found)
 
-    def top(self, images: Pictures, k: int = 5) -> list[list[tuple[str, float]]]:
-        """The k likeliest labels of each picture with their probabilities, likeliest first."""
+    def top(self, images: Images, k: int = 5) -> list[list[tuple[str, float]]]:
+        """The k likeliest labels of each image with their probabilities, likeliest first."""
         scores = self.predict_proba(images)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return [
@@ -213,15 +213,15 @@ class ZeroShotClassifier:
             for row, best in zip(scores, order, strict=True)
         ]
 
-    def score(self, images: Pictures, labels: Any) -> float:
-        """The share of pictures whose prediction is right; with `multi_label`, right throughout.
+    def score(self, images: Images, labels: Any) -> float:
+        """The share of images whose prediction is right; with `multi_label`, right throughout.
 
         Args:
-            images: The pictures.
+            images: The images.
             labels: Their labels (B,), or with `multi_label` an array of truths (B, K).
 
         Raises:
-            InputError: If there are not as many labels as pictures, or one is unknown.
+            InputError: If there are not as many labels as images, or one is unknown.
         """
         found = self.predict(images)
         if self.multi_label:
@@ -232,19 +232,19 @@ class ZeroShotClassifier:
         self._targets(labels, len(found), also=(NONE,) if self.threshold is not None else ())
         return float(np.mean(found == np.asarray([str(label) for label in labels])))
 
-    # --- A few labelled pictures ------------------------------------------------------------
+    # --- A few labelled images ------------------------------------------------------------
 
     def fit(
         self,
-        images: Pictures,
+        images: Images,
         labels: Sequence[str],
         method: Method = "tip-adapter",
         **options: Any,
     ) -> ZeroShotClassifier:
-        """Learns from labelled pictures; scores come from the method from then on.
+        """Learns from labelled images; scores come from the method from then on.
 
         Args:
-            images: The pictures, or features that were computed before.
+            images: The images, or features that were computed before.
             labels: Their labels, of the classifier's.
             method: "tip-adapter" (no training) and "tip-adapter-f" (tuned) add to the zero-shot
                 scores; "ncm" (nearest class mean) and "linear" (logistic regression) replace
@@ -257,14 +257,14 @@ class ZeroShotClassifier:
             The classifier itself.
 
         Raises:
-            InputError: If labels are unknown or do not match the pictures, or a class has no
-                picture and the method needs one.
+            InputError: If labels are unknown or do not match the images, or a class has no
+                image and the method needs one.
             ConfigError: If the method or an option is unknown.
         """
         if method not in METHODS:
             raise ConfigError(f'unknown method "{method}": {suggestion(method, METHODS)}')
         if self.multi_label:
-            raise ConfigError("fit learns one label for each picture: leave out multi_label")
+            raise ConfigError("fit learns one label for each image: leave out multi_label")
         features = self.transform(images)
         targets = self._targets(labels, len(features))
         try:
@@ -303,7 +303,7 @@ class ZeroShotClassifier:
         """Class numbers of labels."""
         if isinstance(labels, str) or len(labels) != expected:
             got = "one text" if isinstance(labels, str) else f"{len(labels)} labels"
-            raise InputError(f"got {got} for {expected} pictures: expected a label for each")
+            raise InputError(f"got {got} for {expected} images: expected a label for each")
         known = {str(name): i for i, name in enumerate(self.classes_)}
         known |= dict.fromkeys(also, -1)
         for label in labels:

@@ -35,7 +35,7 @@ def chat(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Talk to a model about pictures, on a page in the browser or in the shell.
+    """Talk to a model about images, on a page in the browser or in the shell.
 
     isthmus chat
 

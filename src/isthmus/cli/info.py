@@ -16,7 +16,7 @@ def info(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Show a model's parts, tokens and FLOPs per picture, and what this machine can do.
+    """Show a model's parts, tokens and FLOPs per image, and what this machine can do.
 
     The last lines say what "auto" takes here: device, data type, precision of training.
     """

@@ -39,7 +39,7 @@ class VisionConfig(Config):
     keep_cls: bool = False
     """Whether class and register tokens stay in front of the patch tokens."""
     resize: Literal["own", "pad", "squash"] = "own"
-    """The encoder's own crop, the whole picture padded to a square, or squeezed into it."""
+    """The encoder's own crop, the whole image padded to a square, or squeezed into it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class DataConfig(Config):
     """One data set of a run."""
 
     path: str
-    """A folder of pictures, a JSONL, CSV or Parquet file, or tar shards ("shards/{000..009}.tar",
+    """A folder of images, a JSONL, CSV or Parquet file, or tar shards ("shards/{000..009}.tar",
     "shards/*.tar"), relative to the run's data folder."""
     weight: Amount = 1.0
     """Share of the draws, relative to the other data sets."""
@@ -101,8 +101,8 @@ class DataConfig(Config):
     """What a token of this data set counts for in the loss (Flamingo's lambda, section 2.4)."""
     questions: tuple[str, ...] = ()
     """Questions to draw from for records that have a name or a text but no question."""
-    next_picture: Share = 0.0
-    """Probability that in a document the pictures stand before the text in front of them instead
+    next_image: Share = 0.0
+    """Probability that in a document the images stand before the text in front of them instead
     of behind it (p_next in Flamingo, which used 0.5)."""
     held_out: Share = 0.0
     """Share of the records that is kept for evaluation and never trained on; 1 for all."""
@@ -135,7 +135,7 @@ class TrainConfig(Config):
     pack: NotNegative = 0
     """Length in tokens of rows that several samples are packed into; 0 gives each its own row."""
     max_tokens: Count = 2048
-    """Longest sample; a longer one is cut at its end, never inside of a picture."""
+    """Longest sample; a longer one is cut at its end, never inside of an image."""
     lr: Amount = 1e-3
     """Peak learning rate of the connector and the fusion."""
     lr_connector: Amount | None = None
@@ -161,9 +161,9 @@ class TrainConfig(Config):
     feature_cache: bool = True
     """Whether frozen features are kept on disk; never used together with `augment`."""
     workers: NotNegative = 2
-    """Threads that open pictures ahead of the step that needs them."""
+    """Threads that open images ahead of the step that needs them."""
     broken_share: Share = 0.05
-    """Largest share of drawn samples whose pictures cannot be read, before the run stops."""
+    """Largest share of drawn samples whose images cannot be read, before the run stops."""
     evaluate_every: NotNegative = 0
     """Steps between evaluations on what `data.held_out` kept; 0 for none."""
     samples: NotNegative = 4

@@ -153,24 +153,24 @@ def content_free_prompts(
     like: Example,
     *,
     texts: Sequence[str] = CONTENT_FREE,
-    picture: Literal["grey", "none"] = "grey",
+    image: Literal["grey", "none"] = "grey",
 ) -> list[Prompt]:
     """Prompts that ask nothing, behind the same shots.
 
     The texts stand where the question would, and the rest of the template stays as it is, also
-    around an empty one. A query without a question (a caption) has only its picture to lose, and
+    around an empty one. A query without a question (a caption) has only its image to lose, and
     one prompt comes out.
 
     Args:
         template: Renders.
         shots: The shots.
-        like: A query: it says how many pictures there are, and whether there is a question.
+        like: A query: it says how many images there are, and whether there is a question.
         texts: The content-free inputs.
-        picture: "grey" puts an even grey in the place of each of the query's pictures, "none"
+        image: "grey" puts an even grey in the place of each of the query's images, "none"
             leaves them out.
 
     Raises:
-        ConfigError: If there is no text, or the picture is unknown.
+        ConfigError: If there is no text, or the image is unknown.
 
     Example:
         >>> from isthmus.prompts.templates import TEMPLATES
@@ -178,10 +178,10 @@ def content_free_prompts(
         >>> [prompt.text for prompt in prompts]
         ['Question: N/A Answer:', 'Question:  Answer:', 'Question: [MASK] Answer:']
     """
-    if picture not in ("grey", "none"):
-        raise ConfigError(f'unknown picture "{picture}": {suggestion(picture, ("grey", "none"))}')
+    if image not in ("grey", "none"):
+        raise ConfigError(f'unknown image "{image}": {suggestion(image, ("grey", "none"))}')
     grey = Image.new("RGB", (224, 224), GREY)
-    blank = replace(like, pictures=[grey] * len(like.pictures) if picture == "grey" else [])
+    blank = replace(like, images=[grey] * len(like.images) if image == "grey" else [])
     if not like.question:
         return [template(shots, blank)]
     if not texts:
@@ -201,7 +201,7 @@ def calibrated(
     like: Example | None = None,
     form: Literal["diagonal", "identity"] = "diagonal",
     texts: Sequence[str] = CONTENT_FREE,
-    picture: Literal["grey", "none"] = "grey",
+    image: Literal["grey", "none"] = "grey",
     premise: str = "Answer:",
     norm: Norm = "sum",
 ) -> Floats:
@@ -218,7 +218,7 @@ def calibrated(
         like: For "contextual", one of the queries.
         form: For "contextual", see there.
         texts: For "contextual", the content-free inputs.
-        picture: For "contextual", what stands in the place of the query's pictures.
+        image: For "contextual", what stands in the place of the query's images.
         premise: For "unconditional", the domain premise: what stands before the answer when
             nothing is known but the kind of text.
         norm: See `ChoiceScores.by`.
@@ -251,5 +251,5 @@ def calibrated(
         return unconditional(raw, engine.score([Prompt(premise)], choices)[0].by(norm))
     if template is None or like is None:
         raise ConfigError("contextual calibration needs template= and like=, one of the queries")
-    prompts = content_free_prompts(template, shots, like, texts=texts, picture=picture)
+    prompts = content_free_prompts(template, shots, like, texts=texts, image=image)
     return contextual(raw, [found.by(norm) for found in engine.score(prompts, choices)], form)

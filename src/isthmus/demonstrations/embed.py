@@ -1,6 +1,6 @@
-"""Examples as vectors: pictures by the model's own vision encoder, questions by a text encoder.
+"""Examples as vectors: images by the model's own vision encoder, questions by a text encoder.
 
-An `Embedder` is any function from examples to vectors (n, D). `PictureEmbedder` is one;
+An `Embedder` is any function from examples to vectors (n, D). `ImageEmbedder` is one;
 `on_questions` makes one of any text encoder: `SentenceTransformer(...).encode`, `TfIdf(corpus)`,
 `MeanHiddenState(model.language)`.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from isthmus.data.feature_store import FeatureStore
 from isthmus.data.features import cache_key
 from isthmus.demonstrations.support import file_bytes, frames_of, open_frames
-from isthmus.errors import ConfigError, InputError, PictureError, suggestion
+from isthmus.errors import ConfigError, ImageError, InputError, suggestion
 from isthmus.media.image import content_hash
 from isthmus.media.prefetch import prefetch
 from isthmus.model.backbones.language import LanguageModel
@@ -85,31 +85,31 @@ def on_questions(encode: TextEncoder) -> Embedder:
     return embed
 
 
-class PictureEmbedder:
-    """Pooled features of an example's pictures under a frozen vision encoder.
+class ImageEmbedder:
+    """Pooled features of an example's images under a frozen vision encoder.
 
-    Each picture is encoded once: vectors are found again by the content of the picture's file,
-    or of its pixels where it is a PIL picture. With a folder they outlive the process, and
+    Each image is encoded once: vectors are found again by the content of the image's file,
+    or of its pixels where it is a PIL image. With a folder they outlive the process, and
     whole features that `isthmus features` or a training run has put there are pooled instead of
     being computed again. Many queries are best embedded at once before they are asked for one
     by one: that encodes them in batches. Processes may share a folder; those that meet the same
-    new picture at the same time each encode it, and it is kept once.
+    new image at the same time each encode it, and it is kept once.
 
     Args:
         encoder: The encoder, on any device; `model.vision`.
         folder: Where vectors are kept, or None to keep them in memory alone.
         pooling: "mean" of the patches, or the encoder's "own" pooled output: timm's features
             before the classifier, Transformers' `pooler_output`, open_clip's projection.
-        batch_size: Pictures in one pass of the encoder.
-        workers: Threads that open pictures ahead of the encoder.
+        batch_size: Images in one pass of the encoder.
+        workers: Threads that open images ahead of the encoder.
 
     Attributes:
-        encoded: Pictures that went through the encoder so far.
+        encoded: Images that went through the encoder so far.
 
     Example:
         >>> from PIL import Image
         >>> import isthmus as im
-        >>> embed = PictureEmbedder(im.load_vision("tiny-vit"))
+        >>> embed = ImageEmbedder(im.load_vision("tiny-vit"))
         >>> embed([Example(Image.new("RGB", (8, 8)))] * 3).shape, embed.encoded
         ((3, 32), 1)
     """
@@ -145,19 +145,19 @@ class PictureEmbedder:
             self._whole = FeatureStore(whole, (shape.tokens, shape.width))
 
     def __call__(self, examples: Sequence[Example]) -> Vectors:
-        """Vectors (n, D), of length 1: the mean over an example's pictures and frames.
+        """Vectors (n, D), of length 1: the mean over an example's images and frames.
 
         Raises:
-            InputError: If an example has no picture.
-            PictureError: If a picture cannot be read.
+            InputError: If an example has no image.
+            ImageError: If an image cannot be read.
         """
         wanted: dict[str, Any] = {}
         rows: list[list[str]] = []
         for number, example in enumerate(examples):
-            frames = [frame for picture in example.pictures for frame in frames_of(picture)]
+            frames = [frame for image in example.images for frame in frames_of(image)]
             if not frames:
                 raise InputError(
-                    f'example {number} ("{example.question[:60]}") has no picture: choose by text'
+                    f'example {number} ("{example.question[:60]}") has no image: choose by text'
                 )
             rows.append([_content(frame) for frame in frames])
             wanted |= zip(rows[-1], frames, strict=True)
@@ -198,12 +198,12 @@ class PictureEmbedder:
                 self.encoded += len(keys)
                 for key, sound in zip(keys, vectors.isfinite().all(dim=1).tolist(), strict=True):
                     if not sound:
-                        raise PictureError(f"the features of {missing[key]} are not finite")
+                        raise ImageError(f"the features of {missing[key]} are not finite")
                 self._keep(keys, vectors.numpy())
 
     def _open(self, item: tuple[str, Any]) -> tuple[str, Tensor]:
-        key, picture = item
-        return key, self.encoder.preprocess(open_frames(picture)[0])
+        key, image = item
+        return key, self.encoder.preprocess(open_frames(image)[0])
 
     @torch.no_grad()
     def _pooled(self, pixels: Tensor) -> Tensor:
@@ -233,9 +233,9 @@ class PictureEmbedder:
         return self._pooled(torch.zeros(1, 3, *self.encoder.image_size)).shape[1]
 
 
-def _content(picture: Any) -> str:
-    data = file_bytes(picture)
-    return content_hash(picture) if data is None else hashlib.sha256(data).hexdigest()[:32]
+def _content(image: Any) -> str:
+    data = file_bytes(image)
+    return content_hash(image) if data is None else hashlib.sha256(data).hexdigest()[:32]
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 TOML, one table for each:
 
     [[example]]
-    pictures = ["cats.jpg"]
+    images = ["cats.jpg"]
     question = "How many cats are there?"
     rationale = """
     One on the sofa.
@@ -11,7 +11,7 @@ TOML, one table for each:
     answer = "2"
     made = { by = "auto-cot", seed = 0, cluster = 3 }
 
-Pictures are paths relative to the file; `made` says where an example comes from, and may be left
+Images are paths relative to the file; `made` says where an example comes from, and may be left
 out.
 '''
 
@@ -29,11 +29,11 @@ from isthmus.demonstrations.rationales import Worked
 from isthmus.errors import InputError
 from isthmus.files import write_text
 from isthmus.media.fetch import is_url
-from isthmus.media.image import content_hash, open_picture
+from isthmus.media.image import content_hash, open_image
 from isthmus.prompts.prompt import Example
 
 _TEXTS = ("question", "rationale", "answer")
-_KEYS = {"pictures", "made", *_TEXTS}
+_KEYS = {"images", "made", *_TEXTS}
 _HEADER = re.compile(r"\s*\[\[\s*example\s*\]\]")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -63,7 +63,7 @@ def _with_quotes(escaped: str) -> str:
 def write_examples(path: str | Path, examples: Iterable[Example | Worked]) -> None:
     """Writes demonstrations, all or nothing.
 
-    Pictures that are files keep their paths, relative to the new file where they can; others are
+    Images that are files keep their paths, relative to the new file where they can; others are
     written beside it, by the hash of their content.
 
     Args:
@@ -71,8 +71,8 @@ def write_examples(path: str | Path, examples: Iterable[Example | Worked]) -> No
         examples: Demonstrations, with what is said of how they were made.
 
     Raises:
-        InputError: If an example has no answer, there is none at all, or a picture is an address.
-        PictureError: If a picture cannot be read.
+        InputError: If an example has no answer, there is none at all, or an image is an address.
+        ImageError: If an image cannot be read.
 
     Example:
         >>> import tempfile
@@ -89,9 +89,9 @@ def write_examples(path: str | Path, examples: Iterable[Example | Worked]) -> No
         if example.answer is None:
             raise InputError(f'the demonstration "{example.question[:60]}" has no answer: give one')
         lines = ["[[example]]"]
-        if example.pictures:
-            names = [_string(_beside(path, picture)) for picture in example.pictures]
-            lines.append(f"pictures = [{', '.join(names)}]")
+        if example.images:
+            names = [_string(_beside(path, image)) for image in example.images]
+            lines.append(f"images = [{', '.join(names)}]")
         for key in _TEXTS:
             text = getattr(example, key)
             if text is not None:
@@ -115,18 +115,18 @@ def _value(value: str | float) -> str:
     return f'"{_escaped(value)}"' if isinstance(value, str) else repr(value)
 
 
-def _beside(path: Path, picture: Any) -> str:
-    """A picture's path as the file names it.
+def _beside(path: Path, image: Any) -> str:
+    """An image's path as the file names it.
 
     Raises:
         InputError: If it is an address.
     """
-    if isinstance(picture, str) and is_url(picture):
-        raise InputError(f"{picture} is an address: save the picture and name its file")
-    if isinstance(picture, (str, Path)):
-        return Path(os.path.relpath(Path(picture).absolute(), path.parent.absolute())).as_posix()
-    opened = open_picture(picture)
-    folder = path.parent / f"{path.stem}-pictures"
+    if isinstance(image, str) and is_url(image):
+        raise InputError(f"{image} is an address: save the image and name its file")
+    if isinstance(image, (str, Path)):
+        return Path(os.path.relpath(Path(image).absolute(), path.parent.absolute())).as_posix()
+    opened = open_image(image)
+    folder = path.parent / f"{path.stem}-images"
     folder.mkdir(exist_ok=True)
     name = f"{content_hash(opened)[:16]}.png"
     if not (folder / name).exists():
@@ -141,10 +141,10 @@ def read_examples(path: str | Path) -> list[Example]:
         path: The file.
 
     Returns:
-        The examples, pictures as paths that can be opened from here.
+        The examples, images as paths that can be opened from here.
 
     Raises:
-        InputError: If the file is missing or not as described, or a picture is; the message says
+        InputError: If the file is missing or not as described, or an image is; the message says
             where.
     """
     return [worked.example for worked in read_worked(path)]
@@ -209,19 +209,19 @@ def _worked(entry: Any, path: Path, where: str) -> Worked:
     )
     if not plain:
         raise InputError(f'{where}: made must be like {{ by = "hand", seed = 0 }}, got {made!r}')
-    pictures = entry.get("pictures", [])
-    if not isinstance(pictures, list) or not all(isinstance(p, str) for p in pictures):
-        raise InputError(f"{where}: pictures must be a list of paths, got {pictures!r}")
-    for name in pictures:
+    images = entry.get("images", [])
+    if not isinstance(images, list) or not all(isinstance(p, str) for p in images):
+        raise InputError(f"{where}: images must be a list of paths, got {images!r}")
+    for name in images:
         if is_url(name):
-            raise InputError(f"{where}: {name} is an address: save the picture and name its file")
+            raise InputError(f"{where}: {name} is an address: save the image and name its file")
         if not (path.parent / name).is_file():
             raise InputError(
-                f"{where}: no picture at {path.parent / name}; paths are relative to the folder of "
+                f"{where}: no image at {path.parent / name}; paths are relative to the folder of "
                 "the file"
             )
     example = Example(
-        tuple(path.parent / p for p in pictures),
+        tuple(path.parent / p for p in images),
         entry.get("question", ""),
         entry["answer"],
         entry.get("rationale"),

@@ -313,8 +313,8 @@ def write_probes(
 ) -> list[Example]:
     """Questions that the model itself writes after the shots (Lu et al. 2021, section 3.1).
 
-    One for each order of the shots. A language model writes no pictures: a question about some
-    is written to, and then asked about, the pictures of a shot, each shot in turn.
+    One for each order of the shots. A language model writes no images: a question about some
+    is written to, and then asked about, the images of a shot, each shot in turn.
 
     Args:
         engine: Generates.
@@ -338,7 +338,7 @@ def write_probes(
     found: dict[tuple[str, int], Example] = {}
     for number, order in enumerate(orders):
         about = number % len(shots)
-        query = Example(shots[about].pictures)
+        query = Example(shots[about].images)
         gap = frame(template, [shots[i] for i in order], query)
         written = engine.generate(
             [gap.opened()],
@@ -349,7 +349,7 @@ def write_probes(
         )[0].completions[0]
         text = written.text
         if text and IMAGE_TAG not in text and END_TAG not in text:
-            found[text, about] = Example(shots[about].pictures, text)
+            found[text, about] = Example(shots[about].images, text)
     if not found:
         raise InputError("the model wrote no question: pass probes=, some queries")
     return list(found.values())

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from isthmus.data.json_lines import lines_of
-from isthmus.data.records import Picture, Record, frames
+from isthmus.data.records import ImageRef, Record, frames
 from isthmus.data.rows import ANSWERS, to_record
 from isthmus.data.sources import read_data
 from isthmus.demonstrations.example_file import write_examples
 from isthmus.demonstrations.rationales import Worked, auto_cot, bootstrap
-from isthmus.errors import InputError, PictureError
+from isthmus.errors import ImageError, InputError
 from isthmus.generation.engine import Engine
 from isthmus.model.checkpoint import load_vlm
 from isthmus.model.vlm import VisionLanguageModel
@@ -77,7 +77,7 @@ def write_rationales(
 
     Raises:
         InputError: If there is no question, or no chain held up.
-        PictureError: If a picture is missing.
+        ImageError: If an image is missing.
         ConfigError: If the data is of no known form, or the trigger unknown.
     """
     source, target = Path(data), Path(out)
@@ -142,7 +142,7 @@ def read_questions(data: Path, limit: int) -> list[Record]:
     for where, row in lines_of(data):
         if "question" in row and not any(row.get(key) is not None for key in (*ANSWERS, "names")):
             row["answer"] = ""
-        found.append(to_record(row, lambda name: Picture(data.parent / name), where))
+        found.append(to_record(row, lambda name: ImageRef(data.parent / name), where))
         if len(found) == limit:
             break
     return found
@@ -155,7 +155,7 @@ def shown_question(
 
     Raises:
         InputError: If a choice or label has none.
-        PictureError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
     """
     own = record.extra.get("options") if kind == "choice" and not choices else None
     if own is None:
@@ -167,11 +167,11 @@ def shown_question(
             f'{record.origin}: "options" is {own!r}: expected a list of 1 to {MOST_CHOICES} texts'
         )
     turn = record.turns[0]
-    pictures = [p for medium in turn.pictures for p in frames(medium)]
-    for p in pictures:  # before the model is loaded
+    images = [p for medium in turn.images for p in frames(medium)]
+    for p in images:  # before the model is loaded
         if p.data is None and not p.path.is_file():
-            raise PictureError(f"{record.origin}: no file at {p.path}")
-    shown = tuple(p.path if p.data is None and not p.member else p.read() for p in pictures)
+            raise ImageError(f"{record.origin}: no file at {p.path}")
+    shown = tuple(p.path if p.data is None and not p.member else p.read() for p in images)
     question = with_choices(turn.question, options) if kind == "choice" else turn.question
     return Example(shown, question, turn.answer or None), options
 

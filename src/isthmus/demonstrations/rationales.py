@@ -37,7 +37,7 @@ class Worked:
     """A demonstration with steps, and where they come from.
 
     Attributes:
-        example: Question, pictures, rationale and answer.
+        example: Question, images, rationale and answer.
         made: How it was made, in words and numbers for people: by, trigger, seed, cluster or
             attempt, number of the question, and why it was kept.
     """

@@ -24,7 +24,7 @@ class Frame:
     Attributes:
         before: The spans before the question.
         after: The spans after it.
-        prompt: The prompt that they are of, with its pictures.
+        prompt: The prompt that they are of, with its images.
     """
 
     before: tuple[Span, ...]

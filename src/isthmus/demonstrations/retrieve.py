@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from isthmus.demonstrations.diversity import dpp, dpp_kernel, mmr
 from isthmus.demonstrations.embed import (
     Embedder,
-    PictureEmbedder,
+    ImageEmbedder,
     Pooling,
     TextEncoder,
     embedded,
@@ -34,7 +34,7 @@ from isthmus.prompts.prompt import Example
 
 Floats = NDArray[np.float32]
 ALIKE = 0.99
-"""Cosine of two encodings of one picture, at least: half precision and the size of a batch move
+"""Cosine of two encodings of one image, at least: half precision and the size of a batch move
 it by less than 0.001."""
 
 
@@ -188,7 +188,7 @@ def generator(seed: int, key: str) -> np.random.Generator:
 class Nearest:
     """The demonstrations most similar to the query, by the cosine of their vectors.
 
-    With pictures this is RICES (Yang et al. 2022; Flamingo, Alayrac et al. 2022, appendix A),
+    With images this is RICES (Yang et al. 2022; Flamingo, Alayrac et al. 2022, appendix A),
     see `rices`; with questions kNN prompting (KATE, Liu et al. 2021), see `text_neighbours`.
 
     Args:
@@ -215,12 +215,12 @@ class Nearest:
         return self.support.take(ranked(found), query, k, query_id, self.alike(found))
 
     def alike(self, similarity: Floats) -> NDArray[np.bool_] | None:
-        """(n,) which demonstrations can show the query's very pictures, for the leak guard.
+        """(n,) which demonstrations can show the query's very images, for the leak guard.
 
         The same pixels have nearly the same features, so all others need not be opened to see
-        that they are other pictures. None where vectors are not known to be of pictures.
+        that they are other images. None where vectors are not known to be of images.
         """
-        return similarity > ALIKE if isinstance(self.embed, PictureEmbedder) else None
+        return similarity > ALIKE if isinstance(self.embed, ImageEmbedder) else None
 
 
 def rices(
@@ -230,13 +230,13 @@ def rices(
     *,
     pooling: Pooling = "mean",
 ) -> Nearest:
-    """Retrieval of demonstrations with similar pictures, each picture encoded once.
+    """Retrieval of demonstrations with similar images, each image encoded once.
 
     Args:
         support: The support set.
         encoder: The frozen encoder that compares; `model.vision`.
-        folder: Where pictures' vectors are kept for later runs; None keeps them in memory.
-        pooling: See `PictureEmbedder`.
+        folder: Where images' vectors are kept for later runs; None keeps them in memory.
+        pooling: See `ImageEmbedder`.
 
     Example:
         >>> from PIL import Image
@@ -247,7 +247,7 @@ def rices(
         >>> shots.select(Example(Image.new("RGB", (8, 8), (250, 5, 5))), 1)[0].answer
         'red'
     """
-    return Nearest(support, PictureEmbedder(encoder, folder, pooling=pooling))
+    return Nearest(support, ImageEmbedder(encoder, folder, pooling=pooling))
 
 
 def text_neighbours(
@@ -271,18 +271,18 @@ def text_neighbours(
     return Nearest(support, on_questions(encode))
 
 
-class PictureThenText:
-    """Neighbours by picture, re-ranked by question: MMICES (Chen et al. 2023, arXiv 2311.18021).
+class ImageThenText:
+    """Neighbours by image, re-ranked by question: MMICES (Chen et al. 2023, arXiv 2311.18021).
 
     Args:
         support: The support set, embedded now.
-        pictures: Embeds pictures.
+        images: Embeds images.
         texts: Embeds questions; None takes TF-IDF over the support set.
-        pool: How many neighbours by picture the question chooses from, the paper's K.
+        pool: How many neighbours by image the question chooses from, the paper's K.
 
     Example:
         >>> embed = on_questions(lambda texts: [[len(t), 1] for t in texts])
-        >>> both = PictureThenText([Example((), q, q) for q in ("cat", "dog", "horses")], embed)
+        >>> both = ImageThenText([Example((), q, q) for q in ("cat", "dog", "horses")], embed)
         >>> both.select(Example((), "dogs"), 1)[0].answer
         'dog'
     """
@@ -290,12 +290,12 @@ class PictureThenText:
     def __init__(
         self,
         support: Support | Sequence[Example],
-        pictures: Embedder,
+        images: Embedder,
         texts: Embedder | None = None,
         pool: int = 100,
     ) -> None:
         self.support = as_support(support)
-        self.by_picture = Nearest(self.support, pictures)
+        self.by_image = Nearest(self.support, images)
         if texts is None:
             texts = text_neighbours(self.support).embed
         self.by_text = Nearest(self.support, texts)
@@ -303,11 +303,11 @@ class PictureThenText:
 
     def select(self, query: Example, k: int, query_id: Any = None) -> list[Example]:
         """The k of the pool with the most similar questions, the most similar first."""
-        found = self.by_picture.similarity(query)
+        found = self.by_image.similarity(query)
         near = self.support.allowed(
-            ranked(found), [query], max(self.pool, k), [query_id], self.by_picture.alike(found)
+            ranked(found), [query], max(self.pool, k), [query_id], self.by_image.alike(found)
         )
-        # Equal questions stay in the order of their pictures
+        # Equal questions stay in the order of their images
         return self.support.pick([near[i] for i in ranked(self.by_text.similarity(query)[near])], k)
 
 

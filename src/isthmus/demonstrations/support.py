@@ -1,8 +1,8 @@
 """The support set: demonstrations to choose from, and the guard that keeps the query out of them.
 
-A demonstration that shows the query's own pictures with the query's own question gives the answer
-away, and a score with it measures copying. Files are compared by what they show: the same picture
-saved anew in another lossless format is the same picture.
+A demonstration that shows the query's own images with the query's own question gives the answer
+away, and a score with it measures copying. Files are compared by what they show: the same image
+saved anew in another lossless format is the same image.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from isthmus.data.features import decode
-from isthmus.data.records import Picture
-from isthmus.errors import InputError, PictureError
-from isthmus.media.image import content_hash, open_picture
+from isthmus.data.records import ImageRef
+from isthmus.errors import ImageError, InputError
+from isthmus.media.image import content_hash, open_image
 from isthmus.prompts.prompt import Example
 
 
-def open_frames(picture: Any) -> list[Image.Image]:
-    """A picture as a list of one, or a clip's frames, as RGB.
+def open_frames(image: Any) -> list[Image.Image]:
+    """An image as a list of one, or a clip's frames, as RGB.
 
     Args:
-        picture: A path, bytes, a PIL picture, a `data.records.Picture`, or a sequence of these.
+        image: A path, bytes, a PIL image, a `data.records.ImageRef`, or a sequence of these.
 
     Raises:
-        PictureError: If it cannot be read, or is an open file: reading it here would leave
+        ImageError: If it cannot be read, or is an open file: reading it here would leave
             nothing for the prompt.
 
     Example:
@@ -38,48 +38,48 @@ def open_frames(picture: Any) -> list[Image.Image]:
         ['RGB']
     """
     return [
-        decode(frame, frame.read()) if isinstance(frame, Picture) else open_picture(_source(frame))
-        for frame in frames_of(picture)
+        decode(frame, frame.read()) if isinstance(frame, ImageRef) else open_image(_source(frame))
+        for frame in frames_of(image)
     ]
 
 
-def frames_of(picture: Any) -> tuple[Any, ...]:
-    """A clip's frames, or the picture alone."""
-    return tuple(picture) if isinstance(picture, (tuple, list)) else (picture,)
+def frames_of(image: Any) -> tuple[Any, ...]:
+    """A clip's frames, or the image alone."""
+    return tuple(image) if isinstance(image, (tuple, list)) else (image,)
 
 
-def file_bytes(picture: Any) -> bytes | None:
-    """The bytes of a picture's file; None for a PIL picture, which has none.
+def file_bytes(image: Any) -> bytes | None:
+    """The bytes of an image's file; None for a PIL image, which has none.
 
     Raises:
-        PictureError: If the file cannot be read.
+        ImageError: If the file cannot be read.
     """
-    source = _source(picture)
+    source = _source(image)
     if isinstance(source, Image.Image):
         return None
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
     if not isinstance(source, (str, Path)):
-        raise PictureError(f"got {type(source).__name__}: expected a path, bytes or a PIL picture")
-    return Picture(Path(source)).read()
+        raise ImageError(f"got {type(source).__name__}: expected a path, bytes or a PIL image")
+    return ImageRef(Path(source)).read()
 
 
-def _source(picture: Any) -> Any:
-    if isinstance(picture, Picture):
-        return picture.read()
-    if hasattr(picture, "read"):
-        raise PictureError(
+def _source(image: Any) -> Any:
+    if isinstance(image, ImageRef):
+        return image.read()
+    if hasattr(image, "read"):
+        raise ImageError(
             "an open file can be read only once, and a shot is looked at more often: pass its "
             "path or its bytes"
         )
-    return picture
+    return image
 
 
 def pixel_keys(example: Example) -> tuple[str, ...]:
-    """A hash of each picture's pixels, in order; of a clip, of all its frames.
+    """A hash of each image's pixels, in order; of a clip, of all its frames.
 
     Raises:
-        PictureError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
 
     Example:
         >>> grey, rgb = Image.new("L", (2, 2)), Image.new("RGB", (2, 2))
@@ -87,15 +87,15 @@ def pixel_keys(example: Example) -> tuple[str, ...]:
         True
     """
     keys = []
-    for picture in example.pictures:
-        hashes = [content_hash(frame) for frame in open_frames(picture)]
+    for image in example.images:
+        hashes = [content_hash(frame) for frame in open_frames(image)]
         both = hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:32]
         keys.append(hashes[0] if len(hashes) == 1 else both)
     return tuple(keys)
 
 
 def identity(example: Example) -> str:
-    """A hash of what is asked: the question and the pixels of the pictures."""
+    """A hash of what is asked: the question and the pixels of the images."""
     return hashlib.sha256(repr((example.question, pixel_keys(example))).encode()).hexdigest()
 
 
@@ -107,13 +107,13 @@ class Support:
     """Demonstrations to choose from, with the leak guard.
 
     A demonstration is never chosen for a query if it has the query's id, or the same question
-    (but for case and white space) about the same pixels. Pictures are opened for this only
+    (but for case and white space) about the same pixels. Images are opened for this only
     where questions are the same, and each demonstration's once.
 
     Args:
         examples: The demonstrations.
         ids: What names each in its data set, where it has a name.
-        other_pictures: Refuse as well every demonstration that shows one of the query's pictures
+        other_images: Refuse as well every demonstration that shows one of the query's images
             with another question.
 
     Raises:
@@ -130,7 +130,7 @@ class Support:
         examples: Sequence[Example],
         ids: Sequence[Any] | None = None,
         *,
-        other_pictures: bool = False,
+        other_images: bool = False,
     ) -> None:
         if not examples:
             raise InputError("the support set is empty: expected at least one demonstration")
@@ -138,7 +138,7 @@ class Support:
             raise InputError(f"{len(examples)} demonstrations came with {len(ids)} ids")
         self.examples = tuple(examples)
         self.ids = None if ids is None else tuple(ids)
-        self.other_pictures = other_pictures
+        self.other_images = other_images
         self._questions = [_plain(example.question) for example in self.examples]
         self._keys: dict[int, tuple[str, ...]] = {}
 
@@ -166,7 +166,7 @@ class Support:
             queries: The queries that will see them.
             most: How many are wanted.
             query_ids: The queries' ids, where they have any.
-            alike: (n,) false where a demonstration's pictures are known not to be a query's, so
+            alike: (n,) false where a demonstration's images are known not to be a query's, so
                 that they need not be opened.
 
         Returns:
@@ -186,12 +186,12 @@ class Support:
         def leaks(index: int) -> bool:
             if self.ids is not None and self.ids[index] in names:
                 return True
-            count = len(self.examples[index].pictures)
+            count = len(self.examples[index].images)
             if alike is None or alike[index]:
                 for query in asked.get(self._questions[index], ()):
-                    if len(query.pictures) == count and self._pixels(index) == pixels(query):
+                    if len(query.images) == count and self._pixels(index) == pixels(query):
                         return True
-            if not self.other_pictures or not count:
+            if not self.other_images or not count:
                 return False
             return any(set(self._pixels(index)) & set(pixels(query)) for query in queries)
 

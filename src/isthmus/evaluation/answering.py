@@ -78,9 +78,9 @@ def worth(task: Task, item: Item, parsed: str | None) -> float:
     return float(any(same_answer(parsed, right, task.kind) for right in item.answers))
 
 
-def reference(picture: Any) -> str:
-    """The path of a picture, or the hash of its pixels."""
-    return str(picture) if isinstance(picture, (str, Path)) else content_hash(picture)
+def reference(image: Any) -> str:
+    """The path of an image, or the hash of its pixels."""
+    return str(image) if isinstance(image, (str, Path)) else content_hash(image)
 
 
 class Asker:
@@ -316,7 +316,7 @@ class Asker:
             arm=self.arm.id,
             item=item.id,
             prompt=prompt.text,
-            pictures=tuple(reference(p) for p in prompt.pictures),
+            images=tuple(reference(p) for p in prompt.images),
             text="",
             parsed=parsed,
             expected=item.example.answer or "",

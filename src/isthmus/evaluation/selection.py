@@ -9,7 +9,7 @@ from isthmus.demonstrations.retrieve import (
     Balanced,
     Diverse,
     Fixed,
-    PictureThenText,
+    ImageThenText,
     RandomShots,
     Selector,
     rices,
@@ -37,11 +37,11 @@ SELECTORS: dict[str, tuple[str, Callable[[Support, Engine, int], Selector]]] = {
         "drawn class by class, the same for all questions",
         lambda s, e, seed: Balanced(s, seed, per_query=False),
     ),
-    "rices": ("with the most similar pictures", lambda s, e, seed: rices(s, e.model.vision)),
+    "rices": ("with the most similar images", lambda s, e, seed: rices(s, e.model.vision)),
     "text": ("with the most similar questions", lambda s, e, seed: text_neighbours(s)),
-    "picture-then-text": (
-        "neighbours by picture, re-ranked by question",
-        lambda s, e, seed: PictureThenText(s, rices(s, e.model.vision).embed),
+    "image-then-text": (
+        "neighbours by image, re-ranked by question",
+        lambda s, e, seed: ImageThenText(s, rices(s, e.model.vision).embed),
     ),
     "mmr": (
         "similar questions that are unlike each other",
@@ -73,7 +73,7 @@ class Shots:
     Episodes bring their own, of which the first are taken as they stand.
 
     Args:
-        engine: Its vision encoder compares pictures, where they are compared.
+        engine: Its vision encoder compares images, where they are compared.
         task: The task.
         arm: The arm.
         select: A name in `SELECTORS`.

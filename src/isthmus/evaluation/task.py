@@ -30,7 +30,7 @@ class Item:
 
     Attributes:
         id: Its name, unique within the task: records refer to it.
-        example: Pictures, question, right answer and, where there is one, the rationale.
+        example: Images, question, right answer and, where there is one, the rationale.
         options: The answers to choose from, if the question is closed.
         accepted: Other right answers; for the metric "vqa" the answers of all people asked.
         shots: Demonstrations of this item alone, the first k of which are shown; None where they

@@ -1,6 +1,6 @@
 """Work done ahead of need, by threads, in order. Pure: no torch.
 
-Decoding and resizing pictures runs outside of Python's lock, and so does reading files, so threads
+Decoding and resizing images runs outside of Python's lock, and so does reading files, so threads
 are enough: nothing is copied between processes, and nothing is left over when one is killed.
 """
 

@@ -48,7 +48,7 @@ class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention of queries over a context (Vaswani et al. 2017, section 3.2).
 
     Keys and values can be projected once and attended to many times, which is what decoding
-    beside a picture does.
+    beside an image does.
 
     Args:
         query_width: Width of the queries.

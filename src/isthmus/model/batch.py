@@ -1,6 +1,6 @@
 """What goes into a vision-language model and what comes out, and rows padded to one length.
 
-Letters: B rows of a batch, L tokens a row, P pictures in the whole batch, N patches a picture, V
+Letters: B rows of a batch, L tokens a row, P images in the whole batch, N patches an image, V
 the rows of the language model's embedding.
 """
 
@@ -25,7 +25,7 @@ class Batch:
     Attributes:
         input_ids: (B, L) int64; each image's layout stands in them, its places as `<image>`.
         attention_mask: (B, L) int64, 0 at padding.
-        pixels: (P, 3, H, W) or (P, T, 3, H, W) the pictures or clips in reading order; where they
+        pixels: (P, 3, H, W) or (P, T, 3, H, W) the images or clips in reading order; where they
             differ in shape, or are of other media, a tensor for each.
         features: (P, N, D_vision) or (P, T, N, D_vision), in place of `pixels`.
         visual: (P, M, D_visual) visual tokens, in place of `features`; where images differ in
@@ -65,7 +65,7 @@ class Output:
     """What a forward pass returns.
 
     Attributes:
-        logits: (B, K, V) for the last K positions; (B, K, V + 2) when the batch has pictures,
+        logits: (B, K, V) for the last K positions; (B, K, V + 2) when the batch has images,
             the two being `<image>` (always -inf) and `<|endofchunk|>`. With labels (1, T, ...) for
             the T positions before a labelled token, in reading order.
         loss: Cross-entropy over the labelled tokens, a scalar: their mean, or with `Batch.weights`

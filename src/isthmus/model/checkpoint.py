@@ -250,7 +250,7 @@ def load_vlm(
 
     Args:
         source: The name of a shipped model ("tiny"), a folder that `save` wrote, or a language
-            model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no pictures.
+            model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images.
         connector: Your own connector, where the model was composed with one.
         language: The language model as an object, where it was composed with one (with its
             `tokenizer`), or a name in place of the saved one.

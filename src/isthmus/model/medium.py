@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from isthmus.errors import PromptError
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 from isthmus.model.backbones.vision import VisionEncoder
 from isthmus.model.fusion import Fusion
 from isthmus.model.layout import Layout
@@ -63,7 +63,7 @@ class Medium(Protocol):
         """What the encoder reads; a tensor that was opened before is returned as it is.
 
         Raises:
-            PictureError: If it cannot be read.
+            ImageError: If it cannot be read.
         """
         ...
 
@@ -93,7 +93,7 @@ def fixed_layout(parts: Parts) -> Layout:
 
 
 class ImageMedium:
-    """Images: anything that `open_picture` reads, or pixels (3, H, W)."""
+    """Images: anything that `open_image` reads, or pixels (3, H, W)."""
 
     name = "image"
     varies = False
@@ -106,8 +106,8 @@ class ImageMedium:
         """Pixels (3, H, W)."""
         if isinstance(source, Tensor):
             return source
-        picture = source if isinstance(source, Image.Image) else open_picture(source)
-        return parts.vision.preprocess(picture)
+        image = source if isinstance(source, Image.Image) else open_image(source)
+        return parts.vision.preprocess(image)
 
     def features(self, parts: Parts, opened: Tensor) -> Tensor:
         """Features (P, N, D_vision) of pixels (P, 3, H, W)."""
@@ -164,7 +164,7 @@ def layouts_of(parts: Parts, sources: Sequence[Any]) -> list[Layout]:
     """The layout of each attachment; only media that vary open theirs.
 
     Raises:
-        PictureError: If one has to be opened and cannot be.
+        ImageError: If one has to be opened and cannot be.
         PromptError: If one is of no known medium.
     """
     found = []

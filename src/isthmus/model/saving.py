@@ -31,7 +31,7 @@ def load(
 
     Args:
         source: The name of a shipped model ("tiny", "tiny-clip") or a folder that `save` wrote.
-            A language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no pictures. A dual
+            A language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images. A dual
             encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers'
             CLIP and SigLIP, a folder of theirs, or the model itself.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.

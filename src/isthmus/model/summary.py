@@ -33,14 +33,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """A model's parts and the cost of a picture.
+    """A model's parts and the cost of an image.
 
     Attributes:
-        parts: The parts in the order a picture meets them.
-        visual_tokens: Visual tokens M that a picture becomes.
-        text_positions: Positions of the language model's sequence that a picture takes.
-        flops: Floating-point operations per picture by part (a multiply-add counts as two).
-            The fusion's are those of projecting a picture's K and V.
+        parts: The parts in the order an image meets them.
+        visual_tokens: Visual tokens M that an image becomes.
+        text_positions: Positions of the language model's sequence that an image takes.
+        flops: Floating-point operations per image by part (a multiply-add counts as two).
+            The fusion's are those of projecting an image's K and V.
     """
 
     parts: tuple[Part, ...]
@@ -53,7 +53,7 @@ class Summary:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{'part':<16}{'frozen':>12}{'trained':>12}{'GFLOP/picture':>16}  what"]
+        lines = [f"{'part':<16}{'frozen':>12}{'trained':>12}{'GFLOP/image':>16}  what"]
         for part in self.parts:
             cost = self.flops.get(part.name)
             gflop = "-" if cost is None else f"{cost / 1e9:.3f}"
@@ -65,7 +65,7 @@ class Summary:
         total = sum(self.flops.values()) / 1e9
         lines.append(f"{'total':<16}{frozen:>12,}{trained:>12,}{total:>16.3f}")
         lines.append(
-            f"a picture becomes {self.visual_tokens} visual tokens and takes "
+            f"an image becomes {self.visual_tokens} visual tokens and takes "
             f"{self.text_positions} position(s) of the text"
         )
         return "\n".join(lines)

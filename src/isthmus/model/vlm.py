@@ -1,7 +1,7 @@
 """The vision-language model: two frozen parts, a connector, a fusion.
 
-Letters: B rows (prompts) of a batch, L tokens a row, P pictures in the whole batch, N patches and
-M visual tokens a picture, D the language model's width, V the rows of its embedding.
+Letters: B rows (prompts) of a batch, L tokens a row, P images in the whole batch, N patches and
+M visual tokens an image, D the language model's width, V the rows of its embedding.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from isthmus.model.fusion import Fusion, Visual, build_fusion, fusion_config
 from isthmus.model.fusion.inline import Inline
 from isthmus.model.fusion.sight import (
     Sight,
+    first_image,
     first_of_each,
-    first_picture,
-    picture_of_token,
-    samples_with_pictures,
+    image_of_token,
+    samples_with_images,
 )
 from isthmus.model.layout import Layout, expand
 from isthmus.model.medium import (
@@ -95,7 +95,7 @@ class VisionLanguageModel(nn.Module):
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
     def summary(self) -> Summary:
-        """Parameters frozen and trained part by part, visual tokens and FLOPs per picture."""
+        """Parameters frozen and trained part by part, visual tokens and FLOPs per image."""
         return summary_of(self)
 
     # --- media ------------------------------------------------------------------------------
@@ -113,31 +113,29 @@ class VisionLanguageModel(nn.Module):
 
     # --- from prompts to a batch ------------------------------------------------------------
 
-    def encode_text(
-        self, text: str | Sequence[Span], pictures: int | Sequence[Layout]
-    ) -> list[int]:
+    def encode_text(self, text: str | Sequence[Span], images: int | Sequence[Layout]) -> list[int]:
         """Token ids of a prompt, the layout of an image in place of each `<image>`.
 
         Args:
-            text: The prompt's spans, or its text; one `<image>` per picture.
-            pictures: The layouts of its pictures; or how many there are, of the model's own layout.
+            text: The prompt's spans, or its text; one `<image>` per image.
+            images: The layouts of its images; or how many there are, of the model's own layout.
 
         Raises:
-            PromptError: If the number of tags and of pictures differ, the model sees none, or a
+            PromptError: If the number of tags and of images differ, the model sees none, or a
                 text is no Unicode.
         """
-        layouts = [self.layout] * pictures if isinstance(pictures, int) else pictures
+        layouts = [self.layout] * images if isinstance(images, int) else images
         if layouts and self.text_only:
             raise PromptError(
-                f"{self.config.language.name} is a language model alone and sees no pictures: "
+                f"{self.config.language.name} is a language model alone and sees no images: "
                 "leave them out, or join it to a vision encoder with im.compose"
             )
         ids = self.special_tokens.encode(text)
         tags = ids.count(self.special_tokens.image_id)
         if tags != len(layouts):
             raise PromptError(
-                f"the prompt has {tags} {IMAGE_TAG} tags and {len(layouts)} pictures came with "
-                "it; expected one tag for each picture"
+                f"the prompt has {tags} {IMAGE_TAG} tags and {len(layouts)} images came with "
+                "it; expected one tag for each image"
             )
         image_id = self.special_tokens.image_id
         return [*self.language.start_ids, *expand(ids, layouts, image_id)]
@@ -145,27 +143,25 @@ class VisionLanguageModel(nn.Module):
     def prepare(
         self,
         prompts: Sequence[str | Sequence[Span]],
-        pictures: Sequence[Sequence[Any]] = (),
+        images: Sequence[Sequence[Any]] = (),
         *,
         padding_side: str = "left",
     ) -> Batch:
-        """A batch from prompts and their pictures, on the model's device.
+        """A batch from prompts and their images, on the model's device.
 
         Args:
-            prompts: Spans, or texts, with one `<image>` for each picture.
-            pictures: For each prompt its pictures in order: PIL pictures, or what
+            prompts: Spans, or texts, with one `<image>` for each image.
+            images: For each prompt its images in order: PIL images, or what
                 `vision.preprocess` made of them (3, H, W), or clips (T, 3, H, W), or whatever
                 else a medium of the model takes. Empty: none.
             padding_side: "left" for generation, either for anything else.
 
         Raises:
-            PromptError: If tags and pictures do not match.
+            PromptError: If tags and images do not match.
         """
-        per_prompt = list(pictures) or [()] * len(prompts)
+        per_prompt = list(images) or [()] * len(prompts)
         if len(per_prompt) != len(prompts):
-            raise PromptError(
-                f"{len(prompts)} prompts came with {len(per_prompt)} lists of pictures"
-            )
+            raise PromptError(f"{len(prompts)} prompts came with {len(per_prompt)} lists of images")
         opened, layouts, rows = [], [], []
         for text, own in zip(prompts, per_prompt, strict=True):
             inputs = [medium_of(self, source).open(self, source) for source in own]
@@ -194,14 +190,14 @@ class VisionLanguageModel(nn.Module):
     # --- from a batch to logits -------------------------------------------------------------
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Features (P, N, D_vision) of pictures, or (P, T, N, D_vision) of clips."""
+        """Features (P, N, D_vision) of images, or (P, T, N, D_vision) of clips."""
         return medium_of(self, pixels[0]).features(self, pixels)
 
     def visual_tokens(self, batch: Batch) -> Visual | None:
-        """Visual tokens (P, M, D_visual) of the batch's pictures; None without pictures.
+        """Visual tokens (P, M, D_visual) of the batch's images; None without images.
 
         Raises:
-            PromptError: If tags and pictures do not match. More tags than pictures must never
+            PromptError: If tags and images do not match. More tags than images must never
                 become a silent mask.
         """
         tags = int((batch.input_ids == self.special_tokens.image_id).sum())
@@ -214,8 +210,8 @@ class VisionLanguageModel(nn.Module):
             places = [layout.places for layout in layouts]
             each = f"{places}" if batch.layouts else f"{self.layout.places}"
             raise PromptError(
-                f"the batch has {count} pictures and {tags} {IMAGE_TAG} tokens; expected "
-                f"{each} tokens for each picture"
+                f"the batch has {count} images and {tags} {IMAGE_TAG} tokens; expected "
+                f"{each} tokens for each image"
             )
         if source is None or count == 0:
             return None
@@ -227,7 +223,7 @@ class VisionLanguageModel(nn.Module):
         for number, (own, layout) in enumerate(zip(visual, layouts, strict=True)):
             if layout.holes and len(own) != layout.holes:
                 raise PromptError(
-                    f"picture {number} became {len(own)} visual tokens, and its layout has "
+                    f"image {number} became {len(own)} visual tokens, and its layout has "
                     f"{layout.holes} holes: expected the same number"
                 )
         return visual
@@ -239,7 +235,7 @@ class VisionLanguageModel(nn.Module):
     def in_sight(
         self, batch: Batch, *, decoding: bool = False, chosen: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Puts a batch's pictures in sight of the language model while the context lasts.
+        """Puts a batch's images in sight of the language model while the context lasts.
 
         Outside of it the language model is its bare self, for whoever else holds it.
 
@@ -256,15 +252,15 @@ class VisionLanguageModel(nn.Module):
         embeddings = self.special_tokens.embed(batch.input_ids)
         sight = may_end = None
         if visual is not None:
-            may_end = samples_with_pictures(is_image, batch.positions)
+            may_end = samples_with_images(is_image, batch.positions)
             embeddings = self.fusion.embed(embeddings, is_image, visual)
             if self.fusion.sees != "nothing":
                 layouts = self._layouts(batch, len(visual))
                 tags = first_of_each(is_image, [layout.places for layout in layouts])
                 sight = self.fusion.look(
                     visual,
-                    picture_of_token(tags, batch.attention_mask, batch.positions),
-                    first_picture(tags, batch.positions),
+                    image_of_token(tags, batch.attention_mask, batch.positions),
+                    first_image(tags, batch.positions),
                     keep=decoding,
                 )
         with self.shown(sight, may_end, chosen):
@@ -278,7 +274,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             sight: Who sees which visual tokens through cross-attention; None for nothing.
-            may_end: (B,) or (B, L) bool, which rows or tokens have pictures; None for none.
+            may_end: (B,) or (B, L) bool, which rows or tokens have images; None for none.
             chosen: (B, L) bool, the positions that logits are wanted of; None for all.
         """
         seen: AbstractContextManager[None] = nullcontext()
@@ -302,7 +298,7 @@ class VisionLanguageModel(nn.Module):
         if labels is not None:
             chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))
             last = 0
-        # asked before the pictures are in sight: it may try the language model out
+        # asked before the images are in sight: it may try the language model out
         places = self.language.places(batch.attention_mask, batch.positions)
         with self.in_sight(batch, chosen=chosen) as embeddings:
             logits: Tensor = self.language.model(
@@ -381,15 +377,15 @@ def compose(
 
 
 def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:
-    """A language model alone, for prompts, engine and tasks that need no pictures.
+    """A language model alone, for prompts, engine and tasks that need no images.
 
     Args:
         language: As for `compose`.
         tokenizer: Likewise.
 
     Returns:
-        A model that refuses pictures. Its strip is a stand-in that nothing goes through: without
-        pictures a model is always its bare language model.
+        A model that refuses images. Its strip is a stand-in that nothing goes through: without
+        images a model is always its bare language model.
 
     Example:
         >>> bare_language_model("tiny-lm").text_only

@@ -56,7 +56,7 @@ class ChatFormat:
             heads = [f"{head}\n\n"] if head else []
             head = ""
             said = [next(left)] if example.question else []
-            images = [None] * len(example.pictures)
+            images = [None] * len(example.images)
             messages.append(self._message("user", [*heads, *images, *said]))
             if answer is not None:
                 messages.append(self._message("assistant", [next(left)]))

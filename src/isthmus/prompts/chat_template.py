@@ -100,9 +100,9 @@ class ChatTemplate:
             *([Span(self.junction, learned=True)] if lead and self.junction else []),
             Span(refuse_tags(lead), "assistant", learned=True),
         ]
-        pictures = [p for e in (*shots, query) for p in e.pictures]
+        images = [p for e in (*shots, query) for p in e.images]
         junction = " " if lead else self.junction
-        return Prompt.of(spans, pictures, _begin_of(query, spans), junction)
+        return Prompt.of(spans, images, _begin_of(query, spans), junction)
 
     def conversation(
         self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
@@ -168,7 +168,7 @@ class ChatTemplate:
                     f"turn {len(turns)}: the chat template makes another text of this conversation "
                     f"than of its pieces; {OTHERWISE}"
                 )
-        return self._spans(framed, texts, shown, sum(len(e.pictures) for e, _ in turns))
+        return self._spans(framed, texts, shown, sum(len(e.images) for e, _ in turns))
 
     def _as_shown(
         self,
@@ -196,7 +196,7 @@ class ChatTemplate:
         )
 
     def _spans(
-        self, framed: str, texts: Sequence[_Text], shown: Sequence[str], pictures: int
+        self, framed: str, texts: Sequence[_Text], shown: Sequence[str], images: int
     ) -> list[Span]:
         """The template's words and the texts between them, in spans."""
         spans: list[Span] = []
@@ -221,8 +221,8 @@ class ChatTemplate:
                 spans += [Span(piece)] * bool(piece)
             spans += [Span(junction, learned=True)] * bool(junction)
         found = sum(span.role == "image" for span in spans)
-        if found != pictures:
-            raise PromptError(f"the chat template shows {found} images of {pictures}; {OTHERWISE}")
+        if found != images:
+            raise PromptError(f"the chat template shows {found} images of {images}; {OTHERWISE}")
         return spans
 
 
@@ -259,8 +259,8 @@ def _texts_of(turns: Sequence[Turn], instruction: str) -> list[_Text]:
 def _begin_of(query: Example, spans: Sequence[Span]) -> int:
     """Where what is the query's own begins: demonstrations and frame stand before it."""
     own: list[int] = []
-    if query.pictures:
-        own.append([i for i, s in enumerate(spans) if s.role == "image"][-len(query.pictures)])
+    if query.images:
+        own.append([i for i, s in enumerate(spans) if s.role == "image"][-len(query.images)])
     if query.question:
         own.append(max(i for i, s in enumerate(spans) if s.role == "user"))
     if not own:

@@ -1,8 +1,8 @@
 """Examples and prompts as data. Pure: no torch.
 
-An `Example` is a picture (or several, or none), a question and, when it is a demonstration, its
+An `Example` is an image (or several, or none), a question and, when it is a demonstration, its
 answer. A `Prompt` is what a template makes of examples: one text in which `<image>` stands once
-for each picture, and the pictures in the same order.
+for each image, and the images in the same order.
 """
 
 from __future__ import annotations
@@ -77,42 +77,40 @@ def skip(spans: Iterable[Span], length: int) -> tuple[Span, ...]:
 
 @dataclass(frozen=True)
 class Example:
-    """A question about pictures, with its answer when it is a demonstration.
+    """A question about images, with its answer when it is a demonstration.
 
     Attributes:
-        pictures: A picture or a sequence of pictures, in any form that `open_picture` takes.
+        images: An image or a sequence of images, in any form that `open_image` takes.
         question: What is asked; empty for a caption.
         answer: What is right; None for the question to be answered.
         rationale: The steps that lead to the answer, for chain-of-thought prompts.
 
     Example:
-        >>> Example("cats.jpg", "How many cats?", "2").pictures
+        >>> Example("cats.jpg", "How many cats?", "2").images
         ('cats.jpg',)
     """
 
-    pictures: Any = ()
+    images: Any = ()
     question: str = ""
     answer: str | None = None
     rationale: str | None = None
 
     def __post_init__(self) -> None:
-        several = isinstance(self.pictures, Sequence) and not isinstance(
-            self.pictures, (str, bytes)
-        )
-        object.__setattr__(self, "pictures", tuple(self.pictures) if several else (self.pictures,))
+        several = isinstance(self.images, Sequence) and not isinstance(self.images, (str, bytes))
+        object.__setattr__(self, "images", tuple(self.images) if several else (self.images,))
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A rendered prompt.
 
-    `Prompt(text, pictures)` is a text of the caller's own, as if a template had written all of it.
+    `Prompt(text, images)` is a text of the caller's own, as if a template had written all of it.
     `Prompt.of` takes the spans that a template renders; they say where the text is tokenized
     apart, and which special tokens in it are only text (see `backbones.span_tokens`).
 
     Attributes:
-        text: The text, with one `<image>` for each picture.
-        pictures: The pictures, in the order of their tags.
+        text: The text, with one `<image>` for each image.
+        images: The images, in the order of their tags.
         shared: How many characters at the beginning other prompts share: instruction and
             demonstrations, which an engine computes once.
         spans: The text in pieces. The last one of a template's prompt is the open answer, learned
@@ -120,7 +118,7 @@ class Prompt:
         junction: What stands between the prompt and an answer that is put behind it.
 
     Raises:
-        PromptError: If tags and pictures do not match, more is shared than there is, or the spans
+        PromptError: If tags and images do not match, more is shared than there is, or the spans
             do not make the text.
 
     Example:
@@ -129,7 +127,7 @@ class Prompt:
     """
 
     text: str
-    pictures: tuple[Any, ...] = ()
+    images: tuple[Any, ...] = ()
     shared: int = 0
     spans: tuple[Span, ...] = ()
     junction: str = " "
@@ -138,7 +136,7 @@ class Prompt:
     def of(
         cls,
         spans: Iterable[Span],
-        pictures: Sequence[Any] = (),
+        images: Sequence[Any] = (),
         shared: int = 0,
         junction: str = " ",
     ) -> Prompt:
@@ -148,7 +146,7 @@ class Prompt:
             PromptError: As for the class.
         """
         spans = tuple(spans)
-        return cls(joined(spans), tuple(pictures), shared, spans, junction)
+        return cls(joined(spans), tuple(images), shared, spans, junction)
 
     def __post_init__(self) -> None:
         if not self.spans:
@@ -159,10 +157,10 @@ class Prompt:
                 f"{self.text[:60]!r}: use Prompt.of(spans) to make a prompt of other spans"
             )
         tags = self.text.count(IMAGE_TAG)
-        if tags != len(self.pictures):
+        if tags != len(self.images):
             raise PromptError(
-                f"the prompt has {tags} {IMAGE_TAG} tags and {len(self.pictures)} pictures; "
-                "expected one tag for each picture"
+                f"the prompt has {tags} {IMAGE_TAG} tags and {len(self.images)} images; "
+                "expected one tag for each image"
             )
         if not 0 <= self.shared <= len(self.text):
             raise PromptError(
@@ -176,11 +174,11 @@ class Prompt:
         return self.spans[-1].learned
 
     def beginning(self, length: int) -> Prompt:
-        """The prompt's first `length` characters, with the pictures that are in them."""
+        """The prompt's first `length` characters, with the images that are in them."""
         spans = cut(self.spans, length)
         text = joined(spans)
-        pictures = self.pictures[: text.count(IMAGE_TAG)]
-        return Prompt(text, pictures, min(self.shared, len(text)), spans, self.junction)
+        images = self.images[: text.count(IMAGE_TAG)]
+        return Prompt(text, images, min(self.shared, len(text)), spans, self.junction)
 
 
 def without_tags(text: str, also: Sequence[str] = ()) -> str:
@@ -201,17 +199,17 @@ def without_tags(text: str, also: Sequence[str] = ()) -> str:
     return text
 
 
-def without_pictures(example: Example) -> Example:
+def without_images(example: Example) -> Example:
     """The example as text alone.
 
     Flamingo's "0-shot" is two such demonstrations before the query, which show the form of an
-    answer and no picture (Alayrac et al. 2022).
+    answer and no image (Alayrac et al. 2022).
 
     Example:
-        >>> without_pictures(Example("cats.jpg", "How many cats?", "2")).pictures
+        >>> without_images(Example("cats.jpg", "How many cats?", "2")).images
         ()
     """
-    return replace(example, pictures=())
+    return replace(example, images=())
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:

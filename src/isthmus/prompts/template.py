@@ -79,8 +79,8 @@ def refuse_tags(text: str) -> str:
     """
     if IMAGE_TAG in text:
         raise PromptError(
-            f'"{text[:60]}" has more {IMAGE_TAG} tags than pictures: {IMAGE_TAG} is placed by the '
-            "template, one for each picture; leave it out of questions and answers"
+            f'"{text[:60]}" has more {IMAGE_TAG} tags than images: {IMAGE_TAG} is placed by the '
+            "template, one for each image; leave it out of questions and answers"
         )
     if END_TAG in text:
         raise PromptError(

@@ -70,8 +70,8 @@ class TextTemplate:
             context = (*context, Span(self.between))
         opened = self._answer(refuse_tags(lead)) if lead else [_OPEN]
         spans = (*context, *self._asked(query), *opened)
-        pictures = [p for e in (*shots, query) for p in e.pictures]
-        return Prompt.of(spans, pictures, len(joined(context)), " " if lead else self.junction)
+        images = [p for e in (*shots, query) for p in e.images]
+        return Prompt.of(spans, images, len(joined(context)), " " if lead else self.junction)
 
     def conversation(
         self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
@@ -90,7 +90,7 @@ class TextTemplate:
 
     def _asked(self, example: Example) -> list[Span]:
         """Everything of a turn up to its answer."""
-        images = [Span(IMAGE_TAG, "image")] * len(example.pictures)
+        images = [Span(IMAGE_TAG, "image")] * len(example.images)
         question = refuse_tags(example.question)
         if not question and self.caption is not None:
             return [*images, Span(self.caption)]

@@ -86,7 +86,7 @@ class Questions:
     def said(self, completion: Completion) -> str:
         """What the model wrote, fit to be put into a prompt.
 
-        Nothing that it spells out may stand for a picture or for a turn of a chat.
+        Nothing that it spells out may stand for an image or for a turn of a chat.
         """
         return without_tags(completion.text, self._markers).strip()
 

@@ -1,4 +1,4 @@
-"""`ask`: a picture and a question in, an answer out."""
+"""`ask`: an image and a question in, an answer out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 from isthmus.errors import ConfigError
 from isthmus.generation.decode import generate, text_of
 from isthmus.generation.engine import Engine
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 from isthmus.model.batch import Batch
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.answers import AnswerKind, extract
@@ -30,7 +30,7 @@ class Answer:
 
     Attributes:
         text: The answer.
-        prompt: The exact prompt, `<image>` where a picture stood.
+        prompt: The exact prompt, `<image>` where an image stood.
         prompt_tokens: Tokens of the prompt, visual tokens included; of all prompts, where there
             were several.
         new_tokens: Tokens of the answer, and of the steps to it.
@@ -58,18 +58,18 @@ class Answer:
 
 
 def _prepare(
-    model: VisionLanguageModel, pictures: Any, question: str, shots: Sequence[Example]
+    model: VisionLanguageModel, images: Any, question: str, shots: Sequence[Example]
 ) -> tuple[str, Batch]:
-    query = Example(pictures, question)
+    query = Example(images, question)
     render = template_named(model.config.template, model.language.tokenizer)
     prompt = render(shots, query)
-    opened = [open_picture(p) for p in prompt.pictures]
+    opened = [open_image(p) for p in prompt.images]
     return prompt.text, model.prepare([prompt.spans], [opened])
 
 
 def ask(
     model: VisionLanguageModel,
-    pictures: Any,
+    images: Any,
     question: str = "",
     *,
     shots: Sequence[Example] = (),
@@ -80,11 +80,11 @@ def ask(
     stop: Sequence[str] = STOPS,
     **options: Any,
 ) -> Answer:
-    """Answers a question about one or several pictures.
+    """Answers a question about one or several images.
 
     Args:
         model: The model.
-        pictures: A picture or a sequence of them: a path, bytes, a file or a PIL picture.
+        images: An image or a sequence of them: a path, bytes, a file or a PIL image.
             An empty sequence asks the language model alone.
         question: The question; empty for a caption.
         shots: Demonstrations, put before the question.
@@ -104,7 +104,7 @@ def ask(
 
     Raises:
         ConfigError: If options contradict each other.
-        PictureError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
         PromptError: If a text contains a tag, or a demonstration has no answer.
 
     Example:
@@ -125,8 +125,8 @@ def ask(
         how = way_for(question, shots) if reason is True else reason
         if max_new_tokens is not None:
             how = replace(how, max_new_tokens=max_new_tokens)
-        return _in_steps(model, Example(pictures, question), shots, how, kind, closed)
-    prompt, batch = _prepare(model, pictures, question, shots)
+        return _in_steps(model, Example(images, question), shots, how, kind, closed)
+    prompt, batch = _prepare(model, images, question, shots)
     most = 32 if max_new_tokens is None else max_new_tokens
     ids = generate(model, batch, max_new_tokens=most, stop=stop, **options)[0]
     text = text_of(model, ids, stop)
@@ -175,7 +175,7 @@ def _in_steps(
 
 def stream(
     model: VisionLanguageModel,
-    pictures: Any,
+    images: Any,
     question: str = "",
     *,
     shots: Sequence[Example] = (),
@@ -188,10 +188,10 @@ def stream(
     The pieces joined are what `ask` returns as text, but for white space at the ends.
 
     Raises:
-        PictureError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
         PromptError: If a text contains a tag, or a demonstration has no answer.
     """
-    _, batch = _prepare(model, pictures, question, shots)
+    _, batch = _prepare(model, images, question, shots)
     pieces = TextIteratorStreamer(
         model.language.tokenizer, skip_prompt=False, skip_special_tokens=True
     )
@@ -217,7 +217,7 @@ def stream(
     thread.start()
     try:
         yield from _until_stop(pieces, stop)
-    finally:  # also when the reader has had enough: the pictures must not stay in sight
+    finally:  # also when the reader has had enough: the images must not stay in sight
         left.set()
         thread.join()
     if failure:

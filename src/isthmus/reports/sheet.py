@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in a grid, a few lines of text below each. Pure: no torch."""
+"""A contact sheet: images in a grid, a few lines of text below each. Pure: no torch."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from isthmus.errors import InputError
-from isthmus.media.image import Source, open_picture
+from isthmus.media.image import Source, open_image
 
 CELL = 200
-"""Side of a picture's square, in pixels."""
+"""Side of an image's square, in pixels."""
 MARGIN = 14
 CAPTION = 3
-"""Between a picture and its first line."""
+"""Between an image and its first line."""
 LINE = 18
 MOST = 400
-"""Most pictures on a sheet: beyond it nobody finds anything."""
+"""Most images on a sheet: beyond it nobody finds anything."""
 WHITE, DARK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
 def contact_sheet(
-    pictures: Sequence[Source], lines: Sequence[Sequence[str]], *, columns: int | None = None
+    images: Sequence[Source], lines: Sequence[Sequence[str]], *, columns: int | None = None
 ) -> Image.Image:
-    """Pictures in a grid, the first line below each in black and the others in grey.
+    """Images in a grid, the first line below each in black and the others in grey.
 
     Args:
-        pictures: Anything that `open_picture` takes.
-        lines: Lines of text for each picture; one that is too long for its place is shortened.
-        columns: Pictures in a row; None for about a third more columns than rows.
+        images: Anything that `open_image` takes.
+        lines: Lines of text for each image; one that is too long for its place is shortened.
+        columns: Images in a row; None for about a third more columns than rows.
 
     Raises:
-        InputError: If there is no picture or more than 400.
-        PictureError: If one is no picture.
+        InputError: If there is no image or more than 400.
+        ImageError: If one is no image.
 
     Example:
         >>> contact_sheet([Image.new("RGB", (9, 9))], [["cat", "97% cat"]]).size
         (228, 267)
     """
-    if not 1 <= len(pictures) <= MOST:
-        raise InputError(f"got {len(pictures)} pictures for a sheet: expected 1 to {MOST}")
-    columns = columns or min(len(pictures), max(1, round(math.sqrt(len(pictures) * 4 / 3))))
+    if not 1 <= len(images) <= MOST:
+        raise InputError(f"got {len(images)} images for a sheet: expected 1 to {MOST}")
+    columns = columns or min(len(images), max(1, round(math.sqrt(len(images) * 4 / 3))))
     fitted = [
-        ImageOps.contain(open_picture(source), (CELL, CELL), Image.Resampling.LANCZOS)
-        for source in pictures
+        ImageOps.contain(open_image(source), (CELL, CELL), Image.Resampling.LANCZOS)
+        for source in images
     ]
     most = max(len(many) for many in lines)
     rows = [fitted[i : i + columns] for i in range(0, len(fitted), columns)]
@@ -56,10 +56,10 @@ def contact_sheet(
     bold, plain = ImageFont.load_default(15), ImageFont.load_default(13)
     texts, y = iter(lines), MARGIN
     for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
+        for column, image in enumerate(row):
             x = MARGIN + column * (CELL + MARGIN)
-            # Standing on the text, so that a caption is never far from its picture
-            sheet.paste(picture, (x + (CELL - picture.width) // 2, y + height - picture.height))
+            # Standing on the text, so that a caption is never far from its image
+            sheet.paste(image, (x + (CELL - image.width) // 2, y + height - image.height))
             for k, text in enumerate(next(texts)):
                 font, colour = (bold, DARK) if k == 0 else (plain, GREY)
                 place = (x, y + height + CAPTION + k * LINE)

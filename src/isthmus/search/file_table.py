@@ -59,7 +59,7 @@ class FileTable:
                 return
             raise CheckpointError(
                 f"cannot open {self.path}: {error}; if it is damaged, remove {folder} and index "
-                "the pictures again"
+                "the images again"
             ) from error
 
     def close(self) -> None:

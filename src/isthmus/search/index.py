@@ -1,4 +1,4 @@
-"""Search: pictures of folders by their content, with words or with a picture.
+"""Search: images of folders by their content, with words or with an image.
 
 An index is a folder: a table of files (`file_table.py`) and vectors (`segments.py`). The table says
 in one transaction which files of vectors count, so that an index is whole whenever the machine
@@ -23,9 +23,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from isthmus.data.rows import is_picture
-from isthmus.errors import CheckpointError, InputError, PictureError
-from isthmus.media.image import MOST_FILE_BYTES, Source, open_picture
+from isthmus.data.rows import is_image
+from isthmus.errors import CheckpointError, ImageError, InputError
+from isthmus.media.image import MOST_FILE_BYTES, Source, open_image
 from isthmus.media.prefetch import prefetch
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DECODERS, DualEncoder
@@ -39,7 +39,7 @@ SAVE_EVERY = 30.0
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """An image that was found.
 
     Attributes:
         path: Where it is.
@@ -54,12 +54,12 @@ class Hit:
 
 @dataclass
 class IndexReport:
-    """What `PictureIndex.add` did.
+    """What `ImageIndex.add` did.
 
     Attributes:
-        added: Pictures that were encoded.
+        added: Images that were encoded.
         known: Files that were there already, or another copy of which was.
-        broken: Files that are no pictures, and why; they are not tried again until they change.
+        broken: Files that are no images, and why; they are not tried again until they change.
         forgotten: Files that are gone.
     """
 
@@ -81,14 +81,14 @@ class _Read:
     broken: str | None = None
 
 
-class PictureIndex:
-    """An index of pictures under one dual encoder.
+class ImageIndex:
+    """An index of images under one dual encoder.
 
     Args:
         folder: Where it is, or is to be made.
         model: The dual encoder, or what `load_clip` takes; its image tower must be the one
             that the index was made with.
-        batch_size: Pictures in one pass.
+        batch_size: Images in one pass.
         device: Where a model that is named is loaded to; see `load_clip`.
         dtype: Its data type likewise.
 
@@ -98,7 +98,7 @@ class PictureIndex:
         MissingExtraError: If usearch is not installed.
 
     Example:
-        >>> index = PictureIndex("index", "tiny-clip")  # doctest: +SKIP
+        >>> index = ImageIndex("index", "tiny-clip")  # doctest: +SKIP
         >>> index.add("photos").added  # doctest: +SKIP
         1204
         >>> index.search("a red car", k=3)[0].path  # doctest: +SKIP
@@ -128,10 +128,10 @@ class PictureIndex:
             raise
 
     def __len__(self) -> int:
-        """How many different pictures can be found."""
+        """How many different images can be found."""
         return self._table.count()
 
-    def __enter__(self) -> PictureIndex:
+    def __enter__(self) -> ImageIndex:
         return self
 
     def __exit__(
@@ -217,7 +217,7 @@ class PictureIndex:
         """Files that are new or changed, with their sizes and times."""
         seen: set[bytes] = set()
         for place in places:
-            for path in pictures_in(place, self.folder):
+            for path in images_in(place, self.folder):
                 name = os.fsencode(path)
                 try:
                     told = os.stat(path)
@@ -238,13 +238,13 @@ class PictureIndex:
         name, size, mtime = wanted
         try:
             if size > MOST_FILE_BYTES:
-                raise PictureError(f"it has more than {MOST_FILE_BYTES // 1_000_000} MB")
+                raise ImageError(f"it has more than {MOST_FILE_BYTES // 1_000_000} MB")
             data = Path(os.fsdecode(name)).read_bytes()
             digest = hashlib.sha256(data).digest()
             if self._table.number(digest) is not None:
                 return _Read(name, size, mtime, digest)
-            return _Read(name, size, mtime, digest, self.model.preprocess(open_picture(data)))
-        except (PictureError, OSError) as error:
+            return _Read(name, size, mtime, digest, self.model.preprocess(open_image(data)))
+        except (ImageError, OSError) as error:
             return _Read(name, size, mtime, broken=str(error))
 
     @torch.no_grad()
@@ -255,7 +255,7 @@ class PictureIndex:
             hash_: pixels for hash_, pixels in fresh.items() if self._table.number(hash_) is None
         }
         if fresh:
-            vectors = self.model.encode_images(torch.stack(list(fresh.values()))).float().cpu()
+            vectors = self.model.encode_pixels(torch.stack(list(fresh.values()))).float().cpu()
             first = self._next
             self._next += len(fresh)
             numbers = dict(zip(fresh, range(first, self._next), strict=True))
@@ -284,12 +284,12 @@ class PictureIndex:
     # --- Searching --------------------------------------------------------------------------
 
     def search(self, query: str, k: int = 10, *, within: str | Path | None = None) -> list[Hit]:
-        """The pictures nearest to words, nearest first.
+        """The images nearest to words, nearest first.
 
         Args:
             query: What is looked for, as the text tower was trained on: "a red car".
             k: How many at most.
-            within: Only pictures in this folder.
+            within: Only images in this folder.
 
         Raises:
             PromptError: If it has more tokens than the text tower reads.
@@ -300,19 +300,19 @@ class PictureIndex:
         return self.search_vector(self.model.encode_texts([query])[0], k, within=within)
 
     def search_like(
-        self, picture: Source, k: int = 10, *, within: str | Path | None = None
+        self, image: Source, k: int = 10, *, within: str | Path | None = None
     ) -> list[Hit]:
-        """The pictures nearest to a picture; it comes first if it is among them.
+        """The images nearest to an image; it comes first if it is among them.
 
         Raises:
-            PictureError: If it is none.
+            ImageError: If it is none.
         """
-        return self.search_vector(self.model.encode_pictures([picture])[0], k, within=within)
+        return self.search_vector(self.model.encode_images([image])[0], k, within=within)
 
     def search_vector(
         self, vector: Tensor, k: int = 10, *, within: str | Path | None = None
     ) -> list[Hit]:
-        """The pictures nearest to a vector (D,)."""
+        """The images nearest to a vector (D,)."""
         if k < 1:
             raise InputError(f"got k = {k}: expected at least 1")
         start = b"" if within is None else os.fsencode(os.path.join(os.path.abspath(within), ""))
@@ -336,7 +336,7 @@ class PictureIndex:
     def _check(self, width: int) -> None:
         """Whether the index is this model's; a new one is claimed for it.
 
-        The text tower may be another, such as one trained longer: the vectors are of pictures.
+        The text tower may be another, such as one trained longer: the vectors are of images.
         """
         own = {"format": FORMAT, "width": width, "image": self.model.image_fingerprint()}
         made = self._table.fact("made")
@@ -371,8 +371,8 @@ class PictureIndex:
                     path.unlink()
 
 
-def pictures_in(place: Path, but: Path) -> Iterator[str]:
-    """Paths of pictures in a folder, by name; a file is given back as it is."""
+def images_in(place: Path, but: Path) -> Iterator[str]:
+    """Paths of images in a folder, by name; a file is given back as it is."""
     if not place.is_dir():
         yield str(place)
         return
@@ -384,5 +384,5 @@ def pictures_in(place: Path, but: Path) -> Iterator[str]:
             if not f.startswith(".") and os.path.abspath(os.path.join(folder, f)) != own
         )
         for file in sorted(files):
-            if not file.startswith(".") and is_picture(Path(file)):
+            if not file.startswith(".") and is_image(Path(file)):
                 yield os.path.join(folder, file)

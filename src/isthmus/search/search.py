@@ -1,4 +1,4 @@
-"""Searching a folder of pictures in one call: its index is made, kept and brought up to date."""
+"""Searching a folder of images in one call: its index is made, kept and brought up to date."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from isthmus.assets.registry import home
 from isthmus.errors import InputError
-from isthmus.media.image import Source, open_picture
+from isthmus.media.image import Source, open_image
 from isthmus.search.file_table import DATABASE
-from isthmus.search.index import Hit, IndexReport, PictureIndex
+from isthmus.search.index import Hit, ImageIndex, IndexReport
 from isthmus.search.segments import usearch_index
 
 
@@ -23,7 +23,7 @@ class Found:
     """What a search found.
 
     Attributes:
-        hits: The pictures, nearest first.
+        hits: The images, nearest first.
         report: What was new in the folder; None where it was not looked at.
     """
 
@@ -31,7 +31,7 @@ class Found:
     report: IndexReport | None
 
 
-def search_pictures(
+def search_images(
     folder: str | Path,
     query: str = "",
     *,
@@ -43,46 +43,46 @@ def search_pictures(
     batch_size: int = 32,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
-    filling: Callable[[PictureIndex], IndexReport] | None = None,
+    filling: Callable[[ImageIndex], IndexReport] | None = None,
 ) -> Found:
-    """Finds pictures of a folder by words, or by a picture that they are like.
+    """Finds images of a folder by words, or by an image that they are like.
 
-    The first call encodes every picture; later ones only what is new or changed.
+    The first call encodes every image; later ones only what is new or changed.
 
     Args:
         folder: The folder.
         query: What to look for: "a red car".
-        like: A picture to look for the like of, in place of words.
+        like: An image to look for the like of, in place of words.
         k: How many at most.
         index: The index's folder; None is one in Isthmus's cache for this folder and model.
-        update: Whether to look for new and changed pictures first.
+        update: Whether to look for new and changed images first.
         model: A dual encoder, or what `load_clip` takes.
-        batch_size: Pictures in one pass.
+        batch_size: Images in one pass.
         device: Where a model that is named is loaded to.
         dtype: Its data type.
         filling: Fills the index in place of `index.add(folder)`, for example with a progress bar.
 
     Raises:
-        InputError: If there is no such folder, neither words nor a picture or both, or no index
+        InputError: If there is no such folder, neither words nor an image or both, or no index
             though `update` is false.
-        PictureError: If `like` is no picture.
+        ImageError: If `like` is no image.
         MissingExtraError: If usearch is not installed.
 
     Example:
-        >>> search_pictures("photos", "a red car", k=3).hits[0].path  # doctest: +SKIP
+        >>> search_images("photos", "a red car", k=3).hits[0].path  # doctest: +SKIP
         PosixPath('/home/ada/photos/2019/beetle.jpg')
     """
     root = Path(folder)
     if bool(query.strip()) == (like is not None):
-        raise InputError('say what to look for: either words, such as "a red car", or a picture')
+        raise InputError('say what to look for: either words, such as "a red car", or an image')
     if not root.is_dir():
-        raise InputError(f"no folder at {root}: expected a folder of pictures")
-    shown = None if like is None else open_picture(like)  # said before the model is loaded
+        raise InputError(f"no folder at {root}: expected a folder of images")
+    shown = None if like is None else open_image(like)  # said before the model is loaded
     usearch_index()
     place = default_place(root, str(model)) if index is None else Path(index)
     if not update and not (place / DATABASE).is_file():
         raise InputError(f"there is no index in {place} yet: let it be made first")
-    with PictureIndex(place, model, batch_size=batch_size, device=device, dtype=dtype) as opened:
+    with ImageIndex(place, model, batch_size=batch_size, device=device, dtype=dtype) as opened:
         report = None
         if update:
             report = opened.add(root) if filling is None else filling(opened)

@@ -41,7 +41,7 @@ def usearch_index() -> Any:
     try:
         from usearch.index import Index
     except ImportError as error:
-        raise MissingExtraError("searching pictures", "clip") from error
+        raise MissingExtraError("searching images", "clip") from error
     return Index
 
 
@@ -191,12 +191,12 @@ class VectorSegments:
             found = Index.restore(str(path), view=view) if path.is_file() else None
         except Exception as error:  # usearch raises RuntimeError for whatever it reads
             raise CheckpointError(
-                f"{path} is damaged ({error}): remove {self.folder} and index the pictures again"
+                f"{path} is damaged ({error}): remove {self.folder} and index the images again"
             ) from error
         if found is None or found.ndim != self.width:
             what = "is missing or damaged" if found is None else f"holds vectors of {found.ndim}"
             raise CheckpointError(
                 f"{path} {what}, expected vectors of {self.width}: remove {self.folder} and "
-                "index the pictures again"
+                "index the images again"
             )
         return found

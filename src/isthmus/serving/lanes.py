@@ -313,7 +313,7 @@ def takes_lanes(model: VisionLanguageModel) -> bool:
 
 
 class _Prefilled:
-    """A row without pictures, prefilled by the bare language model."""
+    """A row without images, prefilled by the bare language model."""
 
     def __init__(self, language: LanguageModel, ids: Tensor) -> None:
         self.states = states_in(language.model(input_ids=ids, use_cache=True))

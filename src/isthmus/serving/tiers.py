@@ -83,7 +83,7 @@ class Tiers:
             start = end
         if len(found) == 1 and order == list(range(len(ids))):
             return found[0]
-        # a tier without pictures has no columns for our two tokens
+        # a tier without images has no columns for our two tokens
         widest = max(t.shape[1] for t in found)
         logits = [F.pad(t, (0, widest - t.shape[1]), value=-torch.inf) for t in found]
         back = torch.tensor(order, device=logits[0].device).argsort()

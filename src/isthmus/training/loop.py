@@ -184,7 +184,7 @@ def run_steps(
             rates.add(samples=result.samples, tokens=result.tokens)
             progress.advance(amount=result.samples, loss=f"{result.loss:.3f}")
             if log is not None and result.broken:
-                named = [{"picture": p, "why": w} for p, w in result.broken]
+                named = [{"image": p, "why": w} for p, w in result.broken]
                 log.write({"step": step, "broken": named})
             if last or step % config.log_every == 0:
                 entry = {**result.entry(trainee.optimizer), **trainee.entry()}

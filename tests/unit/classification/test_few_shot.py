@@ -1,4 +1,4 @@
-"""A few labelled pictures: each method against its formula, its optimum, or another reading."""
+"""A few labelled images: each method against its formula, its optimum, or another reading."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_tip_adapter_with_no_weight_is_zero_shot_and_search_finds_it_useful() ->
     assert right(searched) > right(plain) + 0.2
 
 
-def test_a_labelled_picture_is_not_its_own_evidence() -> None:
+def test_a_labelled_image_is_not_its_own_evidence() -> None:
     """With labels drawn by lot, leaving each out must find that the cache says nothing."""
     features = F.normalize(torch.randn(60, 64), dim=-1)
     targets = torch.arange(60) % 3
@@ -195,12 +195,12 @@ def test_bad_fits(model: DualEncoder) -> None:
     made = ZeroShotClassifier(model, LABELS, cache=False)
     with pytest.raises(ConfigError, match='did you mean "tip-adapter"'):
         made.fit(features, labels, "tipadapter")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="got 5 labels for 6 pictures"):
+    with pytest.raises(InputError, match="got 5 labels for 6 images"):
         made.fit(features, labels[:-1])
     with pytest.raises(InputError, match='unknown label "cow"'):
         made.fit(features, ["cow", *labels[1:]])
     for method in ("ncm", "linear"):
-        with pytest.raises(InputError, match="1 of 3 classes have no labelled picture"):
+        with pytest.raises(InputError, match="1 of 3 classes have no labelled image"):
             made.fit(features[:2], labels[:2], method)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no such option; got wide"):
         made.fit(features, labels, "linear", wide=1)

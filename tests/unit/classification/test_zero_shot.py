@@ -16,7 +16,7 @@ from isthmus.classification import classifier_cache
 from isthmus.classification.classifier_cache import cached_weights, zero_shot_weights
 from isthmus.classification.templates import prompts_of, template_sets
 from isthmus.classification.zero_shot import NONE, ZeroShotClassifier
-from isthmus.errors import ConfigError, InputError, PictureError, PromptError
+from isthmus.errors import ConfigError, ImageError, InputError, PromptError
 from isthmus.model.clip.dual_encoder import DualEncoder
 
 LABELS = ["cat", "great white shark", "ice cream", "truck"]
@@ -37,7 +37,7 @@ def build(loss: Any) -> DualEncoder:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def photos() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (40, 30 + i, 3), np.uint8)) for i in range(7)]
 
@@ -65,80 +65,80 @@ def test_weights_are_normalised_averaged_and_normalised(model: DualEncoder, temp
     torch.testing.assert_close(zero_shot_weights(model, prompts), expected, atol=1e-5, rtol=0)
 
 
-def test_scores_and_probabilities_by_hand(model: DualEncoder, pictures: list[Image.Image]) -> None:
+def test_scores_and_probabilities_by_hand(model: DualEncoder, photos: list[Image.Image]) -> None:
     made = classifier(model)
     with torch.no_grad():
-        images = torch.cat([model.encode_pictures([p]) for p in pictures])
+        images = torch.cat([model.encode_images([p]) for p in photos])
         logits = (model.logit_scale.exp() * images @ by_hand(model, made._prompts).T).numpy()
-    np.testing.assert_allclose(made.decision_function(pictures), logits, atol=1e-5)
+    np.testing.assert_allclose(made.decision_function(photos), logits, atol=1e-5)
     odds = np.exp(logits)
     np.testing.assert_allclose(
-        made.predict_proba(pictures), odds / odds.sum(1, keepdims=True), atol=1e-5
+        made.predict_proba(photos), odds / odds.sum(1, keepdims=True), atol=1e-5
     )
-    assert made.predict(pictures).tolist() == [LABELS[i] for i in logits.argmax(1)]
-    assert made.score(pictures, made.predict(pictures)) == 1
-    best = made.top(pictures, 2)[0]
-    assert best[0][0] == made.predict(pictures)[0]
+    assert made.predict(photos).tolist() == [LABELS[i] for i in logits.argmax(1)]
+    assert made.score(photos, made.predict(photos)) == 1
+    best = made.top(photos, 2)[0]
+    assert best[0][0] == made.predict(photos)[0]
     assert best[0][1] > best[1][1]
 
 
-def test_the_model_s_own_temperature_is_used(pictures: list[Image.Image]) -> None:
+def test_the_model_s_own_temperature_is_used(photos: list[Image.Image]) -> None:
     """Others write 100, which leaves the order and spoils the probabilities."""
     model = build("softmax")
-    before = classifier(model).predict_proba(pictures)
+    before = classifier(model).predict_proba(photos)
     with torch.no_grad():
         model.logit_scale.add_(math.log(2))
-    after = classifier(model).predict_proba(pictures)
+    after = classifier(model).predict_proba(photos)
     squared = before**2 / (before**2).sum(1, keepdims=True)
     np.testing.assert_allclose(after, squared, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_batch_size_changes_no_score(loss: str, pictures: list[Image.Image]) -> None:
+def test_batch_size_changes_no_score(loss: str, photos: list[Image.Image]) -> None:
     model = build(loss)
-    whole = classifier(model, batch_size=64).predict_proba(pictures)
+    whole = classifier(model, batch_size=64).predict_proba(photos)
     for size in (1, 3):
-        got = classifier(model, batch_size=size).predict_proba(pictures)
+        got = classifier(model, batch_size=size).predict_proba(photos)
         np.testing.assert_allclose(got, whole, atol=1e-5)
-    features = model.encode_pictures(pictures)
+    features = model.encode_images(photos)
     np.testing.assert_allclose(classifier(model).predict_proba(features), whole, atol=1e-5)
 
 
-def test_a_sigmoid_model_judges_each_label(pictures: list[Image.Image]) -> None:
+def test_a_sigmoid_model_judges_each_label(photos: list[Image.Image]) -> None:
     model = build("sigmoid")
     made = classifier(model, multi_label=True)
-    logits = made.decision_function(pictures)
+    logits = made.decision_function(photos)
     cosines = (logits + 10) / 10  # t = 10 and b = -10, as it starts
     assert np.abs(cosines).max() <= 1 + 1e-6
-    np.testing.assert_allclose(made.predict_proba(pictures), 1 / (1 + np.exp(-logits)), rtol=1e-4)
-    truth = made.predict(pictures)
+    np.testing.assert_allclose(made.predict_proba(photos), 1 / (1 + np.exp(-logits)), rtol=1e-4)
+    truth = made.predict(photos)
     assert truth.shape == (7, 4)
-    assert made.score(pictures, truth) == 1
-    lower = float(np.median(made.predict_proba(pictures)))
-    some = classifier(model, multi_label=True, threshold=lower).predict(pictures)
+    assert made.score(photos, truth) == 1
+    lower = float(np.median(made.predict_proba(photos)))
+    some = classifier(model, multi_label=True, threshold=lower).predict(photos)
     assert some.sum() == 14
     # One label more changes nothing for the others
-    fewer = classifier(model, labels=LABELS[:2]).predict_proba(pictures)
-    np.testing.assert_allclose(fewer, made.predict_proba(pictures)[:, :2], atol=1e-7)
+    fewer = classifier(model, labels=LABELS[:2]).predict_proba(photos)
+    np.testing.assert_allclose(fewer, made.predict_proba(photos)[:, :2], atol=1e-7)
 
 
 def test_a_softmax_model_weighs_a_label_against_something(
-    model: DualEncoder, pictures: list[Image.Image]
+    model: DualEncoder, photos: list[Image.Image]
 ) -> None:
-    got = classifier(model, multi_label=True).predict_proba(pictures)
+    got = classifier(model, multi_label=True).predict_proba(photos)
     for i, label in enumerate(LABELS):
-        pair = classifier(model, labels=[label, "something"]).predict_proba(pictures)
+        pair = classifier(model, labels=[label, "something"]).predict_proba(photos)
         np.testing.assert_allclose(got[:, i], pair[:, 0], atol=1e-5)
 
 
 def test_below_the_threshold_it_is_none_of_these(
-    model: DualEncoder, pictures: list[Image.Image]
+    model: DualEncoder, photos: list[Image.Image]
 ) -> None:
-    best = classifier(model).predict_proba(pictures).max(1)
-    found = classifier(model, threshold=float(np.median(best))).predict(pictures)
+    best = classifier(model).predict_proba(photos).max(1)
+    found = classifier(model, threshold=float(np.median(best))).predict(photos)
     assert [f == NONE for f in found] == [b < np.median(best) for b in best]
     made = classifier(model, threshold=1.0)
-    assert made.score(pictures, [NONE] * 7) == 1
+    assert made.score(photos, [NONE] * 7) == 1
 
 
 # --- Cache ------------------------------------------------------------------------------------
@@ -245,23 +245,23 @@ def test_bad_labels(model: DualEncoder, labels: Any, message: str) -> None:
         classifier(model, labels=labels)
 
 
-def test_bad_input_is_said_in_words(model: DualEncoder, pictures: list[Image.Image]) -> None:
+def test_bad_input_is_said_in_words(model: DualEncoder, photos: list[Image.Image]) -> None:
     made = classifier(model)
     long = "x" * 200
     with pytest.raises(PromptError, match=r"has 2\d\d tokens, .* at most 128"):
-        classifier(model, labels=["cat", long]).predict(pictures)
-    with pytest.raises(InputError, match="expected a list of pictures"):
+        classifier(model, labels=["cat", long]).predict(photos)
+    with pytest.raises(InputError, match="expected a list of images"):
         made.predict("cat.jpg")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         made.predict([])
-    with pytest.raises(PictureError, match=r"no file at nowhere\.jpg"):
+    with pytest.raises(ImageError, match=r"no file at nowhere\.jpg"):
         made.predict(["nowhere.jpg"])
     with pytest.raises(InputError, match=r"expected features \(B, 12\)"):
         made.predict(torch.zeros(2, 13))
     with pytest.raises(InputError, match='unknown label "dog"'):
-        made.score(pictures[:1], ["dog"])
-    with pytest.raises(InputError, match="got 2 labels for 1 pictures"):
-        made.score(pictures[:1], ["cat", "cat"])
+        made.score(photos[:1], ["dog"])
+    with pytest.raises(InputError, match="got 2 labels for 1 images"):
+        made.score(photos[:1], ["cat", "cat"])
     with pytest.raises(InputError, match="threshold is 2"):
         classifier(model, threshold=2)
     with pytest.raises(ConfigError, match="unknown dual encoder"):
@@ -269,9 +269,9 @@ def test_bad_input_is_said_in_words(model: DualEncoder, pictures: list[Image.Ima
 
 
 def test_parameters_make_the_same_classifier_again(
-    model: DualEncoder, pictures: list[Image.Image]
+    model: DualEncoder, photos: list[Image.Image]
 ) -> None:
     made = classifier(model, threshold=0.3, templates="one")
     again = ZeroShotClassifier(**made.get_params())
-    assert again.predict(pictures).tolist() == made.predict(pictures).tolist()
+    assert again.predict(photos).tolist() == made.predict(photos).tolist()
     assert again.get_params() == made.get_params()

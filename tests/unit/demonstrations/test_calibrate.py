@@ -89,7 +89,7 @@ def test_batch_equals_the_papers_formula() -> None:
 
 
 def test_a_known_bias_is_taken_away_by_each_method() -> None:
-    """What the picture says is right; a preference for the first answer, e^2, drowns it."""
+    """What the image says is right; a preference for the first answer, e^2, drowns it."""
     said = np.log([[0.7, 0.3], [0.3, 0.7], [0.4, 0.6], [0.6, 0.4]])
     truth = [0, 1, 1, 0]
     bias = np.array([2.0, 0.0])
@@ -141,21 +141,21 @@ def test_content_free_prompts_keep_the_template_around_each_text() -> None:
         f"{DEMOS}<image>Question: [MASK] Answer:",
     ]
     for prompt in prompts:
-        assert prompt.pictures[0] is SHOTS[0].pictures[0]
-        assert (np.asarray(prompt.pictures[1]) == 128).all()
+        assert prompt.images[0] is SHOTS[0].images[0]
+        assert (np.asarray(prompt.images[1]) == 128).all()
 
 
-def test_content_free_prompts_may_have_no_picture() -> None:
-    (prompt,) = content_free_prompts(PLAIN, SHOTS[:1], QUERIES[0], texts=["N/A"], picture="none")
+def test_content_free_prompts_may_have_no_image() -> None:
+    (prompt,) = content_free_prompts(PLAIN, SHOTS[:1], QUERIES[0], texts=["N/A"], image="none")
     assert prompt.text == f"{DEMOS}Question: N/A Answer:"
-    assert prompt.pictures == SHOTS[0].pictures
+    assert prompt.images == SHOTS[0].images
 
 
-def test_a_caption_has_only_its_picture_to_lose() -> None:
+def test_a_caption_has_only_its_image_to_lose() -> None:
     shot, query = Example(noise(0), "", "a cat"), Example([noise(1), noise(2)])
     (grey,) = content_free_prompts(PLAIN, [shot], query)
     assert grey.text == "<image>Output: a cat<|endofchunk|><image><image>Output:"
-    (bare,) = content_free_prompts(PLAIN, [shot], query, picture="none")
+    (bare,) = content_free_prompts(PLAIN, [shot], query, image="none")
     assert bare.text == "<image>Output: a cat<|endofchunk|>Output:"
 
 
@@ -172,9 +172,9 @@ def by_hand(engine: Engine, method: str, scores: np.ndarray) -> np.ndarray:
     texts = "".join(
         f"<image>Question: {s.question} Answer: {s.answer}<|endofchunk|>" for s in SHOTS
     )
-    pictures = [p for s in SHOTS for p in s.pictures] + [Image.new("RGB", (224, 224), (128,) * 3)]
+    images = [p for s in SHOTS for p in s.images] + [Image.new("RGB", (224, 224), (128,) * 3)]
     free = [
-        Prompt(f"{texts}<image>Question: {text} Answer:", tuple(pictures))
+        Prompt(f"{texts}<image>Question: {text} Answer:", tuple(images))
         for text in ("N/A", "", "[MASK]")
     ]
     p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
@@ -259,7 +259,7 @@ def test_what_a_method_lacks_is_said(engine: Engine) -> None:
         calibrated(scores, "bach", engine, CHOICES)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="scores of shape"):
         calibrated([], "batch", engine, CHOICES)
-    with pytest.raises(ConfigError, match='unknown picture "black"'):
-        content_free_prompts(PLAIN, [], QUERIES[0], picture="black")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='unknown image "black"'):
+        content_free_prompts(PLAIN, [], QUERIES[0], image="black")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="at least one content-free text"):
         content_free_prompts(PLAIN, [], QUERIES[0], texts=())

@@ -16,10 +16,10 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 from isthmus.demonstrations.embed import (
+    ImageEmbedder,
     MeanHiddenState,
-    PictureEmbedder,
     embedded,
     on_questions,
     unit_rows,
@@ -39,37 +39,37 @@ def paint(folder: Path, count: int) -> list[Path]:
 
 
 class Counting:
-    """Counts the pictures that go through an encoder, whoever sends them."""
+    """Counts the images that go through an encoder, whoever sends them."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
-        self.pictures = 0
+        self.images = 0
         encoder.register_forward_hook(self)
 
     def __call__(self, module: object, inputs: tuple[torch.Tensor], output: object) -> None:
-        self.pictures += len(inputs[0])
+        self.images += len(inputs[0])
 
 
 def mean_features(encoder: VisionEncoder, path: Path) -> np.ndarray:
-    pixels = encoder.preprocess(im.open_picture(path))[None]
+    pixels = encoder.preprocess(im.open_image(path))[None]
     return encoder(pixels)[0].mean(dim=0).numpy()
 
 
-# --- Pictures ------------------------------------------------------------------------------------
+# --- Images ------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_the_normalised_mean_of_its_patches(tmp_path: Path) -> None:
+def test_a_image_is_the_normalised_mean_of_its_patches(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
-    paths = paint(tmp_path / "pictures", 3)
-    found = PictureEmbedder(encoder)([Example(p) for p in paths])
+    paths = paint(tmp_path / "images", 3)
+    found = ImageEmbedder(encoder)([Example(p) for p in paths])
     for row, path in zip(found, paths, strict=True):
         mean = mean_features(encoder, path)
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-def test_several_pictures_are_the_mean_of_each(tmp_path: Path) -> None:
-    embed = PictureEmbedder(im.load_vision("tiny-vit"))
-    paths = paint(tmp_path / "pictures", 2)
+def test_several_images_are_the_mean_of_each(tmp_path: Path) -> None:
+    embed = ImageEmbedder(im.load_vision("tiny-vit"))
+    paths = paint(tmp_path / "images", 2)
     a, b = embed([Example(p) for p in paths])
     both = (a + b) / np.linalg.norm(a + b)
     np.testing.assert_allclose(embed([Example(paths)])[0], both, atol=1e-5)
@@ -78,11 +78,11 @@ def test_several_pictures_are_the_mean_of_each(tmp_path: Path) -> None:
 
 def test_its_own_pooling_is_timms(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
-    (path,) = paint(tmp_path / "pictures", 1)
-    pixels = encoder.preprocess(im.open_picture(path))[None]
+    (path,) = paint(tmp_path / "images", 1)
+    pixels = encoder.preprocess(im.open_image(path))[None]
     with torch.no_grad():
         expected = encoder.model.forward_head(encoder.model.forward_features(pixels))[0].numpy()
-    found = PictureEmbedder(encoder, tmp_path / "cache", pooling="own")([Example(path)])[0]
+    found = ImageEmbedder(encoder, tmp_path / "cache", pooling="own")([Example(path)])[0]
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-3)
 
 
@@ -99,8 +99,8 @@ def own_open_clip() -> VisionEncoder:
     return im.load_vision(model, preprocess=plainly)
 
 
-def plainly(picture: Image.Image) -> torch.Tensor:
-    pixels = np.asarray(picture.resize((32, 32)), np.float32) / 255
+def plainly(image: Image.Image) -> torch.Tensor:
+    pixels = np.asarray(image.resize((32, 32)), np.float32) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -109,11 +109,11 @@ def test_its_own_pooling_is_that_of_each_library(
     tmp_path: Path, make: Callable[[], VisionEncoder]
 ) -> None:
     encoder = make()
-    (path,) = paint(tmp_path / "pictures", 1)
+    (path,) = paint(tmp_path / "images", 1)
     with torch.no_grad():
-        found = encoder.model(plainly(im.open_picture(path))[None])
+        found = encoder.model(plainly(im.open_image(path))[None])
     expected = (found if isinstance(found, torch.Tensor) else found.pooler_output)[0].numpy()
-    vector = PictureEmbedder(encoder, pooling="own")([Example(path)])[0]
+    vector = ImageEmbedder(encoder, pooling="own")([Example(path)])[0]
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-3)
 
 
@@ -121,68 +121,68 @@ def test_a_model_without_pooling_of_its_own_says_so(tmp_path: Path) -> None:
     encoder = own_clip()
     encoder.model.forward = lambda pixel_values: types.SimpleNamespace(pooler_output=None)
     with pytest.raises(ConfigError, match="no pooled output of its own"):
-        PictureEmbedder(encoder, tmp_path, pooling="own")
+        ImageEmbedder(encoder, tmp_path, pooling="own")
 
 
-def test_each_picture_is_encoded_once_over_two_runs(tmp_path: Path) -> None:
-    paths = paint(tmp_path / "pictures", 7)
+def test_each_image_is_encoded_once_over_two_runs(tmp_path: Path) -> None:
+    paths = paint(tmp_path / "images", 7)
     examples = [Example(p, q) for p in paths for q in ("What?", "Why?")]
     first = im.load_vision("tiny-vit")
     seen = Counting(first)
-    embed = PictureEmbedder(first, tmp_path / "cache", batch_size=3)
+    embed = ImageEmbedder(first, tmp_path / "cache", batch_size=3)
     vectors = embed(examples)
     again = embed(list(reversed(examples)))
-    assert seen.pictures == embed.encoded == 7
+    assert seen.images == embed.encoded == 7
     assert (vectors == again[::-1]).all()
 
     second = im.load_vision("tiny-vit")  # as a new process would load it
     seen = Counting(second)
     renamed = [p.rename(p.with_name(f"new-{p.name}")) for p in paths]
-    embed = PictureEmbedder(second, tmp_path / "cache")
+    embed = ImageEmbedder(second, tmp_path / "cache")
     found = embed([Example(p, q) for p in renamed for q in ("What?", "Why?")])
-    assert seen.pictures == embed.encoded == 0
+    assert seen.images == embed.encoded == 0
     assert (found == vectors).all()
 
 
 def test_with_and_without_a_folder_vectors_are_the_same(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
-    examples = [Example(p) for p in paint(tmp_path / "pictures", 3)]
-    kept = PictureEmbedder(encoder, tmp_path / "cache")(examples)
-    assert (PictureEmbedder(encoder)(examples) == kept).all()
+    examples = [Example(p) for p in paint(tmp_path / "images", 3)]
+    kept = ImageEmbedder(encoder, tmp_path / "cache")(examples)
+    assert (ImageEmbedder(encoder)(examples) == kept).all()
 
 
 def test_another_encoder_does_not_meet_the_first_ones_vectors(tmp_path: Path) -> None:
     from isthmus.model.backbones.tiny import tiny_vit_model
     from isthmus.model.backbones.vision import load_vision
 
-    examples = [Example(p) for p in paint(tmp_path / "pictures", 2)]
-    PictureEmbedder(im.load_vision("tiny-vit"), tmp_path)(examples)
-    other = PictureEmbedder(load_vision(tiny_vit_model(seed=1)), tmp_path)
+    examples = [Example(p) for p in paint(tmp_path / "images", 2)]
+    ImageEmbedder(im.load_vision("tiny-vit"), tmp_path)(examples)
+    other = ImageEmbedder(load_vision(tiny_vit_model(seed=1)), tmp_path)
     found = other(examples)
     assert other.encoded == 2
-    assert (PictureEmbedder(load_vision(tiny_vit_model(seed=1)))(examples) == found).all()
+    assert (ImageEmbedder(load_vision(tiny_vit_model(seed=1)))(examples) == found).all()
 
 
 def test_features_that_training_has_cached_are_pooled(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
-    paths = paint(tmp_path / "pictures", 4)
+    paths = paint(tmp_path / "images", 4)
     FeatureCache(tmp_path / "cache", PatchFeatures(encoder)).fill(
-        [Picture(p) for p in paths[:3]], quiet=True
+        [ImageRef(p) for p in paths[:3]], quiet=True
     )
     seen = Counting(encoder)
-    found = PictureEmbedder(encoder, tmp_path / "cache")([Example(p) for p in paths])
-    assert seen.pictures == 1
+    found = ImageEmbedder(encoder, tmp_path / "cache")([Example(p) for p in paths])
+    assert seen.images == 1
     np.testing.assert_allclose(
-        found, PictureEmbedder(encoder)([Example(p) for p in paths]), atol=2e-3
+        found, ImageEmbedder(encoder)([Example(p) for p in paths]), atol=2e-3
     )
 
 
-def test_examples_without_pictures_and_unknown_poolings_are_refused() -> None:
+def test_examples_without_images_and_unknown_poolings_are_refused() -> None:
     encoder = im.load_vision("tiny-vit")
-    with pytest.raises(InputError, match=r'example 0 \("Why\?"\) has no picture'):
-        PictureEmbedder(encoder)([Example((), "Why?")])
+    with pytest.raises(InputError, match=r'example 0 \("Why\?"\) has no image'):
+        ImageEmbedder(encoder)([Example((), "Why?")])
     with pytest.raises(ConfigError, match='did you mean "mean"'):
-        PictureEmbedder(encoder, pooling="mena")  # type: ignore[arg-type]
+        ImageEmbedder(encoder, pooling="mena")  # type: ignore[arg-type]
 
 
 # --- Texts ---------------------------------------------------------------------------------------

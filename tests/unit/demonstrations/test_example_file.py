@@ -12,7 +12,7 @@ from PIL import Image
 from isthmus.demonstrations.example_file import read_examples, read_worked, write_examples
 from isthmus.demonstrations.rationales import Worked
 from isthmus.errors import InputError
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 from isthmus.prompts.prompt import Example
 
 LATEX = st.text(st.sampled_from('\\"nut\n'), max_size=12)
@@ -64,15 +64,15 @@ def test_the_file_is_pleasant_to_read(tmp_path: Path) -> None:
         'made = { by = "auto-cot", cluster = 3 }\n'
     )
     [read] = read_examples(tmp_path / "shots.toml")
-    assert open_picture(read.pictures[0]).size == (4, 4)
+    assert open_image(read.images[0]).size == (4, 4)
     assert (read.question, read.rationale) == (example.question, example.rationale)
 
 
-def test_a_picture_in_memory_is_written_beside_the_file(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (3, 2), "red")
-    write_examples(tmp_path / "shots.toml", [Example(picture, "?", "red")] * 2)
+def test_a_image_in_memory_is_written_beside_the_file(tmp_path: Path) -> None:
+    image = Image.new("RGB", (3, 2), "red")
+    write_examples(tmp_path / "shots.toml", [Example(image, "?", "red")] * 2)
     first, second = read_examples(tmp_path / "shots.toml")
-    assert open_picture(first.pictures[0]).tobytes() == picture.tobytes()
+    assert open_image(first.images[0]).tobytes() == image.tobytes()
     assert first == second
 
 

@@ -59,8 +59,8 @@ def answers(found: list[Example]) -> str:
 
 def logprob(model: VisionLanguageModel, prompt: Prompt, answer: str) -> float:
     """An answer's log-probability, by one plain forward pass over the whole text."""
-    batch = model.prepare([prompt.text + answer], [prompt.pictures])
-    start = model.prepare([prompt.text], [prompt.pictures]).input_ids.shape[1]
+    batch = model.prepare([prompt.text + answer], [prompt.images])
+    start = model.prepare([prompt.text], [prompt.images]).input_ids.shape[1]
     with torch.no_grad():
         logits = model(batch).logits[0, start - 1 : -1]
     return -float(F.cross_entropy(logits, batch.input_ids[0, start:], reduction="sum"))
@@ -241,8 +241,8 @@ def test_the_model_writes_its_own_probes(engine: Engine) -> None:
         assert probe.answer is None
         assert "\n" not in probe.question
         assert "Answer:" not in probe.question
-        assert any(probe.pictures == shot.pictures for shot in given)
-    assert len({id(probe.pictures[0]) for probe in probes}) == 3
+        assert any(probe.images == shot.images for shot in given)
+    assert len({id(probe.images[0]) for probe in probes}) == 3
     found = search_order(engine, PLAIN, given, CHOICES)
     assert sorted(f.order for f in found) == orders
 

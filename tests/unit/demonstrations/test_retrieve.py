@@ -14,8 +14,8 @@ from isthmus.demonstrations.retrieve import (
     Balanced,
     Diverse,
     Fixed,
+    ImageThenText,
     Nearest,
-    PictureThenText,
     RandomShots,
     Selector,
     rices,
@@ -119,7 +119,7 @@ def test_equals_come_in_the_support_sets_order() -> None:
     assert names(near.select(Example((), "q"), 6)) == list("012345")
 
 
-def test_rices_finds_the_identical_picture_and_puts_it_last() -> None:
+def test_rices_finds_the_identical_image_and_puts_it_last() -> None:
     support = [Example(noise(i), f"What is {i}?", f"{i}") for i in range(30)]
     near = rices(support, im.load_vision("tiny-vit"))
     for i in (0, 17, 29):
@@ -151,7 +151,7 @@ def test_rices_ranks_by_distance_in_feature_space(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
     support = [Example(noise(i), "", f"{i}") for i in range(12)]
     query = Example(noise(99))
-    pixels = [encoder.preprocess(e.pictures[0])[None] for e in (*support, query)]
+    pixels = [encoder.preprocess(e.images[0])[None] for e in (*support, query)]
     means = [encoder(p)[0].mean(dim=0).numpy() for p in pixels]
     unit = [m / np.linalg.norm(m) for m in means]
     expected = sorted(range(12), key=lambda i: -float(unit[i] @ unit[-1]))
@@ -190,14 +190,14 @@ def test_a_text_encoder_of_the_users_is_taken() -> None:
     assert len(near.select(Example((), "x"), 2)) == 2
 
 
-def test_pictures_choose_the_pool_and_questions_from_it() -> None:
-    pictures = {"q": [1, 0], "a": [1, 0.1], "b": [1, 0.2], "c": [1, 0.3], "d": [0, 1]}
+def test_images_choose_the_pool_and_questions_from_it() -> None:
+    images = {"q": [1, 0], "a": [1, 0.1], "b": [1, 0.2], "c": [1, 0.3], "d": [0, 1]}
     asked = {"q": [0, 1], "a": [1, 0], "b": [1, 1], "c": [0, 1], "d": [0, 1]}
     support = [Example((), x, x) for x in "dabc"]
     query = Example((), "q")
 
     def chosen(pool: int, k: int) -> list[str]:
-        both = PictureThenText(support, by_table(pictures), by_table(asked), pool)
+        both = ImageThenText(support, by_table(images), by_table(asked), pool)
         return names(both.select(query, k))
 
     assert chosen(3, 3) == ["c", "b", "a"]
@@ -206,11 +206,11 @@ def test_pictures_choose_the_pool_and_questions_from_it() -> None:
     assert chosen(1, 3) == ["c", "b", "a"]  # a pool is never smaller than what is asked for
 
 
-def test_equal_questions_leave_the_order_to_pictures() -> None:
+def test_equal_questions_leave_the_order_to_images() -> None:
     support = [Example(noise(i), "What?", f"{i}") for i in range(12)]
     encoder = im.load_vision("tiny-vit")
     near = rices(support, encoder)
-    both = PictureThenText(support, near.embed, pool=6)
+    both = ImageThenText(support, near.embed, pool=6)
     assert both.select(Example(noise(40), "What?"), 6) == near.select(
         Example(noise(40), "What?"), 6
     )
@@ -305,7 +305,7 @@ def selectors() -> dict[str, Selector]:
         "balanced": Balanced(support),
         "rices": near,
         "text": text_neighbours(support),
-        "mmices": PictureThenText(support, near.embed),
+        "mmices": ImageThenText(support, near.embed),
         "mmr": Diverse(near),
         "dpp": Diverse(near, "dpp"),
         "routed": Routed(near, queries, sets=2),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 from isthmus.demonstrations.support import Support, identity, pixel_keys
-from isthmus.errors import InputError, PictureError
+from isthmus.errors import ImageError, InputError
 from isthmus.prompts.prompt import Example
 
 
@@ -18,9 +18,9 @@ def noise(seed: int, size: int = 12) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def saved(picture: Image.Image, name: str) -> bytes:
+def saved(image: Image.Image, name: str) -> bytes:
     data = io.BytesIO()
-    picture.save(data, name)
+    image.save(data, name)
     return data.getvalue()
 
 
@@ -49,16 +49,16 @@ def test_case_and_white_space_do_not_hide_the_query() -> None:
     assert answers(Support(SHOTS), Example(noise(0), " what is  IT?\n")) == "bcd"
 
 
-def test_the_same_pixels_in_any_form_are_the_same_picture(tmp_path: Path) -> None:
-    picture = noise(0)
-    picture.save(tmp_path / "a.png")
+def test_the_same_pixels_in_any_form_are_the_same_image(tmp_path: Path) -> None:
+    image = noise(0)
+    image.save(tmp_path / "a.png")
     forms = [
         tmp_path / "a.png",
         str(tmp_path / "a.png"),
-        saved(picture, "BMP"),
-        saved(picture, "PNG"),
-        Picture(tmp_path / "a.png"),
-        Picture(Path("in memory"), data=saved(picture, "BMP")),
+        saved(image, "BMP"),
+        saved(image, "PNG"),
+        ImageRef(tmp_path / "a.png"),
+        ImageRef(Path("in memory"), data=saved(image, "BMP")),
     ]
     for form in forms:
         assert answers(Support(SHOTS), Example([form], "What is it?")) == "bcd"
@@ -75,23 +75,23 @@ def test_demonstrations_without_an_id_are_no_leak_of_queries_without_one() -> No
     assert answers(support, Example(noise(5), "Else?"), None) == "abcd"
 
 
-def test_other_questions_about_the_same_picture_can_be_refused() -> None:
+def test_other_questions_about_the_same_image_can_be_refused() -> None:
     query = Example([noise(7), noise(0)], "Compare?")
     assert answers(Support(SHOTS), query) == "abcd"
-    assert answers(Support(SHOTS, other_pictures=True), query) == "cd"
+    assert answers(Support(SHOTS, other_images=True), query) == "cd"
 
 
-def test_pictures_in_another_order_are_another_example() -> None:
+def test_images_in_another_order_are_another_example() -> None:
     support = Support([Example([noise(0), noise(1)], "Compare?", "a")])
     assert answers(support, Example([noise(1), noise(0)], "Compare?")) == "a"
     assert answers(support, Example([noise(0), noise(1)], "Compare?")) == ""
 
 
-def test_pictures_are_opened_only_where_questions_are_equal(tmp_path: Path) -> None:
+def test_images_are_opened_only_where_questions_are_equal(tmp_path: Path) -> None:
     missing = Example(tmp_path / "missing.png", "Broken?", "x")
     support = Support([missing, SHOTS[0]])
     assert answers(support, Example(noise(3), "What is it?")) == "xa"
-    with pytest.raises(PictureError, match=r"missing\.png"):
+    with pytest.raises(ImageError, match=r"missing\.png"):
         answers(support, Example(noise(3), "Broken?"))
 
 
@@ -109,12 +109,12 @@ def test_too_few_demonstrations_are_an_error_that_says_how_many() -> None:
 
 def test_an_open_file_is_refused_before_it_is_used_up() -> None:
     file = io.BytesIO(saved(noise(0), "PNG"))
-    with pytest.raises(PictureError, match="only once"):
+    with pytest.raises(ImageError, match="only once"):
         pixel_keys(Example([file], "What is it?"))
     assert file.tell() == 0
 
 
-def test_identity_depends_on_question_pictures_and_their_order() -> None:
+def test_identity_depends_on_question_images_and_their_order() -> None:
     a, b = noise(0), noise(1)
     different = [Example([a, b], "Q"), Example([b, a], "Q"), Example(a, "Q"), Example([a, b], "R")]
     assert len({identity(e) for e in different}) == 4

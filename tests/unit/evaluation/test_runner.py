@@ -153,7 +153,7 @@ def test_closed_answers_are_scored_as_the_engine_scores_them(engine: Engine) -> 
         assert record.parsed == max(record.scores, key=lambda o: record.scores[o])
         assert record.right == float(record.parsed == item.example.answer)
         assert (record.prompt, record.expected) == (prompt.text, item.example.answer)
-        assert len(record.pictures) == 3
+        assert len(record.images) == 3
 
 
 def test_scores_are_calibrated_against_the_same_shots(engine: Engine) -> None:
@@ -171,7 +171,7 @@ def test_scores_are_calibrated_against_the_same_shots(engine: Engine) -> None:
             [
                 Prompt.of(
                     [s._replace(text=s.text.replace(gap, text)) for s in prompt.spans],
-                    prompt.pictures,
+                    prompt.images,
                 )
             ],
             [" even", " odd"],

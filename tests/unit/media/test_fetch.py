@@ -1,4 +1,4 @@
-"""Pictures by address: allowed hosts alone, the address that was checked, nothing but a picture."""
+"""Images by address: allowed hosts alone, the address that was checked, nothing but an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from isthmus.errors import FetchError, PictureError
+from isthmus.errors import FetchError, ImageError
 from isthmus.media.fetch import Fetcher, is_public, is_url
 
 PUBLIC = "93.184.216.34"
@@ -127,7 +127,7 @@ def test_a_host_with_any_private_address_is_refused(private: str, first: bool) -
 
 @dataclass
 class Host:
-    """A host "pictures.test" and everything that was asked of it."""
+    """A host "images.test" and everything that was asked of it."""
 
     fetcher: Fetcher
     resolved: list[str] = field(default_factory=list)
@@ -151,7 +151,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\n")
             self._drip(b"x")  # a header that never ends
             return
-        body = b"x" * 50_000 if self.path == "/large" else b"picture"
+        body = b"x" * 50_000 if self.path == "/large" else b"image"
         body = b"x" * 1000 if self.path == "/drip" else body
         self.send_response(404 if self.path == "/missing" else 200)
         if self.path != "/no-length":
@@ -230,7 +230,7 @@ def host(certificate: tuple[Path, Path]) -> Iterator[Host]:
 
 def test_the_connection_is_to_what_was_checked(host: Host) -> None:
     """Rebinding: a name that is looked up twice leads elsewhere the second time."""
-    assert host.fetcher.fetch("https://pictures.test/cat.png?a=b c") == b"picture"
+    assert host.fetcher.fetch("https://pictures.test/cat.png?a=b c") == b"image"
     assert host.resolved == ["pictures.test"]
     assert host.connected == [PUBLIC]
     assert host.asked == [("/cat.png?a=b%20c", "pictures.test")]
@@ -322,7 +322,7 @@ def test_what_an_address_is() -> None:
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_whatever_is_not_public_is_refused_for_everybody(scheme: str, host: str) -> None:
-    with pytest.raises(PictureError, match=r"^[^\n]*not on the open internet"):
+    with pytest.raises(ImageError, match=r"^[^\n]*not on the open internet"):
         Fetcher(None, plain=True).fetch(f"{scheme}://{host}/cat.png")
 
 
@@ -338,7 +338,7 @@ def test_whatever_is_not_public_is_refused_for_everybody(scheme: str, host: str)
         "https://user@pictures.test/cat.png",
     ],
 )
-def test_addresses_that_are_no_picture_s(url: str) -> None:
+def test_addresses_that_are_no_image_s(url: str) -> None:
     fetcher = Fetcher(None, plain=True, resolve=lambda host, port: pytest.fail("looked up"))
     with pytest.raises(FetchError, match=r"^[^\n]*$") as caught:
         fetcher.fetch(url)
@@ -354,7 +354,7 @@ def test_http_where_it_is_allowed() -> None:
             self.send_response(200)
             self.send_header("Content-Length", "7")
             self.end_headers()
-            self.wfile.write(b"picture")
+            self.wfile.write(b"image")
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -369,5 +369,5 @@ def test_http_where_it_is_allowed() -> None:
         )
         data = fetcher.fetch("http://pictures.test/a%20b/점.png?size=2&x=y#part")
         server.shutdown()
-    assert data == b"picture"
+    assert data == b"image"
     assert asked == [("/a%20b/%EC%A0%90.png?size=2&x=y", "pictures.test")]

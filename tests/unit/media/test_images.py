@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from isthmus.errors import PictureError
+from isthmus.errors import ImageError
 from isthmus.media import image as images
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
-def test_every_way_in_gives_the_same_picture(tmp_path: Path) -> None:
-    picture = Image.effect_noise((9, 7), 80).convert("RGB")
-    data = encoded(picture)
+def test_every_way_in_gives_the_same_image(tmp_path: Path) -> None:
+    image = Image.effect_noise((9, 7), 80).convert("RGB")
+    data = encoded(image)
     path = tmp_path / "a.png"
     path.write_bytes(data)
-    for source in (path, str(path), data, io.BytesIO(data), picture):
-        assert open_picture(source).tobytes() == picture.tobytes()
+    for source in (path, str(path), data, io.BytesIO(data), image):
+        assert open_image(source).tobytes() == image.tobytes()
 
 
 def test_transparency_is_laid_over_white() -> None:
@@ -33,12 +33,12 @@ def test_transparency_is_laid_over_white() -> None:
     grey = Image.new("LA", (1, 1), (0, 0))
     palette = Image.new("P", (1, 1), 0)
     palette.putpalette([0, 0, 255])
-    out = open_picture(encoded(rgba))
+    out = open_image(encoded(rgba))
     assert out.getpixel((0, 0)) == (227, 127, 127)  # 200 * 128/255 + 255 * 127/255
     assert out.getpixel((1, 0)) == (255, 255, 255)
-    assert open_picture(encoded(grey)).getpixel((0, 0)) == (255, 255, 255)
-    assert open_picture(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
-    assert open_picture(encoded(palette)).getpixel((0, 0)) == (0, 0, 255)
+    assert open_image(encoded(grey)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(encoded(palette, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(encoded(palette)).getpixel((0, 0)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -57,45 +57,45 @@ def test_a_photograph_stands_upright(orientation: int) -> None:
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert open_picture(encoded(stored, exif=exif)).tobytes() == upright.tobytes()
+    assert open_image(encoded(stored, exif=exif)).tobytes() == upright.tobytes()
 
 
 def test_deep_grey_keeps_its_range() -> None:
     deep = Image.new("I;16", (2, 1))
     deep.putpixel((0, 0), 65535)
-    out = open_picture(encoded(deep))
+    out = open_image(encoded(deep))
     assert (out.getpixel((0, 0)), out.getpixel((1, 0))) == ((255,) * 3, (0,) * 3)
 
 
 def test_cmyk_and_the_first_frame_of_an_animation() -> None:
     red = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
-    r, g, b = open_picture(red).getpixel((4, 4))  # type: ignore[misc]
+    r, g, b = open_image(red).getpixel((4, 4))  # type: ignore[misc]
     assert r > 200
     assert max(g, b) < 60
     frames = [Image.new("RGB", (2, 2), c) for c in ("red", "blue")]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert open_picture(animation).getpixel((0, 0)) == (255, 0, 0)
+    assert open_image(animation).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_truncated_file_is_refused(kind: str) -> None:
     whole = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
-    with pytest.raises(PictureError, match=r"truncated|cannot be opened|no picture"):
-        open_picture(whole[: len(whole) * 2 // 3])
+    with pytest.raises(ImageError, match=r"truncated|cannot be opened|no image"):
+        open_image(whole[: len(whole) * 2 // 3])
 
 
 def test_other_formats_other_things_and_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PictureError, match="no picture of a known format"):
-        open_picture(encoded(Image.new("RGB", (2, 2)), "TIFF"))
-    with pytest.raises(PictureError, match="got int"):
-        open_picture(3)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="no image of a known format"):
+        open_image(encoded(Image.new("RGB", (2, 2)), "TIFF"))
+    with pytest.raises(ImageError, match="got int"):
+        open_image(3)  # type: ignore[arg-type]
     monkeypatch.setattr(images, "MOST_PIXELS", 3)
-    with pytest.raises(PictureError, match="claims 2 x 2 pixels"):
-        open_picture(encoded(Image.new("RGB", (2, 2))))
+    with pytest.raises(ImageError, match="claims 2 x 2 pixels"):
+        open_image(encoded(Image.new("RGB", (2, 2))))
 
 
 def test_the_hash_is_of_what_is_seen() -> None:
-    picture = Image.effect_noise((5, 4), 80).convert("RGB")
-    same = open_picture(encoded(picture))
-    assert images.content_hash(same) == images.content_hash(picture)
-    assert images.content_hash(picture.resize((4, 5))) != images.content_hash(picture)
+    image = Image.effect_noise((5, 4), 80).convert("RGB")
+    same = open_image(encoded(image))
+    assert images.content_hash(same) == images.content_hash(image)
+    assert images.content_hash(image.resize((4, 5))) != images.content_hash(image)

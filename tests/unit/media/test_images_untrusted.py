@@ -1,4 +1,4 @@
-"""Pictures that strangers made, in full: exact pixels, damage, bombs, hostile addresses."""
+"""Images that strangers made, in full: exact pixels, damage, bombs, hostile addresses."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from isthmus.errors import PictureError
+from isthmus.errors import ImageError
 from isthmus.media import image as images
-from isthmus.media.image import content_hash, open_picture
+from isthmus.media.image import content_hash, open_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def stored(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    """The bytes of a picture's file."""
+def stored(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image's file."""
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
 def row(*colours: Any, mode: str = "RGB") -> Image.Image:
-    """A picture one pixel high."""
-    picture = Image.new(mode, (len(colours), 1))
-    picture.putdata(colours)
-    return picture
+    """An image one pixel high."""
+    image = Image.new(mode, (len(colours), 1))
+    image.putdata(colours)
+    return image
 
 
-def pixels(picture: Image.Image) -> list[Any]:
-    """All pixels of a picture, row by row."""
-    assert picture.mode == "RGB"
-    return [picture.getpixel((x, y)) for y in range(picture.height) for x in range(picture.width)]
+def pixels(image: Image.Image) -> list[Any]:
+    """All pixels of an image, row by row."""
+    assert image.mode == "RGB"
+    return [image.getpixel((x, y)) for y in range(image.height) for x in range(image.width)]
 
 
 def noise() -> Image.Image:
@@ -56,40 +56,40 @@ def test_a_lossless_file_gives_its_pixels_from_every_kind_of_source(
     path = tmp_path / "noise"
     path.write_bytes(data)
     with path.open("rb") as file:
-        opened = [open_picture(s) for s in (path, str(path), data, bytearray(data), file)]
-    opened.append(open_picture(Image.open(path)))
+        opened = [open_image(s) for s in (path, str(path), data, bytearray(data), file)]
+    opened.append(open_image(Image.open(path)))
     assert {p.tobytes() for p in opened} == {noise().tobytes()}
 
 
 def test_a_jpeg_is_what_pillow_makes_of_it() -> None:
     data = stored(noise(), "JPEG")
-    assert open_picture(data).tobytes() == Image.open(io.BytesIO(data)).tobytes()
+    assert open_image(data).tobytes() == Image.open(io.BytesIO(data)).tobytes()
 
 
 def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.new("RGB", (3, 2), colour) for colour in (RED, BLUE)]
     data = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert pixels(open_picture(data)) == [RED] * 6
+    assert pixels(open_image(data)) == [RED] * 6
 
 
-def test_a_phones_photograph_with_a_second_picture_inside_gives_the_first() -> None:
+def test_a_phones_photograph_with_a_second_image_inside_gives_the_first() -> None:
     data = stored(
         Image.new("RGB", (8, 8), RED), "MPO", save_all=True, append_images=[noise()], quality=100
     )
-    assert open_picture(data).getpixel((4, 4)) == (254, 0, 0)
+    assert open_image(data).getpixel((4, 4)) == (254, 0, 0)
 
 
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held so that the top is on the left
     data = stored(row(RED, GREEN, BLUE), exif=exif)
-    upright = open_picture(data)
+    upright = open_image(data)
     assert upright.size == (1, 3)
     assert pixels(upright) == [RED, GREEN, BLUE]
-    assert pixels(open_picture(Image.open(io.BytesIO(data)))) == [RED, GREEN, BLUE]
+    assert pixels(open_image(Image.open(io.BytesIO(data)))) == [RED, GREEN, BLUE]
 
 
-def test_damaged_metadata_do_not_hide_a_sound_picture() -> None:
+def test_damaged_metadata_do_not_hide_a_sound_image() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = stored(noise(), "JPEG", exif=exif)
@@ -97,58 +97,58 @@ def test_damaged_metadata_do_not_hide_a_sound_picture() -> None:
     entry = data.index(struct.pack(">H", 0x0112), start)
     # the orientation's type and count say text of 60,000 letters
     broken = data[: entry + 2] + struct.pack(">HI", 2, 60_000) + data[entry + 8 :]
-    assert open_picture(broken).size == (40, 30)
+    assert open_image(broken).size == (40, 30)
 
 
 def test_transparency_is_laid_over_white() -> None:
-    picture = row((255, 0, 0, 255), (255, 0, 0, 128), (10, 20, 30, 0), mode="RGBA")
+    image = row((255, 0, 0, 255), (255, 0, 0, 128), (10, 20, 30, 0), mode="RGBA")
     # (255 * 128 + 0 * 127) / 255 of white comes through where alpha is 128
-    assert pixels(open_picture(stored(picture))) == [RED, (255, 127, 127), WHITE]
-    assert pixels(open_picture(picture)) == [RED, (255, 127, 127), WHITE]
+    assert pixels(open_image(stored(image))) == [RED, (255, 127, 127), WHITE]
+    assert pixels(open_image(image)) == [RED, (255, 127, 127), WHITE]
 
 
 def test_grey_with_transparency_is_laid_over_white() -> None:
-    picture = row((0, 255), (0, 128), (0, 0), (100, 255), mode="LA")
-    assert pixels(open_picture(stored(picture))) == [(0,) * 3, (127,) * 3, WHITE, (100,) * 3]
+    image = row((0, 255), (0, 128), (0, 0), (100, 255), mode="LA")
+    assert pixels(open_image(stored(image))) == [(0,) * 3, (127,) * 3, WHITE, (100,) * 3]
 
 
 def palette(*indices: int) -> Image.Image:
-    picture = row(*indices, mode="P")
-    picture.putpalette([*RED, *GREEN, *BLUE])
-    return picture
+    image = row(*indices, mode="P")
+    image.putpalette([*RED, *GREEN, *BLUE])
+    return image
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
 def test_a_palette_gives_its_colours_and_its_transparent_one_is_white(form: str) -> None:
-    assert pixels(open_picture(stored(palette(0, 1, 2), form))) == [RED, GREEN, BLUE]
-    seen = open_picture(stored(palette(0, 1, 2), form, transparency=1))
+    assert pixels(open_image(stored(palette(0, 1, 2), form))) == [RED, GREEN, BLUE]
+    seen = open_image(stored(palette(0, 1, 2), form, transparency=1))
     assert pixels(seen) == [RED, WHITE, BLUE]
 
 
 def test_a_palette_with_half_transparent_colours() -> None:
     data = stored(palette(0, 1, 2), transparency=bytes([128, 255, 0]))
-    assert pixels(open_picture(data)) == [(255, 127, 127), GREEN, WHITE]
+    assert pixels(open_image(data)) == [(255, 127, 127), GREEN, WHITE]
 
 
 def test_a_transparent_colour_key_is_white() -> None:
     data = stored(row(RED, GREEN, BLUE), transparency=GREEN)
-    assert pixels(open_picture(data)) == [RED, WHITE, BLUE]
+    assert pixels(open_image(data)) == [RED, WHITE, BLUE]
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off() -> None:
-    picture = Image.frombytes("I;16", (4, 1), struct.pack("<4H", 0, 257, 32896, 65535))
+    image = Image.frombytes("I;16", (4, 1), struct.pack("<4H", 0, 257, 32896, 65535))
     expected = [(0,) * 3, (1,) * 3, (128,) * 3, WHITE]
-    assert pixels(open_picture(stored(picture))) == expected
-    assert pixels(open_picture(picture)) == expected
+    assert pixels(open_image(stored(image))) == expected
+    assert pixels(open_image(image)) == expected
 
 
 def test_print_colours_and_other_modes() -> None:
     cyan_only = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
-    assert set(pixels(open_picture(cyan_only))) == {(0, 255, 255)}
-    from_file = open_picture(stored(cyan_only, "JPEG", quality=100))
+    assert set(pixels(open_image(cyan_only))) == {(0, 255, 255)}
+    from_file = open_image(stored(cyan_only, "JPEG", quality=100))
     assert from_file.getpixel((4, 4)) == pytest.approx((0, 255, 255), abs=2)
-    assert pixels(open_picture(row(0.0, 0.5, 1.0, mode="F"))) == [(0,) * 3, (128,) * 3, WHITE]
-    assert pixels(open_picture(row(0, 255, mode="1"))) == [(0,) * 3, WHITE]
+    assert pixels(open_image(row(0.0, 0.5, 1.0, mode="F"))) == [(0,) * 3, (128,) * 3, WHITE]
+    assert pixels(open_image(row(0, 255, mode="1"))) == [(0,) * 3, WHITE]
 
 
 # --- What is refused -----------------------------------------------------------------------------
@@ -156,8 +156,8 @@ def test_print_colours_and_other_modes() -> None:
 
 def refused(source: Any) -> str:
     """The message of the error, which is one line."""
-    with pytest.raises(PictureError) as caught:
-        open_picture(source)
+    with pytest.raises(ImageError) as caught:
+        open_image(source)
     message = str(caught.value)
     assert message
     assert "\n" not in message
@@ -199,7 +199,7 @@ def claiming(form: str, width: int, height: int) -> bytes:
 
 @pytest.fixture
 def nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture's pixels must not be asked for."""
+    """An image's pixels must not be asked for."""
 
     def load(self: Image.Image) -> None:
         raise AssertionError("decoded")
@@ -240,20 +240,20 @@ def test_no_side_may_be_too_long_nor_too_long_for_the_other() -> None:
     assert "200 times" in refused(png(2_001, 10))
 
 
-def test_two_hundred_to_one_is_still_a_picture() -> None:
-    assert open_picture(Image.new("RGB", (200, 1))).size == (200, 1)
+def test_two_hundred_to_one_is_still_a_image() -> None:
+    assert open_image(Image.new("RGB", (200, 1))).size == (200, 1)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_truncated_file_is_refused(form: str, share: float) -> None:
     data = stored(noise(), form)
-    assert open_picture(data).size == (40, 30)
+    assert open_image(data).size == (40, 30)
     refused(data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_random_damage_ends_in_a_picture_or_a_picture_error(form: str) -> None:
+def test_random_damage_ends_in_a_image_or_a_image_error(form: str) -> None:
     data = stored(noise(), form, **({"exif": Image.Exif()} if form == "JPEG" else {}))
     generator = random.Random(0)
     messages = []
@@ -262,14 +262,14 @@ def test_random_damage_ends_in_a_picture_or_a_picture_error(form: str) -> None:
         for _ in range(generator.choice([1, 2, 5])):
             broken[generator.randrange(min(len(broken), 400))] = generator.randrange(256)
         try:
-            assert open_picture(bytes(broken)).mode == "RGB"
-        except PictureError as error:
+            assert open_image(bytes(broken)).mode == "RGB"
+        except ImageError as error:
             messages.append(str(error))
     assert messages
     assert not any("\n" in message for message in messages)
 
 
-def test_what_is_not_there_or_not_a_picture_is_named(tmp_path: Path) -> None:
+def test_what_is_not_there_or_not_a_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "words.png").write_text("a picture of a cat")
     assert "no file at" in refused(tmp_path / "none.png")
@@ -315,11 +315,11 @@ def test_an_endless_file_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_hash_is_of_size_and_pixels() -> None:
-    picture = row(RED, GREEN)
+    image = row(RED, GREEN)
     expected = hashlib.sha256(b"2 1 \xff\x00\x00\x00\xff\x00").hexdigest()[:32]
-    assert content_hash(picture) == expected
-    assert content_hash(stored(picture)) == expected == content_hash(stored(picture, "BMP"))
-    assert content_hash(picture.transpose(Image.Transpose.ROTATE_90)) != expected
+    assert content_hash(image) == expected
+    assert content_hash(stored(image)) == expected == content_hash(stored(image, "BMP"))
+    assert content_hash(image.transpose(Image.Transpose.ROTATE_90)) != expected
     assert content_hash(row(GREEN, RED)) != expected
 
 

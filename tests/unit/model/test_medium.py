@@ -228,7 +228,7 @@ def test_a_swapped_pair_of_pages_is_refused() -> None:
     model.add_medium(Page())
     batch = model.prepare(["<image><image>x"], [[PAGES[0], PAGES[2]]])
     swapped = replace(batch, pixels=tuple(reversed(batch.pixels)))  # type: ignore[arg-type]
-    with pytest.raises(PromptError, match="picture 0 became 9 visual tokens, and its layout has 3"):
+    with pytest.raises(PromptError, match="image 0 became 9 visual tokens, and its layout has 3"):
         model(swapped)
 
 
@@ -243,7 +243,7 @@ def test_what_no_medium_takes_is_refused(heard: VisionLanguageModel) -> None:
 @torch.inference_mode()
 def naive(model: VisionLanguageModel, prompt: Prompt) -> tuple[list[float], list[int]]:
     """Scores of the answers and the greedy tokens, from passes over the whole text."""
-    batch = model.prepare([prompt.text], [prompt.pictures])
+    batch = model.prepare([prompt.text], [prompt.images])
     start = batch.input_ids.shape[1]
 
     def known(new: Sequence[int]) -> Tensor:
@@ -306,7 +306,7 @@ def test_both_engines_say_of_sounds_what_the_model_says(heard: VisionLanguageMod
 
 def test_pages_are_generated_from_by_transformers_too(paged: VisionLanguageModel) -> None:
     prompt = Prompt("<image>a<image>b", (PAGES[0], PAGES[2]))
-    batch = paged.prepare([prompt.text], [prompt.pictures])
+    batch = paged.prepare([prompt.text], [prompt.images])
     ids = im.generate(paged, batch, max_new_tokens=MOST)[0].tolist()
     assert ids == naive(paged, prompt)[1]
 

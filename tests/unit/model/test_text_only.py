@@ -1,4 +1,4 @@
-"""A language model alone: prompts, engine and tasks run on it, pictures and saving do not."""
+"""A language model alone: prompts, engine and tasks run on it, images and saving do not."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_tasks_of_text_run_on_it(model: VisionLanguageModel) -> None:
     assert row.n == 4
 
 
-def test_it_refuses_pictures_and_saving(model: VisionLanguageModel, tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 8))
-    with pytest.raises(PromptError, match="sees no pictures"):
-        im.ask(model, picture, "What is it?")
-    with pytest.raises(PromptError, match="sees no pictures"):
-        im.Engine(model).score([im.Prompt("<image>", (picture,))], ["a"])
+def test_it_refuses_images_and_saving(model: VisionLanguageModel, tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(PromptError, match="sees no images"):
+        im.ask(model, image, "What is it?")
+    with pytest.raises(PromptError, match="sees no images"):
+        im.Engine(model).score([im.Prompt("<image>", (image,))], ["a"])
     with pytest.raises(CheckpointError, match="no strip"):
         im.save(model, tmp_path / "out")
 

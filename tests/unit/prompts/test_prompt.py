@@ -15,7 +15,7 @@ def test_questions_are_flamingos_letter_by_letter() -> None:
     assert prompt.text == (
         "<image>Question: How many? Answer: 2<|endofchunk|><image>Question: What is it? Answer:"
     )
-    assert prompt.pictures == ("a.jpg", "b.jpg")
+    assert prompt.images == ("a.jpg", "b.jpg")
 
 
 def test_captions_are_flamingos_letter_by_letter() -> None:
@@ -23,7 +23,7 @@ def test_captions_are_flamingos_letter_by_letter() -> None:
     assert prompt.text == "<image>Output: a dog<|endofchunk|><image>Output:"
 
 
-def test_several_pictures_and_none() -> None:
+def test_several_images_and_none() -> None:
     assert plain([], Example(("a", "b"), "Same?")).text == "<image><image>Question: Same? Answer:"
     assert plain([], Example((), "Two?")).text == "Question: Two? Answer:"
 
@@ -35,7 +35,7 @@ def test_a_query_equal_to_a_shot_is_still_a_query() -> None:
 @pytest.mark.parametrize("field", ["question", "answer"])
 def test_tags_in_user_text_are_refused(field: str) -> None:
     example = Example("a", **{"question": "q", "answer": "a", field: "an <image> tag"})
-    with pytest.raises(PromptError, match="more <image> tags than pictures"):
+    with pytest.raises(PromptError, match="more <image> tags than images"):
         plain([example], Example("b", "q"))
 
 
@@ -44,8 +44,8 @@ def test_a_shot_without_answer_is_refused() -> None:
         plain([Example("a", "q")], Example("b", "q"))
 
 
-def test_a_prompt_counts_its_pictures() -> None:
-    with pytest.raises(PromptError, match="2 <image> tags and 1 pictures"):
+def test_a_prompt_counts_its_images() -> None:
+    with pytest.raises(PromptError, match="2 <image> tags and 1 images"):
         Prompt("<image><image>", ("a",))
 
 

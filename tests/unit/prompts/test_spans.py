@@ -12,15 +12,15 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import isthmus as im
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import ImageRef, Record
 from isthmus.data.samples import tokenize
 from isthmus.errors import InputError, PromptError
 from isthmus.generation.score import continuations, unfinished
 from isthmus.model.backbones.span_tokens import SpanTokenizer, pieces
-from isthmus.prompts.prompt import Example, Prompt, Span, cut, joined, skip, without_pictures
+from isthmus.prompts.prompt import Example, Prompt, Span, cut, joined, skip, without_images
 from isthmus.prompts.templates import TEMPLATES, template_named
 
-A, B, C = (Picture(Path(f"{n}.png")) for n in "abc")
+A, B, C = (ImageRef(Path(f"{n}.png")) for n in "abc")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] + '<|im_end|>' }}\n"
@@ -120,8 +120,8 @@ def model_with(tokenizer: Any, template: str) -> im.VisionLanguageModel:
     )
 
 
-def turns_of(count: int, pictures: bool, rationale: bool) -> tuple[Example, ...]:
-    shown = ((A,), (), (B, C)) if pictures else ((), (), ())
+def turns_of(count: int, images: bool, rationale: bool) -> tuple[Example, ...]:
+    shown = ((A,), (), (B, C)) if images else ((), (), ())
     said = (
         ("What?", "a dog", "It barks."),
         ("Sure?", "yes", "It barked."),
@@ -147,20 +147,20 @@ def trained_models() -> Callable[[str], im.VisionLanguageModel]:
 
 
 @pytest.mark.parametrize("rationale", [False, True])
-@pytest.mark.parametrize("pictures", [False, True])
+@pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("name", [*TEMPLATES, *(c for c in CHATS if c != "llava")])
 def test_a_conversation_trains_as_it_prompts(
     trained_models: Callable[[str], im.VisionLanguageModel],
     name: str,
     count: int,
-    pictures: bool,
+    images: bool,
     rationale: bool,
 ) -> None:
     model = trained_models(name)
     special = model.special_tokens
     template = template_named(model.config.template, model.language.tokenizer)
-    turns = turns_of(count, pictures, rationale)
+    turns = turns_of(count, images, rationale)
     sample = tokenize(model, Record(turns))
     groups = list(pieces(template.conversation(turns, reason=rationale)))
     places = [i for i, (_, learned) in enumerate(groups) if learned]
@@ -169,13 +169,13 @@ def test_a_conversation_trains_as_it_prompts(
     learned: set[int] = set()
     for number, place in enumerate(answers):
         prompt = template(turns[:number], turns[number], reason=rationale)
-        ids = model.encode_text(prompt.spans, len(prompt.pictures))
+        ids = model.encode_text(prompt.spans, len(prompt.images))
         # a prompt, then its answer, then its end
         answer, end = groups[place][0], groups[place + 1][0]
         assert [s.role for s in end] == ["end"]
         answer_ids = special.encode(answer)
         end_ids = special.encode(end)
-        if not pictures and number == count - 1 and end_ids == [special.end_id]:
+        if not images and number == count - 1 and end_ids == [special.end_id]:
             end_ids = model.language.end_ids()
         expected = [*ids, *answer_ids, *end_ids]
         assert sample.ids[: len(expected)] == expected
@@ -187,7 +187,7 @@ def test_a_conversation_trains_as_it_prompts(
         assert continuations(special.spans, tail, [text]) == [answer_ids]
     assert len(sample.ids) == len(expected)
     assert {i for i, flag in enumerate(sample.learned) if flag} == learned
-    assert sample.pictures == tuple(p for t in turns for p in t.pictures)
+    assert sample.images == tuple(p for t in turns for p in t.images)
 
 
 @pytest.mark.parametrize("name", ["plain", "openflamingo", "openflamingo_memes", "qa", "chat"])
@@ -195,7 +195,7 @@ def test_a_conversation_trains_as_it_prompts(
 def test_the_text_that_is_trained_is_the_text_of_the_prompt(name: str, count: int) -> None:
     model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline(), template=name)
     model.language.tokenizer.chat_template = CHATML.replace("<|im_end|>", "</s>")
-    turns = turns_of(count, pictures=False, rationale=False)
+    turns = turns_of(count, images=False, rationale=False)
     ids = tokenize(model, Record(turns)).ids
     ids = [i for i in ids if i < model.special_tokens.image_id]
     trained = model.language.tokenizer.decode(ids)
@@ -505,7 +505,7 @@ def test_the_shipped_model_s_plain_prompts_have_the_tokens_they_had() -> None:
                         continue  # the space and the line break after it were one token
                     for lead, reason in (("", False), ("Let's think.", True)):
                         query = Example(() if name == "qa" else "q.jpg", question)
-                        shown = [without_pictures(e) for e in own] if name == "qa" else own
+                        shown = [without_images(e) for e in own] if name == "qa" else own
                         prompt = TEMPLATES[name](shown, query, lead=lead, reason=reason)
                         assert spans.encode(prompt.spans) == before(prompt.text), prompt.text
                         if name == "plain":
@@ -538,7 +538,7 @@ def test_a_prompt_s_spans_make_its_text() -> None:
         Prompt("a", spans=(Span("b"),))
     prompt = Prompt.of([Span("a<image>", "template"), Span("b", "user")], ("x.jpg",), 8)
     assert prompt == Prompt("a<image>b", ("x.jpg",), 8, prompt.spans)
-    assert prompt.beginning(8).pictures == ("x.jpg",)
-    assert prompt.beginning(1).pictures == ()
+    assert prompt.beginning(8).images == ("x.jpg",)
+    assert prompt.beginning(1).images == ()
     assert prompt.beginning(1).shared == 1
     assert not prompt.is_open

@@ -11,7 +11,7 @@ import isthmus as im
 from isthmus.errors import ConfigError, PromptError
 from isthmus.model.backbones.tiny import byte_tokenizer
 from isthmus.prompts.chat_template import chat_template
-from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, without_pictures
+from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, without_images
 from isthmus.prompts.template import Template
 from isthmus.prompts.templates import TEMPLATES, plain, qa, template_named
 from isthmus.reasoning.wording import TRIGGERS, WORKED_MATH, trigger_named
@@ -107,19 +107,19 @@ def named(name: str) -> Callable[..., Prompt]:
 
 CASES: dict[str, Callable[[], Prompt]] = {
     "flamingo_vqa": lambda: plain([DOG, CATS], ASKED),
-    "flamingo_vqa_0_shot": lambda: plain([without_pictures(DOG), without_pictures(CATS)], ASKED),
+    "flamingo_vqa_0_shot": lambda: plain([without_images(DOG), without_images(CATS)], ASKED),
     "flamingo_caption": lambda: plain([SOFA], PICTURE),
     "flamingo_classification": lambda: plain([LABEL], PICTURE),
     "flamingo_hateful_memes": lambda: named("hateful_memes")([MEME], MEME_ASKED),
     "openflamingo_vqa": lambda: named("openflamingo")([DOG], ASKED),
-    "openflamingo_vqa_0_shot": lambda: named("openflamingo")([without_pictures(DOG)], ASKED),
+    "openflamingo_vqa_0_shot": lambda: named("openflamingo")([without_images(DOG)], ASKED),
     "openflamingo_caption": lambda: named("openflamingo")([SOFA], PICTURE),
     "openflamingo_imagenet": lambda: named("openflamingo_classes")([LABEL], PICTURE),
     "openflamingo_hateful_memes": lambda: named("openflamingo_memes")([MEME], MEME_ASKED),
     "gpt3_qa": lambda: qa(
         [Example((), "What is 48 plus 76?", "124")], Example((), "What is 2 + 2?")
     ),
-    "qa_pictures": lambda: qa([CATS], ASKED, instruction="Answer the questions."),
+    "qa_images": lambda: qa([CATS], ASKED, instruction="Answer the questions."),
     "zero_shot_cot_1": lambda: qa([], JUGGLER, lead=STEPS.text),
     "zero_shot_cot_2_number": lambda: qa([], JUGGLER, lead=STEPS.answer_lead(CHAIN, "number")),
     "zero_shot_cot_2_choice": lambda: qa(
@@ -163,7 +163,7 @@ def test_prompts_are_the_published_ones(name: str) -> None:
     prompt = CASES[name]()
     assert prompt.text == expected
     assert source.startswith("Source: ")
-    assert prompt.text.count(IMAGE_TAG) == len(prompt.pictures)
+    assert prompt.text.count(IMAGE_TAG) == len(prompt.images)
 
 
 def test_every_golden_file_is_compared() -> None:
@@ -181,7 +181,7 @@ def test_what_is_shared_is_the_same_for_every_query(name: str, instruction: str)
     other = render([DOG, CATS], Example("other.jpg", "Why?"), instruction=instruction)
     assert one.shared == other.shared
     assert one.text[: one.shared] == other.text[: other.shared]
-    # and it is all of the demonstrations, pictures too
+    # and it is all of the demonstrations, images too
     assert one.text[: one.shared].count(IMAGE_TAG) in (3, 4)
     assert "3" in one.text[: one.shared]
     assert "What color" not in one.text[: one.shared]
@@ -190,15 +190,15 @@ def test_what_is_shared_is_the_same_for_every_query(name: str, instruction: str)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_pictures_stay_in_their_order(name: str) -> None:
-    assert ALL[name]([DOG, CATS], ASKED).pictures == ("dog.jpg", "a.jpg", "b.jpg", "q.jpg")
+def test_images_stay_in_their_order(name: str) -> None:
+    assert ALL[name]([DOG, CATS], ASKED).images == ("dog.jpg", "a.jpg", "b.jpg", "q.jpg")
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_text_alone_has_no_tag(name: str) -> None:
-    prompt = ALL[name]([without_pictures(DOG)], without_pictures(ASKED))
+    prompt = ALL[name]([without_images(DOG)], without_images(ASKED))
     assert IMAGE_TAG not in prompt.text
-    assert prompt.pictures == ()
+    assert prompt.images == ()
 
 
 @pytest.mark.parametrize("name", ALL)

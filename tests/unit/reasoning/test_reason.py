@@ -218,7 +218,7 @@ def test_chains_vote_and_the_winners_steps_are_shown() -> None:
     assert all(p.text[: p.shared] == first for p in engine.asked[1:])
 
 
-def test_a_tag_that_the_model_wrote_is_no_picture() -> None:
+def test_a_tag_that_the_model_wrote_is_no_image() -> None:
     solution = solved(lambda p, _: "5" if p.endswith("is") else "<image> 5", Reasoning("zero-cot"))
     assert solution.answer == "5"
 

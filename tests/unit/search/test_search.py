@@ -1,4 +1,4 @@
-"""Picture indexes: what is found is what brute force finds, and nothing is lost or done twice."""
+"""Image indexes: what is found is what brute force finds, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from isthmus.errors import CheckpointError, InputError
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.search import index as search
 from isthmus.search import segments
-from isthmus.search.index import PictureIndex
+from isthmus.search.index import ImageIndex
 from isthmus.search.segments import VectorSegments
 
 pytest.importorskip("usearch")
@@ -54,10 +54,10 @@ def names(hits: list[search.Hit]) -> list[str]:
 
 
 def test_hits_are_those_of_brute_force(photos: Path, tmp_path: Path, model: DualEncoder) -> None:
-    with PictureIndex(tmp_path / "index", model, batch_size=4) as index:
+    with ImageIndex(tmp_path / "index", model, batch_size=4) as index:
         assert index.add(photos).added == len(index) == 9
         files = sorted(photos.iterdir())
-        vectors = model.encode_pictures(files)
+        vectors = model.encode_images(files)
         cosines = vectors @ model.encode_texts(["a red car"])[0]
         order = cosines.argsort(descending=True).tolist()
         found = index.search("a red car", 5)
@@ -74,7 +74,7 @@ def test_hits_are_those_of_brute_force(photos: Path, tmp_path: Path, model: Dual
 def test_known_files_are_not_read_and_known_contents_not_encoded(
     photos: Path, tmp_path: Path, model: DualEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         index.add(photos)
         monkeypatch.setattr(
             Path, "read_bytes", lambda path: pytest.fail(f"{path} was read though it is known")
@@ -83,7 +83,7 @@ def test_known_files_are_not_read_and_known_contents_not_encoded(
         monkeypatch.undo()
         shutil.copyfile(photos / "2.png", photos / "copy.png")
         monkeypatch.setattr(
-            model, "encode_images", lambda pixels: pytest.fail("a known content was encoded")
+            model, "encode_pixels", lambda pixels: pytest.fail("a known content was encoded")
         )
         report = index.add(photos)
         assert (report.added, report.known) == (0, 10)
@@ -96,13 +96,13 @@ def test_known_files_are_not_read_and_known_contents_not_encoded(
 def test_twice_in_one_batch_is_encoded_once(tmp_path: Path, model: DualEncoder) -> None:
     for name in ("a", "b", "c"):
         paint(tmp_path / "photos" / f"{name}.png", 1)
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         report = index.add(tmp_path / "photos")
         assert (report.added, report.known, len(index)) == (1, 2, 1)
 
 
 def test_changed_and_gone_files(photos: Path, tmp_path: Path, model: DualEncoder) -> None:
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         index.add(photos)
         old = (photos / "4.png").read_bytes()
         paint(photos / "4.png", 400)
@@ -120,11 +120,11 @@ def test_changed_and_gone_files(photos: Path, tmp_path: Path, model: DualEncoder
         index.add(photos)
         assert sorted(names(index.search("x", 99))) == ["4.png", "6.png", "7.png", "8.png"]
         assert len(index._segments) == len(index) == 4  # rewritten without the dead
-    with PictureIndex(tmp_path / "index", model) as again:
+    with ImageIndex(tmp_path / "index", model) as again:
         assert sorted(names(again.search("x", 99))) == ["4.png", "6.png", "7.png", "8.png"]
 
 
-def test_what_is_no_picture_is_named_and_not_tried_again(
+def test_what_is_no_image_is_named_and_not_tried_again(
     photos: Path, tmp_path: Path, model: DualEncoder
 ) -> None:
     (photos / "bad.JPG").write_bytes(b"no picture")
@@ -133,7 +133,7 @@ def test_what_is_no_picture_is_named_and_not_tried_again(
     (photos / "notes.txt").write_text("text")
     os.symlink(photos, photos / "loop")
     os.symlink(photos / "nowhere", photos / "dangling.png")
-    with PictureIndex(photos / "index", model) as index:
+    with ImageIndex(photos / "index", model) as index:
         report = index.add(photos)
         assert report.added == 9
         ((path, why),) = report.broken
@@ -148,28 +148,28 @@ def test_what_is_no_picture_is_named_and_not_tried_again(
 def test_names_that_are_no_text(tmp_path: Path, model: DualEncoder) -> None:
     odd = os.path.join(os.fsencode(tmp_path), b"photos", b"caf\xe9.png")
     paint(tmp_path / "photos" / "x.png", 1).rename(os.fsdecode(odd))
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         index.add(tmp_path / "photos")
         assert os.fsencode(index.search("x", 1)[0].path) == odd
 
 
 def test_within_a_folder(photos: Path, tmp_path: Path, model: DualEncoder) -> None:
     paint(tmp_path / "photos2" / "other.png", 70)
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         index.add([photos, tmp_path / "photos2"])
         assert names(index.search("x", 3, within=tmp_path / "photos2")) == ["other.png"]
         assert len(index.search("x", 99, within=photos)) == 9
 
 
 def test_another_model_is_refused(photos: Path, tmp_path: Path, model: DualEncoder) -> None:
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         index.add(photos)
     other = seeded_model(1)
     with pytest.raises(CheckpointError, match="another image tower") as error:
-        PictureIndex(tmp_path / "index", other)
+        ImageIndex(tmp_path / "index", other)
     assert model.name in str(error.value)
     longer = DualEncoder(model.image, other.text, logit_scale=1.0)  # texts may be read better
-    with PictureIndex(tmp_path / "index", longer) as index:
+    with ImageIndex(tmp_path / "index", longer) as index:
         assert len(index.search("x", 9)) == 9
 
 
@@ -179,11 +179,11 @@ def test_stopped_by_the_keyboard_nothing_is_lost(
     def stop(some: int) -> None:
         raise KeyboardInterrupt
 
-    index = PictureIndex(tmp_path / "index", model, batch_size=2)
+    index = ImageIndex(tmp_path / "index", model, batch_size=2)
     with pytest.raises(KeyboardInterrupt):
         index.add(photos, progress=stop)
     index.close()
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         assert len(index) == 2
         report = index.add(photos)
         assert (report.added, report.known) == (7, 2)
@@ -213,7 +213,7 @@ def test_killed_while_filling(photos: Path, tmp_path: Path, model: DualEncoder) 
     ended = subprocess.run([sys.executable, "-c", KILLED, str(photos), str(place)], check=False)
     assert ended.returncode == -signal.SIGKILL
     (place / "vectors-000099.usearch").write_bytes(b"half of a file that does not count")
-    with PictureIndex(place, model) as index:
+    with ImageIndex(place, model) as index:
         assert 2 <= len(index) < 9
         before = len(index)
         assert index.add(photos).added == 9 - before
@@ -223,10 +223,10 @@ def test_killed_while_filling(photos: Path, tmp_path: Path, model: DualEncoder) 
 
 
 def test_two_at_once(photos: Path, tmp_path: Path, model: DualEncoder) -> None:
-    one = PictureIndex(tmp_path / "index", model)
+    one = ImageIndex(tmp_path / "index", model)
     with FileLock(tmp_path / "index" / "lock"), pytest.raises(InputError, match="another process"):
         one.add(photos)
-    with PictureIndex(tmp_path / "index", model) as two:
+    with ImageIndex(tmp_path / "index", model) as two:
         two.add(photos)
     paint(photos / "late.png", 80)
     assert one.add(photos).added == 1  # opened before the other filled it
@@ -235,7 +235,7 @@ def test_two_at_once(photos: Path, tmp_path: Path, model: DualEncoder) -> None:
 
 
 def test_bad_input(tmp_path: Path, model: DualEncoder) -> None:
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         assert index.search("x") == []
         with pytest.raises(InputError, match="no file or folder"):
             index.add(tmp_path / "nowhere")
@@ -246,19 +246,19 @@ def test_bad_input(tmp_path: Path, model: DualEncoder) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "files.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(CheckpointError, match="damaged"):
-        PictureIndex(tmp_path / "broken", model)
+        ImageIndex(tmp_path / "broken", model)
 
 
 def test_a_damaged_file_of_vectors(photos: Path, tmp_path: Path, model: DualEncoder) -> None:
-    with PictureIndex(tmp_path / "index", model) as index:
+    with ImageIndex(tmp_path / "index", model) as index:
         index.add(photos)
     (file,) = (tmp_path / "index").glob(segments.PATTERN)
     file.write_bytes(b"abc")
     with pytest.raises(CheckpointError, match="damaged"):
-        PictureIndex(tmp_path / "index", model)
+        ImageIndex(tmp_path / "index", model)
     file.unlink()
     with pytest.raises(CheckpointError, match="missing"):
-        PictureIndex(tmp_path / "index", model)
+        ImageIndex(tmp_path / "index", model)
 
 
 def clustered(n: int, seed: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 What a model is like (its grid, its class and register tokens, its layout) is read off its
 structure and its output, not off a table of class names.
 
-Letters: B pictures, N patches, D width, (h, w) rows and columns of a feature map.
+Letters: B images, N patches, D width, (h, w) rows and columns of a feature map.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Backbone:
         model: The model, whose parameters are frozen.
         features: Pixels (B, 3, H, W) to all tokens (B, prefix + N, D) of the chosen layer, or to
             a feature map (B, D, h, w).
-        preprocess: A picture to pixels (3, H, W), the library's own way.
+        preprocess: An image to pixels (3, H, W), the library's own way.
         size: (H, W) of its input.
         prefix: How many CLS and register tokens stand before the patches; None for all that
             stand before the grid. A feature map has none.
@@ -178,7 +178,7 @@ def from_transformers(model: Any, config: VisionConfig, processor: Any = None) -
     Layers index `hidden_states`, as LLaVA does (Liu et al. 2023, section 4.1): in CLIP, SigLIP,
     ViT and DINOv2, -1 is the last block's output before any final norm, -2 the one before it.
 
-    The size of its input is what its processor makes of a picture (DINOv2's is 224 where the
+    The size of its input is what its processor makes of an image (DINOv2's is 224 where the
     model's configuration says 518), and without a processor what its configuration says.
     """
     tower = model
@@ -216,28 +216,28 @@ def _transformers_features(tower: Any, layer: int, pixels: Tensor) -> Tensor:
     return found
 
 
-def _process(processor: Any, name: str, picture: Image.Image) -> Tensor:
+def _process(processor: Any, name: str, image: Image.Image) -> Tensor:
     if processor is None:
         raise ConfigError(
             f"{name} was handed in as an object, without its preprocessing: pass preprocess= to "
-            "load_vision, a Transformers image processor or a function from a picture to pixels"
+            "load_vision, a Transformers image processor or a function from an image to pixels"
         )
-    pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
     return pixels
 
 
 def _processed_size(processor: Any) -> tuple[int, int] | None:
-    """(H, W) that a processor makes of any picture; None if that depends on the picture.
+    """(H, W) that a processor makes of any image; None if that depends on the image.
 
     Raises:
-        ConfigError: If it cuts a picture into something other than one (3, H, W) array.
+        ConfigError: If it cuts an image into something other than one (3, H, W) array.
     """
     wide, tall = (
         _process(processor, "", Image.new("RGB", size)) for size in ((640, 480), (480, 640))
     )
     if wide.ndim != 3 or wide.shape[0] != 3:
         raise ConfigError(
-            f"{type(processor).__name__} makes {tuple(wide.shape)} of a picture: expected "
+            f"{type(processor).__name__} makes {tuple(wide.shape)} of an image: expected "
             "(3, H, W); take a model of the family with a fixed resolution"
         )
     return _pair(wide.shape[1:]) if wide.shape == tall.shape else None

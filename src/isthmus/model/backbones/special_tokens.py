@@ -39,7 +39,7 @@ class SpecialTokens(nn.Module):
         input_rows: (2, D), what the tokens look like to the language model.
         output_rows: (1, D), the head's row of `<|endofchunk|>`.
         may_end: (B,) or (B, L) bool or None; which rows, or tokens, of the current batch may end a
-            chunk: those of samples with pictures. None, the state at rest, leaves the head's
+            chunk: those of samples with images. None, the state at rest, leaves the head's
             logits alone.
         chosen: (B, L) bool or None; positions of the current batch that logits are wanted of. They
             come out as one row. None computes what the language model is asked for.
@@ -137,7 +137,7 @@ class SpecialTokens(nn.Module):
         return (hidden.contiguous(), *rest)
 
     def _add_columns(self, module: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        """Appends the columns of the two ids to logits (B, L, V), if pictures are in sight."""
+        """Appends the columns of the two ids to logits (B, L, V), if images are in sight."""
         if self.may_end is None:
             return logits
         hidden = args[0]

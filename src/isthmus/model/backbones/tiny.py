@@ -34,7 +34,7 @@ def tiny_vit_model(
         width: Width of the features.
         depth: Number of blocks.
         heads: Attention heads.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
         patch: Side of a patch in pixels.
         seed: Seed of the weights; the global generator is left alone.
     """

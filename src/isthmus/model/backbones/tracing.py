@@ -13,8 +13,8 @@ from isthmus.model.backbones.adapters import Features
 def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) -> Features | None:
     """A model as one traced graph with its weights frozen in; None if that is not the model.
 
-    A trace follows one example and may take its numbers for constants, the number of pictures
-    among them (attention between convolutions does that). So it is made from two pictures and
+    A trace follows one example and may take its numbers for constants, the number of images
+    among them (attention between convolutions does that). So it is made from two images and
     must agree with the model on one.
 
     Args:

@@ -3,7 +3,7 @@
 An encoder turns pixels into one feature vector per patch. It is frozen, stays in evaluation mode,
 and brings its own preprocessing.
 
-Letters: B pictures, N patches (with CLS and registers where they are kept), D width.
+Letters: B images, N patches (with CLS and registers where they are kept), D width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, IsthmusError, suggestion
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 from isthmus.model.backbones.adapters import (
     Backbone,
     Features,
@@ -42,12 +42,12 @@ WHITE = (255, 255, 255)
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """Shape of one picture's features.
+    """Shape of one image's features.
 
     Attributes:
         width: Width D.
         tokens: Number of vectors N.
-        grid: (rows, columns) if the vectors are a picture's patches row by row, else None.
+        grid: (rows, columns) if the vectors are an image's patches row by row, else None.
     """
 
     width: int
@@ -63,7 +63,7 @@ class VisionEncoder(nn.Module):
         config: What it was loaded from; written into checkpoints.
 
     Attributes:
-        shape: Shape of one picture's features.
+        shape: Shape of one image's features.
         image_size: (H, W) of the pixels.
     """
 
@@ -192,20 +192,20 @@ class VisionEncoder(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_traced": {}}
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
-        """Pixels (3, H, W), float32, of a picture; transparency is laid over white.
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Pixels (3, H, W), float32, of an image; transparency is laid over white.
 
-        As the encoder's own library does it ("own"), or the whole picture, padded with white to
+        As the encoder's own library does it ("own"), or the whole image, padded with white to
         the encoder's aspect ("pad") or squeezed into it ("squash").
 
         Raises:
             ConfigError: If the encoder was handed in without its preprocessing, or its own gives
                 pixels of another size than the encoder's.
         """
-        if picture.mode != "RGB":
-            picture = open_picture(picture)
+        if image.mode != "RGB":
+            image = open_image(image)
         if self.config.resize == "own":
-            pixels = self._own(picture).float()
+            pixels = self._own(image).float()
             if tuple(pixels.shape) != (3, *self.image_size):
                 raise ConfigError(
                     f"preprocessing gave {tuple(pixels.shape)}: expected "
@@ -220,18 +220,18 @@ class VisionEncoder(nn.Module):
             )
         height, width = self.image_size
         if self.config.resize == "pad":
-            fitted = ImageOps.contain(picture, (width, height), Image.Resampling.BICUBIC)
-            picture = Image.new("RGB", (width, height), WHITE)
-            picture.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
+            fitted = ImageOps.contain(image, (width, height), Image.Resampling.BICUBIC)
+            image = Image.new("RGB", (width, height), WHITE)
+            image.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
         else:
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         pixels = pixels.view(height, width, 3).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of the patches of a picture of this size; None if they are no grid."""
+    """Rows and columns of the patches of an image of this size; None if they are no grid."""
     for rows in range(1, patches + 1):
         if patches % rows == 0 and rows * size[1] == patches // rows * size[0]:
             return rows, patches // rows
@@ -253,12 +253,12 @@ def load_vision(
         source: "timm:NAME", "hf:REPO" (a hub name or a folder), "open_clip:ARCH/PRETRAINED",
             "asset:NAME", "tiny-vit", a `VisionConfig`, or a model of one of those libraries.
         pretrained: Whether to fetch weights; without, they are random.
-        preprocess: A picture to pixels (3, H, W), in place of the encoder's own; or, for a
+        preprocess: An image to pixels (3, H, W), in place of the encoder's own; or, for a
             Transformers model, its image processor.
         feature_layer: Which block's output, in place of the configuration's; what the numbers
             mean in each library is told by `isthmus.model.backbones.adapters`.
         keep_cls: Whether class and register tokens stay, in place of the configuration's.
-        resize: How a picture is made to fit, in place of the configuration's.
+        resize: How an image is made to fit, in place of the configuration's.
 
     Raises:
         ConfigError: If the name has an unknown form, or the model has no such layer.

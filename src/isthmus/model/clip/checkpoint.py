@@ -59,7 +59,7 @@ def load_clip(
             of open_clip or Transformers.
         tokenizer: The tokenizer of a model handed in as an object.
         preprocess: Its preprocessing: for open_clip the evaluation transform, for Transformers
-            the image processor; or any function from a picture to pixels (3, H, W).
+            the image processor; or any function from an image to pixels (3, H, W).
         vision: The vision encoder of a saved joint, where it was handed in as an object.
         text: The text encoder likewise.
         pretrained: Whether to fetch weights; without, they are random.

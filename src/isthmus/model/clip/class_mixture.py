@@ -1,11 +1,11 @@
 """What an encoder's own classifier sees, said in words, beside what a head has learned.
 
 A classifier trained on photographs knows photographs better than a head that was fitted to other
-pictures. Its classes have names, so its opinion can be given in the space of texts: the
+images. Its classes have names, so its opinion can be given in the space of texts: the
 probabilities of its classes mix the vectors of their names (ConSE, "convex combination of semantic
 embeddings": Norouzi et al. 2014, arXiv 1312.5650, section 3.2).
 
-Letters: B pictures, C classes, D width of the head's vectors, E width of the names' vectors.
+Letters: B images, C classes, D width of the head's vectors, E width of the names' vectors.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class ClassMixture(nn.Module):
         trust = 1 / (1 + (|v| / radius)^8)
         [trust v / |v|,  (1 - trust) softmax(scores / temperature) vectors,  (1 - trust) v / |v|]
 
-    Where v is whitened by the pictures that the head was fitted to, |v| is a Mahalanobis distance
-    from their mean, which tells foreign pictures (Lee et al. 2018, arXiv 1807.03888, take it from
+    Where v is whitened by the images that the head was fitted to, |v| is a Mahalanobis distance
+    from their mean, which tells foreign images (Lee et al. 2018, arXiv 1807.03888, take it from
     the means of classes): for those the classifier speaks. So it is made for a head that was solved
     for, in units of the radius; one that is new has vectors of any length.
 
     Texts have nothing in the last part, so that a head that is not trusted has no say in what a
-    picture is called; but pictures are still told from each other by it, in search and by few
+    image is called; but images are still told from each other by it, in search and by few
     labelled examples.
 
     Args:

@@ -1,6 +1,6 @@
-"""A dual encoder: pictures and texts in one space, their similarity a score (CLIP, SigLIP).
+"""A dual encoder: images and texts in one space, their similarity a score (CLIP, SigLIP).
 
-Letters: B pictures, K texts, L tokens, D width of the common space.
+Letters: B images, K texts, L tokens, D width of the common space.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, suggestion
-from isthmus.media.image import Source, open_picture
+from isthmus.media.image import Source, open_image
 from isthmus.media.prefetch import prefetch
 from isthmus.model.backbones.fingerprint import fingerprint
 from isthmus.model.backbones.text import TextConfig, TextEncoder, check_lengths, load_text
@@ -41,15 +41,15 @@ LOSSES = ("softmax", "sigmoid")
 TOKENS_AT_ONCE = 8192
 """Tokens in one pass of the text tower: enough to keep a machine busy, little memory."""
 DECODERS = 2
-"""Threads that open pictures ahead of the image tower."""
+"""Threads that open images ahead of the image tower."""
 _PROBE_TEXTS = ("a photo of a cat.", "An_ODD-one: 42, \u00e9t\u00e9!")
 
 
 class DualEncoder(nn.Module):
     """Two towers, a temperature and, in the sigmoid family, a bias.
 
-    The score of a picture x and a text y is exp(logit_scale) x.y + logit_bias. The softmax family
-    (CLIP, Radford et al. 2021, arXiv 2103.00020) compares a picture's scores with each other and
+    The score of an image x and a text y is exp(logit_scale) x.y + logit_bias. The softmax family
+    (CLIP, Radford et al. 2021, arXiv 2103.00020) compares an image's scores with each other and
     has no bias; the sigmoid family (SigLIP, Zhai et al. 2023, arXiv 2303.15343) judges each.
 
     Args:
@@ -108,12 +108,12 @@ class DualEncoder(nn.Module):
             vision: Anything that `load_vision` takes, or an encoder.
             text: Anything that `load_text` takes, or an encoder.
             width: Width D of the common space.
-            pooling: How a picture's features become one vector; see `pooled_features`.
+            pooling: How an image's features become one vector; see `pooled_features`.
             image_head: By default a linear map with a network of 1,024 hidden units beside it.
             text_head: By default a linear map.
             mixture: Gives the last of these numbers, as many as it is wide, to what the encoder's
                 own classifier sees; None gives all of them to the head. Vectors are then wider than
-                `width`, by the numbers of the head, which pictures have once more and texts have
+                `width`, by the numbers of the head, which images have once more and texts have
                 not. Its class vectors and a head of the right scale are to be filled in, as
                 `recipes/tiny-clip/train.py` does: training does neither.
             loss: "softmax" starts with a temperature of 0.07 (CLIP), "sigmoid" with a factor of
@@ -181,37 +181,37 @@ class DualEncoder(nn.Module):
         """Where its parameters are."""
         return self.logit_scale.device
 
-    # --- Pictures ---------------------------------------------------------------------------
+    # --- Images ---------------------------------------------------------------------------
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
-        """Pixels (3, H, W), float32, of a picture, as the family's own library makes them."""
-        return self.image.preprocess(picture)
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Pixels (3, H, W), float32, of an image, as the family's own library makes them."""
+        return self.image.preprocess(image)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Vectors (B, D) of length 1 of pixels (B, 3, H, W); gradients flow where not locked."""
         weight = next(p for p in self.image.parameters() if p.is_floating_point())
         return F.normalize(self.image(pixels.to(self.device, weight.dtype)), dim=-1)
 
     @torch.no_grad()
-    def encode_pictures(self, pictures: Sequence[Source], *, batch_size: int = 32) -> Tensor:
-        """Vectors (B, D) of length 1 of pictures, float32 on the CPU.
+    def encode_images(self, images: Sequence[Source], *, batch_size: int = 32) -> Tensor:
+        """Vectors (B, D) of length 1 of images, float32 on the CPU.
 
         Args:
-            pictures: Anything that `open_picture` takes.
-            batch_size: Pictures in one pass; it does not change the vectors.
+            images: Anything that `open_image` takes.
+            batch_size: Images in one pass; it does not change the vectors.
 
         Raises:
-            PictureError: If one is no picture.
+            ImageError: If one is no image.
         """
         ahead = 2 * max(batch_size, DECODERS)
         found: list[Tensor] = []
-        with closing(prefetch(pictures, self._open, workers=DECODERS, ahead=ahead)) as opened:
+        with closing(prefetch(images, self._open, workers=DECODERS, ahead=ahead)) as opened:
             while batch := list(islice(opened, batch_size)):
-                found.append(self.encode_images(torch.stack(batch)).float().cpu())
+                found.append(self.encode_pixels(torch.stack(batch)).float().cpu())
         return torch.cat(found) if found else torch.zeros(0, 0)
 
-    def _open(self, picture: Source) -> Tensor:
-        return self.preprocess(open_picture(picture))
+    def _open(self, image: Source) -> Tensor:
+        return self.preprocess(open_image(image))
 
     # --- Texts ------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ class DualEncoder(nn.Module):
         return hashlib.sha256(self._image_told()).hexdigest()[:16]
 
     def _image_told(self) -> bytes:
-        """Its weights, what its preprocessing makes of a picture, and how classes are mixed."""
+        """Its weights, what its preprocessing makes of an image, and how classes are mixed."""
         noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
         pixels = self.preprocess(Image.fromarray(noise)).float().cpu().numpy()
         mixture = self.image.mixture if isinstance(self.image, JoinedImageTower) else None

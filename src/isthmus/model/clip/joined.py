@@ -3,7 +3,7 @@
 With both towers locked this is LiT (Zhai et al. 2022, arXiv 2111.07991) from both sides: only the
 heads are trained, on features that can be computed once.
 
-Letters: B pictures, K texts, N patches, D width of the common space.
+Letters: B images, K texts, N patches, D width of the common space.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ class JoinedImageTower(ImageTower):
         classes = 0 if self.mixture is None else len(self.mixture.vectors)
         return self.head.linear.in_features + classes
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
+    def preprocess(self, image: Image.Image) -> Tensor:
         """Pixels (3, H, W): the encoder's own way."""
-        return self.encoder.preprocess(picture)
+        return self.encoder.preprocess(image)
 
     def pool(self, pixels: Tensor) -> Tensor:
         """Pooled features (B, pooled_width), float32, of pixels (B, 3, H, W)."""
@@ -168,9 +168,9 @@ class JoinedTextTower(TextTower):
         encoder: The encoder.
         head: The head.
         locked: Whether the encoder stays frozen.
-        parts: Where pictures' vectors are made by a `ClassMixture`, the widths of what its head and
+        parts: Where images' vectors are made by a `ClassMixture`, the widths of what its head and
             its classes fill. Each part of a single text's vector is then of length 1, so that none
-            wins for its length, and is followed by zeros where pictures alone have numbers.
+            wins for its length, and is followed by zeros where images alone have numbers.
     """
 
     masked = True
@@ -231,14 +231,14 @@ def pooled_features(
     classes: bool = False,
     gradients: bool = False,
 ) -> Tensor:
-    """One vector (B, W), float32, for each picture.
+    """One vector (B, W), float32, for each image.
 
     Args:
         encoder: The encoder.
         pixels: (B, 3, H, W).
         pooling: "mean" of the patches, which is the own pooling of convolutional networks;
             "mean_max", their mean and then their maximum, which tells a small thing from an empty
-            picture; "stages", mean and maximum of every stage of a convolutional network, in
+            image; "stages", mean and maximum of every stage of a convolutional network, in
             which colours and textures are still told apart; or the encoder's "own": timm's
             features before the classifier, Transformers' `pooler_output`, open_clip's projection.
         classes: Whether the scores of the encoder's own classifier follow, (B, W + C); only with

@@ -22,7 +22,7 @@ class OpenClipImageTower(ImageTower):
 
     Args:
         model: The model.
-        transform: A picture to pixels: open_clip's evaluation transform.
+        transform: An image to pixels: open_clip's evaluation transform.
     """
 
     def __init__(self, model: Any, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -32,9 +32,9 @@ class OpenClipImageTower(ImageTower):
         size = model.visual.image_size
         self.image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
+    def preprocess(self, image: Image.Image) -> Tensor:
         """Pixels (3, H, W) by the transform."""
-        return self.transform(picture)
+        return self.transform(image)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Vectors (B, D)."""

@@ -1,6 +1,6 @@
 """What a dual encoder's two towers must offer, whatever library they are from.
 
-Letters: B pictures, K texts, L tokens, D width of the common space.
+Letters: B images, K texts, L tokens, D width of the common space.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ImageTower(nn.Module):
 
     image_size: tuple[int, int]
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
-        """Pixels (3, H, W), float32, of a picture."""
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Pixels (3, H, W), float32, of an image."""
         raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class TransformersImageTower(ImageTower):
 
     Args:
         model: The model.
-        processor: Its image processor, a function from a picture to pixels, or None if only
+        processor: Its image processor, a function from an image to pixels, or None if only
             pixels will be given.
     """
 
@@ -33,7 +33,7 @@ class TransformersImageTower(ImageTower):
         size = model.config.vision_config.image_size
         self.image_size = (size, size)
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
+    def preprocess(self, image: Image.Image) -> Tensor:
         """Pixels (3, H, W) by the image processor.
 
         Raises:
@@ -45,9 +45,9 @@ class TransformersImageTower(ImageTower):
                 "preprocess=, its image processor"
             )
         if not hasattr(self.processor, "image_mean"):
-            own: Tensor = self.processor(picture)
+            own: Tensor = self.processor(image)
             return own
-        pixels: Tensor = self.processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def wrap_transformers(
     family = model.config.model_type
     if family == "siglip2":
         raise ConfigError(
-            "Siglip2Model reads patches of pictures of any shape (NaFlex), not pixels: take a "
+            "Siglip2Model reads patches of images of any shape (NaFlex), not pixels: take a "
             "SigLIP 2 of a fixed resolution, such as hf:google/siglip2-base-patch16-224"
         )
     if family not in FAMILIES:

@@ -1,4 +1,4 @@
-"""The connection module: features of a picture to visual tokens. One file per connector.
+"""The connection module: features of an image to visual tokens. One file per connector.
 
 A file holds the module, and its configuration: a frozen dataclass that is registered by name,
 with `build(shape, width, embeddings)`, which makes the module, and `toy()`, the same at a size for
@@ -28,7 +28,7 @@ class Connector(Protocol):
     """What a connector must have.
 
     Attributes:
-        num_tokens: Visual tokens M that a picture becomes.
+        num_tokens: Visual tokens M that an image becomes.
         width: Their width D.
     """
 
@@ -41,7 +41,7 @@ class Connector(Protocol):
 
 
 def _check_own(connector: nn.Module, shape: FeatureShape, width: int) -> None:
-    """Tries a module of the user's on one picture of zeros, and leaves it as it was."""
+    """Tries a module of the user's on one image of zeros, and leaves it as it was."""
     name = type(connector).__name__
     if not isinstance(connector, Connector):
         raise ConfigError(
@@ -69,7 +69,7 @@ def _check_own(connector: nn.Module, shape: FeatureShape, width: int) -> None:
     expected = (1, connector.num_tokens, width)
     if got != expected:
         raise ConfigError(
-            f"{name} made {got} of one picture, expected (1, num_tokens, width) = {expected}"
+            f"{name} made {got} of one image, expected (1, num_tokens, width) = {expected}"
         )
 
 
@@ -80,8 +80,8 @@ def build_connector(
 
     Args:
         options: The configuration of a connector, or a module that fits `Connector`. What is not
-            built in is tried on one picture of zeros.
-        shape: Shape of a picture's features.
+            built in is tried on one image of zeros.
+        shape: Shape of an image's features.
         width: Width D that the visual tokens must have.
         embeddings: (V, D) the language model's word embeddings, which `concept_bottleneck`
             speaks in.

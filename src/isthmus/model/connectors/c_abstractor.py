@@ -135,7 +135,7 @@ class CAbstractorConnector(nn.Module):
     def position_map(self, patches: int) -> Tensor:
         """The positional embedding as a map (1, D_vision, h, w) with h * w = patches.
 
-        A square of another size than the grid it was built for, which a larger picture gives,
+        A square of another size than the grid it was built for, which a larger image gives,
         stretches the learned map by bicubic interpolation.
 
         Args:

@@ -1,4 +1,4 @@
-"""`concept_bottleneck`: a picture as the names of what is in it, in the language model's own words.
+"""`concept_bottleneck`: an image as the names of what is in it, in the language model's own words.
 
 A linear classifier over named concepts, as in concept bottleneck models (Koh et al. 2020), whose
 output is handed on as words: visual token k is the expected embedding of the k-th word piece of
@@ -131,11 +131,11 @@ class ConceptBottleneckConnector(nn.Module):
 @CONNECTORS.register("concept_bottleneck")
 @dataclass(frozen=True, kw_only=True)
 class ConceptBottleneck(Config):
-    """Names of what is in the picture, as expected word embeddings, and a few free tokens.
+    """Names of what is in the image, as expected word embeddings, and a few free tokens.
 
     A classifier over named concepts (Koh et al. 2020) whose output is handed on in the language
     model's own words (AlignVLM, Masry et al. 2025): a language model that was never trained for
-    pictures can read such tokens from the start.
+    images can read such tokens from the start.
     """
 
     concepts: Count = 5000

@@ -1,6 +1,6 @@
 """`resampler`: the Perceiver Resampler (Flamingo, Alayrac et al. 2022, section 2.1.1, figure 5).
 
-A fixed number of latents reads any number of patches, from one picture or from all frames of a
+A fixed number of latents reads any number of patches, from one image or from all frames of a
 clip, in a few layers:
 
     latents = latents + attention(q = latents, kv = [patches, latents])
@@ -48,7 +48,7 @@ class ResamplerLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Latents that resample a picture or a clip.
+    """Latents that resample an image or a clip.
 
     Args:
         in_width: Width of the features, and of the latents.
@@ -129,7 +129,7 @@ class PerceiverResampler(nn.Module):
         """Visual tokens (B, M, D).
 
         Args:
-            features: (B, N, D_vision) of pictures, which have no place in time; or
+            features: (B, N, D_vision) of images, which have no place in time; or
                 (B, T, N, D_vision) of clips, to whose frames the temporal embedding is added.
 
         Raises:
@@ -160,7 +160,7 @@ class Resampler(Config):
     """Flamingo used squared_relu; OpenFlamingo gelu."""
     max_frames: NotNegative = 0
     """Length of the temporal embedding, 8 in Flamingo; longer clips interpolate it. At 0 there is
-    none, and clips are refused: a picture has no place in time."""
+    none, and clips are refused: an image has no place in time."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None

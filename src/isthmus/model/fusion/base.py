@@ -65,8 +65,8 @@ class Fusion(Protocol):
 
         Args:
             visual: The visual tokens of the images.
-            seen: (B, L) as `sight.picture_of_token` gives it.
-            begin: (B, L) as `sight.first_picture` gives it.
+            seen: (B, L) as `sight.image_of_token` gives it.
+            begin: (B, L) as `sight.first_image` gives it.
             keep: Whether tokens will be decoded, so that what is computed of an image is kept.
         """
         ...

@@ -58,7 +58,7 @@ class CrossAttention(Config):
     ffw_mult: Count = 4
     activation: Activation = "gelu"
     sees: Literal["last", "previous"] = "last"
-    """A token attends to the last picture before it, or to all pictures before it."""
+    """A token attends to the last image before it, or to all images before it."""
     gate: Annotated[float, Range()] = 0.0
     """Initial value of both gates before tanh. At 0, Flamingo's, the language model is unchanged
     and only the gates learn at first. With another value the last map of each sublayer starts at
@@ -97,7 +97,7 @@ class GatedCrossAttentionBlock(nn.Module):
     Args:
         width: Width D of the language model.
         visual_width: Width of the visual tokens.
-        config: Heads, activation, initial gate, and which pictures a token sees.
+        config: Heads, activation, initial gate, and which images a token sees.
 
     Attributes:
         attention_gate, ffw_gate: (1,), before tanh.
@@ -118,7 +118,7 @@ class GatedCrossAttentionBlock(nn.Module):
             nn.init.zeros_(cast(nn.Linear, self.ffw[-1]).weight)
 
     def forward(self, hidden: Tensor, sight: Sight, key: int) -> Tensor:
-        """Adds what the pictures say to the hidden states that see one.
+        """Adds what the images say to the hidden states that see one.
 
         Args:
             hidden: (B, L, D) states on their way into the decoder layer.
@@ -136,7 +136,7 @@ class GatedCrossAttentionBlock(nn.Module):
         return self._read_previous(hidden, sight, keys, values)
 
     def _keys_values(self, sight: Sight, key: int) -> tuple[Tensor, Tensor]:
-        """K and V (P, H, M, D_head) of every picture, projected once."""
+        """K and V (P, H, M, D_head) of every image, projected once."""
         if key in sight.keys_values:
             return sight.keys_values[key]
         keys_values = self.attention.project_context(sight.visual)
@@ -155,9 +155,9 @@ class GatedCrossAttentionBlock(nn.Module):
         segments = sight.segments
         assert segments is not None
         flat = hidden.flatten(0, 1)
-        mask = None if sight.valid is None else sight.valid[segments.picture][:, None, None]
+        mask = None if sight.valid is None else sight.valid[segments.image][:, None, None]
         states = self._gated(
-            flat[segments.index], keys[segments.picture], values[segments.picture], mask
+            flat[segments.index], keys[segments.image], values[segments.image], mask
         )
         valid = segments.valid
         place = segments.index[valid]
@@ -166,19 +166,19 @@ class GatedCrossAttentionBlock(nn.Module):
         return hidden.index_put((place // length, place % length), states[valid])
 
     def _read_previous(self, hidden: Tensor, sight: Sight, keys: Tensor, values: Tensor) -> Tensor:
-        """Each token attends to all pictures of its row up to its own, as one sequence."""
+        """Each token attends to all images of its row up to its own, as one sequence."""
         seen, begin = sight.seen, sight.seen_from
         assert seen is not None
         assert begin is not None
-        # The row's context runs from its first picture, whatever sample of the row that is of
+        # The row's context runs from its first image, whatever sample of the row that is of
         first = begin[:, :1]
-        ordinal = seen - first  # (B, L): 0 for the row's first picture
+        ordinal = seen - first  # (B, L): 0 for the row's first image
         depth = int(ordinal.max()) + 1
         numbers = torch.arange(depth, device=seen.device)
-        picture = (first + numbers).clamp(max=keys.shape[0] - 1)  # (B, K)
+        image = (first + numbers).clamp(max=keys.shape[0] - 1)  # (B, K)
 
         def row_context(t: Tensor) -> Tensor:  # (P, H, M, d) -> (B, H, K * M, d)
-            return t[picture].transpose(1, 2).flatten(2, 3)
+            return t[image].transpose(1, 2).flatten(2, 3)
 
         allowed = numbers <= ordinal[..., None]  # (B, L, K)
         allowed &= numbers >= (begin - first)[..., None]
@@ -186,7 +186,7 @@ class GatedCrossAttentionBlock(nn.Module):
         allowed = allowed | blind[..., None]  # never an empty softmax; undone below
         mask = allowed.repeat_interleave(keys.shape[2], dim=2)[:, None]
         if sight.valid is not None:
-            mask = mask & sight.valid[picture].flatten(1)[:, None, None]
+            mask = mask & sight.valid[image].flatten(1)[:, None, None]
         states = self._gated(hidden, row_context(keys), row_context(values), mask)
         return torch.where(blind[..., None], hidden, states)
 

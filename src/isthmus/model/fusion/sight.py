@@ -1,11 +1,11 @@
-"""Which token sees which picture: Flamingo's phi, as data.
+"""Which token sees which image: Flamingo's phi, as data.
 
-A token attends to the last picture whose tag stands at or before it (Alayrac et al. 2022,
-section 2.3, equation 1 and appendix A.1.3). Tokens are grouped by the picture they see, so that
-attention is computed per picture and no score against an unseen picture ever exists.
+A token attends to the last image whose tag stands at or before it (Alayrac et al. 2022,
+section 2.3, equation 1 and appendix A.1.3). Tokens are grouped by the image they see, so that
+attention is computed per image and no score against an unseen image ever exists.
 
-Letters: B rows of the batch, L tokens a row, P pictures in the whole batch, M visual tokens a
-picture, S segments (a segment is a run of tokens of one row that see the same picture), W the
+Letters: B rows of the batch, L tokens a row, P images in the whole batch, M visual tokens a
+image, S segments (a segment is a run of tokens of one row that see the same image), W the
 length of the longest segment.
 """
 
@@ -24,43 +24,43 @@ from isthmus.model.backbones.states import states_in
 from isthmus.model.fusion.visual import Visual
 
 
-def picture_of_token(
+def image_of_token(
     is_image: Tensor, attention_mask: Tensor, positions: Tensor | None = None
 ) -> Tensor:
-    """For every token the number of the last picture at or before it.
+    """For every token the number of the last image at or before it.
 
     Args:
         is_image: (B, L) bool, where `<image>` stands.
         attention_mask: (B, L), 0 at padding.
         positions: (B, L) positions that start at 0 again with each sample, where rows hold
-            several; a token then sees no picture of another sample.
+            several; a token then sees no image of another sample.
 
     Returns:
-        (B, L) int64, an index into the batch's pictures in reading order; -1 where no picture
+        (B, L) int64, an index into the batch's images in reading order; -1 where no image
         stands before the token, and at padding.
 
     Example:
         >>> tags = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]]).bool()
-        >>> picture_of_token(tags, torch.ones(2, 4)).tolist()
+        >>> image_of_token(tags, torch.ones(2, 4)).tolist()
         [[-1, 0, 0, 1], [-1, -1, 2, 2]]
         >>> packed = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]])
-        >>> picture_of_token(tags, torch.ones(2, 4), packed).tolist()
+        >>> image_of_token(tags, torch.ones(2, 4), packed).tolist()
         [[-1, 0, -1, 1], [-1, -1, 2, -1]]
     """
-    begin = first_picture(is_image, positions)
+    begin = first_image(is_image, positions)
     index = is_image.long().flatten().cumsum(dim=0).view_as(is_image) - 1
     return index.masked_fill((index < begin) | (attention_mask == 0), -1)
 
 
-def first_picture(is_image: Tensor, positions: Tensor | None = None) -> Tensor:
-    """For every token the number of the first picture of its sample, there or yet to come.
+def first_image(is_image: Tensor, positions: Tensor | None = None) -> Tensor:
+    """For every token the number of the first image of its sample, there or yet to come.
 
     Args:
         is_image: (B, L) bool, where `<image>` stands.
-        positions: (B, L) as for `picture_of_token`; None where a row is one sample.
+        positions: (B, L) as for `image_of_token`; None where a row is one sample.
 
     Returns:
-        (B, L) int64, the number of pictures in all samples before.
+        (B, L) int64, the number of images in all samples before.
     """
     before = is_image.long().flatten().cumsum(dim=0).view_as(is_image) - is_image.long()
     if positions is None:
@@ -88,8 +88,8 @@ def first_of_each(is_image: Tensor, places: int | Sequence[int]) -> Tensor:
     return is_image & torch.isin(number, counts.cumsum(dim=0) - counts)
 
 
-def samples_with_pictures(is_image: Tensor, positions: Tensor | None) -> Tensor:
-    """(B,) which rows have a picture; (B, L) the tokens of which samples, where rows hold several.
+def samples_with_images(is_image: Tensor, positions: Tensor | None) -> Tensor:
+    """(B,) which rows have an image; (B, L) the tokens of which samples, where rows hold several.
 
     Args:
         is_image: (B, L) bool, where `<image>` stands.
@@ -105,41 +105,41 @@ def samples_with_pictures(is_image: Tensor, positions: Tensor | None) -> Tensor:
 
 @dataclass
 class Segments:
-    """Tokens of one forward pass, grouped by (row, picture).
+    """Tokens of one forward pass, grouped by (row, image).
 
     Attributes:
         index: (S, W) positions in the flattened (B * L) tokens; the padding repeats the
             segment's first token.
         valid: (S, W) bool, False at padding.
-        picture: (S,) the picture that the segment sees.
+        image: (S,) the image that the segment sees.
         row: (S,) the batch row that it lies in.
     """
 
     index: Tensor
     valid: Tensor
-    picture: Tensor
+    image: Tensor
     row: Tensor
 
 
-def group_tokens(picture: Tensor) -> Segments | None:
-    """Groups tokens by the picture they see; None if no token sees any.
+def group_tokens(image: Tensor) -> Segments | None:
+    """Groups tokens by the image they see; None if no token sees any.
 
     Args:
-        picture: (B, L) as `picture_of_token` gives it. Numbers never fall along a row.
+        image: (B, L) as `image_of_token` gives it. Numbers never fall along a row.
     """
-    positions = (picture.flatten() >= 0).nonzero().squeeze(1)
+    positions = (image.flatten() >= 0).nonzero().squeeze(1)
     if positions.numel() == 0:
         return None
-    rows = positions // picture.shape[1]
-    pictures = picture.flatten()[positions]
-    # beams repeat a row, so the same picture may stand in neighbouring rows: the row decides too
-    keys = torch.stack([rows, pictures], dim=1)
+    rows = positions // image.shape[1]
+    images = image.flatten()[positions]
+    # beams repeat a row, so the same image may stand in neighbouring rows: the row decides too
+    keys = torch.stack([rows, images], dim=1)
     segments, counts = torch.unique_consecutive(keys, dim=0, return_counts=True)
     starts = counts.cumsum(0) - counts
-    offset = torch.arange(int(counts.max()), device=picture.device)
+    offset = torch.arange(int(counts.max()), device=image.device)
     valid = offset < counts[:, None]
     index = positions[starts[:, None] + offset.expand_as(valid).masked_fill(~valid, 0)]
-    return Segments(index=index, valid=valid, row=segments[:, 0], picture=segments[:, 1])
+    return Segments(index=index, valid=valid, row=segments[:, 0], image=segments[:, 1])
 
 
 @dataclass
@@ -147,9 +147,9 @@ class Sight:
     """What the rows of one batch may see, for a prompt and for the tokens decoded after it.
 
     Attributes:
-        visual: (P, M, D_visual) visual tokens of the batch's pictures, padded to the longest.
-        prompt: (B, L) as `picture_of_token` gives it.
-        begin: (B, L) as `first_picture` gives it.
+        visual: (P, M, D_visual) visual tokens of the batch's images, padded to the longest.
+        prompt: (B, L) as `image_of_token` gives it.
+        begin: (B, L) as `first_image` gives it.
         keep: Whether K and V are kept between forward passes: while decoding, never in training.
         keys_values: K and V (P, H, M, D_head) per block, computed once and kept while decoding.
         segments: The grouping of the forward pass under way.
@@ -170,13 +170,13 @@ class Sight:
 
     @property
     def last(self) -> Tensor:
-        """(B,) the picture that every decoded token sees, -1 for none."""
+        """(B,) the image that every decoded token sees, -1 for none."""
         return self.prompt.amax(dim=1)
 
     def narrow(self) -> None:
-        """Forgets all but each row's last picture: no decoded token sees another.
+        """Forgets all but each row's last image: no decoded token sees another.
 
-        A sequence then keeps the K and V of one picture, however many its prompt has.
+        A sequence then keeps the K and V of one image, however many its prompt has.
         """
         last = self.last
         rows = torch.arange(last.shape[0], device=last.device)

@@ -1,4 +1,4 @@
-"""The page's second part: sorting a picture into any labels."""
+"""The page's second part: sorting an image into any labels."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from isthmus.errors import InputError
 from isthmus.serving.chat.words import words_in
 
 Classify = Callable[[str, list[str], str, float | None], tuple[str, dict[str, float]]]
-"""From a picture's path, labels, templates and a threshold to the label, and all probabilities."""
+"""From an image's path, labels, templates and a threshold to the label, and all probabilities."""
 
 TEMPLATES = ("one", "imagenet-7", "none")
 
 
 def labels_tab(classify: Classify, chosen: gr.Radio, start: dict[str, str], told: Any) -> None:
-    """Sorting a picture into any labels."""
+    """Sorting an image into any labels."""
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            picture = told(
+            image = told(
                 gr.Image(
                     type="filepath",
-                    label=start["picture"],
+                    label=start["image"],
                     sources=["upload", "clipboard"],
                     height=260,
                     elem_id="sorted",
                 ),
-                label="picture",
+                label="image",
             )
             names = told(
                 gr.Textbox(
@@ -74,12 +74,12 @@ def labels_tab(classify: Classify, chosen: gr.Radio, start: dict[str, str], told
             raise gr.Error(words["error"].format(error=error), print_exception=False) from error
         return f"## {best if best in likely else words['none']}", likely
 
-    given = [picture, names, template, threshold, chosen]
+    given = [image, names, template, threshold, chosen]
     go.click(sort, given, [verdict, bars], show_progress="minimal", api_visibility="private")
 
 
 def sorter(dual_encoder: Any) -> Classify:
-    """Sorts pictures with a dual encoder; classifiers' weights are kept on disk."""
+    """Sorts images with a dual encoder; classifiers' weights are kept on disk."""
 
     def classify(
         path: str, labels: Sequence[str], templates: str, threshold: float | None

@@ -70,7 +70,7 @@ def open_chat(
     dtype: str | torch.dtype | None = "auto",
     ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Lets somebody talk to a model about pictures, until Ctrl-C or the end of their lines.
+    """Lets somebody talk to a model about images, until Ctrl-C or the end of their lines.
 
     Args:
         model: A shipped model's name, a folder, "hf:REPO" for text alone, or a model.
@@ -133,7 +133,7 @@ def _talk_in_terminal(service: Any) -> None:
     from isthmus.serving.chat.terminal import Terminal
 
     if sys.stdin.isatty():
-        print("ask something; /picture PATH shows a picture, /help tells more", file=sys.stderr)
+        print("ask something; /image PATH shows an image, /help tells more", file=sys.stderr)
     Terminal(service, sys.stdin, sys.stdout).run()
 
 
@@ -158,7 +158,7 @@ def _show(
             quiet=True,
             footer_links=[],
             max_file_size=MOST_FILE,
-            allowed_paths=[str(path) for path in samples()],  # these pictures and nothing else
+            allowed_paths=[str(path) for path in samples()],  # these images and nothing else
             theme=theme(),
             css=STYLE,
             ssr_mode=False,

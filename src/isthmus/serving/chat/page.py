@@ -1,4 +1,4 @@
-"""The page: a conversation with pictures, worked examples beside it, and labels for any picture.
+"""The page: a conversation with images, worked examples beside it, and labels for any image.
 
 Gradio draws it. Nothing is fetched from elsewhere: fonts are the system's, and analytics are off.
 """
@@ -17,7 +17,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 
 from isthmus.errors import IsthmusError
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 from isthmus.serving.chat.labels import Classify, labels_tab
 from isthmus.serving.chat.session import Session
 from isthmus.serving.chat.words import LANGUAGES, language_of, words_in
@@ -25,7 +25,7 @@ from isthmus.serving.completions import Service
 from isthmus.serving.refusals import Refusal, refusal_of
 
 KEEP_FILES = 3600
-"""Seconds that uploaded pictures stay on the disk."""
+"""Seconds that uploaded images stay on the disk."""
 STYLE = """
 .gradio-container {max-width: 1180px !important; width: 100% !important; margin: 0 auto !important;
   min-width: 0 !important; box-sizing: border-box;}
@@ -36,7 +36,7 @@ STYLE = """
 #language .wrap {justify-content: flex-end; flex-wrap: nowrap;}
 #talk {border-radius: 14px;}
 #talk .message img {max-height: 220px; width: auto;}
-/* the user's own messages: no button that shares a picture with a web site */
+/* the user's own messages: no button that shares an image with a web site */
 #talk .message-buttons-right {display: none !important;}
 #language label span {white-space: nowrap;}
 #steps {align-self: center;}
@@ -81,7 +81,7 @@ def theme() -> Any:
 
 
 def samples() -> list[Path]:
-    """The pictures that come with the project: from the package, or from its sources."""
+    """The images that come with the project: from the package, or from its sources."""
     inside = Path(__file__).parent / "examples"
     folder = inside if inside.is_dir() else Path(__file__).parents[4] / "examples"
     return sorted(folder.glob("*.jpg"))
@@ -98,7 +98,7 @@ def build_page(
 
     Args:
         service: Answers questions.
-        classify: Sorts pictures; None leaves that part of the page out.
+        classify: Sorts images; None leaves that part of the page out.
         model_name: What the page calls the model.
         language: "en" or "ko"; None asks the browser.
 
@@ -173,7 +173,7 @@ def _talk(
                     height="50vh",
                     min_height=280,
                     placeholder=start["empty"],
-                    # what a model says must not make a browser fetch pictures from elsewhere
+                    # what a model says must not make a browser fetch images from elsewhere
                     render_markdown=False,
                     buttons=["copy"],
                     elem_id="talk",
@@ -201,10 +201,10 @@ def _talk(
                 anew = told(
                     gr.Button(start["new"], size="sm", variant="secondary", scale=1), value="new"
                 )
-            pictures = samples()
-            if service.sees and pictures:
+            images = samples()
+            if service.sees and images:
                 tray = gr.Gallery(
-                    value=[(str(path), None) for path in pictures],
+                    value=[(str(path), None) for path in images],
                     columns=6,
                     height=118,
                     object_fit="cover",
@@ -220,7 +220,7 @@ def _talk(
                 def take(code: str, event: gr.SelectData) -> dict[str, Any]:
                     return {
                         "text": words_in(code)["q_what"],
-                        "files": [str(pictures[int(event.index)])],
+                        "files": [str(images[int(event.index)])],
                     }
 
                 tray.select(take, chosen, box, show_progress="hidden", api_visibility="private")
@@ -261,7 +261,7 @@ def _talk(
         said = [*before, {"role": "user", "content": text}]
         try:
             read = [await asyncio.to_thread(_checked, file) for file in files]
-            said[-1:-1] = [{"role": "user", "content": _picture(file)} for file in files]
+            said[-1:-1] = [{"role": "user", "content": _image(file)} for file in files]
             yield said, said, empty
             async with aclosing(own.ask(service, text, read, steps=think)) as replies:
                 async for reply in replies:
@@ -296,7 +296,7 @@ def _talk(
 
     def strip_of(own: Session) -> list[tuple[Any, str]]:
         return [
-            (open_picture(shot.pictures[0]), f"{shot.question} {shot.answer}") for shot in own.shots
+            (open_image(shot.images[0]), f"{shot.question} {shot.answer}") for shot in own.shots
         ]
 
     def add_shot(own: Session, answer: str, rationale: str, code: str) -> tuple[Any, str, str]:
@@ -339,8 +339,8 @@ def _shown(thought: str, answer: str, done: bool, words: dict[str, str]) -> list
     return found
 
 
-def _picture(file: str) -> Any:
-    """A picture in the conversation, without Gradio's button that shares it with a web site."""
+def _image(file: str) -> Any:
+    """An image in the conversation, without Gradio's button that shares it with a web site."""
     return gr.Image(file, show_label=False, container=False, interactive=False, buttons=[])
 
 
@@ -351,6 +351,6 @@ def _failed(error: Exception, words: dict[str, str]) -> dict[str, str]:
 
 
 def _checked(file: str) -> bytes:
-    """A file's bytes, if it is a picture."""
-    open_picture(file)
+    """A file's bytes, if it is an image."""
+    open_image(file)
     return Path(file).read_bytes()

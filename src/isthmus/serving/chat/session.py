@@ -39,8 +39,8 @@ class Session:
 
     Attributes:
         messages: The turns so far, as OpenAI's API has them.
-        shots: Worked examples, their pictures as bytes of files, shown before them.
-        last: Pictures and text of the user's last turn that had a picture.
+        shots: Worked examples, their images as bytes of files, shown before them.
+        last: Images and text of the user's last turn that had an image.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -48,15 +48,15 @@ class Session:
     last: tuple[tuple[bytes, ...], str] | None = None
 
     def request(
-        self, text: str, pictures: Sequence[bytes] = (), *, steps: bool = False
+        self, text: str, images: Sequence[bytes] = (), *, steps: bool = False
     ) -> ChatRequest:
         """What the model is asked, with a further turn of the user's."""
         return ChatRequest.model_validate(
             {
-                "messages": [*self.messages, self._turn(text, pictures)],
+                "messages": [*self.messages, self._turn(text, images)],
                 "shots": [
                     {
-                        "pictures": [data_uri(picture) for picture in shot.pictures],
+                        "images": [data_uri(image) for image in shot.images],
                         "question": shot.question,
                         "answer": shot.answer,
                         "rationale": shot.rationale,
@@ -68,7 +68,7 @@ class Session:
         )
 
     async def ask(
-        self, service: Service, text: str, pictures: Sequence[bytes] = (), *, steps: bool = False
+        self, service: Service, text: str, images: Sequence[bytes] = (), *, steps: bool = False
     ) -> AsyncGenerator[Reply, None]:
         """The answer as it grows; closing the iterator stops it in the engine.
 
@@ -78,7 +78,7 @@ class Session:
         Raises:
             Refusal, IsthmusError: If it cannot be answered; the conversation is as before.
         """
-        (choice,) = await service.choices(self.request(text, pictures, steps=steps))
+        (choice,) = await service.choices(self.request(text, images, steps=steps))
         answer = thought = ""
         try:
             async with aclosing(choice.events()) as events:
@@ -92,18 +92,18 @@ class Session:
         finally:
             choice.cancel()
             if answer or thought:
-                self.messages.append(self._turn(text, pictures))
+                self.messages.append(self._turn(text, images))
                 self.messages.append({"role": "assistant", "content": answer.strip() or thought})
-                if pictures:
-                    self.last = (tuple(pictures), text)
+                if images:
+                    self.last = (tuple(images), text)
         yield Reply(answer.strip(), thought.strip(), done=True)
 
     def add_shot(self, answer: str, rationale: str = "") -> bool:
-        """Makes a worked example of the last picture and question; false if there is none."""
+        """Makes a worked example of the last image and question; false if there is none."""
         if self.last is None or not answer.strip():
             return False
-        pictures, question = self.last
-        self.shots.append(Example(pictures, question, answer.strip(), rationale.strip() or None))
+        images, question = self.last
+        self.shots.append(Example(images, question, answer.strip(), rationale.strip() or None))
         return True
 
     def start_anew(self) -> None:
@@ -111,13 +111,13 @@ class Session:
         self.messages.clear()
 
     @staticmethod
-    def _turn(text: str, pictures: Sequence[bytes]) -> dict[str, Any]:
+    def _turn(text: str, images: Sequence[bytes]) -> dict[str, Any]:
         parts: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": data_uri(picture)}} for picture in pictures
+            {"type": "image_url", "image_url": {"url": data_uri(image)}} for image in images
         ]
         return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def data_uri(picture: bytes) -> str:
-    """A picture file as the server reads it; which format it is, its bytes tell."""
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+def data_uri(image: bytes) -> str:
+    """An image file as the server reads it; which format it is, its bytes tell."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TextIO
 
 from isthmus.errors import InputError, IsthmusError
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 from isthmus.serving.chat.session import Session
 from isthmus.serving.completions import Service
 from isthmus.serving.refusals import Refusal
 
 HELP = """\
-  anything          a question; pictures shown before belong to it
-  /picture PATH...  show pictures with the next question; "a name with spaces.jpg" in quotes
-  /shot ANSWER      make a worked example of the last picture and question
+  anything          a question; images shown before belong to it
+  /image PATH...    show images with the next question; "a name with spaces.jpg" in quotes
+  /shot ANSWER      make a worked example of the last image and question
   /steps on|off     think step by step
   /new              a new conversation; worked examples stay
   /quit             leave (or Ctrl-D); Ctrl-C stops an answer"""
@@ -65,7 +65,7 @@ class Terminal:
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         commands: dict[str, Callable[[], None]] = {
-            "/picture": lambda: self._show(rest),
+            "/image": lambda: self._show(rest),
             "/shot": lambda: self._shot(rest),
             "/steps": lambda: self._switch(rest),
             "/new": self._anew,
@@ -88,9 +88,9 @@ class Terminal:
         return True
 
     async def _answer(self, question: str) -> None:
-        pictures, self._shown = list(self._shown), []
+        images, self._shown = list(self._shown), []
         told = thought = ""
-        async for reply in self.session.ask(self.service, question, pictures, steps=self.steps):
+        async for reply in self.session.ask(self.service, question, images, steps=self.steps):
             if reply.thought != thought and not reply.done:
                 print(reply.thought[len(thought) :], end="", file=sys.stderr, flush=True)
                 thought = reply.thought
@@ -107,7 +107,7 @@ class Terminal:
         try:
             paths = _paths(said)
             for path in paths:
-                open_picture(path)
+                open_image(path)
             self._shown += [path.read_bytes() for path in paths]
         except (IsthmusError, OSError) as error:
             self._tell(f"error: {error}")
@@ -118,7 +118,7 @@ class Terminal:
         if self.session.add_shot(answer):
             self._tell(f"{len(self.session.shots)} worked examples")
         else:
-            self._tell("ask about a picture first, then say /shot and the right answer")
+            self._tell("ask about an image first, then say /shot and the right answer")
 
     def _switch(self, said: str) -> None:
         if said not in ("on", "off"):
@@ -148,5 +148,5 @@ def _paths(said: str) -> list[Path]:
     except ValueError as error:
         raise InputError(f"{said} cannot be read ({error}): close the quote") from error
     if not parts:
-        raise InputError("no path: say /picture and a file, in quotes if its name has spaces")
+        raise InputError("no path: say /image and a file, in quotes if its name has spaces")
     return [Path(part).expanduser() for part in parts]

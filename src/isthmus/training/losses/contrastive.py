@@ -4,7 +4,7 @@ Scores are computed a tile at a time: the forward pass keeps a log-sum-exp for e
 the backward pass computes each tile again and adds its share to the gradients. Memory grows with
 the batch and not with its square, and the result is exact.
 
-Spread over processes, each holds the rows of its own pictures: texts are gathered once, the
+Spread over processes, each holds the rows of its own images: texts are gathered once, the
 column sums of all processes are put together, and each text's gradient is summed at the process
 that it came from. A loss is then the process's *share*: the shares of all processes sum to the
 loss of the whole batch, and so do the gradients of anything that all of them hold.
@@ -48,15 +48,15 @@ def clip_loss(
     tile: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE: each picture must find its text among all, and each text its picture.
+    """Symmetric InfoNCE: each image must find its text among all, and each text its image.
 
-    The mean over pictures and texts of the cross-entropy of `factor * image . text` (CLIP, Radford
+    The mean over images and texts of the cross-entropy of `factor * image . text` (CLIP, Radford
     et al. 2021, arXiv 2103.00020, figure 3).
 
     Args:
         image_features: Vectors (B, D) of length 1, in any precision; sums are taken in fp32, or in
             fp64 if the features are.
-        text_features: Vectors (B, D) of length 1; row i belongs to picture i.
+        text_features: Vectors (B, D) of length 1; row i belongs to image i.
         factor: What similarities are multiplied with: `model.logit_scale.exp()`.
         names: (B,) int64, the same number for pairs that show the same thing, whose crossed pairs
             would be false negatives.
@@ -97,7 +97,7 @@ def siglip_loss(
     tile: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Sigmoid loss: for each picture and each text by itself, whether they belong together.
+    """Sigmoid loss: for each image and each text by itself, whether they belong together.
 
     The sum over all pairs of `-log sigmoid(z (factor * image . text + bias))`, z = 1 for pairs that
     belong together and -1 for others, over N (SigLIP, Zhai et al. 2023, arXiv 2303.15343,
@@ -275,7 +275,7 @@ def _tiles(
 def _gradients(
     ctx: Any, of_tiles: Sequence[Any], slope: Callable[[Tile], Tensor], upstream: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of pictures, texts, factor and bias.
+    """Gradients of images, texts, factor and bias.
 
     Args:
         ctx: Of the function.
@@ -295,7 +295,7 @@ def _gradients(
             found = slope(t)
             d_image[t.rows].addmm_(found, t.words)
             if wanted[1]:
-                d_text[t.columns].addmm_(found.T, t.pictures)
+                d_text[t.columns].addmm_(found.T, t.images)
             if tiles.bias is not None:
                 d_bias += found.sum()
     # The factor's gradient is the sum over all pairs of gradient and similarity, and the

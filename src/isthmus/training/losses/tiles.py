@@ -1,4 +1,4 @@
-"""Scores of pictures with texts, a tile at a time, and what processes tell each other of them.
+"""Scores of images with texts, a tile at a time, and what processes tell each other of them.
 
 Letters: B pairs of this process, N pairs of all processes, D width.
 """
@@ -23,19 +23,19 @@ def wide(features: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Tile:
-    """Scores (r, c) of a run of pictures with a run of texts.
+    """Scores (r, c) of a run of images with a run of texts.
 
     Attributes:
-        rows, columns: Which pictures of this process, and which texts of all.
-        pictures, words: Their vectors (r, D) and (c, D) in full precision.
+        rows, columns: Which images of this process, and which texts of all.
+        images, words: Their vectors (r, D) and (c, D) in full precision.
         scores: Their scores; -inf for pairs that are left out.
         positive: Index of the scores of pairs that belong together; None without any.
-        weight: What each of those counts for, so that a picture's sum to 1.
+        weight: What each of those counts for, so that an image's sum to 1.
     """
 
     rows: slice
     columns: slice
-    pictures: Tensor
+    images: Tensor
     words: Tensor
     scores: Tensor
     positive: tuple[Tensor, Tensor] | Tensor | None
@@ -43,10 +43,10 @@ class Tile:
 
 
 class Tiles:
-    """The scores of this process's pictures with all texts, a tile at a time.
+    """The scores of this process's images with all texts, a tile at a time.
 
     Args:
-        image: This process's pictures (B, D).
+        image: This process's images (B, D).
         text: All texts (N, D).
         scale: Factor on similarities.
         bias: What is added to them.
@@ -80,13 +80,13 @@ class Tiles:
     def __iter__(self) -> Iterator[Tile]:
         for i in range(0, len(self.image), self.size):
             rows = slice(i, min(i + self.size, len(self.image)))
-            pictures = self.image[rows].to(self.dtype)
+            images = self.image[rows].to(self.dtype)
             for j in range(0, len(self.text), self.size):
                 columns = slice(j, min(j + self.size, len(self.text)))
-                yield self._tile(rows, columns, pictures, self.text[columns].to(self.dtype))
+                yield self._tile(rows, columns, images, self.text[columns].to(self.dtype))
 
-    def _tile(self, rows: slice, columns: slice, pictures: Tensor, words: Tensor) -> Tile:
-        scores = (pictures * self.scale) @ words.T
+    def _tile(self, rows: slice, columns: slice, images: Tensor, words: Tensor) -> Tile:
+        scores = (images * self.scale) @ words.T
         if self.bias is not None:
             scores.add_(self.bias)
         positive: tuple[Tensor, Tensor] | Tensor | None = self._own(rows, columns)
@@ -101,10 +101,10 @@ class Tiles:
                 if positive is not None:
                     same[positive] = False
                 scores.masked_fill_(same, -torch.inf)
-        return Tile(rows, columns, pictures, words, scores, positive, weight)
+        return Tile(rows, columns, images, words, scores, positive, weight)
 
     def _own(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor] | None:
-        """Places in a tile, (rows, columns), of pictures and their own texts; None without any."""
+        """Places in a tile, (rows, columns), of images and their own texts; None without any."""
         start = max(rows.start + self.first, columns.start)
         stop = min(rows.stop + self.first, columns.stop)
         if start >= stop:

@@ -154,11 +154,11 @@ PROCESSORS: dict[str, Any] = {
 def test_a_folder_is_loaded_with_its_own_preprocessing(family: str, tmp_path: Path) -> None:
     model, processor = randomised(TRANSFORMERS[family][0]()), PROCESSORS[family]()
     encoder = load_vision(saved(model, processor, tmp_path))
-    picture = photograph()
+    image = photograph()
     expected = transformers.AutoImageProcessor.from_pretrained(tmp_path)(
-        images=picture, return_tensors="pt"
+        images=image, return_tensors="pt"
     )["pixel_values"]
-    assert torch.equal(encoder.preprocess(picture), expected[0])
+    assert torch.equal(encoder.preprocess(image), expected[0])
     pixels = pixels_for(encoder)
     assert torch.equal(encoder(pixels), load_vision(model)(pixels))
     assert encoder.config == VisionConfig(name=f"hf:{tmp_path}")
@@ -182,10 +182,10 @@ def test_the_size_is_what_the_processor_makes_and_not_what_the_model_was_trained
 def test_an_object_brings_an_image_processor() -> None:
     processor = PROCESSORS["clip"]()
     encoder = load_vision(clip(), preprocess=processor, resize="squash")
-    picture = Image.new("RGB", (9, 5), (255, 0, 0))
+    image = Image.new("RGB", (9, 5), (255, 0, 0))
     mean, std = (torch.tensor(v) for v in (processor.image_mean, processor.image_std))
     expected = ((torch.tensor([1.0, 0.0, 0.0]) - mean) / std)[:, None, None].expand(3, 32, 32)
-    torch.testing.assert_close(encoder.preprocess(picture), expected)
+    torch.testing.assert_close(encoder.preprocess(image), expected)
 
 
 def test_a_processor_that_does_not_normalise_is_believed() -> None:
@@ -204,7 +204,7 @@ def test_an_object_without_its_preprocessing_is_told_so(resize: Any) -> None:
         encoder.preprocess(photograph())
 
 
-def test_pixels_of_a_size_that_depends_on_the_picture_are_refused() -> None:
+def test_pixels_of_a_size_that_depends_on_the_image_are_refused() -> None:
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
     model = TRANSFORMERS["dinov2"][0]()
     with pytest.raises(ConfigError, match='resize="squash"'):
@@ -276,7 +276,7 @@ def test_timm_feature_maps_become_tokens_row_by_row(name: str) -> None:
     model = timm_model(name)
     encoder = load_vision(model)
     assert encoder.shape.grid == MAPS[name]
-    pixels = pixels_for(encoder, 3)  # not the two pictures that the graph was traced with
+    pixels = pixels_for(encoder, 3)  # not the two images that the graph was traced with
     with torch.no_grad():
         expected = model.forward_features(pixels)
     features = encoder(pixels)
@@ -330,12 +330,12 @@ def test_timm_class_attention_has_no_class_token_before_its_end() -> None:
 def test_timm_preprocessing_is_its_own(resize: Any) -> None:
     model = timm_model("test_efficientnet")
     encoder = load_vision(model, resize=resize)
-    picture = photograph()
+    image = photograph()
     data = timm.data.resolve_model_data_config(model)
     if resize == "squash":
         data |= {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
-    expected = timm.data.create_transform(**data, is_training=False)(picture)
-    torch.testing.assert_close(encoder.preprocess(picture), expected)
+    expected = timm.data.create_transform(**data, is_training=False)(image)
+    torch.testing.assert_close(encoder.preprocess(image), expected)
 
 
 # --- open_clip -----------------------------------------------------------------------------------
@@ -494,8 +494,8 @@ def test_a_traced_encoder_follows_weights_that_are_loaded_into_it() -> None:
     torch.testing.assert_close(after, encoder.eager(pixels), atol=1e-4, rtol=1e-4)
 
 
-class CountsPictures(nn.Module):
-    """A convolution whose result depends on how many pictures come together, as a number."""
+class CountsImages(nn.Module):
+    """A convolution whose result depends on how many images come together, as a number."""
 
     def __init__(self, fails: bool) -> None:
         super().__init__()
@@ -512,12 +512,12 @@ class CountsPictures(nn.Module):
 def test_a_network_that_cannot_be_traced_runs_as_it_is(fails: bool) -> None:
     from isthmus.model.backbones.adapters import Backbone
 
-    model = CountsPictures(fails)
+    model = CountsImages(fails)
     encoder = VisionEncoder(
         Backbone(
             model=model,
             features=model,
-            preprocess=lambda picture: torch.zeros(3, 32, 32),
+            preprocess=lambda image: torch.zeros(3, 32, 32),
             size=(32, 32),
             prefix=0,
             mean=None,
@@ -532,7 +532,7 @@ def test_a_network_that_cannot_be_traced_runs_as_it_is(fails: bool) -> None:
         assert torch.equal(encoder(pixels), expected)
 
 
-def test_padding_keeps_the_whole_picture_on_white() -> None:
+def test_padding_keeps_the_whole_image_on_white() -> None:
     model = tiny_vit_model()
     encoder = load_vision(model, resize="pad")
     pixels = encoder.preprocess(Image.new("RGB", (64, 32), (255, 0, 0)))
@@ -551,7 +551,7 @@ def test_transparency_is_white_and_not_what_lies_beneath() -> None:
 
 
 def test_preprocessing_can_be_replaced() -> None:
-    encoder = load_vision("tiny-vit", preprocess=lambda picture: torch.full((3, 32, 32), 0.25))
+    encoder = load_vision("tiny-vit", preprocess=lambda image: torch.full((3, 32, 32), 0.25))
     assert torch.equal(encoder.preprocess(photograph()), torch.full((3, 32, 32), 0.25))
 
 

@@ -91,11 +91,11 @@ def test_a_head_of_another_size_is_refused() -> None:
         im.compose("tiny-vit", language, im.Linear(), tokenizer=byte_tokenizer())
 
 
-def test_tags_and_pictures_must_match(model: im.VisionLanguageModel) -> None:
-    with pytest.raises(PromptError, match="2 <image> tags and 1 pictures"):
+def test_tags_and_images_must_match(model: im.VisionLanguageModel) -> None:
+    with pytest.raises(PromptError, match="2 <image> tags and 1 images"):
         model.prepare(["<image><image>"], [[PICTURE]])
     batch = model.prepare(["<image>a"], [[PICTURE]])
-    with pytest.raises(PromptError, match="0 pictures and 1 <image> tokens"):
+    with pytest.raises(PromptError, match="0 images and 1 <image> tokens"):
         model(im.Batch(batch.input_ids, batch.attention_mask))
 
 

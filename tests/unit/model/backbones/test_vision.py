@@ -69,9 +69,9 @@ def test_a_saved_folder_brings_its_own_preprocessing(tmp_path: Path) -> None:
     )
     processor.save_pretrained(tmp_path)
     encoder = load_vision(f"hf:{tmp_path}")
-    picture = noise()
-    expected = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(encoder.preprocess(picture), expected)
+    image = noise()
+    expected = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(encoder.preprocess(image), expected)
 
 
 def timm_vit() -> Any:
@@ -109,9 +109,9 @@ def test_a_convolutional_network_traced_and_eager_are_the_same() -> None:
 def test_timms_own_preprocessing() -> None:
     model = convnet()
     data = timm.data.resolve_model_data_config(model)
-    picture = noise()
+    image = noise()
     transform = timm.data.create_transform(**data, is_training=False)
-    assert torch.equal(load_vision(model).preprocess(picture), transform(picture))
+    assert torch.equal(load_vision(model).preprocess(image), transform(image))
 
 
 def test_open_clip_towers_stop_before_the_final_norm() -> None:
@@ -127,7 +127,7 @@ def test_open_clip_towers_stop_before_the_final_norm() -> None:
     assert encoder.shape == FeatureShape(32, 16, (4, 4))
 
 
-def test_pad_shows_the_whole_picture_and_squash_fills_the_frame() -> None:
+def test_pad_shows_the_whole_image_and_squash_fills_the_frame() -> None:
     wide = Image.new("RGB", (64, 32), (255, 0, 0))
     vit = {
         resize: load_vision(VisionConfig(name="tiny-vit", resize=resize))  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def test_a_tower_is_its_head_and_its_mixture() -> None:
     pooled = pooled_features(tower.encoder, pixels, "stages")
     scores = tower.encoder.model(pixels)
     expected = F.normalize(tower.mixture(tower.head(pooled), scores), dim=-1)
-    torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.encode_pixels(pixels), expected, atol=1e-5, rtol=0)
     text = model.encode_texts(["a cat"])
     assert text.shape == expected[:1].shape == (1, 12 + 8)
     half = torch.tensor(0.5).sqrt()  # both parts count the same, whatever the head makes of a text
@@ -106,7 +106,7 @@ def test_a_tower_is_its_head_and_its_mixture() -> None:
     torch.testing.assert_close(text[0, 8:12].norm(), half)
     assert not text[:, 12:].any()  # of these numbers no text speaks
     assert tower.pool(pixels).shape == (3, tower.pooled_width)
-    cache = PooledViews(tower, 1, lambda picture, _: picture, 0)
+    cache = PooledViews(tower, 1, lambda image, _: image, 0)
     kept = tower.map(torch.from_numpy(cache.encode(pixels[:, None], ["a", "b", "c"])[:, 0]))
     torch.testing.assert_close(F.normalize(kept, dim=-1), expected, atol=1e-5, rtol=0)
 
@@ -117,15 +117,15 @@ def test_a_mixture_is_saved_and_loaded(tmp_path: Path) -> None:
     again = load_clip(save_clip(model, tmp_path), vision=vision)
     assert again.image.mixture.config == ClassMixtureConfig(width=4, temperature=1.5, radius=0.5)
     pixels = pixels_for(model.image.encoder)
-    assert torch.equal(again.encode_images(pixels), model.encode_images(pixels))
+    assert torch.equal(again.encode_pixels(pixels), model.encode_pixels(pixels))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
     model = join(radius=0.5)
     pixels = pixels_for(model.image.encoder)
-    full = model.encode_images(pixels)
-    half = model.to(dtype).encode_images(pixels)
+    full = model.encode_pixels(pixels)
+    half = model.to(dtype).encode_pixels(pixels)
     assert F.cosine_similarity(half.float(), full, dim=-1).min() > 0.99
 
 
@@ -145,7 +145,7 @@ def test_gradients_reach_the_classes_and_an_encoder_that_is_not_locked() -> None
         convnet(), "tiny-text", width=12, pooling="stages", mixture=mixture, lock_image=False
     )
     nn.init.normal_(model.image.mixture.vectors)
-    model.encode_images(pixels_for(model.image.encoder)).square()[:, 0].sum().backward()
+    model.encode_pixels(pixels_for(model.image.encoder)).square()[:, 0].sum().backward()
     assert model.image.mixture.vectors.grad.abs().sum() > 0
     assert all(p.grad is not None for p in model.image.encoder.model.parameters())
 

@@ -44,7 +44,7 @@ def test_vectors_are_the_heads_of_pooled_features_by_hand() -> None:
     hidden = F.gelu(z @ first.weight.T + first.bias)
     by_hand = z @ head.linear.weight.T + head.linear.bias + hidden @ last.weight.T + last.bias
     expected = by_hand / by_hand.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.encode_pixels(pixels), expected, atol=1e-5, rtol=0)
 
     ids = torch.tensor([list(b"a cat")])
     mean = model.text.encoder.model(input_ids=ids).last_hidden_state[0].mean(0)
@@ -74,10 +74,10 @@ def test_passes_of_any_size_give_the_same_vectors(monkeypatch: pytest.MonkeyPatc
     whole = model.encode_texts(TEXTS)
     monkeypatch.setattr("isthmus.model.clip.dual_encoder.TOKENS_AT_ONCE", 1)
     torch.testing.assert_close(model.encode_texts(TEXTS), whole, atol=1e-5, rtol=0)
-    pictures = [noise(side) for side in (20, 30, 50)]
+    images = [noise(side) for side in (20, 30, 50)]
     torch.testing.assert_close(
-        model.encode_pictures(pictures, batch_size=1),
-        model.encode_pictures(pictures),
+        model.encode_images(images, batch_size=1),
+        model.encode_images(images),
         atol=1e-5,
         rtol=0,
     )
@@ -87,7 +87,7 @@ def test_locked_towers_get_no_gradient_and_unlocked_ones_do() -> None:
     pixels = torch.randn(2, 3, 32, 32)
     for locked in (True, False):
         model = join(lock_image=locked, lock_text=locked)
-        scores = model.logits(model.encode_images(pixels), model.encode_texts(TEXTS[:2]))
+        scores = model.logits(model.encode_pixels(pixels), model.encode_texts(TEXTS[:2]))
         scores.square().sum().backward()
         for tower in (model.image, model.text):
             encoder = [p.grad for p in tower.encoder.parameters()]
@@ -236,5 +236,5 @@ def test_a_power_is_saved(tmp_path: Path) -> None:
     made = DualEncoder.join("tiny-vit", "tiny-text", width=8, image_head=HeadConfig(power=0.5))
     pixels = torch.rand(2, 3, *made.image.image_size)
     again = load_clip(save_clip(made, tmp_path / "made"))
-    assert torch.equal(again.encode_images(pixels), made.encode_images(pixels))
+    assert torch.equal(again.encode_pixels(pixels), made.encode_pixels(pixels))
     assert again.image.head.config.power == 0.5

@@ -31,7 +31,7 @@ SHAPE = FeatureShape(width=12, tokens=16, grid=(4, 4))
 WIDTH = 10
 WORDS = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1))
 
-# options, visual tokens of a picture
+# options, visual tokens of an image
 EVERY: dict[str, tuple[Any, int]] = {
     "linear": (Linear(), 16),
     "mlp": (MLP(depth=3), 16),
@@ -80,11 +80,11 @@ def test_features_get_a_finite_gradient(name: str) -> None:
     (tokens * torch.randn_like(tokens)).sum().backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()
-    assert features.grad.abs().amax(dim=(1, 2)).min() > 0  # every picture counts
+    assert features.grad.abs().amax(dim=(1, 2)).min() > 0  # every image counts
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_pictures_of_a_batch_do_not_mix(name: str) -> None:
+def test_images_of_a_batch_do_not_mix(name: str) -> None:
     made = build_connector(EVERY[name][0], SHAPE, WIDTH, WORDS).eval()
     features = torch.randn(3, 16, 12)
     rows = torch.cat([made(features[i : i + 1]) for i in range(3)])

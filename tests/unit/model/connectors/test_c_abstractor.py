@@ -62,7 +62,7 @@ def test_positions_of_its_own_grid_are_the_learned_ones() -> None:
     assert torch.equal(positions[0, :, 1, 2], made.positions[1 * 4 + 2])
 
 
-def test_positions_of_a_larger_picture_are_stretched() -> None:
+def test_positions_of_a_larger_image_are_stretched() -> None:
     made = abstractor()
     rows = torch.arange(4.0).repeat_interleave(4)
     made.positions.data.copy_(rows[:, None].expand(16, 6))

@@ -25,14 +25,14 @@ def bottleneck(width: int = 10, **options: Any) -> ConceptBottleneckConnector:
 def test_the_expected_embedding_by_hand() -> None:
     made, features = bottleneck(), torch.randn(2, 5, 12)
     tokens, logits = made(features), made.logits(features)
-    for picture in range(2):
-        likely = logits[picture].tolist()
+    for image in range(2):
+        likely = logits[image].tolist()
         best = sorted(range(4), key=lambda c: -likely[c])[:3]
         weights = torch.tensor([likely[c] for c in best]).exp()
         weights = weights / weights.sum()
         for k in range(2):
             words = torch.stack([made.embeddings[NAMES[c][k]] for c in best])
-            torch.testing.assert_close(tokens[picture, k], weights @ words)
+            torch.testing.assert_close(tokens[image, k], weights @ words)
 
 
 def test_logits_by_hand() -> None:
@@ -47,9 +47,9 @@ def test_a_sure_classifier_says_the_name() -> None:
     """One concept alone: the tokens are its words, bit for bit the language model's rows."""
     made = bottleneck(top=1)
     features = torch.randn(3, 5, 12)
-    for picture, concept in enumerate(made.logits(features).argmax(dim=-1).tolist()):
+    for image, concept in enumerate(made.logits(features).argmax(dim=-1).tolist()):
         rows = made.embeddings[torch.tensor(NAMES[concept])]
-        torch.testing.assert_close(made(features)[picture, :2], rows)
+        torch.testing.assert_close(made(features)[image, :2], rows)
 
 
 def test_names_lie_in_the_hull_of_the_words() -> None:

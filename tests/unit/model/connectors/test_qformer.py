@@ -23,7 +23,7 @@ def test_layers_that_read_the_patches(cross_every: int, reading: list[int]) -> N
     assert [i for i, layer in enumerate(layers) if layer.cross_attention is not None] == reading
 
 
-def test_queries_see_the_picture_only_through_cross_attention() -> None:
+def test_queries_see_the_image_only_through_cross_attention() -> None:
     made, features = qformer(), torch.randn(2, 6, 6)
     assert (made(features[:1]) - made(features[1:])).abs().max() > 1e-4
     for layer in made.layers:

@@ -38,12 +38,12 @@ def test_the_order_of_frames_does() -> None:
     torch.testing.assert_close(made(within), made(clip))
 
 
-def test_a_picture_has_no_place_in_time() -> None:
-    made, picture = resampler(max_frames=3), torch.randn(2, 4, 6)
+def test_a_image_has_no_place_in_time() -> None:
+    made, image = resampler(max_frames=3), torch.randn(2, 4, 6)
     without = resampler()
     without.load_state_dict({n: t for n, t in made.state_dict().items() if n != "frames"})
-    assert torch.equal(made(picture), without(picture))
-    assert not torch.allclose(made(picture[:, None]), made(picture))  # a clip of one frame has
+    assert torch.equal(made(image), without(image))
+    assert not torch.allclose(made(image[:, None]), made(image))  # a clip of one frame has
 
 
 def test_short_clips_take_the_first_embeddings() -> None:

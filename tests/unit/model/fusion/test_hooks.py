@@ -188,8 +188,8 @@ def test_compose_and_load_return_evaluation_mode(tmp_path: Any) -> None:
     testing.check_evaluation_mode(model)
     again = im.load(im.save(model, tmp_path), connector=Dropped())
     testing.check_evaluation_mode(again)
-    picture = torch.randn(3, 32, 32)
-    batch = again.prepare(["<image>a"], [[picture]])
+    image = torch.randn(3, 32, 32)
+    batch = again.prepare(["<image>a"], [[image]])
     answers = [im.generate(again, batch, max_new_tokens=8).tolist() for _ in range(4)]
     assert answers[1:] == answers[:-1]
 

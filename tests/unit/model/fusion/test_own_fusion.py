@@ -125,15 +125,15 @@ def test_it_is_a_fusion_and_says_what_it_costs() -> None:
     summary = model.summary()
     assert (summary.visual_tokens, summary.text_positions) == (3, 1)
     assert summary.flops["fusion"] == 2 * 32 * 64
-    items = memory(model, TrainConfig(), Load(rows=1, tokens=8, pictures=1, labelled=4))
+    items = memory(model, TrainConfig(), Load(rows=1, tokens=8, images=1, labelled=4))
     assert items["gated blocks' activations"] == 4 * 8
 
 
 def test_it_answers_and_learns(tmp_path: Path) -> None:
     model = made()
-    picture = Image.new("RGB", (40, 40), (200, 30, 30))
-    picture.save(tmp_path / "red.png")
-    answer = im.ask(model, picture, "What colour?", max_new_tokens=3)
+    image = Image.new("RGB", (40, 40), (200, 30, 30))
+    image.save(tmp_path / "red.png")
+    answer = im.ask(model, image, "What colour?", max_new_tokens=3)
     assert isinstance(answer.text, str)
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"image": "red.png", "question": "What colour?", "answer": "red"}\n' * 4)
@@ -148,12 +148,12 @@ def test_it_answers_and_learns(tmp_path: Path) -> None:
 def test_the_engine_with_a_shared_prefix_says_what_the_model_says() -> None:
     model = made()
     testing.open_gates(model)
-    picture = torch.randn(3, 32, 32)
+    image = torch.randn(3, 32, 32)
     text = "<image>A: a<|endofchunk|><image>B"
-    prompt = im.Prompt(text, (picture, picture + 1), shared=len("<image>A: a"))
+    prompt = im.Prompt(text, (image, image + 1), shared=len("<image>A: a"))
     [scores] = Engine(model).score([prompt], [" x", " y"])
     for answer, got in zip((" x", " y"), scores.logprobs, strict=True):
-        batch = model.prepare([text + answer], [[picture, picture + 1]])
+        batch = model.prepare([text + answer], [[image, image + 1]])
         with torch.no_grad():
             logits = model(batch).logits.log_softmax(dim=-1)
         own = batch.input_ids[0, -2:]

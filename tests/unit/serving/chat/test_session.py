@@ -22,7 +22,7 @@ from isthmus.serving.refusals import Refusal
 from isthmus.serving.settings import ServerSettings
 
 
-def picture(colour: str) -> bytes:
+def photo(colour: str) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (32, 32), colour).save(data, "PNG")
     return data.getvalue()
@@ -58,17 +58,17 @@ async def endpoint(service: Service, body: dict[str, object]) -> dict[str, str]:
 def test_the_page_and_the_endpoint_say_the_same(service: Service) -> None:
     async def run() -> None:
         session = Session()
-        first = await whole(session, service, "What is it?", picture("red"))
-        image = {"type": "image_url", "image_url": {"url": data_uri(picture("red"))}}
+        first = await whole(session, service, "What is it?", photo("red"))
+        image = {"type": "image_url", "image_url": {"url": data_uri(photo("red"))}}
         asked = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
         told = await endpoint(service, {"messages": asked})
         assert first.answer == told["content"].strip() != ""
         assert session.add_shot("a red square", "It is red all over.")
         session.start_anew()
-        second = await whole(session, service, "And this?", picture("blue"), steps=True)
-        shot = {"pictures": [data_uri(picture("red"))], "question": "What is it?"}
+        second = await whole(session, service, "And this?", photo("blue"), steps=True)
+        shot = {"images": [data_uri(photo("red"))], "question": "What is it?"}
         shot |= {"answer": "a red square", "rationale": "It is red all over."}
-        image = {"type": "image_url", "image_url": {"url": data_uri(picture("blue"))}}
+        image = {"type": "image_url", "image_url": {"url": data_uri(photo("blue"))}}
         asked = [{"role": "user", "content": [image, {"type": "text", "text": "And this?"}]}]
         told = await endpoint(
             service, {"messages": asked, "shots": [shot], "reasoning": True, "max_tokens": 12}
@@ -112,25 +112,25 @@ def test_a_stopped_answer_stays_as_far_as_it_came(service: Service) -> None:
 
 def test_steps_that_fill_the_context_end_without_an_answer(service: Service) -> None:
     long = replace(service, settings=ServerSettings(max_tokens=512))  # of a context of 256
-    reply = asyncio.run(whole(Session(), long, "And why?", picture("red"), steps=True))
+    reply = asyncio.run(whole(Session(), long, "And why?", photo("red"), steps=True))
     assert reply.thought
     assert reply.answer == ""
 
 
-def test_what_is_no_picture_leaves_the_conversation_as_it_was(service: Service) -> None:
+def test_what_is_no_image_leaves_the_conversation_as_it_was(service: Service) -> None:
     session = Session()
-    with pytest.raises((Refusal, im.PictureError)):
+    with pytest.raises((Refusal, im.ImageError)):
         asyncio.run(whole(session, service, "What?", b"no picture"))
     assert session.messages == []
     assert not session.add_shot("nothing")
 
 
 def test_the_shell(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "red.png").write_bytes(picture("red"))
+    (tmp_path / "red.png").write_bytes(photo("red"))
     lines = [
         "/help",
-        "/picture nowhere.png",
-        f"/picture {tmp_path / 'red.png'}",
+        "/image nowhere.png",
+        f"/image {tmp_path / 'red.png'}",
         "What is it?",
         "/shot a red square",
         "/steps maybe",
@@ -151,7 +151,7 @@ def test_the_shell(service: Service, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "say /steps on" in told
     assert terminal.steps
     assert len(terminal.session.shots) == 1
-    expected = asyncio.run(whole(Session(), service, "What is it?", picture("red")))
+    expected = asyncio.run(whole(Session(), service, "What is it?", photo("red")))
     assert out.getvalue().splitlines()[0].strip() == expected.answer.splitlines()[0].strip()
     assert len(terminal.session.messages) == 2  # the conversation was begun anew
 
@@ -170,16 +170,16 @@ def test_a_path_with_spaces(
 ) -> None:
     (tmp_path / "sp ace").mkdir()
     for name in ("my cat.jpg", "it's.png"):
-        (tmp_path / "sp ace" / name).write_bytes(picture("red"))
+        (tmp_path / "sp ace" / name).write_bytes(photo("red"))
     cat, other = tmp_path / "sp ace" / "my cat.jpg", tmp_path / "sp ace" / "it's.png"
     lines = [
-        f'/picture "{cat}"',
-        f"/picture {cat}",  # as it is
-        "/picture " + str(cat).replace(" ", "\\ "),  # as a terminal pastes it
-        f"/picture {other}",
-        f'/picture "{cat}" "{other}"',
-        '/picture "not closed',
-        "/picture",
+        f'/image "{cat}"',
+        f"/image {cat}",  # as it is
+        "/image " + str(cat).replace(" ", "\\ "),  # as a terminal pastes it
+        f"/image {other}",
+        f'/image "{cat}" "{other}"',
+        '/image "not closed',
+        "/image",
     ]
     Terminal(service, io.StringIO("\n".join(lines)), io.StringIO()).run()
     told = capsys.readouterr().err.splitlines()

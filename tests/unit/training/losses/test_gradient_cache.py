@@ -28,7 +28,7 @@ class Towers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
         self.logit_bias = nn.Parameter(torch.tensor(-3.0))
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         return F.normalize(self.image(pixels), dim=-1)
 
     def encode_texts(self, texts: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def cached(model: Towers, inputs: tuple[Tensor, Tensor], size: int) -> tuple[Ten
     return (
         cached_backward(
             model.loss,
-            (model.encode_images, image.split(size)),
+            (model.encode_pixels, image.split(size)),
             (model.encode_texts, text.split(size + 1)),
         ),
     )
@@ -63,7 +63,7 @@ def cached(model: Towers, inputs: tuple[Tensor, Tensor], size: int) -> tuple[Ten
 
 def test_without_dropout_it_is_the_large_batch(inputs: tuple[Tensor, Tensor]) -> None:
     model = Towers(0.0).double()
-    loss = model.loss(model.encode_images(inputs[0]), model.encode_texts(inputs[1]))
+    loss = model.loss(model.encode_pixels(inputs[0]), model.encode_texts(inputs[1]))
     loss.backward()
     expected = model.gradients()
     assert len(expected) == len(list(model.parameters()))
@@ -80,7 +80,7 @@ def test_dropout_is_replayed(inputs: tuple[Tensor, Tensor]) -> None:
     """As one graph over all chunks with the same random numbers, which then go on the same."""
     model = Towers(0.5).double()
     torch.manual_seed(1)
-    image = torch.cat([model.encode_images(c) for c in inputs[0].split(5)])
+    image = torch.cat([model.encode_pixels(c) for c in inputs[0].split(5)])
     text = torch.cat([model.encode_texts(c) for c in inputs[1].split(6)])
     loss = model.loss(image, text)
     after = torch.rand(1)
@@ -125,7 +125,7 @@ def test_gradients_add_up_and_are_scaled(inputs: tuple[Tensor, Tensor]) -> None:
     model = Towers(0.0).double()
     cached(model, inputs, 4)
     once = model.gradients()
-    sides = (model.encode_images, inputs[0].split(4)), (model.encode_texts, inputs[1].split(4))
+    sides = (model.encode_pixels, inputs[0].split(4)), (model.encode_texts, inputs[1].split(4))
     for _ in range(2):
         cached_backward(model.loss, *sides, scale=4.0)
     for name, gradient in model.gradients().items():

@@ -1,4 +1,4 @@
-"""Tasks about pictures: the classes of a folder, names, text to be read. Pure: no torch."""
+"""Tasks about images: the classes of a folder, names, text to be read. Pure: no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.data.records import Picture, Record, frames
-from isthmus.data.rows import is_picture
+from isthmus.data.records import ImageRef, Record, frames
+from isthmus.data.rows import is_image
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
@@ -20,7 +20,7 @@ from isthmus.prompts.prompt import Example
 SUPPORT_FOLDERS = ("train", "training", "support")
 TEST_FOLDERS = ("test", "val", "validation")
 MOST_SUPPORT = 16
-"""Pictures of each class that are set aside for demonstrations, and at most half of them."""
+"""Images of each class that are set aside for demonstrations, and at most half of them."""
 WHAT = "What is in the picture?"
 READ = "What does the text say?"
 LETTERS = "bdfghklmnprstvz"
@@ -28,29 +28,29 @@ VOWELS = "aeiou"
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
-    """Class names and the pictures of each, from a folder of folders."""
+    """Class names and the images of each, from a folder of folders."""
     if not root.is_dir():
         return {}
     return {
-        folder.name.replace("_", " "): pictures
+        folder.name.replace("_", " "): images
         for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-        if (pictures := sorted(p for p in folder.rglob("*") if is_picture(p)))
+        if (images := sorted(p for p in folder.rglob("*") if is_image(p)))
     }
 
 
 def classification(path: str | Path, question: str = "What is this?") -> Task:
-    """Which class a picture is of; the name of each folder is the class of the pictures in it.
+    """Which class an image is of; the name of each folder is the class of the images in it.
 
     With folders `train` (or `support`) and `test` (or `val`) above the classes, demonstrations
-    come from the one and questions from the other. Otherwise the last pictures of each class, at
+    come from the one and questions from the other. Otherwise the last images of each class, at
     most 16 and at most half, are set aside for demonstrations.
 
     Args:
         path: The folder.
-        question: What is asked of each picture.
+        question: What is asked of each image.
 
     Raises:
-        ConfigError: If there are not at least two classes with pictures.
+        ConfigError: If there are not at least two classes with images.
     """
     root = Path(path)
     test = next((root / n for n in TEST_FOLDERS if (root / n).is_dir()), None)
@@ -60,22 +60,22 @@ def classification(path: str | Path, question: str = "What is this?") -> Task:
         shown = _classes(support) if support is not None else {}
     else:
         asked, shown = {}, {}
-        for name, pictures in _classes(root).items():
-            aside = min(MOST_SUPPORT, len(pictures) // 2)
-            asked[name] = pictures[: len(pictures) - aside]
-            shown[name] = pictures[len(pictures) - aside :]
+        for name, images in _classes(root).items():
+            aside = min(MOST_SUPPORT, len(images) // 2)
+            asked[name] = images[: len(images) - aside]
+            shown[name] = images[len(images) - aside :]
     names = tuple(sorted({*asked, *shown}))
     if len(names) < 2:
         raise ConfigError(
-            f"{root} has {len(names)} classes with pictures: expected a folder for each class, "
-            f"and at least two (pictures end in {', '.join(ENDINGS)})"
+            f"{root} has {len(names)} classes with images: expected a folder for each class, "
+            f"and at least two (images end in {', '.join(ENDINGS)})"
         )
 
     def items(found: dict[str, list[Path]]) -> list[Item]:
         return [
             Item(str(p.relative_to(root)), Example(p, question, name), options=names)
-            for name, pictures in found.items()
-            for p in pictures
+            for name, images in found.items()
+            for p in images
         ]
 
     return Task(
@@ -88,21 +88,21 @@ def classification(path: str | Path, question: str = "What is this?") -> Task:
     )
 
 
-def _source(picture: Picture) -> Any:
-    """What `open_picture` takes: the path of a file, or the bytes of a part of one."""
-    whole = picture.data is None and picture.start == 0 and picture.size is None
-    return picture.path if whole else picture.read()
+def _source(image: ImageRef) -> Any:
+    """What `open_image` takes: the path of a file, or the bytes of a part of one."""
+    whole = image.data is None and image.start == 0 and image.size is None
+    return image.path if whole else image.read()
 
 
 def _from_records(path: str | Path, question: str) -> tuple[Sequence[Item], Sequence[Item]]:
-    """Test items of labelled pictures, and one in ten of them for demonstrations."""
+    """Test items of labelled images, and one in ten of them for demonstrations."""
     records = read_data(path)
 
     def make(number: int) -> Item:
         record: Record = records[number]
-        if not record.answer or not record.pictures:
-            raise ConfigError(f"{record.origin or path}: expected a picture and its text or name")
-        shown = [_source(p) for m in record.pictures for p in frames(m)]
+        if not record.answer or not record.images:
+            raise ConfigError(f"{record.origin or path}: expected an image and its text or name")
+        shown = [_source(p) for m in record.images for p in frames(m)]
         others = tuple(n for n in record.names if n != record.answer)
         example = Example(shown, record.question or question, record.answer)
         return Item(str(number), example, accepted=others)
@@ -116,14 +116,14 @@ def _from_records(path: str | Path, question: str) -> tuple[Sequence[Item], Sequ
 
 
 def naming(path: str | Path) -> Task:
-    """Open-ended naming: any of a picture's accepted names is right, and none is offered.
+    """Open-ended naming: any of an image's accepted names is right, and none is offered.
 
     Args:
         path: Anything that `read_data` takes; `names` holds the accepted names of a row. Every
-            tenth picture is set aside for demonstrations.
+            tenth image is set aside for demonstrations.
 
     Raises:
-        ConfigError: If it cannot be read, or a row has no picture or no name.
+        ConfigError: If it cannot be read, or a row has no image or no name.
     """
     items, support = _from_records(path, WHAT)
     name = f"naming-{Path(path).stem}"
@@ -131,14 +131,14 @@ def naming(path: str | Path) -> Task:
 
 
 def reading(path: str | Path) -> Task:
-    """Optical character recognition of one's own pictures: exact match and character error rate.
+    """Optical character recognition of one's own images: exact match and character error rate.
 
     Args:
-        path: Anything that `read_data` takes: pictures with the text that stands in them. Every
-            tenth picture is set aside for demonstrations.
+        path: Anything that `read_data` takes: images with the text that stands in them. Every
+            tenth image is set aside for demonstrations.
 
     Raises:
-        ConfigError: If it cannot be read, or a row has no picture or no text.
+        ConfigError: If it cannot be read, or a row has no image or no text.
     """
     items, support = _from_records(path, READ)
     return Task(
@@ -166,7 +166,7 @@ def made_up_word(rng: np.random.Generator) -> str:
 def ocr(
     seed: int = 0, n: int = 500, support: int = 64, *, size: tuple[int, int] = (160, 64)
 ) -> Task:
-    """Pictures of made-up words and numbers, to be read letter by letter.
+    """Images of made-up words and numbers, to be read letter by letter.
 
     Args:
         seed: Seed of all items.
@@ -183,8 +183,8 @@ def ocr(
         def make(number: int) -> Item:
             rng = generator(seed, stream, number)
             word = made_up_word(rng)
-            picture = draw_text(word, size, int(rng.integers(size[1] // 3, size[1] // 2 + 1)))
-            return Item(f"{('test', 'support')[stream]}-{number}", Example(picture, READ, word))
+            image = draw_text(word, size, int(rng.integers(size[1] // 3, size[1] // 2 + 1)))
+            return Item(f"{('test', 'support')[stream]}-{number}", Example(image, READ, word))
 
         return Generated(count, make)
 

@@ -1,4 +1,4 @@
-"""Visual tokens, each picture encoded once, found again by its content."""
+"""Visual tokens, each image encoded once, found again by its content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from isthmus.media.image import open_picture
+from isthmus.media.image import open_image
 from isthmus.model.medium import medium_of, visual_of
 from isthmus.model.vlm import VisionLanguageModel
 
@@ -19,13 +19,13 @@ ENCODED_AT_ONCE = 16
 
 
 def content_of(source: Any) -> tuple[str, Any]:
-    """A picture's content as a hash, and the picture in a form that can still be opened.
+    """An image's content as a hash, and the image in a form that can still be opened.
 
     Args:
-        source: A path, the bytes of a file, a binary file, a PIL picture, or pixels.
+        source: A path, the bytes of a file, a binary file, a PIL image, or pixels.
 
     Raises:
-        PictureError: If it is a file that cannot be read.
+        ImageError: If it is a file that cannot be read.
 
     Example:
         >>> content_of(b"abc")[0][:8]
@@ -38,23 +38,23 @@ def content_of(source: Any) -> tuple[str, Any]:
     if isinstance(source, Tensor):
         raw = source.detach().float().cpu().contiguous().numpy().tobytes()
         return hashlib.sha256(repr(tuple(source.shape)).encode() + raw).hexdigest(), source
-    picture = open_picture(source)
-    head = f"{picture.mode} {picture.size} ".encode()
-    # a PIL picture itself, no copy of it; a file can be read only once
-    kept = source if isinstance(source, Image.Image) else picture
-    return hashlib.sha256(head + picture.tobytes()).hexdigest(), kept
+    image = open_image(source)
+    head = f"{image.mode} {image.size} ".encode()
+    # a PIL image itself, no copy of it; a file can be read only once
+    kept = source if isinstance(source, Image.Image) else image
+    return hashlib.sha256(head + image.tobytes()).hexdigest(), kept
 
 
 class VisualTokens:
-    """Visual tokens (M, D_visual) of pictures by the hash of their content.
+    """Visual tokens (M, D_visual) of images by the hash of their content.
 
     Args:
         model: Encodes and connects.
         memory: Most bytes kept; the least recently used go first.
 
     Attributes:
-        encoded: Pictures that were encoded.
-        found: Pictures that were there already.
+        encoded: Images that were encoded.
+        found: Images that were there already.
         bytes: Bytes kept.
     """
 
@@ -64,9 +64,9 @@ class VisualTokens:
         self.encoded = self.found = self.bytes = 0
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
-    def of(self, pictures: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
-        """Visual tokens of pictures as `content_of` gives them, by their hashes."""
-        wanted = dict(pictures)
+    def of(self, images: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
+        """Visual tokens of images as `content_of` gives them, by their hashes."""
+        wanted = dict(images)
         missing = [key for key in wanted if key not in self._kept]
         self.encoded += len(missing)
         self.found += len(wanted) - len(missing)
