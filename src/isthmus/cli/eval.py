@@ -123,7 +123,7 @@ def _list(json_: bool) -> None:
 
     rows = {
         "tasks": {
-            **{f"{n}:PATH" if k.needs_path else n: k.about for n, k in TASKS.items()},
+            **{f"{n}:PATH" if k.generate is None else n: k.about for n, k in TASKS.items()},
             **{name: f"from {place}" for name, place in TASK_MAKERS.offered().items()},
         },
         "controls": CONTROLS,

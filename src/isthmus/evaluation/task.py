@@ -116,6 +116,21 @@ class Task:
             )
 
 
+@dataclass(frozen=True)
+class Known:
+    """A task that has a name, in the `TASKS` of its file in `evaluation.tasks`.
+
+    Attributes:
+        about: What it is, in a line.
+        generate: Makes it from a seed, where it is generated.
+        read: Makes it from a path, where it is read.
+    """
+
+    about: str
+    generate: Callable[[int], Task] | None = None
+    read: Callable[[str], Task] | None = None
+
+
 def _ids(task: str, items: Sequence[Item]) -> set[str]:
     """The ids of items, each of which must be there once."""
     seen: set[str] = set()

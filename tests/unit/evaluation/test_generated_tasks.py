@@ -17,7 +17,7 @@ from isthmus.evaluation.tasks.grids import counting, two_hop
 from isthmus.evaluation.tasks.images import ocr
 from isthmus.evaluation.tasks.text import arithmetic, parity
 
-GENERATED = [name for name, known in TASKS.items() if not known.needs_path]
+GENERATED = [name for name, known in TASKS.items() if known.generate]
 
 
 def digest(items: Sequence[Item], *, pixels: bool) -> str:

@@ -7,8 +7,10 @@ arXiv 2403.13164). Without demonstrations both can only be guessed.
 
 from __future__ import annotations
 
+from functools import partial
+
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import Creature, chosen, draw_text, generator
 from isthmus.prompts.prompt import Example
 
@@ -129,3 +131,12 @@ def operator_induction(
         max_reason_tokens=64,
         episodic=True,
     )
+
+
+TASKS = {
+    "fast-binding-2": Known("two made-up names for made-up things", generate=fast_binding),
+    "fast-binding-5": Known("five made-up names", generate=partial(fast_binding, ways=5)),
+    "operator-induction": Known(
+        "a hidden operator between two pictured numbers", generate=operator_induction
+    ),
+}

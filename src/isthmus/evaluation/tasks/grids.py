@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import COLOURS, SHAPES, draw_grid, generator
 from isthmus.prompts.prompt import Example
 
@@ -172,3 +172,9 @@ def two_hop(
         max_new_tokens=8,
         max_reason_tokens=224,
     )
+
+
+TASKS = {
+    "counting": Known("how many shapes of a colour are in a grid", generate=counting),
+    "two-hop": Known("two counts in a grid put together, with rationales", generate=two_hop),
+}

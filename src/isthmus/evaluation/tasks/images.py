@@ -12,7 +12,7 @@ from isthmus.data.records import ImageRef, Record, frames
 from isthmus.data.rows import is_image
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import draw_text, generator
 from isthmus.media.image import ENDINGS
 from isthmus.prompts.prompt import Example
@@ -196,3 +196,12 @@ def ocr(
         metric="characters",
         max_new_tokens=16,
     )
+
+
+TASKS = {
+    "ocr": Known(
+        "images of made-up words; ocr:PATH for images of yours", generate=ocr, read=reading
+    ),
+    "classes": Known("a folder of images for each class", read=classification),
+    "naming": Known("images with accepted names, none of them offered", read=naming),
+}

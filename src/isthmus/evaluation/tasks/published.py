@@ -9,7 +9,7 @@ from typing import Any
 
 from isthmus.data.json_lines import lines_of
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.prompts.prompt import Example
 
 EASY_VQA_SUPPORT = 512
@@ -174,3 +174,10 @@ def svamp(path: str | Path) -> Task:
         max_new_tokens=16,
         max_reason_tokens=192,
     )
+
+
+TASKS = {
+    "easy-vqa": Known("easy-VQA, from its folder", read=easy_vqa),
+    "gsm8k": Known("GSM8K, from its test file (train beside it for shots)", read=gsm8k),
+    "svamp": Known("SVAMP, from SVAMP.json", read=svamp),
+}

@@ -26,7 +26,7 @@ from typing import Any
 
 from isthmus.data.json_lines import EXPECTED, lines_of
 from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.task import LETTERS, Item, Metric, Task
+from isthmus.evaluation.task import LETTERS, Item, Known, Metric, Task
 from isthmus.prompts.answers import AnswerKind
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Example
 
@@ -188,3 +188,8 @@ def questions(path: str | Path) -> Task:
     )
     task.check()
     return task
+
+
+TASKS = {
+    "questions": Known("a JSONL file of questions; also just its path", read=questions),
+}

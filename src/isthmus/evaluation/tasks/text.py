@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import generator
 from isthmus.prompts.prompt import Example
 
@@ -172,3 +172,9 @@ def arithmetic(
         max_new_tokens=8,
         max_reason_tokens=4 * operators * (operators + 5) + 32,
     )
+
+
+TASKS = {
+    "parity": Known("whether the sum of digits is odd or even (text)", generate=parity),
+    "arithmetic": Known("four operators modulo 7, with steps (text)", generate=arithmetic),
+}
