@@ -15,13 +15,13 @@ from isthmus.errors import ConfigError, MissingExtraError
 
 
 class Table(Protocol):
-    """Rows by number."""
+    """TableRows by number."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
-class Rows(LazyRecords):
+class TableRows(LazyRecords):
     """The records of a table, each made when it is asked for.
 
     `rows[i]` raises ConfigError if a row is no record; it names the row, counted from 1.
@@ -76,7 +76,7 @@ class Joined(LazyRecords):
 
 
 class _Arrow:
-    """Rows of an Arrow table, of which only the one asked for becomes Python objects."""
+    """TableRows of an Arrow table, of which only the one asked for becomes Python objects."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -89,7 +89,7 @@ class _Arrow:
         return row
 
 
-def from_parquet(path: Path, root: Path) -> Rows:
+def from_parquet(path: Path, root: Path) -> TableRows:
     """The records of a Parquet file; images are paths, or structs of `bytes` and `path`.
 
     Raises:
@@ -104,10 +104,10 @@ def from_parquet(path: Path, root: Path) -> Rows:
         table = parquet.read_table(path, memory_map=True)
     except (OSError, ValueError) as error:  # pyarrow's own errors are these
         raise ConfigError(f"{path} is no Parquet file: {error}") from error
-    return Rows(_Arrow(table), str(path), root)
+    return TableRows(_Arrow(table), str(path), root)
 
 
-def from_dataset(dataset: Any, name: str, root: Path) -> Rows:
+def from_dataset(dataset: Any, name: str, root: Path) -> TableRows:
     """The records of a `datasets.Dataset`; a column `label` of classes gives the names.
 
     Raises:
@@ -118,10 +118,10 @@ def from_dataset(dataset: Any, name: str, root: Path) -> Rows:
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ConfigError(f"{name} is a stream, of unknown length: expected a datasets.Dataset")
     labels = getattr((dataset.features or {}).get("label"), "names", None)
-    return Rows(dataset, name, root, labels or ())
+    return TableRows(dataset, name, root, labels or ())
 
 
-def from_saved(folder: Path, root: Path) -> Rows:
+def from_saved(folder: Path, root: Path) -> TableRows:
     """The records of a folder that `Dataset.save_to_disk` wrote.
 
     Raises:

@@ -20,11 +20,11 @@ from isthmus.errors import IsthmusError
 from isthmus.media.fetch import Fetcher
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.serving.admission import Admission, ClientGone
 from isthmus.serving.answering import Choice
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
 from isthmus.serving.engine import ServingEngine
-from isthmus.serving.gate import ClientGone, Gate
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.replies import streamed, whole
 from isthmus.serving.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest, ErrorBody
@@ -100,7 +100,7 @@ def create_app(
     app.add_exception_handler(IsthmusError, _refused)
 
     app.state.closing = asyncio.Event()
-    app.add_middleware(Gate, settings=settings, metrics=metrics, closing=app.state.closing)
+    app.add_middleware(Admission, settings=settings, metrics=metrics, closing=app.state.closing)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from isthmus.config.model import TrainConfig
-from isthmus.data.mixture import Draw
+from isthmus.data.mixture import SampleRef
 from isthmus.data.records import ImageRef, frames
 from isthmus.data.samples import Sample
 from isthmus.errors import ImageError
@@ -20,7 +20,7 @@ from isthmus.model.batch import Batch, pad
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example
 from isthmus.prompts.templates import template_named
-from isthmus.training.feed import DataSet, Feed, ImageLoader, Item, parts
+from isthmus.training.feed import DataSet, Feed, ImageLoader, TrainingItem, parts
 from isthmus.training.objectives import Objective
 from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
@@ -54,11 +54,13 @@ def held_out_losses(
     for one in data:
         feed = Feed(model, [one], config, images, processes=1)
         count = min(MOST_RECORDS, len(one.records))
-        own = [Draw(i, 0, i, 0) for i in range(processes.rank, count, processes.count)]
+        own = [SampleRef(i, 0, i, 0) for i in range(processes.rank, count, processes.count)]
         items = list(feed.items(own))
         # Every process makes as many passes as the others: some share parameters
         missing = -(-count // processes.count) - len(items)
-        filler = Item(Draw(0, 0, 0, 0), one.record(0), Sample([], [], ()), why_not="filler")
+        filler = TrainingItem(
+            SampleRef(0, 0, 0, 0), one.record(0), Sample([], [], ()), why_not="filler"
+        )
         items += [filler] * missing
         total = tokens = 0.0
         size = config.micro_batch_size or max(1, config.batch_size // processes.count)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
-from isthmus.data.mixture import Draw, Mixture
+from isthmus.data.mixture import Mixture, SampleRef
 from isthmus.data.records import ImageRef, Medium, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
@@ -61,7 +61,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainingItem:
     """One sample of a step.
 
     Attributes:
@@ -73,7 +73,7 @@ class Item:
         why_not: What is wrong with it, if it cannot be used.
     """
 
-    draw: Draw
+    draw: SampleRef
     record: Record
     sample: Sample
     images: Tensor | None = None
@@ -276,19 +276,19 @@ class Feed:
                 )
         self.rank, self.processes = rank, processes
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Item]]:
+    def steps(self, start: int, stop: int) -> Iterator[list[TrainingItem]]:
         """This process's samples of each step, with their images opened ahead."""
         size = self.mixture.batch_size // self.processes
         own = slice(self.rank, None, self.processes)
         draws = (d for s in range(start, stop) for d in self.mixture.step(s)[own])
-        step: list[Item] = []
+        step: list[TrainingItem] = []
         for item in self.items(draws):
             step.append(item)
             if len(step) == size:
                 yield step
                 step = []
 
-    def items(self, draws: Iterable[Draw]) -> Iterator[Item]:
+    def items(self, draws: Iterable[SampleRef]) -> Iterator[TrainingItem]:
         """Samples in order, with their images opened ahead."""
         return prefetch(
             (self._tokenized(d) for d in draws),
@@ -297,13 +297,15 @@ class Feed:
             ahead=2 * self.mixture.batch_size // self.processes,
         )
 
-    def _tokenized(self, draw: Draw) -> Item:
+    def _tokenized(self, draw: SampleRef) -> TrainingItem:
         data = self.data[draw.data]
         try:
             record = data.record(draw.index)
         except InputError as error:  # a line of a shard that is no record
             nothing = Record(text=" ", origin=f"{data.name}, record {draw.index}")
-            return Item(draw, nothing, Sample([], [], ()), why_not=" ".join(str(error).split()))
+            return TrainingItem(
+                draw, nothing, Sample([], [], ()), why_not=" ".join(str(error).split())
+            )
         turned = False
         if data.next_image:
             chance = np.random.default_rng([self.config.seed, 3, draw.number]).random()
@@ -313,10 +315,10 @@ class Feed:
             sample = tokenize(self.model, record, max_tokens=limit, next_image=turned)
         except InputError as error:
             why = " ".join(str(error).split())
-            return Item(draw, record, Sample([], [], ()), why_not=why)
-        return Item(draw, record, sample)
+            return TrainingItem(draw, record, Sample([], [], ()), why_not=why)
+        return TrainingItem(draw, record, sample)
 
-    def _with_images(self, item: Item) -> Item:
+    def _with_images(self, item: TrainingItem) -> TrainingItem:
         if not item.sample.images:
             return item
         try:
@@ -326,7 +328,9 @@ class Feed:
         return replace(item, images=images, is_features=features)
 
 
-def parts(items: Sequence[Item], size: int | None, *, by_data: bool = False) -> list[list[Item]]:
+def parts(
+    items: Sequence[TrainingItem], size: int | None, *, by_data: bool = False
+) -> list[list[TrainingItem]]:
     """Samples in parts of one forward pass each.
 
     Args:

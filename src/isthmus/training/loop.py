@@ -25,8 +25,7 @@ from isthmus.data.records import Record
 from isthmus.errors import ConfigError, TrainingError, TrainingStopped
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
-from isthmus.reports.progress import Progress as ProgressLine
-from isthmus.reports.progress import Rates
+from isthmus.reports.progress import Progress, Rates
 from isthmus.training.clip import dual_encoder_trainee
 from isthmus.training.feed import Augment, DataSet, augmented
 from isthmus.training.log import RunLog
@@ -36,7 +35,7 @@ from isthmus.training.processes import Processes
 from isthmus.training.report import write_report
 from isthmus.training.state import (
     BEST,
-    Progress,
+    Reached,
     load_buffers,
     load_state,
     state_tensors,
@@ -148,7 +147,7 @@ def run_steps(
     stepper = Stepper(trainee, scale)
     log = RunLog(folder, step=state.step) if processes.is_main else None
     broken, best, rates = Broken(config.broken_share), state.best, Rates()
-    progress = ProgressLine("Training", config.steps, done=state.step, unit="samples", quiet=quiet)
+    progress = Progress("Training", config.steps, done=state.step, unit="samples", quiet=quiet)
 
     def save(step: int) -> None:
         """All processes gather, the first writes."""
@@ -156,7 +155,7 @@ def run_steps(
         tensors |= {f"buffer.{n}": b.detach().cpu() for n, b in trainee.buffers.items()}
         write = trainee.writer({"train": {**told, "steps_done": step}})
         if processes.is_main:
-            reached = Progress(step, best, scale.value, scale.good_steps)
+            reached = Reached(step, best, scale.value, scale.good_steps)
             write_checkpoint(folder, reached, tensors, write, trainee.files, described, config.keep)
         processes.wait()
 

@@ -21,7 +21,7 @@ from isthmus.data.samples import Sample, collate
 from isthmus.errors import ConfigError
 from isthmus.model.connectors.concept_bottleneck import ConceptBottleneckConnector
 from isthmus.model.vlm import VisionLanguageModel
-from isthmus.training.feed import Item
+from isthmus.training.feed import TrainingItem
 
 FILLER = "."
 
@@ -44,12 +44,12 @@ class Loss:
 class Objective(Protocol):
     """How items become a loss."""
 
-    def count(self, item: Item) -> int:
+    def count(self, item: TrainingItem) -> int:
         """How many terms an item adds to the loss."""
         ...
 
     def losses(
-        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+        self, model: VisionLanguageModel, items: Sequence[TrainingItem], weights: Sequence[float]
     ) -> Iterator[Loss]:
         """Forward passes over items, each term of item i counting `weights[i]`."""
         ...
@@ -69,12 +69,12 @@ class Language:
     pack: int = 0
     always_images: bool = False
 
-    def count(self, item: Item) -> int:
+    def count(self, item: TrainingItem) -> int:
         """Learned tokens."""
         return sum(item.sample.learned)
 
     def losses(
-        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+        self, model: VisionLanguageModel, items: Sequence[TrainingItem], weights: Sequence[float]
     ) -> Iterator[Loss]:
         """One forward pass for each kind of image: features, pixels, clips of a length."""
         numbers = sorted(range(len(items)), key=lambda i: _kind(items[i]))
@@ -106,7 +106,7 @@ class Language:
             yield Loss(output.loss, output.token_losses, owner)
 
 
-def _kind(item: Item) -> str:
+def _kind(item: TrainingItem) -> str:
     """Items of one kind can stand in one batch; "" stands with any."""
     if item.images is None:
         return ""
@@ -144,12 +144,12 @@ def name_concepts(model: VisionLanguageModel, answers: Iterable[str]) -> None:
 class Concepts:
     """Cross-entropy of the classifier on the answers' concepts, of records with one image."""
 
-    def count(self, item: Item) -> int:
+    def count(self, item: TrainingItem) -> int:
         """One."""
         return 1
 
     def losses(
-        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+        self, model: VisionLanguageModel, items: Sequence[TrainingItem], weights: Sequence[float]
     ) -> Iterator[Loss]:
         """One pass over all items."""
         connector = concept_bottleneck(model)

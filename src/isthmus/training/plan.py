@@ -22,7 +22,14 @@ from isthmus.model.clip.joined import JoinedImageTower
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
-from isthmus.training.feed import DataSet, ImageLoader, Item, WeightedSet, as_sets, augmented
+from isthmus.training.feed import (
+    DataSet,
+    ImageLoader,
+    TrainingItem,
+    WeightedSet,
+    as_sets,
+    augmented,
+)
 from isthmus.training.locked import PooledViews, TextCache
 from isthmus.training.memory import Load, memory
 from isthmus.training.pairs import PairFeed, PairSet, all_images
@@ -210,7 +217,7 @@ def _plan_samples(
     )
 
 
-def _encoded(model: VisionLanguageModel, item: Item) -> Item:
+def _encoded(model: VisionLanguageModel, item: TrainingItem) -> TrainingItem:
     """An item with features in place of pixels."""
     if item.images is None or item.is_features:
         return item

@@ -172,7 +172,7 @@ def build(config: RunConfig) -> VisionLanguageModel | DualEncoder:
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedRun:
     """A run that is ready to start.
 
     Attributes:
@@ -189,7 +189,7 @@ class Job:
 
 def job(
     config: Path | None, data: Path | None, overrides: Sequence[str] = (), *, smoke: bool = False
-) -> Job:
+) -> PreparedRun:
     """The run that a configuration file, a data folder, or both describe.
 
     Args:
@@ -215,13 +215,13 @@ def job(
     pairs = isinstance(chosen.model, DualEncoderConfig)
     if smoke:
         chosen, records = smoke_run(chosen)
-        return Job(chosen, [PairSet(records)] if pairs else [DataSet(records)], [])
+        return PreparedRun(chosen, [PairSet(records)] if pairs else [DataSet(records)], [])
     read = pair_sets if pairs else data_sets
     training, evaluation = read(chosen.data, root, chosen.train.seed)
-    return Job(chosen, training, evaluation, cache)
+    return PreparedRun(chosen, training, evaluation, cache)
 
 
-def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
+def work(job: PreparedRun, out: str | Path, *, quiet: bool = False) -> Path:
     """Does a job.
 
     Args:
@@ -244,6 +244,6 @@ def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
     return Path(out)
 
 
-def plan_of(job: Job) -> Plan:
+def plan_of(job: PreparedRun) -> Plan:
     """What a job would cost, with the time of a step measured here."""
     return plan(build(job.config), job.training, job.config.train)

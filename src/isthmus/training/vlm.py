@@ -21,7 +21,7 @@ from isthmus.errors import ConfigError, InputError
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
-from isthmus.training.feed import Augment, DataSet, Feed, ImageLoader, Item, as_sets, parts
+from isthmus.training.feed import Augment, DataSet, Feed, ImageLoader, TrainingItem, as_sets, parts
 from isthmus.training.objectives import Concepts, Language, Loss, Objective, name_concepts
 from isthmus.training.optim import optimizer_for
 from isthmus.training.precision import DTYPES, autocast, decided
@@ -78,11 +78,11 @@ class VisionLanguageTrainee:
             model, data, config, images, rank=processes.rank, processes=processes.count
         )
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Item]]:
+    def steps(self, start: int, stop: int) -> Iterator[list[TrainingItem]]:
         """This process's samples of each step."""
         return self.feed.steps(start, stop)
 
-    def share(self, drawn: Sequence[Item]) -> list[int]:
+    def share(self, drawn: Sequence[TrainingItem]) -> list[int]:
         """Terms that each data set adds to the loss."""
         counts = [0] * len(self.data)
         for item in drawn:
@@ -91,7 +91,7 @@ class VisionLanguageTrainee:
         return counts
 
     def backward(
-        self, step: int, drawn: Sequence[Item], shares: Sequence[list[int]], scale: float
+        self, step: int, drawn: Sequence[TrainingItem], shares: Sequence[list[int]], scale: float
     ) -> Pass:
         """Forward and backward passes over the parts of a step."""
         counts = [sum(own) for own in zip(*shares, strict=True)]

@@ -18,7 +18,7 @@ import pytest
 
 from isthmus.errors import ConfigError
 from isthmus.model.vlm import bare_language_model
-from isthmus.serving.gate import Gate
+from isthmus.serving.admission import Admission
 from isthmus.serving.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
@@ -58,7 +58,7 @@ def eventually(check: Callable[[], bool]) -> None:
 
 def gate_of(app: Any) -> Any:
     layer = app.middleware_stack
-    while not isinstance(layer, Gate):
+    while not isinstance(layer, Admission):
         layer = layer.app
     return layer
 

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from isthmus.model.backbones.adapters import Features
+from isthmus.model.backbones.libraries import Features
 
 
 def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) -> Features | None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from isthmus.config.model import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, IsthmusError, suggestion
 from isthmus.media.image import open_image
-from isthmus.model.backbones.adapters import (
+from isthmus.model.backbones.libraries import (
     Backbone,
     Features,
     Preprocess,
@@ -256,7 +256,7 @@ def load_vision(
         preprocess: An image to pixels (3, H, W), in place of the encoder's own; or, for a
             Transformers model, its image processor.
         feature_layer: Which block's output, in place of the configuration's; what the numbers
-            mean in each library is told by `isthmus.model.backbones.adapters`.
+            mean in each library is told by `isthmus.model.backbones.libraries`.
         keep_cls: Whether class and register tokens stay, in place of the configuration's.
         resize: How an image is made to fit, in place of the configuration's.
 

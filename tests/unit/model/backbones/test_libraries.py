@@ -510,7 +510,7 @@ class CountsImages(nn.Module):
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_network_that_cannot_be_traced_runs_as_it_is(fails: bool) -> None:
-    from isthmus.model.backbones.adapters import Backbone
+    from isthmus.model.backbones.libraries import Backbone
 
     model = CountsImages(fails)
     encoder = VisionEncoder(

@@ -29,7 +29,7 @@ _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 _DRAINED_S = 1.0
 
 
-class Gate:
+class Admission:
     """ASGI middleware in front of all routes.
 
     Args:
