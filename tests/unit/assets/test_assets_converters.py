@@ -11,7 +11,7 @@ import torch
 from gguf import GGUFWriter, TokenType
 from transformers import AutoTokenizer
 
-from isthmus.assets.registry import _convert_efficientnet, _smollm_tokenizer
+from isthmus.assets.converters import convert_efficientnet, smollm_tokenizer
 from isthmus.errors import AssetError
 
 PTH = "efficientnet-lite2-9656183e.pth"
@@ -32,7 +32,7 @@ def test_efficientnet_becomes_a_folder_that_timm_loads(
 ) -> None:
     torch.save(in_the_wheels_names(lite2), tmp_path / PTH)
     out = tmp_path / "out"
-    _convert_efficientnet(tmp_path, out)
+    convert_efficientnet(tmp_path, out)
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     loaded = model.state_dict()
     assert list(loaded) == list(lite2)
@@ -58,7 +58,7 @@ def test_efficientnet_that_does_not_fit_is_refused(
 ) -> None:
     torch.save(spoil(in_the_wheels_names(lite2), how), tmp_path / PTH)
     with pytest.raises(AssetError, match=r"got 385 tensors|does not fit timm's"):
-        _convert_efficientnet(tmp_path, tmp_path / "out")
+        convert_efficientnet(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -93,7 +93,7 @@ def gguf_file(tmp_path: Path) -> Path:
 def test_the_gguf_tokenizer_is_the_one_smollm_was_trained_with(
     gguf_file: Path, tmp_path: Path
 ) -> None:
-    _smollm_tokenizer(gguf_file, 64).save_pretrained(tmp_path / "out")
+    smollm_tokenizer(gguf_file, 64).save_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     specials = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
     assert specials == ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_end|>")
