@@ -71,7 +71,7 @@ def classify_images(
         dtype: Its data type.
 
     Returns:
-        An iterator over the results in the order of the images, a batch computed at a time. A
+        An iterator over the results in the order of the images, a batch computed at a time. An
         image that cannot be read has an `error` and stops nothing.
 
     Raises:

@@ -1,7 +1,7 @@
 """Conversations as others write them, made into turns. Pure: no torch.
 
 LLaVA's (`conversations` of `from` and `value`) and those of OpenAI and Transformers (`messages` of
-`role` and `content`, a string or typed parts). `<image>` in a question says with which turn a
+`role` and `content`, a string or typed parts). `<image>` in a question says with which turn an
 image is shown; it is taken out, since the images of a turn stand before its question (LLaVA's
 own code moves them there too). Without any such tag all images are shown with the first turn.
 """

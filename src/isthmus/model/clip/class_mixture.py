@@ -55,7 +55,7 @@ class ClassMixture(nn.Module):
     the means of classes): for those the classifier speaks. So it is made for a head that was solved
     for, in units of the radius; one that is new has vectors of any length.
 
-    Texts have nothing in the last part, so that a head that is not trusted has no say in what a
+    Texts have nothing in the last part, so that a head that is not trusted has no say in what an
     image is called; but images are still told from each other by it, in search and by few
     labelled examples.
 

@@ -4,7 +4,7 @@ A token attends to the last image whose tag stands at or before it (Alayrac et a
 section 2.3, equation 1 and appendix A.1.3). Tokens are grouped by the image they see, so that
 attention is computed per image and no score against an unseen image ever exists.
 
-Letters: B rows of the batch, L tokens a row, P images in the whole batch, M visual tokens a
+Letters: B rows of the batch, L tokens a row, P images in the whole batch, M visual tokens an
 image, S segments (a segment is a run of tokens of one row that see the same image), W the
 length of the longest segment.
 """
