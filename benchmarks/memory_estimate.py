@@ -78,7 +78,7 @@ def one(fusion: str, precision: str, checkpointing: int, rows: int) -> None:
         model.language.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     freeze_in_half(model, config)
     model.train()
-    optimizer = optimizer_for(model.trained_parameters(), config)
+    optimizer = optimizer_for(model, model.trained_parameters(), config)
     ids = torch.randint(1, 200, (rows, LENGTH))
     ids[:, : model.layout.places] = model.special_tokens.image_id
     labels = ids.clone()

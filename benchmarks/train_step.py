@@ -248,7 +248,7 @@ def compare(device: str, dtype: torch.dtype, rows: int, repeats: int, *, brief: 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(device, dtype) if half else nullcontext()
 
-    optimizer = optimizer_for(model.trained_parameters(), CONFIG)
+    optimizer = optimizer_for(model, model.trained_parameters(), CONFIG)
     ours = our_step(model, optimizer, autocast)
     ways = {"ours": ours, "openflamingo": their_step(other, autocast, fill=True)}
     unpadded = {"ours": ours, "unpadded": their_step(other, autocast, fill=False)}

@@ -96,7 +96,9 @@ class DualEncoderTrainee:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         locked = locked_parts(model)
         self.buffers = {n: b for n, b in model.named_buffers() if not n.startswith(locked)}
-        self.optimizer: torch.optim.Optimizer = contrastive_optimizer(self.parameters, config)
+        self.optimizer: torch.optim.Optimizer = contrastive_optimizer(
+            model, self.parameters, config
+        )
         self.group = dist.group.WORLD if processes.count > 1 else None
 
     def steps(self, start: int, stop: int) -> Iterator[list[Pair]]:

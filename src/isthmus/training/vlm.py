@@ -69,7 +69,7 @@ class VisionLanguageTrainee:
         self.parameters = model.trained_parameters()
         self.buffers: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer = optimizer_for(
-            self.parameters, config, spread=self.sharded
+            model, self.parameters, config, spread=self.sharded
         )
         self.objective: Objective = Concepts()
         if config.objective == "language":

@@ -276,7 +276,7 @@ def test_rates_and_weight_decay() -> None:
     model = join(lock_image=False, loss="sigmoid")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     config = change(CONFIG, lr=1e-3, lr_encoder=1e-5, weight_decay=0.3)
-    groups = contrastive_optimizer(parameters, config).param_groups
+    groups = contrastive_optimizer(model, parameters, config).param_groups
     told = {id(p): (g["peak"], g["weight_decay"]) for g in groups for p in g["params"]}
     found = {name: told[id(p)] for name, p in parameters.items()}
     assert found["logit_scale"] == found["logit_bias"] == (1e-3, 0.0)

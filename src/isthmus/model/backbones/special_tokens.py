@@ -70,6 +70,10 @@ class SpecialTokens(nn.Module):
         self.spans = SpanTokenizer(language.tokenizer, self.image_id, self.end_id)
         self._language = [language]  # in a list: not a submodule of ours
 
+    def no_weight_decay(self) -> set[str]:
+        """Both: they are embeddings."""
+        return {"input_rows", "output_rows"}
+
     def encode(self, text: str | Sequence[Span]) -> list[int]:
         """Token ids of spans, or of a text in which the two tags stand for the two tokens.
 

@@ -77,6 +77,10 @@ class ClassMixture(nn.Module):
         self.config = config
         self.vectors = nn.Parameter(torch.zeros(classes, config.width))
 
+    def no_weight_decay(self) -> set[str]:
+        """The vectors of the classes."""
+        return {"vectors"}
+
     def forward(self, vectors: Tensor, scores: Tensor) -> Tensor:
         """Vectors (B, D + E + D) of a head's vectors (B, D) and the classifier's scores (B, C)."""
         length = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -53,6 +53,10 @@ class AttentionPoolConnector(nn.Module):
             nn.LayerNorm(in_width), nn.Linear(in_width, width), nn.GELU(), nn.Linear(width, width)
         )
 
+    def no_weight_decay(self) -> set[str]:
+        """The queries: positions, and no maps."""
+        return {"queries"}
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D) of features (B, N, D_vision)."""
         queries = self.queries.expand(features.shape[0], -1, -1)

@@ -155,6 +155,10 @@ class CAbstractorConnector(nn.Module):
             )
         return F.interpolate(learned, size=(side, side), mode="bicubic", align_corners=False)
 
+    def no_weight_decay(self) -> set[str]:
+        """The embeddings of positions."""
+        return {"positions"}
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D) of features (B, N, D_vision).
 

@@ -117,6 +117,10 @@ class ConceptBottleneckConnector(nn.Module):
         logits = self.log_scale.exp() * (self._pooled(features) @ weight.T)
         return logits.masked_fill(self.names[:, 0] == UNUSED, float("-inf"))
 
+    def no_weight_decay(self) -> set[str]:
+        """The queries of the free tokens: positions, and no maps."""
+        return {"queries"}
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, K + free, D) of features (B, N, D_vision)."""
         likely, index = self.logits(features).topk(self.top, dim=-1)

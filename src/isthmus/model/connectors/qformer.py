@@ -106,6 +106,10 @@ class QFormerConnector(nn.Module):
         )
         self.projection = nn.Linear(hidden, width)
 
+    def no_weight_decay(self) -> set[str]:
+        """The queries: positions, and no maps."""
+        return {"queries"}
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D) of features (B, N, D_vision)."""
         queries = self.input_norm(self.queries).expand(features.shape[0], -1, -1)

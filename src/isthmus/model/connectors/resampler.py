@@ -125,6 +125,10 @@ class PerceiverResampler(nn.Module):
         )
         return stretched[0].T
 
+    def no_weight_decay(self) -> set[str]:
+        """The latents and the embeddings of frames: positions, and no maps."""
+        return {"latents", "frames"}
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D).
 
