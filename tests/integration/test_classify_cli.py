@@ -36,7 +36,7 @@ def images(tmp_path: Path) -> Path:
         Image.fromarray(rng.integers(0, 255, (30, 20 + 30 * i, 3), np.uint8)).save(
             folder / f"{i}.png"
         )
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -142,7 +142,7 @@ def test_bad_images_and_models_are_one_line(run: Any, model: Path, images: Path)
     (images / "3.png").write_bytes((images / "2.png").read_bytes()[:200])
     for arguments, message in (
         (("nowhere.png", *told), "no file at nowhere.png"),
-        ((images / "empty", *told), "no pictures in"),
+        ((images / "empty", *told), "no images in"),
         (
             (images / "0.png", "--labels", "cat", "--model", "tiny-clp"),
             'did you mean "tiny-clip"',

@@ -123,7 +123,7 @@ def png_header(width: int, height: int) -> bytes:
 def bad_images(image: Path) -> dict[str, tuple[bytes | None, str]]:
     whole = image.read_bytes()
     return {
-        "text.png": (b"not a picture at all", "no picture of a known format"),
+        "text.png": (b"not an image at all", "no image of a known format"),
         "empty.png": (b"", "0 bytes"),
         "truncated.png": (whole[: len(whole) // 2], "truncated"),
         "huge.png": (png_header(100_000, 100_000), "expected at most 40 megapixels"),
@@ -152,11 +152,11 @@ def test_an_address_without_leave(run: Any, model: Path) -> None:
 
 def test_more_tags_than_images(run: Any, model: Path, image: Path) -> None:
     result = run("ask", image, "<image> and what is this?", "--model", model)
-    assert_one_line(result, "more <image> tags than pictures")
+    assert_one_line(result, "more <image> tags than images")
 
 
 def test_no_question(run: Any, image: Path) -> None:
-    assert_one_line(run("ask", image), "expected at least one picture and then the question")
+    assert_one_line(run("ask", image), "expected at least one image and then the question")
 
 
 def test_no_such_model(run: Any, image: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     inside = tmp_path / "images"
     inside.mkdir()
     Image.linear_gradient("L").convert("RGB").save(inside / "a.jpg")
-    (inside / "._a.jpg").write_bytes(b"\0\5\26\7 no picture")
+    (inside / "._a.jpg").write_bytes(b"\0\5\26\7 no image")
     return inside
 
 
@@ -184,7 +184,7 @@ def test_results_do_not_depend_on_a_bad_neighbour(encoder: Path, folder: Path) -
 
 
 def test_features_says_which_images_are_broken(run: Any, folder: Path) -> None:
-    (folder / "b.jpg").write_bytes(b"no picture")
+    (folder / "b.jpg").write_bytes(b"no image")
     lines = [json.dumps({"image": n, "text": "a cat"}) for n in ("a.jpg", "b.jpg")]
     (folder / "data.jsonl").write_text("\n".join(lines))
     arguments = ("features", folder / "data.jsonl", "--vision", "tiny-vit", "--out", folder / "f")

@@ -127,7 +127,7 @@ def test_ask_in_two_stages(run: Any, model: Path, image: Path) -> None:
 def test_ask_after_worked_examples(run: Any, model: Path, image: Path) -> None:
     file = image.parent / "shots.toml"
     file.write_text(
-        '[[example]]\npictures = ["picture.png"]\nquestion = "What is 1 + 1?"\n'
+        '[[example]]\nimages = ["image.png"]\nquestion = "What is 1 + 1?"\n'
         'rationale = "One more."\nanswer = "2"\n'
     )
     arguments = ("ask", image, "What is 2 + 3?", "--model", model, "--shots", file, "--json")

@@ -56,7 +56,7 @@ def test_words_and_images(
     )
     told = capsys.readouterr()
     assert code == 0
-    assert told.err == "4 pictures new, 0 known, 0 gone\n"
+    assert told.err == "4 images new, 0 known, 0 gone\n"
     got = [json.loads(line) for line in told.out.splitlines()]
     with ImageIndex(tmp_path / "own", im.load(model)) as index:
         index.add(photos)
@@ -65,7 +65,7 @@ def test_words_and_images(
     assert [row["score"] for row in got] == pytest.approx([h.score for h in hits], abs=1e-5)
     with Image.open(sheet) as made:
         assert made.size == (442, 520)
-    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "broken.png").write_bytes(b"no image")
     assert run(monkeypatch, photos, "--like", photos / "2.png", "--model", model) == 0
     told = capsys.readouterr()
     assert "skipped" in told.err

@@ -94,7 +94,7 @@ def test_the_plan_costs_nothing(run: Any, photos: Path, tmp_path: Path) -> None:
     code, said, errors = run("train", config, "--dry-run")
     assert code == 0, errors
     assert "4 visual tokens" not in said
-    assert "a picture becomes 16 visual tokens" in said
+    assert "an image becomes 16 visual tokens" in said
     assert "6 of 4 samples" in said
     assert "photos 4.0" in said  # 24 samples of 6 records
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run.toml"]

@@ -25,7 +25,7 @@ def records(folder: Path) -> list[Record]:
     return [
         *made,
         Record(text="a <image>b <image>cd", images_in_text=(first, second)),
-        Record(text="no picture here"),
+        Record(text="no image here"),
         Record.of(None, "1 + 1?", "2"),
     ]
 

@@ -56,7 +56,7 @@ def images(count: int) -> list[Tensor]:
     return list(torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(7)))
 
 
-TEXTS = ["<image>one<|endofchunk|>a<image>two", "no picture here", "so <image>three"]
+TEXTS = ["<image>one<|endofchunk|>a<image>two", "no image here", "so <image>three"]
 
 
 def rows_of_all_kinds(model: VisionLanguageModel) -> tuple[Batch, list[Batch]]:

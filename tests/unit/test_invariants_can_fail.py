@@ -149,15 +149,15 @@ def seen_by(shift: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tens
 
 
 SHIFTS: dict[str, Any] = {
-    "the next picture": (lambda n, tags: n + 1, "tokens before the changed picture: they differ"),
-    "the picture before": (lambda n, tags: n - 1, "the changed picture has no effect"),
+    "the next image": (lambda n, tags: n + 1, "tokens before the changed image: they differ"),
+    "the image before": (lambda n, tags: n - 1, "the changed image has no effect"),
     # the tag itself still sees the image before it
     "one token late": (
         lambda n, tags: n - tags.long(),
-        "tokens behind the second picture, the first changed: they differ",
+        "tokens behind the second image, the first changed: they differ",
     ),
-    "always the first": (lambda n, tags: n * 0, "the changed picture has no effect"),
-    "always the last": (lambda n, tags: n * 0 + 9, "tokens before the changed picture"),
+    "always the first": (lambda n, tags: n * 0, "the changed image has no effect"),
+    "always the last": (lambda n, tags: n * 0 + 9, "tokens before the changed image"),
 }
 
 

@@ -110,12 +110,11 @@ def test_verdicts(tmp_path: Path) -> None:
     good = check_data(write(tmp_path / "r.jsonl", {"image": "a.png", "text": "x"}))
     assert good.exit_code == 0
     assert good.verdict == (
-        "Fit for training: 1 of 1 records are usable. "
-        "But 100% of the pictures are below 224 pixels."
+        "Fit for training: 1 of 1 records are usable. But 100% of the images are below 224 pixels."
     )
     bad = check_data(write(tmp_path / "r.jsonl", {"image": "b.png", "text": "x"}))
     assert bad.exit_code == 2
-    assert bad.verdict == ("Not fit for training: none of 1 records is usable: 1 broken picture.")
+    assert bad.verdict == ("Not fit for training: none of 1 records is usable: 1 broken image.")
     rows = [{"text": "same"}] * 3 + [{"text": " "}]
     assert check_data(write(tmp_path / "r.jsonl", *rows)).verdict == (
         "Fit for training: 3 of 4 records are usable. But 1 empty answer teach to say nothing; "
@@ -148,7 +147,7 @@ def test_unreadable_samples_of_a_shard_are_named_and_the_rest_counted(tmp_path: 
         ("a.npy", "nan"),
         ("a.npy", "flat"),
         ("a.png", b""),
-        ("a.png", b"not a picture"),
+        ("a.png", b"not an image"),
         ("a.jpg", b"\xff\xd8\xff"),
     ],
 )
@@ -187,7 +186,7 @@ def test_the_table_names_what_is_broken_and_ends_with_the_verdict(mixed: Path) -
     result = CliRunner().invoke(app, ["data", "check", str(mixed), "--quiet"])
     lines = result.stdout.strip().splitlines()
     assert result.exit_code == 1
-    assert lines[-1].startswith("Fit for training only without 2 broken pictures: 6 of 9")
+    assert lines[-1].startswith("Fit for training only without 2 broken images: 6 of 9")
     assert sum("none.png" in line or "cut.png" in line for line in lines) == 2
     assert any(line.split() == ["images", "6"] for line in lines)
     assert any("300" in line and "width" in line for line in lines)
@@ -199,7 +198,7 @@ def test_ten_are_named_on_the_screen_and_all_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", {"image": "a.png", "text": "x"}, *rows)
     screen = CliRunner().invoke(app, ["data", "check", str(path), "--quiet"])
     assert screen.stdout.count("cannot read") == 10
-    assert "and 2 more broken pictures" in screen.stdout
+    assert "and 2 more broken images" in screen.stdout
     result = CliRunner().invoke(
         app, ["data", "check", "r.jsonl", "--root", str(tmp_path), "--json"]
     )

@@ -189,7 +189,7 @@ def test_arrays_are_read_as_they_are(
 def test_broken_images_are_listed_and_the_rest_computed(
     images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     cut = tmp_path / "cut.png"
     cut.write_bytes(images[0].read()[:-300])
     missing = tmp_path / "none.png"
@@ -299,7 +299,7 @@ import torch
 torch.set_num_threads(1)
 from isthmus.model.backbones.vision import load_vision
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 
 cache, folder, first, last, delay = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:6]
 encoder = load_vision("tiny-vit")
@@ -308,12 +308,12 @@ def slowly(pixels):
     time.sleep(float(delay))
     return plain(pixels)
 encoder.forward = slowly
-pictures = [Picture(folder / f"{i:04}.png") for i in range(int(first), int(last))]
+images = [ImageRef(folder / f"{i:04}.png") for i in range(int(first), int(last))]
 cache = FeatureCache(cache, PatchFeatures(encoder))
 print("ready", flush=True)
 sys.stdin.readline()
-report = cache.fill(pictures, quiet=True, batch_size=4)
-assert bool(torch.isfinite(cache.get(pictures)).all())
+report = cache.fill(images, quiet=True, batch_size=4)
+assert bool(torch.isfinite(cache.get(images)).all())
 print(report.computed, report.present, len(report.broken))
 """
 

@@ -45,7 +45,7 @@ def test_texts_beside_images_the_first_ending_wins(
     a, b, c = read_data(tmp_path)
     assert (a.answer, b.question, b.answer, c.answer) == ("from txt", "Who?", "b", "from caption")
     assert b.images == (ImageRef(tmp_path / "in/b.jpg"),)
-    assert "1 pictures have no text" in caplog.text
+    assert "1 images have no text" in caplog.text
     assert "without.jpg" in caplog.text
 
 
@@ -78,7 +78,7 @@ def test_imagefolder_metadata_is_relative_to_itself(
         ("A", b""),
         ("B", b""),
     ]
-    assert "1 pictures have no text" in caplog.text
+    assert "1 images have no text" in caplog.text
     assert "unlisted.jpg" in caplog.text
 
 

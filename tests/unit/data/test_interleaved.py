@@ -54,7 +54,7 @@ def test_images_without_a_sentence_or_a_file_are_left_out(
     row = mmc4(("a", None), ("gone.jpg", 0), ("b", 2))
     text, media = from_mmc4(row, find, "shard, sample 3")
     assert (text, names(media)) == ("S0. S1. <image>S2.", ["b"])
-    assert "shard, sample 3: no picture gone.jpg" in caplog.text
+    assert "shard, sample 3: no image gone.jpg" in caplog.text
     assert from_mmc4(mmc4(), find, "x") == ("S0. S1. S2.", ())
 
 

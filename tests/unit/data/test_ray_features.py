@@ -39,7 +39,7 @@ def test_a_ray_job_fills_as_fill_does(tmp_path: Path) -> None:
     shard.write_bytes(b"head" + images[0].read())
     inside = ImageRef(shard, start=4, size=len(images[0].read()), member="a.png")
     rows = [ImageRef(Path("rows"), member=str(i), data=images[i].read()) for i in (1, 2)]
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     broken = [ImageRef(tmp_path / "text.png"), ImageRef(tmp_path / "none.png")]
     encoder = load_vision("tiny-vit")
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))

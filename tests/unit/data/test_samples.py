@@ -65,7 +65,7 @@ def test_the_next_image_of_each_text() -> None:
 
 
 def test_plain_text_ends_as_the_language_model_does(model: im.VisionLanguageModel) -> None:
-    sample = tokenize(model, Record(text="no picture"))
+    sample = tokenize(model, Record(text="no image"))
     assert model.special_tokens.end_id not in sample.ids
     assert sample.ids[-1] == model.language.end_ids()[0]
     assert sample.learned[-1]

@@ -32,7 +32,7 @@ def shard(path: Path, members: dict[str, Any], mode: str = "w") -> Path:
 
 def pair(key: str, **metadata: Any) -> dict[str, Any]:
     """A sample as img2dataset writes it."""
-    image = f"picture {key}".encode() * 100
+    image = f"image {key}".encode() * 100
     return {
         f"{key}.jpg": image,
         f"{key}.txt": f"caption {key}\n",
@@ -48,7 +48,7 @@ def test_pairs_of_img2dataset(tmp_path: Path) -> None:
     (image,) = records[1].images
     assert isinstance(image, ImageRef)
     assert (image.path, image.member, image.data) == (path, "001.jpg", None)
-    assert image.read() == b"picture 001" * 100
+    assert image.read() == b"image 001" * 100
     assert records[1].origin == f"{path}, sample 001"
 
 
@@ -268,7 +268,7 @@ def test_images_without_a_text_beside_pairs_are_named(
     caplog.set_level(logging.WARNING)
     path = shard(tmp_path / "0.tar", pair("000") | {"001.jpg": b"x"})
     assert len(Shards([path])) == 1
-    assert "1 pictures without a text of the same name" in caplog.text
+    assert "1 images without a text of the same name" in caplog.text
     assert "001.jpg" in caplog.text
 
 

@@ -72,7 +72,7 @@ PROMPTS = [
     few_shot("dd", images=0),  # sees the last demonstration's image
     few_shot("a", shots=3),
     few_shot("e", seed=1),
-    Prompt("No picture here", shared=3),
+    Prompt("No image here", shared=3),
     Prompt("<image>", (image(5),)),
 ]
 

@@ -271,13 +271,13 @@ def test_random_damage_ends_in_a_image_or_a_image_error(form: str) -> None:
 
 def test_what_is_not_there_or_not_a_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    (tmp_path / "words.png").write_text("a picture of a cat")
+    (tmp_path / "words.png").write_text("an image of a cat")
     assert "no file at" in refused(tmp_path / "none.png")
     assert refused(tmp_path).startswith(f"{tmp_path} is a folder")
     assert "empty.png is empty (0 bytes)" in refused(tmp_path / "empty.png")
-    assert "words.png is no picture" in refused(tmp_path / "words.png")
+    assert "words.png is no image" in refused(tmp_path / "words.png")
     assert "the 0 bytes given is empty" in refused(b"")
-    assert "JPEG" in refused(b"a picture of a cat")
+    assert "JPEG" in refused(b"an image of a cat")
     assert "cannot read" in refused("zero\0byte.png")
     assert "cannot read" in refused("long" * 5_000)
     assert "is an address" in refused("https://example.com/cat.jpg")

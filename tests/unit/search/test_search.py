@@ -127,7 +127,7 @@ def test_changed_and_gone_files(photos: Path, tmp_path: Path, model: DualEncoder
 def test_what_is_no_image_is_named_and_not_tried_again(
     photos: Path, tmp_path: Path, model: DualEncoder
 ) -> None:
-    (photos / "bad.JPG").write_bytes(b"no picture")
+    (photos / "bad.JPG").write_bytes(b"no image")
     paint(photos / ".hidden" / "h.png", 50)
     paint(photos / "index" / "own.png", 51)
     (photos / "notes.txt").write_text("text")
@@ -138,7 +138,7 @@ def test_what_is_no_image_is_named_and_not_tried_again(
         assert report.added == 9
         ((path, why),) = report.broken
         assert path == photos / "bad.JPG"
-        assert "no picture" in why
+        assert "no image" in why
         assert index.add(photos).broken == []
         paint(photos / "bad.png", 60).rename(photos / "bad.JPG")
         assert index.add(photos).added == 1
@@ -196,7 +196,7 @@ from isthmus.model.clip.dual_encoder import DualEncoder
 search.SAVE_EVERY = 0.0
 torch.manual_seed(0)
 model = DualEncoder.join("tiny-vit", "tiny-text", width=16, image_head=None)
-index = search.PictureIndex(sys.argv[2], model, batch_size=2)
+index = search.ImageIndex(sys.argv[2], model, batch_size=2)
 left = 3
 def progress(some):
     global left

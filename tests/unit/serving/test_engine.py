@@ -101,7 +101,7 @@ PROMPTS = [
     Prompt("<image>", (image(4),)),
     Prompt("x"),
     Prompt("<image>Q: a? A: b<|endofchunk|><image>Q: d? A:", (image(1), image(5))),
-    Prompt("A text without a picture, long enough to need several pieces."),
+    Prompt("A text without an image, long enough to need several pieces."),
 ]
 
 

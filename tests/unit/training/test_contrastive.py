@@ -370,7 +370,7 @@ def test_processes_share_a_step(records: list[Record]) -> None:
 
 def test_broken_images_are_named(records: list[Record], tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     data = [*records, Record.of(bad, "", "bad")]
     for kept in (True, False):
         config = change(CONFIG, batch_size=9, feature_cache=kept, broken_share=0.5)

@@ -143,7 +143,7 @@ def documents(records: list[Record]) -> list[Record]:
     return [
         *records[:3],
         Record(text="a <image>b <image>cd", images_in_text=(first, second)),
-        Record(text="no picture here"),
+        Record(text="no image here"),
         Record((im.Example((second, third), "Two?", "yes"), im.Example((), "Sure?", "no"))),
         Record.of(None, "1 + 1?", "2"),
     ]
@@ -206,7 +206,7 @@ def test_loss_weights_and_accumulation(records: list[Record], tmp_path: Path) ->
 
 
 def test_a_broken_image_is_skipped_and_named(records: list[Record], tmp_path: Path) -> None:
-    (tmp_path / "red.png").write_bytes(b"no picture")
+    (tmp_path / "red.png").write_bytes(b"no image")
     steps_of([DataSet(records)], tmp_path / "run", broken_share=0.5)
     entries = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     broken = [b for e in entries for b in e.get("broken", [])]

@@ -170,7 +170,7 @@ def test_a_module_without_parameters() -> None:
         (Own(width=7), "makes tokens of width 7, expected 10"),
         (Own(num_tokens=None), "num_tokens is None, expected 1 or more"),
         (Own(num_tokens=0), "num_tokens is 0, expected 1 or more"),
-        (Own(num_tokens=5), r"made \(1, 4, 10\) of one picture, .*= \(1, 5, 10\)"),
+        (Own(num_tokens=5), r"made \(1, 4, 10\) of one image, .*= \(1, 5, 10\)"),
         (Own(in_width=9), r"cannot read the encoder's features \(1, 16, 12\): "),
     ],
 )

@@ -102,8 +102,8 @@ class WorksInFp32Alone(Sound):
     ("broken", "message"),
     [
         (IgnoresAParameter, "forgotten got no gradient"),
-        (MixesRows, "a picture alone and in a batch: they differ"),
-        (LooksAtTheRowBefore, "a picture alone and in a batch: they differ"),
+        (MixesRows, "an image alone and in a batch: they differ"),
+        (LooksAtTheRowBefore, "an image alone and in a batch: they differ"),
         (PromisesAnotherNumber, r"tokens \(3, 16, 24\), expected \(3, 15, 24\)"),
         (PromisesAnotherWidth, r"connector\.width is not the width it was built for"),
         (MakesAnotherWidth, r"tokens \(3, 16, 25\), expected \(3, 16, 24\)"),

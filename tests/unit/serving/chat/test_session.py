@@ -120,7 +120,7 @@ def test_steps_that_fill_the_context_end_without_an_answer(service: Service) -> 
 def test_what_is_no_image_leaves_the_conversation_as_it_was(service: Service) -> None:
     session = Session()
     with pytest.raises((Refusal, im.ImageError)):
-        asyncio.run(whole(session, service, "What?", b"no picture"))
+        asyncio.run(whole(session, service, "What?", b"no image"))
     assert session.messages == []
     assert not session.add_shot("nothing")
 
