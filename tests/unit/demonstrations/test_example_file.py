@@ -59,7 +59,7 @@ def test_the_file_is_pleasant_to_read(tmp_path: Path) -> None:
     example = Example(tmp_path / "cats.png", 'How "many"?', "2", "One on the sofa.\nOne below.")
     write_examples(tmp_path / "shots.toml", [Worked(example, {"by": "auto-cot", "cluster": 3})])
     assert (tmp_path / "shots.toml").read_text() == (
-        '[[example]]\npictures = ["cats.png"]\nquestion = "How \\"many\\"?"\n'
+        '[[example]]\nimages = ["cats.png"]\nquestion = "How \\"many\\"?"\n'
         'rationale = """\nOne on the sofa.\nOne below."""\nanswer = "2"\n'
         'made = { by = "auto-cot", cluster = 3 }\n'
     )
@@ -89,9 +89,9 @@ def test_a_image_in_memory_is_written_beside_the_file(tmp_path: Path) -> None:
             '[[example]]\nanswer = "1"\nrationale = """\n[[example]]"""\n[[example]]\n',
             r"example 2: a demonstration needs",
         ),
-        ('[[example]]\nanswer = "1"\npictures = ["cat.png"]', r"line 1: no image at .*cat.png"),
+        ('[[example]]\nanswer = "1"\nimages = ["cat.png"]', r"line 1: no image at .*cat.png"),
         (
-            '[[example]]\nanswer = "1"\npictures = ["https://a.org/b.png"]',
+            '[[example]]\nanswer = "1"\nimages = ["https://a.org/b.png"]',
             r"line 1: https://a.org/b.png is an address",
         ),
         ('[[example]]\nanswer = "1"\nmade = "by hand"', r"line 1: made must be like"),
