@@ -121,7 +121,7 @@ def request(prompt: Prompt | str, **options: Any) -> GenerationRequest:
     return GenerationRequest(prompt=made, **options)
 
 
-class Admission:
+class Gate:
     """An observer that holds up the engine's thread at a first token until it is let go."""
 
     def __init__(self) -> None:
@@ -409,7 +409,7 @@ def test_cancelling_frees_the_row(model: VisionLanguageModel) -> None:
 
 
 def test_a_waiting_request_is_cancelled_at_once(model: VisionLanguageModel) -> None:
-    gate = Admission()
+    gate = Gate()
     with ServingEngine(model, max_batch=1, observer=gate) as engine:
         running = engine.submit(request("a"))
         assert gate.reached.wait(30)
@@ -450,7 +450,7 @@ def test_asyncio_reads_many_and_a_cancelled_task_cancels(model: VisionLanguageMo
 
 
 def test_a_deadline_counts_while_waiting_and_while_running(model: VisionLanguageModel) -> None:
-    gate = Admission()
+    gate = Gate()
     with ServingEngine(model, max_batch=1, observer=gate) as engine:
         running = engine.submit(request("a", deadline_s=0.02, max_new_tokens=50))
         assert gate.reached.wait(30)
@@ -469,7 +469,7 @@ def test_a_deadline_counts_while_waiting_and_while_running(model: VisionLanguage
 
 
 def test_a_full_queue_says_so(model: VisionLanguageModel) -> None:
-    gate = Admission()
+    gate = Gate()
     with ServingEngine(model, max_batch=1, max_queue=2, observer=gate) as engine:
         tickets = [engine.submit(request("a"))]
         assert gate.reached.wait(30)
@@ -497,7 +497,7 @@ def test_closing_finishes_what_there_is(model: VisionLanguageModel) -> None:
 
 @pytest.mark.parametrize("drain", [False, True])
 def test_closing_at_once_or_after_a_while_cancels(model: VisionLanguageModel, drain: bool) -> None:
-    gate = Admission()
+    gate = Gate()
     engine = ServingEngine(model, max_batch=2, observer=gate)
     tickets = [engine.submit(request(p, max_new_tokens=100)) for p in PROMPTS]
     assert gate.reached.wait(30)
@@ -638,7 +638,7 @@ def test_a_failing_step_fails_its_rows_and_not_the_engine(family: str) -> None:
             raise RuntimeError("no memory, say")
 
     model.language.model.register_forward_pre_hook(fail, with_kwargs=True)
-    gate = Admission()
+    gate = Gate()
     with ServingEngine(model, max_batch=2, observer=gate) as engine:
         tickets = [engine.submit(request(p)) for p in PROMPTS[:2]]
         assert gate.reached.wait(30)
@@ -671,7 +671,7 @@ def test_a_long_prompt_comes_in_pieces_while_others_run(model: VisionLanguageMod
     def note(module: Any, args: Any, kwargs: Any) -> None:
         lengths.append(kwargs["inputs_embeds"].shape[1])
 
-    gate = Admission()
+    gate = Gate()
     with ServingEngine(model, prefill_tokens=16, observer=gate) as engine:
         handle = model.language.model.register_forward_pre_hook(note, with_kwargs=True)
         try:
