@@ -33,7 +33,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.align.losses import clip_loss, siglip_loss
+from isthmus.training.losses.contrastive import clip_loss, siglip_loss
 
 MATRICES = 8
 """N x N matrices that open_clip's losses hold at their peak, rounded up."""
@@ -41,14 +41,14 @@ KINDS = ("clip", "siglip")
 
 
 def inputs(pairs: int, width: int) -> list[Tensor]:
-    """Pictures, texts, factor, bias."""
+    """Images, texts, factor, bias."""
     made = torch.Generator().manual_seed(0)
     found = [F.normalize(torch.randn(pairs, width, generator=made), dim=-1) for _ in range(2)]
     return [t.requires_grad_() for t in (*found, torch.tensor(14.3), torch.tensor(-10.0))]
 
 
 def way(kind: str, ours: bool) -> Callable[..., Tensor]:
-    """A loss of pictures, texts, factor and bias."""
+    """A loss of images, texts, factor and bias."""
     theirs = ClipLoss() if kind == "clip" else SigLipLoss()
     if kind == "siglip":
         return siglip_loss if ours else theirs

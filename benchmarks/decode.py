@@ -1,15 +1,15 @@
-"""Decoding with pictures in context, beside the bare language model and beside OpenFlamingo.
+"""Decoding with images in context, beside the bare language model and beside OpenFlamingo.
 
     python benchmarks/decode.py [--quick] [--threads 2] [--tokens 32]
 
 All three decode the same number of tokens greedily with the same SmolLM2-135M weights in fp32.
 Ours and OpenFlamingo's have the same random gated blocks before every 4th layer (8 heads of 64,
-feed-forward 4x, gates open), 64 visual tokens of width 1024 a picture, and the same prompt with 1,
-8 or 32 pictures in it. Visual tokens are given to both, so no encoder is timed. The three take
-turns. The first ratio is of the shipped default, with its own blocks and one picture.
+feed-forward 4x, gates open), 64 visual tokens of width 1024 an image, and the same prompt with 1,
+8 or 32 images in it. Visual tokens are given to both, so no encoder is timed. The three take
+turns. The first ratio is of the shipped default, with its own blocks and one image.
 
-    ratio decode             the shipped default with a picture over the bare model's `generate`
-    ratio openflamingo_N     ours over OpenFlamingo's with N pictures in context
+    ratio decode             the shipped default with an image over the bare model's `generate`
+    ratio openflamingo_N     ours over OpenFlamingo's with N images in context
 
 The floor is reading all weights once per token at this machine's reading speed. open-flamingo 2.0.1
 must be installed (`pip install --no-deps open-flamingo==2.0.1 einops einops-exts`).
@@ -30,8 +30,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets import fetch_asset
-from isthmus.backbones.vision import FeatureShape
+from isthmus.assets.registry import fetch_asset
+from isthmus.model.backbones.vision import FeatureShape
 
 VISUAL_WIDTH, VISUAL_TOKENS, EVERY = 1024, 64, 4
 
@@ -97,13 +97,13 @@ def decoding_time(generate: Callable[[int], object], tokens: int) -> float:
 
 @torch.inference_mode()
 def compare(
-    model: im.VisionLanguageModel, other: nn.Module, pictures: int, tokens: int, repeats: int
+    model: im.VisionLanguageModel, other: nn.Module, images: int, tokens: int, repeats: int
 ) -> dict[str, list[float]]:
     """Tokens per second of each of the three, in turn, repeated."""
-    prompt = "".join(f"<image>Output: picture number {i}.<|endofchunk|>" for i in range(pictures))
-    ids = torch.tensor([model.encode_text(prompt + "Output:", pictures)])
+    prompt = "".join(f"<image>Output: picture number {i}.<|endofchunk|>" for i in range(images))
+    ids = torch.tensor([model.encode_text(prompt + "Output:", images)])
     mask = torch.ones_like(ids)
-    visual = torch.randn(pictures, VISUAL_TOKENS, VISUAL_WIDTH)
+    visual = torch.randn(images, VISUAL_TOKENS, VISUAL_WIDTH)
     batch = im.Batch(ids, mask, features=visual)
     plain = ids.masked_fill(ids >= model.special_tokens.image_id, 1)
 
@@ -145,10 +145,10 @@ def compare(
 
 @torch.inference_mode()
 def shipped(tokens: int, repeats: int) -> list[float]:
-    """Speed of the shipped default with a picture, over the bare model's on as long a prompt."""
+    """Speed of the shipped default with an image, over the bare model's on as long a prompt."""
     model = im.load("tiny")
-    picture = Image.new("RGB", (260, 260), (200, 30, 30))
-    batch = model.prepare(["<image>Question: What is in the picture? Answer:"], [[picture]])
+    image = Image.new("RGB", (260, 260), (200, 30, 30))
+    batch = model.prepare(["<image>Question: What is in the picture? Answer:"], [[image]])
     pixels = batch.pixels
     assert pixels is not None
     batch = im.Batch(batch.input_ids, batch.attention_mask, features=model.vision(pixels))
@@ -186,15 +186,15 @@ def main() -> None:
     model = ours()
     other = theirs(model)
     ratios = {"decode": shipped(tokens, repeats)}
-    print(f"{'pictures':<10}{'who':<14}{'median tokens/s':>16}{'min':>8}{'max':>8}")
-    for pictures in (1, 8, 32):
-        speeds = compare(model, other, pictures, tokens, repeats)
+    print(f"{'images':<10}{'who':<14}{'median tokens/s':>16}{'min':>8}{'max':>8}")
+    for images in (1, 8, 32):
+        speeds = compare(model, other, images, tokens, repeats)
         for name, values in speeds.items():
             median = statistics.median(values)
             low, high = min(values), max(values)
-            print(f"{pictures:<10}{name:<14}{median:>16.1f}{low:>8.1f}{high:>8.1f}", flush=True)
+            print(f"{images:<10}{name:<14}{median:>16.1f}{low:>8.1f}{high:>8.1f}", flush=True)
         of_other = [a / b for a, b in zip(speeds["ours"], speeds["openflamingo"], strict=True)]
-        ratios[f"openflamingo_{pictures}"] = of_other
+        ratios[f"openflamingo_{images}"] = of_other
     size = sum(p.numel() for p in model.language.parameters()) * 4
     size += sum(p.numel() for p in model.fusion.parameters()) * 4
     big = torch.randn(64 * 1024 * 1024)

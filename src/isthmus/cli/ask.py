@@ -16,13 +16,13 @@ def ask(
         list[str],
         typer.Argument(
             metavar="PICTURE... QUESTION",
-            help="Pictures (paths, or - for stdin), then the question.",
+            help="Images (paths, or - for stdin), then the question.",
         ),
     ],
     model: Model = "tiny",
     json_: Json = False,
     stream: Annotated[bool, typer.Option(help="Print the answer while it is decoded.")] = False,
-    allow_url: Annotated[bool, typer.Option(help="Let pictures be http(s) addresses.")] = False,
+    allow_url: Annotated[bool, typer.Option(help="Let images be http(s) addresses.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     shots: Annotated[
@@ -51,17 +51,17 @@ def ask(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Ask a question about one or several pictures; prints the answer and nothing else."""
-    from isthmus.answers.closed import closed_answers
+    """Ask a question about one or several images; prints the answer and nothing else."""
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
     from isthmus.errors import InputError
+    from isthmus.prompts.answers.closed import closed_answers
 
     check_machine(device, dtype)
     if len(arguments) < 2:
         raise InputError(
-            f'got only "{arguments[0]}": expected at least one picture and then the question, '
-            'as in: isthmus ask cat.jpg "What is in the picture?"'
+            f'got only "{arguments[0]}": expected at least one image and then the question, '
+            'as in: isthmus ask cat.jpg "What is in the image?"'
         )
     if stream and (json_ or beams > 1):
         raise InputError(
@@ -78,17 +78,18 @@ def ask(
             "leave one of them out"
         )
     how: dict[str, Any] = {"kind": kind, "choices": closed_answers(kind, choices.split(","))}
-    pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
+    images = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
-    from isthmus import checkpoint, inference
+    from isthmus.model import checkpoint
+    from isthmus.reasoning import inference
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if shots is not None:
-        from isthmus.prompting.example_file import read_examples
+        from isthmus.demonstrations.example_file import read_examples
 
         options["shots"] = read_examples(shots)
     if reasoning:
-        from isthmus.prompting.reason import check_shots
+        from isthmus.reasoning.reason import check_shots
 
         check_shots(reasoning, options.get("shots", ()))
     use_machine(device, dtype, threads)
@@ -96,11 +97,11 @@ def ask(
     if beams > 1:
         options["num_beams"] = beams
     if stream:
-        for piece in inference.stream(loaded, pictures, question, **options):
+        for piece in inference.stream(loaded, images, question, **options):
             print(piece, end="", flush=True)
         print()
         return
-    answer = inference.ask(loaded, pictures, question, reason=reasoning, **how, **options)
+    answer = inference.ask(loaded, images, question, reason=reasoning, **how, **options)
     if json_:
         print_json({**vars(answer), "model": model})
     else:
@@ -113,8 +114,8 @@ def _reasoning(
     """How the answer is reached; False for at once, in the ordinary way."""
     if way == "none" and samples == 1 and not trigger:
         return False
-    from isthmus.prompting.reason import Reasoning, trigger_for
-    from isthmus.triggers import trigger_named
+    from isthmus.reasoning.reason import Reasoning, trigger_for
+    from isthmus.reasoning.wording import trigger_named
 
     if trigger and way == "none":
         way = "zero-cot"
@@ -130,15 +131,15 @@ def _reasoning(
 
 
 def _open(source: str, allow_url: bool) -> Any:
-    """A picture from a path, from stdin, or, if allowed, from an address."""
+    """An image from a path, from stdin, or, if allowed, from an address."""
     from isthmus.errors import InputError
-    from isthmus.images import open_picture
     from isthmus.media.fetch import Fetcher, is_url
+    from isthmus.media.image import open_image
 
     if is_url(source):
         if not allow_url:
             raise InputError(
                 f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
             )
-        return open_picture(Fetcher(None, plain=True).fetch(source))
-    return open_picture(sys.stdin.buffer if source == "-" else source)
+        return open_image(Fetcher(None, plain=True).fetch(source))
+    return open_image(sys.stdin.buffer if source == "-" else source)

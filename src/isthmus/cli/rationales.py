@@ -60,7 +60,7 @@ def rationales(
     """
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
-    from isthmus.triggers import trigger_named
+    from isthmus.reasoning.wording import trigger_named
 
     check_machine(device, dtype)
     check_text(trigger, "--trigger")
@@ -72,7 +72,7 @@ def rationales(
     from rich.console import Console
     from rich.progress import Progress
 
-    from isthmus.prompting.rationale_file import write_rationales
+    from isthmus.demonstrations.rationale_file import write_rationales
 
     console = Console(stderr=True)
     hush = quiet or json_ or not console.is_terminal

@@ -2,8 +2,8 @@
 
 | source | how it is read |
 |---|---|
-| a folder of pictures | `folders`: texts beside them, a list, or a folder for each class |
-| a folder of shards, JSONL or Parquet files and no pictures | all of them, in order |
+| a folder of images | `folders`: texts beside them, a list, or a folder for each class |
+| a folder of shards, JSONL or Parquet files and no images | all of them, in order |
 | `.jsonl`, `.json` (a list), `.csv`, `.tsv`, `.parquet` | `rows`: one record a row |
 | `.tar`, `shards/{000..009}.tar`, `shards/*.tar` | `shards`, lazily |
 | a `datasets.Dataset`, or a folder that `save_to_disk` wrote | as a table, lazily |
@@ -19,28 +19,28 @@ from pathlib import Path
 from typing import Any, cast
 
 from isthmus.data.folders import LISTS, read_folder, walk
-from isthmus.data.records import Picture, Record
-from isthmus.data.rows import ANSWERS, EXPECTED, is_picture, to_record
+from isthmus.data.records import ImageRef, Record
+from isthmus.data.rows import ANSWERS, EXPECTED, is_image, to_record
 from isthmus.data.shards import Shards, find_files
 from isthmus.data.tables import Joined, from_dataset, from_parquet, from_saved
 from isthmus.errors import ConfigError
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-FORMS = f"a folder of pictures, tar shards, or a file of the kind {', '.join(TABLES)}"
+FORMS = f"a folder of images, tar shards, or a file of the kind {', '.join(TABLES)}"
 
 
 def read_data(source: str | Path | Any, *, root: str | Path | None = None) -> Sequence[Record]:
     """Reads a data set of any form.
 
-    Pictures are not opened; shards, Parquet files and `datasets.Dataset` read a record's text when
+    Images are not opened; shards, Parquet files and `datasets.Dataset` read a record's text when
     it is asked for, and what is wrong with it is raised then.
 
     Args:
         source: A path (see the table above), a brace pattern or a glob, a `datasets.Dataset`, or
             a sequence of records.
-        root: What `source` and the pictures' paths in a JSON, CSV or Parquet file are relative to;
-            None is the current folder for `source` and the file's own for pictures. Lists in a
-            folder of pictures are relative to themselves in any case.
+        root: What `source` and the images' paths in a JSON, CSV or Parquet file are relative to;
+            None is the current folder for `source` and the file's own for images. Lists in a
+            folder of images are relative to themselves in any case.
 
     Raises:
         ConfigError: If it is missing, empty or of no known form, or a record is none; the message
@@ -69,7 +69,7 @@ def read_records(path: str | Path, root: str | Path | None = None) -> list[Recor
 
     Args:
         path: The file.
-        root: What the pictures' paths are relative to; None is the file's own folder.
+        root: What the images' paths are relative to; None is the file's own folder.
 
     Raises:
         ConfigError: If the file is missing, or a line is no record; the message names the line.
@@ -107,10 +107,10 @@ def _file(path: Path, root: Path) -> Sequence[Record]:
 
 
 def _folder(folder: Path, root: Path | None) -> Sequence[Record]:
-    """The records of a folder: of its pictures, or else of the files in it."""
+    """The records of a folder: of its images, or else of the files in it."""
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return from_saved(folder, root or folder)
-    if any(any(map(is_picture, files)) for _, files, _ in walk(folder)):
+    if any(any(map(is_image, files)) for _, files, _ in walk(folder)):
         return read_folder(folder, lambda path: list(_file(path, path.parent)))
     files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
     for kind in (".tar", ".parquet", ".jsonl"):
@@ -123,8 +123,8 @@ def _folder(folder: Path, root: Path | None) -> Sequence[Record]:
 # --- Files of rows -------------------------------------------------------------------------------
 
 
-def _finder(root: Path) -> Callable[[str], Picture]:
-    return lambda name: Picture(root / name)
+def _finder(root: Path) -> Callable[[str], ImageRef]:
+    return lambda name: ImageRef(root / name)
 
 
 def _some(records: list[Record], path: Path) -> list[Record]:

@@ -17,7 +17,7 @@ from typing import Any
 from isthmus.errors import ConfigError
 from isthmus.files import write_text
 
-CONFIG, RECORDS, PICTURES = "config.json", "records.jsonl", "pictures"
+CONFIG, RECORDS, PICTURES = "config.json", "records.jsonl", "images"
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Answered:
     Attributes:
         arm: The arm's id.
         item: The item's id.
-        prompt: The exact prompt, `<image>` where a picture stood.
-        pictures: Path or content hash of each picture of the prompt, in order.
+        prompt: The exact prompt, `<image>` where an image stood.
+        images: Path or content hash of each image of the prompt, in order.
         text: What the model wrote, or the likeliest of the closed answers.
         parsed: The answer found in it; None if none was.
         expected: The right answer.
@@ -47,7 +47,7 @@ class Answered:
     arm: str
     item: str
     prompt: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     text: str
     parsed: str | None
     expected: str
@@ -136,7 +136,7 @@ def read(path: Path) -> list[Answered]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             values = json.loads(line)
-            values["pictures"] = tuple(values["pictures"])
+            values["images"] = tuple(values["images"])
             rows.append(Answered(**values))
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(

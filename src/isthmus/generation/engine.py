@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.batch import Batch
 from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
-from isthmus.generation.pictures import VisualTokens, content_of
+from isthmus.generation.images import VisualTokens, content_of
 from isthmus.generation.prefix import (
     Prefix,
     PrefixStore,
@@ -27,9 +26,10 @@ from isthmus.generation.prefix import (
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
 from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
-from isthmus.medium import stacked
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.batch import Batch
+from isthmus.model.medium import stacked
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
 
@@ -65,8 +65,8 @@ class Engine:
         """What has been done so far; a copy."""
         return replace(
             self._statistics,
-            pictures_encoded=self._visual.encoded,
-            pictures_found=self._visual.found,
+            images_encoded=self._visual.encoded,
+            images_found=self._visual.found,
             prefix_hits=self._prefixes.hits,
             prefix_misses=self._prefixes.misses,
             evictions=self._prefixes.evictions,
@@ -78,20 +78,20 @@ class Engine:
     def _encode(
         self, prompt: Prompt, known: dict[int, tuple[str, Any]]
     ) -> tuple[Encoded, dict[str, Any]]:
-        """A prompt's tokens, and its pictures by their hashes.
+        """A prompt's tokens, and its images by their hashes.
 
         Args:
             prompt: The prompt.
-            known: Contents by the identity of what a prompt gives as picture: demonstrations are
+            known: Contents by the identity of what a prompt gives as image: demonstrations are
                 hashed once, not once for each prompt.
         """
-        for picture in prompt.pictures:
-            if id(picture) not in known:
-                known[id(picture)] = content_of(picture)
-        contents = [known[id(p)] for p in prompt.pictures]
+        for image in prompt.images:
+            if id(image) not in known:
+                known[id(image)] = content_of(image)
+        contents = [known[id(p)] for p in prompt.images]
         return encode_prompt(self.model, prompt, contents), dict(contents)
 
-    def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
+    def _prefix(self, prompt: Encoded, images: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
         symbols = prompt.symbols[: prompt.shared]
         if not symbols:
@@ -107,7 +107,7 @@ class Engine:
             if start and (start == len(kept.symbols) or can_be_cut(kept.states)):
                 states, past = fork(kept.states, start), start
         part = prompt.first(prompt.shared)
-        visual = self._visual.of([(h, pictures[h]) for h in part.pictures])
+        visual = self._visual.of([(h, images[h]) for h in part.images])
         rows = Rows(self.model, [part], visual, states, past)
         rows.prefill()
         self._statistics.prefill_tokens += len(symbols) - past
@@ -188,10 +188,10 @@ class Engine:
             top_k: Draw from so many of the likeliest tokens; 0 for all.
             seed: Of the drawing.
             num_beams: More than 1 searches with beams, on Transformers' own generation, which
-                computes the whole prompt; pictures are still encoded once.
+                computes the whole prompt; images are still encoded once.
 
         Raises:
-            PromptError: If tags and pictures do not match, or a stop string is empty.
+            PromptError: If tags and images do not match, or a stop string is empty.
             ConfigError: If options contradict each other.
         """
         if "" in stop:
@@ -276,16 +276,16 @@ class Engine:
     def _beams(
         self,
         prompt: Encoded,
-        pictures: Mapping[str, Any],
+        images: Mapping[str, Any],
         most: int,
         stop: Sequence[str],
         num_beams: int,
     ) -> Completion:
         """The best beam, found by Transformers."""
         visual = None
-        if prompt.pictures:
-            known = self._visual.of([(h, pictures[h]) for h in prompt.pictures])
-            visual = stacked([known[h] for h in prompt.pictures])
+        if prompt.images:
+            known = self._visual.of([(h, images[h]) for h in prompt.images])
+            visual = stacked([known[h] for h in prompt.images])
         device = self.model.device
         ids = torch.tensor([prompt.ids], device=device)
         batch = Batch(ids, torch.ones_like(ids), visual=visual, layouts=prompt.layouts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Statistics:
         cached_tokens: Tokens of prompts that were not, since a prefix held them.
         decoded_tokens: Tokens that were generated.
         scored_tokens: Nodes of answers' trees that were computed.
-        pictures_encoded, pictures_found: Pictures that were encoded, and that were known.
+        images_encoded, images_found: Images that were encoded, and that were known.
         prefix_hits, prefix_misses, evictions: Of shared prefixes.
         bytes: Bytes that prefixes and visual tokens take.
         seconds: Time spent.
@@ -92,8 +92,8 @@ class Statistics:
     cached_tokens: int = 0
     decoded_tokens: int = 0
     scored_tokens: int = 0
-    pictures_encoded: int = 0
-    pictures_found: int = 0
+    images_encoded: int = 0
+    images_found: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
     evictions: int = 0

@@ -12,10 +12,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from isthmus.answers import AnswerKind, extract
 from isthmus.errors import PromptError, QueueFull
-from isthmus.prompt import Prompt, without_tags
-from isthmus.prompting.chains import STEP_STOPS, STOPS
+from isthmus.prompts.answers import AnswerKind, extract
+from isthmus.prompts.prompt import Prompt, without_tags
+from isthmus.reasoning.chains import STEP_STOPS, STOPS
+from isthmus.reasoning.wording import Trigger
 from isthmus.serving.engine import (
     Delta,
     Finished,
@@ -25,7 +26,6 @@ from isthmus.serving.engine import (
     TokenLogprob,
 )
 from isthmus.serving.refusals import Refusal
-from isthmus.triggers import Trigger
 
 _PATIENCE_S = 0.02
 

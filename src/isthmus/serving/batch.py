@@ -15,8 +15,8 @@ from torch import Tensor
 
 from isthmus.errors import IsthmusError
 from isthmus.generation.rows import Encoded, Rows
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 from isthmus.serving.constraints import Constraint
 from isthmus.serving.lanes import Apart, takes_lanes
 from isthmus.serving.prefill import Prefill, Prefiller
@@ -57,7 +57,7 @@ class Job:
     request: GenerationRequest
     ticket: Ticket
     prompt: Encoded
-    pictures: dict[str, Any]
+    images: dict[str, Any]
     most: int
     text: TextStream
     chance: random.Random
@@ -155,7 +155,7 @@ class RunningBatch:
                     return
             try:
                 if job.prefill is None:
-                    job.prefill = self.prefiller.begin(job.prompt, job.pictures)
+                    job.prefill = self.prefiller.begin(job.prompt, job.images)
                     job.cached = job.prefill.cached
                 before = job.prefill.left
                 # with nobody to hold up, there is no reason for pieces
@@ -172,7 +172,7 @@ class RunningBatch:
 
     def _enter(self, job: Job, rows: Rows, logits: Tensor) -> None:
         """Takes a prefilled row's first token and lets it join the others."""
-        job.pictures = {}
+        job.images = {}
         if self.shares:  # others may write to no states that are copied on joining
             self.prefiller.keep(job.prompt.symbols, rows.states)
         [reason] = self._choose([job], logits)

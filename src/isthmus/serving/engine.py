@@ -18,9 +18,9 @@ from types import TracebackType
 import torch
 
 from isthmus.errors import EngineClosed, PromptError, QueueFull
-from isthmus.medium import layouts_of
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.medium import layouts_of
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 from isthmus.serving.batch import Job, Observer, RunningBatch
 from isthmus.serving.constraints import Constraints
 from isthmus.serving.packed import PackedLinears
@@ -119,24 +119,24 @@ class ServingEngine:
         """Tokens of a prompt, visual tokens in the text included.
 
         Raises:
-            PromptError: If tags and pictures do not match, or the model sees none.
+            PromptError: If tags and images do not match, or the model sees none.
         """
         return len(self._tokens(prompt))
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         with self._tokenizing:
-            return self.model.encode_text(prompt.spans, layouts_of(self.model, prompt.pictures))
+            return self.model.encode_text(prompt.spans, layouts_of(self.model, prompt.images))
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queues a request; what is wrong with it is said here.
 
-        From any thread. Pictures are read and hashed before it returns: an asyncio loop should let
+        From any thread. Images are read and hashed before it returns: an asyncio loop should let
         a thread do it.
 
         Raises:
-            PromptError: If the prompt is empty, too long, or does not fit its pictures.
+            PromptError: If the prompt is empty, too long, or does not fit its images.
             InputError: If a schema cannot be followed.
-            PictureError: If a picture cannot be read.
+            ImageError: If an image cannot be read.
             QueueFull: If as many requests wait as may.
             EngineClosed: If the engine has been closed.
         """
@@ -145,13 +145,13 @@ class ServingEngine:
         ids = self._tokens(request.prompt)
         room = self.context_length - len(ids)
         if not ids:
-            raise PromptError("the prompt is empty: expected a text or a picture")
+            raise PromptError("the prompt is empty: expected a text or an image")
         if room < 1:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and the model's context "
                 f"{self.context_length}: shorten it, so that an answer has room"
             )
-        prompt, pictures = encoded(self.model, request.prompt, ids)
+        prompt, images = encoded(self.model, request.prompt, ids)
         ticket = Ticket(self._left)
         schema = request.json_schema
         seed = random.SystemRandom().getrandbits(64) if request.seed is None else request.seed
@@ -159,7 +159,7 @@ class ServingEngine:
             request=request,
             ticket=ticket,
             prompt=prompt,
-            pictures=pictures,
+            images=images,
             most=min(request.max_new_tokens, room),
             text=TextStream(self.model.special_tokens.decode, request.stop),
             chance=random.Random(seed),
@@ -207,8 +207,8 @@ class ServingEngine:
             cached_tokens=prefiller.cached,
             decoded_tokens=batch.decoded,
             steps=batch.steps,
-            pictures_encoded=prefiller.visual.encoded,
-            pictures_found=prefiller.visual.found,
+            images_encoded=prefiller.visual.encoded,
+            images_found=prefiller.visual.found,
             prefix_hits=prefiller.hits,
             prefix_misses=prefiller.misses,
             evictions=prefiller.prefixes.evictions,

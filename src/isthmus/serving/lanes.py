@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from isthmus.backbones.language import LanguageModel
-from isthmus.backbones.states import as_states, states_in
-from isthmus.fusion.sight import Sight, together
 from isthmus.generation.prefix import bytes_of, can_be_cut
 from isthmus.generation.rows import Rows
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.fusion.sight import Sight, together
+from isthmus.model.vlm import VisionLanguageModel
 
 GROWTH = 1.5
 
@@ -313,7 +313,7 @@ def takes_lanes(model: VisionLanguageModel) -> bool:
 
 
 class _Prefilled:
-    """A row without pictures, prefilled by the bare language model."""
+    """A row without images, prefilled by the bare language model."""
 
     def __init__(self, language: LanguageModel, ids: Tensor) -> None:
         self.states = states_in(language.model(input_ids=ids, use_cache=True))

@@ -18,8 +18,8 @@ _GAUGES = {
     "bytes": "Bytes that prefixes and visual tokens take.",
 }
 _COUNTERS = {
-    "pictures_encoded": "Pictures that were encoded.",
-    "pictures_found": "Pictures whose visual tokens were there already.",
+    "images_encoded": "Images that were encoded.",
+    "images_found": "Images whose visual tokens were there already.",
     "prefix_hits": "Prompts that began with a known prefix.",
     "prefix_misses": "Prompts that did not.",
     "prefill_tokens": "Tokens of prompts that were computed.",

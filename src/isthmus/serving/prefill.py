@@ -8,23 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
-from isthmus.generation.pictures import VisualTokens, content_of
+from isthmus.generation.images import VisualTokens, content_of
 from isthmus.generation.prefix import PrefixStore, boundary, bytes_of, can_be_cut, fork
 from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
-from isthmus.medium import layouts_of
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.medium import layouts_of
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 
 def encoded(
     model: VisionLanguageModel, prompt: Prompt, ids: Sequence[int]
 ) -> tuple[Encoded, dict[str, Any]]:
-    """A prompt with its tokens, and its pictures by the hashes of their content.
+    """A prompt with its tokens, and its images by the hashes of their content.
 
     Raises:
-        PictureError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
     """
-    contents = [content_of(p) for p in prompt.pictures]
+    contents = [content_of(p) for p in prompt.images]
     hashes = tuple(key for key, _ in contents)
     layouts = tuple(layouts_of(model, [source for _, source in contents]))
     symbols = symbols_of(model, ids, hashes, layouts)
@@ -37,15 +37,15 @@ class Prefill:
 
     Attributes:
         prompt: The prompt.
-        pictures: Its pictures by their hashes.
+        images: Its images by their hashes.
         states: What the language model keeps of the first tokens.
         past: How many these are.
         cached: How many of them were known.
-        visual: Visual tokens of pictures that were needed so far, by their hashes.
+        visual: Visual tokens of images that were needed so far, by their hashes.
     """
 
     prompt: Encoded
-    pictures: dict[str, Any]
+    images: dict[str, Any]
     states: Any = None
     past: int = 0
     cached: int = 0
@@ -75,9 +75,9 @@ class Prefiller:
         self.visual = VisualTokens(model, memory // 2)
         self.hits = self.misses = self.computed = self.cached = 0
 
-    def begin(self, prompt: Encoded, pictures: dict[str, Any]) -> Prefill:
+    def begin(self, prompt: Encoded, images: dict[str, Any]) -> Prefill:
         """Finds what is known of a prompt."""
-        job = Prefill(prompt, pictures)
+        job = Prefill(prompt, images)
         near = self.prefixes.nearest(prompt.symbols)
         if near is not None:
             prefix, shared = near
@@ -98,7 +98,7 @@ class Prefiller:
         end = boundary(prompt.symbols, last, prompt.layouts, down=False)
         part = prompt.first(end) if end < len(prompt.ids) else prompt
         needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
-        job.visual |= self.visual.of([(h, job.pictures[h]) for h in part.pictures if h in needed])
+        job.visual |= self.visual.of([(h, job.images[h]) for h in part.images if h in needed])
         rows = Rows(self.model, [part], job.visual, job.states, job.past)
         logits = rows.prefill()
         self.computed += end - job.past

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 
 Reason = Literal["stop", "length", "cancelled", "deadline"]
 
@@ -17,7 +17,7 @@ class GenerationRequest:
     """A prompt, and how it is to be continued.
 
     Attributes:
-        prompt: The rendered prompt with its pictures.
+        prompt: The rendered prompt with its images.
         max_new_tokens: Most tokens of the continuation; less where the context ends earlier.
         temperature: 0 takes the likeliest token.
         top_p: Draw from the likeliest tokens that hold this share (Holtzman et al. 2020).
@@ -142,7 +142,7 @@ class ServingStatistics:
         cached_tokens: Tokens of prompts that were not, since a prefix held them.
         decoded_tokens: Tokens that were generated.
         steps: Decoding steps, of however many rows.
-        pictures_encoded, pictures_found: Pictures that were encoded, and that were known.
+        images_encoded, images_found: Images that were encoded, and that were known.
         prefix_hits, prefix_misses, evictions: Of prefixes.
         bytes: Bytes that prefixes and visual tokens take.
         running_bytes: Bytes that the running requests' keys and values take.
@@ -158,8 +158,8 @@ class ServingStatistics:
     cached_tokens: int
     decoded_tokens: int
     steps: int
-    pictures_encoded: int
-    pictures_found: int
+    images_encoded: int
+    images_found: int
     prefix_hits: int
     prefix_misses: int
     evictions: int

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from isthmus.answers import AnswerKind
+from isthmus.prompts.answers import AnswerKind
 
 MOST_STOPS = 4
 MOST_CHOICES = 8
@@ -41,14 +41,14 @@ class TextPart(Lenient):
 
 
 class ImageUrl(Lenient):
-    """A picture as a data URI, or as an https address where the server allows its host."""
+    """An image as a data URI, or as an https address where the server allows its host."""
 
     url: str
     detail: str | None = None
 
 
 class ImagePart(Lenient):
-    """A picture within a message."""
+    """An image within a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -65,10 +65,10 @@ class Message(Lenient):
 
 
 class Shot(Exact):
-    """A demonstration: pictures, question, answer, and the steps to it."""
+    """A demonstration: images, question, answer, and the steps to it."""
 
-    pictures: Annotated[list[str], Field(max_length=64)] = Field(
-        default_factory=list, description="Pictures as data URIs."
+    images: Annotated[list[str], Field(max_length=64)] = Field(
+        default_factory=list, description="Images as data URIs."
     )
     question: Text = ""
     answer: Text
@@ -156,12 +156,12 @@ class ChatRequest(Lenient):
         default=None, description="Reach the answer in steps, returned as reasoning_content."
     )
     return_prompt: bool = Field(
-        default=False, description="Return the exact prompts, <image> where a picture stood."
+        default=False, description="Return the exact prompts, <image> where an image stood."
     )
 
 
 class EmbeddingRequest(Lenient):
-    """A request for the vectors of texts, and of pictures as data URIs."""
+    """A request for the vectors of texts, and of images as data URIs."""
 
     model: str | None = None
     input: (
@@ -173,10 +173,10 @@ class EmbeddingRequest(Lenient):
 
 
 class ClassifyRequest(Lenient):
-    """A request for the labels of pictures."""
+    """A request for the labels of images."""
 
     model: str | None = None
-    images: Annotated[list[str], Field(min_length=1)] = Field(description="Pictures as data URIs.")
+    images: Annotated[list[str], Field(min_length=1)] = Field(description="Images as data URIs.")
     labels: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
     templates: (
         Annotated[str, Field(max_length=1000)]
@@ -189,7 +189,7 @@ class ClassifyRequest(Lenient):
     multi_label: bool = False
     threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
     top: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="How many labels of each picture are returned; all by default."
+        default=None, description="How many labels of each image are returned; all by default."
     )
 
 

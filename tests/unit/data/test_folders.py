@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 
@@ -27,13 +27,13 @@ def touch(folder: Path, *names: str) -> None:
 def test_class_folders(tmp_path: Path) -> None:
     touch(tmp_path, "train/red_fox/1.jpg", "train/owl/deep.PNG", "train/owl/.x.jpg", ".git/a.jpg")
     records = read_data(tmp_path)
-    assert [(r.answer, r.question, str(r.pictures[0])) for r in records] == [
+    assert [(r.answer, r.question, str(r.images[0])) for r in records] == [
         ("owl", "", str(tmp_path / "train/owl/deep.PNG")),
         ("red fox", "", str(tmp_path / "train/red_fox/1.jpg")),
     ]
 
 
-def test_texts_beside_pictures_the_first_ending_wins(
+def test_texts_beside_images_the_first_ending_wins(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg", "without.jpg")
@@ -44,8 +44,8 @@ def test_texts_beside_pictures_the_first_ending_wins(
     write(tmp_path / "in/c.caption", "from caption")
     a, b, c = read_data(tmp_path)
     assert (a.answer, b.question, b.answer, c.answer) == ("from txt", "Who?", "b", "from caption")
-    assert b.pictures == (Picture(tmp_path / "in/b.jpg"),)
-    assert "1 pictures have no text" in caplog.text
+    assert b.images == (ImageRef(tmp_path / "in/b.jpg"),)
+    assert "1 images have no text" in caplog.text
     assert "without.jpg" in caplog.text
 
 
@@ -58,7 +58,7 @@ def test_a_flat_folder_says_what_was_expected(tmp_path: Path, folder: str) -> No
 
 
 def test_a_folder_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no pictures in"):
+    with pytest.raises(ConfigError, match="no images in"):
         read_data(tmp_path)
 
 
@@ -73,12 +73,12 @@ def test_imagefolder_metadata_is_relative_to_itself(
     touch(tmp_path, "data/test/c.jpg")
     (tmp_path / "data/test/captions.csv").write_text("image,caption\nc.jpg,C\n")
     records = read_data("data", root=tmp_path)
-    assert [(r.answer, r.pictures[0].read()) for r in records] == [
+    assert [(r.answer, r.images[0].read()) for r in records] == [
         ("C", b""),
         ("A", b""),
         ("B", b""),
     ]
-    assert "1 pictures have no text" in caplog.text
+    assert "1 images have no text" in caplog.text
     assert "unlisted.jpg" in caplog.text
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 import isthmus as im
+from isthmus.demonstrations.example_file import read_examples
 from isthmus.evaluation.runner import evaluate
 from isthmus.generation.engine import Completion, Engine, Generation
-from isthmus.prompt import Prompt
-from isthmus.prompting.example_file import read_examples
+from isthmus.prompts.prompt import Prompt
 
 
 class Says(Engine):

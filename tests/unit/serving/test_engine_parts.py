@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import isthmus as im
-from isthmus.backbones.tiny import byte_tokenizer
 from isthmus.machine import probe
+from isthmus.model.backbones.tiny import byte_tokenizer
 from isthmus.serving.engine import ServingEngine
 from isthmus.serving.packed import PackedLinears
 from isthmus.serving.requests import TokenLogprob
