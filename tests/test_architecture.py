@@ -228,7 +228,7 @@ def test_one_meaning_of_device_and_dtype() -> None:
         assert command.callback is not None
         found = inspect.signature(command.callback).parameters
         name = command.name or command.callback.__name__
-        if name in ("list", "assets", "train"):  # no model, or a configuration's own
+        if name in ("list", "assets"):  # no model
             continue
         for option in ("device", "dtype"):
             assert found[option].default == "auto", name

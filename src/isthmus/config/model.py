@@ -155,6 +155,9 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the frozen parts and of activations; trained parameters stay fp32. "auto" takes
     the fastest that the machine computes well in, and the run says which that is."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Implementation of the language model's attention, by Transformers' name. "auto" takes the
+    faster one on this machine in this precision."""
     gradient_checkpointing: bool = False
     augment: bool = False
     """Random crops and mirror images. Features are then computed anew for every sample."""
@@ -166,7 +169,7 @@ class TrainConfig(Config):
     """Largest share of drawn samples whose images cannot be read, before the run stops."""
     evaluate_every: NotNegative = 0
     """Steps between evaluations on what `data.held_out` kept; 0 for none."""
-    samples: NotNegative = 4
+    sample_answers: NotNegative = 4
     """Answers generated at each evaluation, for people to read."""
     save_every: Count = 500
     """Steps between checkpoints."""

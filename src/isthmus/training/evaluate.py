@@ -97,9 +97,9 @@ def answers(
     """
     found: list[dict[str, Any]] = []
     rounds = max((len(d.records) for d in data), default=0)
-    for index in range(min(rounds, config.samples)):
+    for index in range(min(rounds, config.sample_answers)):
         for one in data:
-            if len(found) == config.samples or index >= len(one.records):
+            if len(found) == config.sample_answers or index >= len(one.records):
                 continue
             record = one.record(index)
             if not record.turns:

@@ -14,6 +14,7 @@ from isthmus.config.model import DataConfig, ModelConfig, RunConfig, TrainConfig
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
+from isthmus.machine import device_for
 from isthmus.model.checkpoint import describe, load_strip, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
@@ -139,8 +140,12 @@ def _refuse(config: DataConfig, keys: Sequence[str], whose: str) -> None:
             raise ConfigError(f"data.{key} is for {whose}: leave it out of {config.path}")
 
 
-def build(config: RunConfig) -> VisionLanguageModel | DualEncoder:
-    """The model of a run on a GPU if there is one; what is trained is new, or of `train.init`.
+def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | DualEncoder:
+    """The model of a run; what is trained is new, or of `train.init`.
+
+    Args:
+        config: All choices of the run.
+        device: Where it is put, as for `load`.
 
     Raises:
         ConfigError: If a name or option is unknown.
@@ -168,7 +173,7 @@ def build(config: RunConfig) -> VisionLanguageModel | DualEncoder:
             lock_image=m.lock_image,
             lock_text=m.lock_text,
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device_for(device))
 
 
 @dataclass(frozen=True)
@@ -179,16 +184,23 @@ class PreparedRun:
         config: All of its choices.
         training, evaluation: Its data sets, of the kind that its model is trained on.
         cache: Folder of the feature cache; None is in the run's own.
+        device: Where a process that is alone computes, as for `load`.
     """
 
     config: RunConfig
     training: list[DataSet] | list[PairSet]
     evaluation: list[DataSet] | list[PairSet]
     cache: Path | None = None
+    device: str = "auto"
 
 
 def job(
-    config: Path | None, data: Path | None, overrides: Sequence[str] = (), *, smoke: bool = False
+    config: Path | None,
+    data: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    smoke: bool = False,
+    device: str = "auto",
 ) -> PreparedRun:
     """The run that a configuration file, a data folder, or both describe.
 
@@ -198,6 +210,7 @@ def job(
             without one the data itself.
         overrides: Strings `section.key=value`.
         smoke: Whether to shrink the run to tiny parts and made-up data.
+        device: Where a process that is alone computes, as for `load`.
 
     Raises:
         ConfigError: If anything in it is unknown or missing.
@@ -215,10 +228,11 @@ def job(
     pairs = isinstance(chosen.model, DualEncoderConfig)
     if smoke:
         chosen, records = smoke_run(chosen)
-        return PreparedRun(chosen, [PairSet(records)] if pairs else [DataSet(records)], [])
+        made = [PairSet(records)] if pairs else [DataSet(records)]
+        return PreparedRun(chosen, made, [], device=device)
     read = pair_sets if pairs else data_sets
     training, evaluation = read(chosen.data, root, chosen.train.seed)
-    return PreparedRun(chosen, training, evaluation, cache)
+    return PreparedRun(chosen, training, evaluation, cache, device)
 
 
 def work(job: PreparedRun, out: str | Path, *, quiet: bool = False) -> Path:
@@ -233,7 +247,7 @@ def work(job: PreparedRun, out: str | Path, *, quiet: bool = False) -> Path:
         The folder of the trained model.
     """
     train(
-        build(job.config),
+        build(job.config, job.device),
         job.training,
         job.config.train,
         out,
@@ -246,4 +260,4 @@ def work(job: PreparedRun, out: str | Path, *, quiet: bool = False) -> Path:
 
 def plan_of(job: PreparedRun) -> Plan:
     """What a job would cost, with the time of a step measured here."""
-    return plan(build(job.config), job.training, job.config.train)
+    return plan(build(job.config, job.device), job.training, job.config.train)

@@ -121,7 +121,7 @@ def _train(config: TrainConfig) -> TrainConfig:
         init=None,
         workers=min(config.workers, 1),
         evaluate_every=min(config.evaluate_every, STEPS),
-        samples=min(config.samples, 1),
+        sample_answers=min(config.sample_answers, 1),
         save_every=STEPS,
         log_every=1,
     )

@@ -132,7 +132,7 @@ class VisionLanguageTrainee:
         )
         error = sum(losses.values()) / len(losses) if losses else float("inf")
         shown: list[dict[str, Any]] = []
-        asks = config.samples and config.objective == "language"
+        asks = config.sample_answers and config.objective == "language"
         if asks and processes.is_main and not self.sharded:
             shown = answers(self.model, self.evaluation, config, self.plain, folder)
         return Evaluation(losses, error, shown)
@@ -212,10 +212,11 @@ def all_images(data: Sequence[DataSet]) -> Iterator[ImageRef]:
 
 def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
     """Puts the frozen language model into the run's precision; what is trained stays fp32."""
-    dtype = DTYPES[decided(config, model.device).precision]
-    if model.device.type == "cpu" and dtype != torch.float32:
-        # the CPU's fused attention in half precision is slower than its parts at these lengths
-        model.language.model.set_attn_implementation("eager")
+    decided_config = decided(config, model.device)
+    dtype = DTYPES[decided_config.precision]
+    # what the model came with stays, unless another one is asked for or far faster
+    if config.attention != "auto" or decided_config.attention == "eager":
+        model.language.model.set_attn_implementation(decided_config.attention)
     for parameter in model.language.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
