@@ -24,7 +24,7 @@ import numpy as np
 
 from isthmus.evaluation.tasks.text import arithmetic, parity
 from isthmus.prompt import END_TAG, Example
-from isthmus.triggers import AnswerKind, trigger_named
+from isthmus.reasoning.wording import AnswerKind, trigger_named
 
 TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003

@@ -66,13 +66,14 @@ if TYPE_CHECKING:
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.images import open_picture
-    from isthmus.inference import Answer, ask, stream
+    from isthmus.inference import ask, stream
     from isthmus.machine import Machine, probe
     from isthmus.model import VisionLanguageModel, compose
     from isthmus.prompt import Example, Prompt
     from isthmus.prompting.example_file import read_examples, write_examples
     from isthmus.prompting.rationale_file import write_rationales
-    from isthmus.prompting.reason import Reasoning
+    from isthmus.reasoning.answer import Answer
+    from isthmus.reasoning.method import Reasoning
     from isthmus.saving import load, save
     from isthmus.serving.launch import serve
     from isthmus.serving.settings import ServerSettings
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "isthmus.saving": ("load", "save"),
-    "isthmus.inference": ("ask", "stream", "Answer"),
+    "isthmus.inference": ("ask", "stream"),
     "isthmus.prompt": ("Example", "Prompt"),
     "isthmus.batch": ("Batch", "Output"),
     "isthmus.model": ("compose", "VisionLanguageModel"),
@@ -97,7 +98,8 @@ _HOMES = {
     "isthmus.config_file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
     "isthmus.generation.engine": ("Engine",),
-    "isthmus.prompting.reason": ("Reasoning",),
+    "isthmus.reasoning.answer": ("Answer",),
+    "isthmus.reasoning.method": ("Reasoning",),
     "isthmus.prompting.example_file": ("read_examples", "write_examples"),
     "isthmus.prompting.rationale_file": ("write_rationales",),
     "isthmus.evaluation.runner": ("evaluate",),

@@ -131,7 +131,7 @@ def test_ask_after_worked_examples(run: Any, model: Path, picture: Path) -> None
         'rationale = "One more."\nanswer = "2"\n'
     )
     arguments = ("ask", picture, "What is 2 + 3?", "--model", model, "--shots", file, "--json")
-    few = ("--reason", "cot", "--kind", "number", "--max-step-tokens", 3)
+    few = ("--reason", "cot", "--kind", "number", "--max-rationale-tokens", 3)
     shot = f"{asked('1 + 1')} One more. The answer is 2.<|endofchunk|>"
     answer = json.loads(run(*arguments, *few)[1])
     assert answer["prompts"] == [shot + asked("2 + 3")]
@@ -146,7 +146,7 @@ def test_ask_after_worked_examples(run: Any, model: Path, picture: Path) -> None
 
 def test_ask_speaks_the_questions_language(run: Any, model: Path, picture: Path) -> None:
     arguments = ("ask", picture, "몇 개야?", "--model", model, "--max-new-tokens", 2, "--json")
-    options = ("--reason", "zero-cot", "--max-step-tokens", 2)
+    options = ("--reason", "zero-cot", "--max-rationale-tokens", 2)
     assert json.loads(run(*arguments, *options)[1])["prompts"][0].endswith(" 차근차근 생각해봐.")
     own = json.loads(run(*arguments, *options, "--trigger", "하나씩.")[1])["prompts"]
     assert own[0].endswith("Answer: 하나씩.")
@@ -207,7 +207,7 @@ def test_rationales_without_answers(run: Any, model: Path, picture: Path) -> Non
             "kept": "nearest to its cluster's centre that passed the filters",
         }
     answer = ("ask", picture, "What is 2 + 3?", "--model", model, "--shots", out, "--json")
-    shown = json.loads(run(*answer, "--reason", "cot", "--max-step-tokens", 1)[1])
+    shown = json.loads(run(*answer, "--reason", "cot", "--max-rationale-tokens", 1)[1])
     assert shown["prompt"].count("That makes") == 3
 
 

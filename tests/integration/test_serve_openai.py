@@ -238,11 +238,11 @@ def test_shots_and_steps_are_the_library_s(client: openai.OpenAI, model: Any) ->
     assert plain.message.content.strip() == own.text
     assert "reasoning_content" not in plain.message.model_extra
     for way, given in (("cot", examples), ("zero-cot", [])):
-        how = im.Reasoning(way, max_step_tokens=10, max_new_tokens=6)  # type: ignore[arg-type]
+        how = im.Reasoning(way, max_rationale_tokens=10, max_new_tokens=6)  # type: ignore[arg-type]
         own = im.ask(model, picture, "How many?", shots=given, reason=how)
         body = {
             "shots": shots if given else [],
-            "reasoning": {"max_step_tokens": 10, "max_new_tokens": 6},
+            "reasoning": {"max_rationale_tokens": 10, "max_new_tokens": 6},
             "return_prompt": True,
         }
         made = ask(client, asked, extra_body=body, max_tokens=99)

@@ -34,7 +34,7 @@ def test_an_empty_stop_string_is_refused(model: im.VisionLanguageModel) -> None:
 
 # --- in steps -------------------------------------------------------------------------------------
 
-BRIEF = im.Reasoning("zero-cot", max_step_tokens=3, max_new_tokens=2)
+BRIEF = im.Reasoning("zero-cot", max_rationale_tokens=3, max_new_tokens=2)
 
 
 def test_reason_alone_takes_the_way_that_the_examples_show(model: im.VisionLanguageModel) -> None:
@@ -67,6 +67,7 @@ def test_a_reasonings_own_lengths_hold_unless_another_is_given(
 
 def test_one_engine_and_one_question_agree(model: im.VisionLanguageModel) -> None:
     from isthmus.prompting.reason import Asked, solve
+
     from isthmus.templates import plain
 
     alone = im.ask(model, PICTURE, "2 + 3?", reason=BRIEF)

@@ -12,8 +12,9 @@ from isthmus.backbones.tiny import byte_tokenizer
 from isthmus.chat_template import chat_template
 from isthmus.errors import ConfigError, PromptError
 from isthmus.prompt import IMAGE_TAG, Example, Prompt, without_pictures
+from isthmus.reasoning.wording import TRIGGERS, trigger_named
+from isthmus.reasoning.worked import WORKED_MATH
 from isthmus.templates import TEMPLATES, Template, plain, qa, template_named
-from isthmus.triggers import TRIGGERS, WORKED_MATH, trigger_named
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

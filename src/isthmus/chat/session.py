@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isthmus.prompt import Example
-from isthmus.serving.answering import Said
+from isthmus.reasoning.drivers import Piece
 from isthmus.serving.completions import Service
 from isthmus.serving.schemas import ChatRequest
 
@@ -83,8 +83,8 @@ class Session:
         try:
             async with aclosing(choice.events()) as events:
                 async for event in events:
-                    if isinstance(event, Said):
-                        if event.thought:
+                    if isinstance(event, Piece):
+                        if event.part == "rationale":
                             thought += event.text
                         else:
                             answer += event.text

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from isthmus.answers import extract, same_answer
+from isthmus.answers import same_answer
 from isthmus.evaluation import controls
 from isthmus.evaluation.arms import NEEDS_RATIONALE, Arm
 from isthmus.evaluation.metrics import majority, vqa_accuracy
@@ -20,10 +20,13 @@ from isthmus.prompt import Example, Prompt, with_choices
 from isthmus.prompting.calibrate import Method, calibrated
 from isthmus.prompting.order import Norm
 from isthmus.prompting.rationales import Worked, auto_cot
-from isthmus.prompting.reason import STOPS, Asked, Reasoning, solve
-from isthmus.prompting.vote import vote
+from isthmus.reasoning.drivers import run
+from isthmus.reasoning.method import Reasoning
+from isthmus.reasoning.programs import WAYS
+from isthmus.reasoning.question import Asked, Question
+from isthmus.reasoning.vote import program_for
+from isthmus.reasoning.wording import trigger_named
 from isthmus.templates import template_named
-from isthmus.triggers import trigger_named
 
 MOST_CLUSTERED = 1000
 """Questions of the support set that Auto-CoT looks at."""
@@ -39,7 +42,7 @@ class Style:
         temperature: Of the draws, where there are several.
         norm: What closed answers are scored by.
         calibrate: How their scores are calibrated.
-        trigger: What zero-shot chain of thought begins with: a name in `triggers.TRIGGERS`, or a
+        trigger: What zero-shot chain of thought begins with: a name in `wording.TRIGGERS`, or a
             text.
     """
 
@@ -102,14 +105,52 @@ class Asker:
         self.template = template_named(name, engine.model.language.tokenizer)
 
     def prompt(self, item: Item, shots: Sequence[Example]) -> Prompt:
-        """The prompt of a question under the arm's control."""
-        lead = ""
-        if self.arm.reason in ("zero-cot", "auto-cot"):
-            lead = trigger_named(self.style.trigger).text
+        """The first prompt of a question under the arm's control."""
+        [call] = next(WAYS[self._how.way](self.question(item, shots), self._how, 0))
+        return call.request.prompt
+
+    def question(self, item: Item, shots: Sequence[Example]) -> Question:
+        """A question under the arm's control."""
+        changed, query = self._changed(item, shots), self._query(item)
+        begun = ""
         if self.arm.control == "filler":
             before, _, _ = self._conclusion.partition(" {answer}")
-            lead = f"{self._filler(item, shots)} {before}"
-        return self._render(self._changed(item, shots), self._query(item), lead)
+            begun = f"{self._filler(item, shots)} {before}"
+
+        def render(lead: str, conclusion: str) -> Prompt:
+            if not self.reasons:  # a control puts something else in the place of steps
+                return self._render(changed, query, begun)
+            return self.template(
+                changed,
+                query,
+                instruction=self.task.instruction,
+                lead=lead,
+                reason=conclusion or False,
+            )
+
+        return Question(
+            query.question,
+            render,
+            tuple(changed),
+            self.task.kind,
+            item.options,
+            markers=tuple(self.engine.model.language.tokenizer.all_special_tokens),
+        )
+
+    @property
+    def _how(self) -> Reasoning:
+        """How the arm's answers are reached."""
+        way = "cot" if self.arm.reason == "auto-cot" else self.arm.reason
+        style, task = self.style, self.task
+        return Reasoning(
+            way if self.reasons else "none",  # type: ignore[arg-type]
+            style.trigger,
+            samples=style.samples,
+            temperature=style.temperature if style.samples > 1 else 0.0,
+            seed=self.arm.seed,
+            max_rationale_tokens=task.max_rationale_tokens,
+            max_new_tokens=task.max_new_tokens,
+        )
 
     def _query(self, item: Item) -> Example:
         """The question under the arm's control, without its answer."""
@@ -133,7 +174,7 @@ class Asker:
 
     @property
     def _conclusion(self) -> str:
-        """How worked demonstrations state their answer: as `solve` has it, in every control."""
+        """How worked demonstrations state their answer: as programs have it, in every control."""
         return trigger_named(self.style.trigger).wording.conclusion
 
     def _render(self, shots: Sequence[Example], query: Example, lead: str = "") -> Prompt:
@@ -165,14 +206,11 @@ class Asker:
             shots: Each one's demonstrations.
         """
         started = perf_counter()
-        if self.reasons:
-            answered = self._solve(items, shots)
+        questions = [self.question(i, own) for i, own in zip(items, shots, strict=True)]
+        if self.scores(items):
+            answered = self._score(items, questions, shots)
         else:
-            prompts = [self.prompt(i, own) for i, own in zip(items, shots, strict=True)]
-            if self.scores(items):
-                answered = self._score(items, prompts, shots)
-            else:
-                answered = self._generate(items, prompts)
+            answered = self._generate(items, questions)
         seconds = (perf_counter() - started) / len(items)
         labels = [[s.answer for s in own if s.answer is not None] for own in shots]
         return [
@@ -185,40 +223,20 @@ class Asker:
         """Whether answers come after steps, and not in their place or before them."""
         return self.arm.reason != "none" and self.arm.control not in NEEDS_RATIONALE
 
-    def _solve(self, items: Sequence[Item], shots: Sequence[Sequence[Example]]) -> list[Answered]:
-        """Answers reached in steps."""
-        auto = self.arm.reason == "auto-cot"
-        way = "cot" if auto else self.arm.reason
-        style, task = self.style, self.task
-        reasoning = Reasoning(
-            way,  # type: ignore[arg-type]
-            style.trigger,
-            samples=style.samples,
-            temperature=style.temperature if style.samples > 1 else 0.0,
-            seed=self.arm.seed,
-            max_step_tokens=task.max_reason_tokens,
-            max_new_tokens=task.max_new_tokens,
-        )
-        lead = trigger_named(style.trigger).text if auto else ""
-        forms = [Asked(self.template, task.kind, i.options, task.instruction, lead) for i in items]
-        found = solve(
-            self.engine,
-            [self._query(i) for i in items],
-            [self._changed(i, own) for i, own in zip(items, shots, strict=True)],
-            reasoning,
-            forms,
-        )
+    def _generate(self, items: Sequence[Item], questions: Sequence[Question]) -> list[Answered]:
+        """What the model writes, at once or in steps; the most frequent of several answers."""
+        found = run(self.engine, [program_for(question, self._how) for question in questions])
         return [
             replace(
-                self._record(item, s.prompts[-1], s.answer),
-                text=s.text,
-                rationale=s.rationale,
-                agreement=s.agreement,
-                prompt_tokens=s.prompt_tokens,
-                cached_tokens=s.cached_tokens,
-                new_tokens=s.new_tokens,
+                self._record(item, question, answer.prompt, answer.parsed),
+                text=answer.written,
+                rationale=answer.rationale,
+                agreement=answer.agreement,
+                prompt_tokens=answer.prompt_tokens,
+                cached_tokens=answer.cached_tokens,
+                new_tokens=answer.new_tokens,
             )
-            for item, s in zip(items, found, strict=True)
+            for item, question, answer in zip(items, questions, found, strict=True)
         ]
 
     def scores(self, items: Sequence[Item]) -> bool:
@@ -226,21 +244,27 @@ class Asker:
         return self.arm.reason == "none" and all(closed(i, self.task) for i in items)
 
     def _score(
-        self, items: Sequence[Item], prompts: Sequence[Prompt], shots: Sequence[Sequence[Example]]
+        self,
+        items: Sequence[Item],
+        questions: Sequence[Question],
+        shots: Sequence[Sequence[Example]],
     ) -> list[Answered]:
         """The likeliest of each question's closed answers."""
         options = [closed(i, self.task) for i in items]
         choices = [
-            [f"{p.junction}{o}" for o in own] for p, own in zip(prompts, options, strict=True)
+            [f"{q.prompt().junction}{o}" for o in own]
+            for q, own in zip(questions, options, strict=True)
         ]
-        found = self.engine.score(prompts, choices)
+        found = self.engine.score([q.prompt() for q in questions], choices)
         values = self._calibrated(items, shots, choices, found)
         records = []
-        for item, prompt, own, s, value in zip(items, prompts, options, found, values, strict=True):
+        for item, question, own, s, value in zip(
+            items, questions, options, found, values, strict=True
+        ):
             best = own[max(range(len(own)), key=lambda i: value[i])]
             records.append(
                 replace(
-                    self._record(item, prompt, best),
+                    self._record(item, question, question.prompt().text, best),
                     text=best,
                     prompt_tokens=s.prompt_tokens,
                     cached_tokens=s.cached_tokens,
@@ -282,41 +306,13 @@ class Asker:
                 values[i] = row
         return values
 
-    def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
-        """What the model writes, the most frequent of several answers."""
-        kind, samples = self.task.kind, self.style.samples
-        written = self.engine.generate(
-            prompts,
-            max_new_tokens=self.task.max_new_tokens,
-            stop=STOPS,
-            samples=samples,
-            temperature=self.style.temperature if samples > 1 else 0.0,
-            seed=self.arm.seed,
-        )
-        records = []
-        for item, generation in zip(items, written, strict=True):
-            texts = [c.text for c in generation.completions]
-            options = item.options if kind in ("choice", "label") else ()
-            result = vote([extract(t, kind, options, after=("",)) for t in texts], kind)
-            records.append(
-                replace(
-                    self._record(item, generation.prompt, result.answer),
-                    text=texts[result.chosen],
-                    agreement=result.agreement if samples > 1 else None,
-                    prompt_tokens=generation.prompt_tokens,
-                    cached_tokens=generation.cached_tokens,
-                    new_tokens=sum(len(c.ids) for c in generation.completions),
-                )
-            )
-        return records
-
-    def _record(self, item: Item, prompt: Prompt, parsed: str | None) -> Answered:
+    def _record(self, item: Item, question: Question, prompt: str, parsed: str | None) -> Answered:
         """The part of a record that does not depend on how the answer came about."""
         return Answered(
             arm=self.arm.id,
             item=item.id,
-            prompt=prompt.text,
-            pictures=tuple(reference(p) for p in prompt.pictures),
+            prompt=prompt,
+            pictures=tuple(reference(p) for p in question.pictures),
             text="",
             parsed=parsed,
             expected=item.example.answer or "",
@@ -342,7 +338,7 @@ def written_shots(engine: Engine, task: Task, arm: Arm, style: Style) -> list[Wo
         "zero-cot",
         style.trigger,
         seed=arm.seed,
-        max_step_tokens=task.max_reason_tokens,
+        max_rationale_tokens=task.max_rationale_tokens,
         max_new_tokens=task.max_new_tokens,
     )
     asked = [Asked(asker.template, task.kind, i.options, task.instruction) for i in items]

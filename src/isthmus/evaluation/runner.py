@@ -30,7 +30,7 @@ from isthmus.progress import Progress
 from isthmus.prompt import Example
 from isthmus.prompting.calibrate import METHODS
 from isthmus.prompting.example_file import read_examples, write_examples
-from isthmus.triggers import trigger_named
+from isthmus.reasoning.wording import trigger_named
 
 RESULTS, TABLE = "results.json", "results.md"
 CHUNK = 32

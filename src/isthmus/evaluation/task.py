@@ -64,7 +64,7 @@ class Task:
         chance: Accuracy of guessing evenly among the possible answers; 0 for open answers.
         metric: What an answer counts for.
         max_new_tokens: Most tokens of an answer given at once.
-        max_reason_tokens: Most tokens of an answer with reasoning before it.
+        max_rationale_tokens: Most tokens of an answer with reasoning before it.
         episodic: Whether items bring their own demonstrations.
         version: Raised when a generated task changes; records of two versions do not mix.
 
@@ -81,7 +81,7 @@ class Task:
     chance: float = 0.0
     metric: Metric = "accuracy"
     max_new_tokens: int = 16
-    max_reason_tokens: int = 256
+    max_rationale_tokens: int = 256
     episodic: bool = False
     version: int = 1
 

@@ -24,6 +24,7 @@ from isthmus.generation.prefix import (
     can_be_cut,
     fork,
 )
+from isthmus.generation.requests import Delta, Finished, GenerationRequest, Usage
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
 from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
@@ -31,6 +32,7 @@ from isthmus.medium import stacked
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 
+_NO_PROMPT = Prompt("")
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
 
 
@@ -157,6 +159,38 @@ class Engine:
             for i in range(0, len(run), self.batch_size):
                 yield run[i : i + self.batch_size]
 
+    def run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Continues prompts, each as its request says; completions in the requests' order."""
+        alike: dict[GenerationRequest, list[int]] = {}
+        for number, asked in enumerate(requests):
+            alike.setdefault(replace(asked, prompt=_NO_PROMPT), []).append(number)
+        found: dict[int, Completion] = {}
+        for asked, numbers in alike.items():
+            made = self.generate(
+                [requests[n].prompt for n in numbers],
+                max_new_tokens=asked.max_new_tokens,
+                stop=asked.stop,
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                top_k=asked.top_k,
+                seed=asked.seed or 0,
+            )
+            for n, one in zip(numbers, made, strict=True):
+                found[n] = replace(
+                    one.completions[0],
+                    prompt_tokens=one.prompt_tokens,
+                    cached_tokens=one.cached_tokens,
+                )
+        return [found[n] for n in range(len(requests))]
+
+    def stream(self, request: GenerationRequest) -> Iterator[Delta | Finished]:
+        """Continues one prompt, piece by piece: texts as they come, then how it ended."""
+        started = time.perf_counter()
+        [made] = self.run([request])
+        yield Delta(made.text, made.tokens)
+        usage = Usage(made.prompt_tokens, len(made.ids), made.cached_tokens)
+        yield Finished(made.reason, usage, None, time.perf_counter() - started)
+
     # --- generating -----------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -269,8 +303,8 @@ class Engine:
         return Completion(
             text=text_of(self.model, torch.tensor(ids), stop),
             ids=tuple(ids),
+            reason="stop" if finished else "length",
             logprob=logprob,
-            finished=finished,
         )
 
     def _beams(

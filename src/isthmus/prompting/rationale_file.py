@@ -21,9 +21,10 @@ from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, with_choices
 from isthmus.prompting.example_file import write_examples
 from isthmus.prompting.rationales import Worked, auto_cot, bootstrap
-from isthmus.prompting.reason import Asked, Reasoning, trigger_for
+from isthmus.reasoning.method import Reasoning, trigger_for
+from isthmus.reasoning.question import Asked
+from isthmus.reasoning.wording import trigger_named
 from isthmus.templates import template_named
-from isthmus.triggers import trigger_named
 
 
 def write_rationales(
@@ -40,7 +41,7 @@ def write_rationales(
     hint: bool = False,
     seed: int = 0,
     limit: int = 1000,
-    max_step_tokens: int = 256,
+    max_rationale_tokens: int = 256,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     progress: Callable[[str, int, int], object] | None = None,
@@ -66,7 +67,7 @@ def write_rationales(
         hint: Ask once more with the answer as a hint, and say so in the file.
         seed: Of clusters and samples.
         limit: Most questions to read.
-        max_step_tokens: Most tokens of a chain.
+        max_rationale_tokens: Most tokens of a chain.
         device: Where a model that is named is loaded to.
         dtype: Its data type.
         progress: Is told what is looked for ("Demonstrations" or "Clusters"), how many were found,
@@ -107,7 +108,7 @@ def write_rationales(
         "zero-cot",
         trigger or trigger_for(questions[0].question),
         seed=seed,
-        max_step_tokens=max_step_tokens,
+        max_rationale_tokens=max_rationale_tokens,
     )
     most = min(k, len(questions))
     what = "Demonstrations" if labelled else "Clusters"

@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 import isthmus
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.errors import IsthmusError
+from isthmus.generation.server import ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
-from isthmus.serving.answering import Choice
+from isthmus.reasoning.drivers import AnswerStream
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
-from isthmus.serving.engine import ServingEngine
 from isthmus.serving.gate import ClientGone, Gate
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.replies import streamed, whole
@@ -250,7 +250,9 @@ async def _answer(service: Service, asked: ChatRequest) -> dict[str, Any]:
             choice.cancel()
 
 
-async def _begin(service: Service, asked: ChatRequest) -> tuple[list[Choice], AsyncIterator[bytes]]:
+async def _begin(
+    service: Service, asked: ChatRequest
+) -> tuple[list[AnswerStream], AsyncIterator[bytes]]:
     """A stream whose first event is there."""
     choices = await service.choices(asked)
     try:
@@ -272,7 +274,7 @@ async def _begin(service: Service, asked: ChatRequest) -> tuple[list[Choice], As
 class _Events(StreamingResponse):
     """Server-sent events; whichever way they end, nothing goes on being generated."""
 
-    def __init__(self, events: AsyncIterator[bytes], choices: Sequence[Choice]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], choices: Sequence[AnswerStream]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self.choices = choices

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
 from isthmus.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
-from isthmus.prompting.chains import STOPS
+from isthmus.reasoning.question import STOPS
 from isthmus.templates import Template, refuse_tags, template_named
 
 Role = Literal["system", "user", "assistant"]

@@ -14,6 +14,8 @@ from isthmus.answers import AnswerKind
 
 MOST_STOPS = 4
 MOST_CHOICES = 8
+MOST_SAMPLES = 40
+"""Chains of a vote, as many as Wang et al. 2022 draw."""
 MOST_TOP_LOGPROBS = 20
 _SEED = 2**63
 
@@ -76,23 +78,29 @@ class Shot(Exact):
 
 
 class ReasoningOptions(Exact):
-    """How to reach an answer in steps."""
+    """How to reach an answer in steps, or by a vote."""
 
-    way: Literal["cot", "zero-cot"] | None = Field(
+    way: Literal["none", "cot", "zero-cot", "least-to-most"] | None = Field(
         default=None,
-        description="Like the demonstrations' steps (cot), or after a trigger (zero-cot); by "
-        "default cot where a demonstration has a rationale.",
+        description="At once (none), like the demonstrations' steps (cot), after a trigger "
+        "(zero-cot), or over smaller questions (least-to-most); by default cot where a "
+        "demonstration has a rationale, else zero-cot.",
     )
-    trigger: Literal[True] | Annotated[str, Field(max_length=1000)] = Field(
-        default=True,
-        description='A published trigger\'s name or a text; true is "step by step" in the '
+    trigger: Annotated[str, Field(max_length=1000)] | None = Field(
+        default=None,
+        description='A published trigger\'s name or a text; by default "step by step" in the '
         "question's language.",
+    )
+    samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = Field(
+        default=1, description="Chains that are drawn for each choice, whose answers vote."
     )
     kind: AnswerKind = Field(default="text", description="What the answer is.")
     choices: Annotated[list[str], Field(max_length=26)] = Field(
         default_factory=list, description="The closed answers, of a choice or label."
     )
-    max_step_tokens: Annotated[int, Field(ge=1)] = 256
+    max_rationale_tokens: Annotated[int, Field(ge=1)] = Field(
+        default=256, description="Most tokens of the steps, or of each smaller question's answer."
+    )
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Most tokens of the answer after the steps."
     )
@@ -152,8 +160,12 @@ class ChatRequest(Lenient):
     shots: Annotated[list[Shot], Field(max_length=256)] = Field(
         default_factory=list, description="Demonstrations, shown before the conversation."
     )
-    reasoning: bool | ReasoningOptions | None = Field(
-        default=None, description="Reach the answer in steps, returned as reasoning_content."
+    reasoning: (
+        bool | Literal["none", "cot", "zero-cot", "least-to-most", "auto"] | ReasoningOptions | None
+    ) = Field(
+        default=None,
+        description="Reach the answer in steps, returned as reasoning_content: a way's name, all "
+        "that there is to say, or true (auto).",
     )
     return_prompt: bool = Field(
         default=False, description="Return the exact prompts, <image> where a picture stood."

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isthmus.prompting.decompose import parts_of
+from isthmus.prompting.reason import Asked, Reasoning, Solution, solve, way_for
+from isthmus.prompting.vote import vote
 from PIL import Image
 
 import isthmus as im
@@ -16,12 +19,9 @@ from isthmus.chat_template import chat_template
 from isthmus.errors import ConfigError, InputError
 from isthmus.generation.engine import Completion, Engine, Generation
 from isthmus.prompt import Example, Prompt
-from isthmus.prompting.decompose import parts_of
 from isthmus.prompting.rationales import auto_cot, bootstrap, passes
-from isthmus.prompting.reason import Asked, Reasoning, Solution, solve, way_for
-from isthmus.prompting.vote import vote
+from isthmus.reasoning.wording import trigger_named
 from isthmus.templates import plain, qa
-from isthmus.triggers import trigger_named
 
 NUMBERS = Asked(qa, "number")
 
@@ -43,7 +43,7 @@ class Scripted:
         results = []
         for prompt in prompts:
             texts = [self.script(prompt.text, seed + n) for n in range(samples)]
-            completions = tuple(Completion(t, tuple(range(len(t))), 0.0, True) for t in texts)
+            completions = tuple(Completion(t, tuple(range(len(t)))) for t in texts)
             results.append(Generation(prompt, completions, 10, 4))
         return results
 
@@ -265,7 +265,7 @@ def test_a_real_model_whatever_it_says(way: Any, fusion: Any) -> None:
     model = im.compose("tiny-vit", "tiny-lm", im.Linear(), fusion)
     shots = [Example(Image.new("RGB", (8, 8)), "1?", "2", "so")]
     queries = [Example(Image.new("RGB", (8, 8), c), "2 + 3?") for c in ("red", "blue")]
-    how = Reasoning(way, samples=2, max_step_tokens=6, max_new_tokens=4)
+    how = Reasoning(way, samples=2, max_rationale_tokens=6, max_new_tokens=4)
     engine = Engine(model)
     together = solve(engine, queries, [shots, shots], how, Asked(plain, "number"))
     for query, solution in zip(queries, together, strict=True):

@@ -126,6 +126,6 @@ def operator_induction(
         items=Generated(n, make),
         chance=1 / len(answers),
         max_new_tokens=8,
-        max_reason_tokens=64,
+        max_rationale_tokens=64,
         episodic=True,
     )

@@ -120,7 +120,7 @@ def gsm8k(path: str | Path) -> Task:
         items=_gsm8k_items(file),
         support=_gsm8k_items(train) if train != file and train.is_file() else (),
         max_new_tokens=16,
-        max_reason_tokens=320,
+        max_rationale_tokens=320,
     )
 
 
@@ -172,5 +172,5 @@ def svamp(path: str | Path) -> Task:
         items=items,
         support=support,
         max_new_tokens=16,
-        max_reason_tokens=192,
+        max_rationale_tokens=192,
     )

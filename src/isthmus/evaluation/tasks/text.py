@@ -64,7 +64,7 @@ def parity(seed: int = 0, n: int = 500, support: int = 64, *, digits: int = 10) 
         support=items(SUPPORT, support),
         chance=0.5,
         max_new_tokens=8,
-        max_reason_tokens=12 * digits + 32,
+        max_rationale_tokens=12 * digits + 32,
     )
 
 
@@ -170,5 +170,5 @@ def arithmetic(
         support=items(SUPPORT, support),
         chance=1 / modulus,
         max_new_tokens=8,
-        max_reason_tokens=4 * operators * (operators + 5) + 32,
+        max_rationale_tokens=4 * operators * (operators + 5) + 32,
     )

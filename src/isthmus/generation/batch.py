@@ -13,15 +13,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from isthmus.errors import IsthmusError
-from isthmus.generation.rows import Encoded, Rows
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG
-from isthmus.serving.constraints import Constraint
-from isthmus.serving.lanes import Apart, takes_lanes
-from isthmus.serving.prefill import Prefill, Prefiller
-from isthmus.serving.refusals import error_place
-from isthmus.serving.requests import (
+from isthmus.errors import IsthmusError, error_place
+from isthmus.generation.constraints import Constraint
+from isthmus.generation.lanes import Apart, takes_lanes
+from isthmus.generation.prefill import Prefill, Prefiller
+from isthmus.generation.requests import (
     Delta,
     Finished,
     GenerationRequest,
@@ -29,10 +25,13 @@ from isthmus.serving.requests import (
     TokenLogprob,
     Usage,
 )
-from isthmus.serving.sampling import Draw, choose, penalized
-from isthmus.serving.text_stream import TextStream, TokenTexts
-from isthmus.serving.ticket import Ticket
-from isthmus.serving.tiers import Tiers
+from isthmus.generation.rows import Encoded, Rows
+from isthmus.generation.sampling import Draw, choose, penalized
+from isthmus.generation.text_stream import TextStream, TokenTexts
+from isthmus.generation.ticket import Ticket
+from isthmus.generation.tiers import Tiers
+from isthmus.model import VisionLanguageModel
+from isthmus.prompt import END_TAG, IMAGE_TAG
 
 _log = logging.getLogger(__name__)
 

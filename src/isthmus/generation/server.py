@@ -18,14 +18,11 @@ from types import TracebackType
 import torch
 
 from isthmus.errors import EngineClosed, PromptError, QueueFull
-from isthmus.medium import layouts_of
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
-from isthmus.serving.batch import Job, Observer, RunningBatch
-from isthmus.serving.constraints import Constraints
-from isthmus.serving.packed import PackedLinears
-from isthmus.serving.prefill import encoded
-from isthmus.serving.requests import (
+from isthmus.generation.batch import Job, Observer, RunningBatch
+from isthmus.generation.constraints import Constraints
+from isthmus.generation.packed import PackedLinears
+from isthmus.generation.prefill import encoded
+from isthmus.generation.requests import (
     Delta,
     Finished,
     GenerationRequest,
@@ -33,8 +30,11 @@ from isthmus.serving.requests import (
     TokenLogprob,
     Usage,
 )
-from isthmus.serving.text_stream import TextStream
-from isthmus.serving.ticket import Ticket
+from isthmus.generation.text_stream import TextStream
+from isthmus.generation.ticket import Ticket
+from isthmus.medium import layouts_of
+from isthmus.model import VisionLanguageModel
+from isthmus.prompt import Prompt
 
 __all__ = [
     "Delta",

@@ -21,12 +21,10 @@ from isthmus import testing
 from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError, PromptError
+from isthmus.generation import tiers
 from isthmus.generation.decode import generate
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
-from isthmus.serving import tiers
-from isthmus.serving.engine import (
+from isthmus.generation.lanes import Apart
+from isthmus.generation.server import (
     Delta,
     EngineClosed,
     Finished,
@@ -34,7 +32,9 @@ from isthmus.serving.engine import (
     QueueFull,
     ServingEngine,
 )
-from isthmus.serving.lanes import Apart
+from isthmus.images import open_picture
+from isthmus.model import VisionLanguageModel
+from isthmus.prompt import Prompt
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
