@@ -16,6 +16,7 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
     ├── EngineError                    the serving engine takes no more requests
     │   ├── QueueFull                  as many wait as may wait
     │   └── EngineClosed               it is shutting down
+    ├── Interrupted                    an answer broke off before there was anything of it
     ├── Refusal                        what a server answers in place of a result (`serving`)
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -93,6 +94,19 @@ class QueueFull(EngineError):
 
 class EngineClosed(EngineError):
     """The engine is shutting down, or has."""
+
+
+class Interrupted(IsthmusError):
+    """An answer broke off before there was anything of it.
+
+    Args:
+        message: What became of it.
+        late: Whether its time was up; otherwise the engine was closed.
+    """
+
+    def __init__(self, message: str, *, late: bool) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class MissingExtraError(IsthmusError, ImportError):

@@ -79,16 +79,17 @@ def ask(
         >>> im.ask(model, Image.new("RGB", (32, 32)), "What is it?", max_new_tokens=2).prompt
         '<image>Question: What is it? Answer:'
     """
-    given = {
-        "samples": samples,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "max_rationale_tokens": max_rationale_tokens,
-    }
-    how = _how(reasoning, shots, given)
+    how = reasoning_for(
+        reasoning,
+        shots,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        max_rationale_tokens=max_rationale_tokens,
+    )
     engine = model if isinstance(model, Engine) else Engine(model)
     made = _question(engine.model, pictures, question, shots, kind, choices, stop)
     [answer] = run(engine, [program_for(made, how)])
@@ -123,25 +124,18 @@ def stream(
         >>> "".join(pieces) == im.ask(model, (), "Why?", max_new_tokens=4).text
         True
     """
-    given = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-    }
-    how = _how(None, shots, given)
+    how = reasoning_for(
+        None,
+        shots,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
     engine = model if isinstance(model, Engine) else Engine(model)
     made = _question(engine.model, pictures, question, shots, "text", (), stop)
     yield from streamed(engine, program_for(made, how))
-
-
-def _how(
-    reasoning: str | Reasoning | None, shots: Sequence[Example], given: dict[str, Any]
-) -> Reasoning:
-    """The reasoning asked for, with what is given beside it in the place of its own."""
-    how = reasoning_for(reasoning, shots)
-    return replace(how, **{name: value for name, value in given.items() if value is not None})
 
 
 def _question(

@@ -42,7 +42,7 @@ class Template(Protocol):
         *,
         instruction: str = "",
         lead: str = "",
-        reason: bool | str = False,
+        conclusion: str = "",
     ) -> Prompt:
         """Renders a prompt, up to the open answer of its query.
 
@@ -51,8 +51,9 @@ class Template(Protocol):
             query: What is asked; its answer, if it has one, is not shown.
             instruction: Stands before everything.
             lead: What the query's answer begins with, such as "Let's think step by step.".
-            reason: Demonstrations show their rationale and then their answer in a sentence,
-                "The answer is {answer}."; a text with `{answer}` in it is another sentence.
+            conclusion: A sentence with `{answer}` in it, such as `CONCLUSION`, in which
+                demonstrations state their answer behind their rationale; empty shows the answer
+                alone.
 
         Returns:
             The prompt; `shared` is where the query begins.
@@ -63,7 +64,7 @@ class Template(Protocol):
         ...
 
     def conversation(
-        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
+        self, turns: Sequence[Example], *, instruction: str = "", conclusion: str = ""
     ) -> tuple[Span, ...]:
         """Renders a whole conversation, its answers and their ends marked as learned.
 
@@ -73,7 +74,7 @@ class Template(Protocol):
         Args:
             turns: Questions with their answers.
             instruction: As for a prompt.
-            reason: As for a prompt.
+            conclusion: As for a prompt.
 
         Raises:
             PromptError: If a turn has no answer, a text contains a tag, or the template does not
@@ -101,33 +102,32 @@ def refuse_tags(text: str) -> str:
     return text
 
 
-def shown_answer(shot: Example, reason: bool | str) -> str:
+def shown_answer(shot: Example, conclusion: str = "") -> str:
     """What a demonstration shows as its answer.
 
     Args:
         shot: The demonstration.
-        reason: As for `Template`.
+        conclusion: As for `Template`.
 
     Raises:
         PromptError: If it has no answer, or a text contains a tag.
-        ConfigError: If `reason` is a text that does not say where the answer goes.
+        ConfigError: If the conclusion does not say where the answer goes.
 
     Example:
-        >>> shown_answer(Example((), "2 + 3?", "5", "2 and 3 more."), reason=True)
+        >>> shown_answer(Example((), "2 + 3?", "5", "2 and 3 more."), CONCLUSION)
         '2 and 3 more. The answer is 5.'
     """
     if shot.answer is None:
         raise PromptError(f'the demonstration "{shot.question}" has no answer')
     answer = refuse_tags(shot.answer)
-    if not reason:
+    if not conclusion:
         return answer
-    sentence = CONCLUSION if reason is True else str(reason)
-    if "{answer}" not in sentence:
+    if "{answer}" not in conclusion:
         raise ConfigError(
-            f'got reason="{sentence}", expected True or a sentence with {{answer}} in it, such as '
+            f'the conclusion is "{conclusion}": expected a sentence with {{answer}} in it, such as '
             f'"{CONCLUSION}"'
         )
-    stated = sentence.replace("{answer}", answer)
+    stated = conclusion.replace("{answer}", answer)
     rationale = refuse_tags(shot.rationale or "")
     return f"{rationale} {stated}" if rationale else stated
 
@@ -170,10 +170,10 @@ class TextTemplate:
         *,
         instruction: str = "",
         lead: str = "",
-        reason: bool | str = False,
+        conclusion: str = "",
     ) -> Prompt:
         """See `Template`."""
-        context = self.conversation(shots, instruction=instruction, reason=reason)
+        context = self.conversation(shots, instruction=instruction, conclusion=conclusion)
         if shots and self.between:
             context = (*context, Span(self.between))
         opened = self._answer(refuse_tags(lead)) if lead else [_OPEN]
@@ -182,7 +182,7 @@ class TextTemplate:
         return Prompt.of(spans, pictures, len(joined(context)), " " if lead else self.junction)
 
     def conversation(
-        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
+        self, turns: Sequence[Example], *, instruction: str = "", conclusion: str = ""
     ) -> tuple[Span, ...]:
         """See `Template`."""
         spans: list[Span] = []
@@ -192,7 +192,7 @@ class TextTemplate:
             if number and self.between:
                 spans.append(Span(self.between))
             spans += self._asked(turn)
-            spans += self._answer(shown_answer(turn, reason))
+            spans += self._answer(shown_answer(turn, conclusion))
             spans.append(Span(self.end, "end", learned=True))
         return tuple(spans)
 
@@ -272,7 +272,7 @@ openflamingo_memes = TextTemplate(
 qa = TextTemplate(
     about="""The text-only form "Q: ... A: ..." of GPT-3 and of chain-of-thought prompts.
 
-    Brown et al. 2020 (GPT-3, section 3.9.1); with `reason=True` few-shot chain of thought, Wei et
+    Brown et al. 2020 (GPT-3, section 3.9.1); with a conclusion few-shot chain of thought, Wei et
     al. 2022 (table 20), and without rationales their standard prompting ("A: The answer is 11.").
     Images stand before "Q:". An answer ends with its line; the empty line after it belongs to the
     next question, which is also how GPT-2's tokenizer cuts the two.""",

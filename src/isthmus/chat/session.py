@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isthmus.prompt import Example
-from isthmus.reasoning.drivers import Piece
+from isthmus.reasoning.live import Piece
 from isthmus.serving.completions import Service
 from isthmus.serving.schemas import ChatRequest
 

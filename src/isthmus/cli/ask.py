@@ -133,14 +133,12 @@ def _demonstrations(path: Path | None) -> list[Any]:
 
 def _planned(way: str, trigger: str, shots: list[Any], options: dict[str, Any]) -> Any:
     """How the answer is reached; what is wrong with it is said before the model is loaded."""
-    from dataclasses import replace
-
     from isthmus.reasoning.method import reasoning_for
     from isthmus.reasoning.wording import trigger_named
 
     if trigger:
         trigger_named(trigger)
-    return replace(reasoning_for(way, shots), trigger=trigger or None, **options)
+    return reasoning_for(way, shots, trigger=trigger or None, **options)
 
 
 def _open(source: str, allow_url: bool) -> Any:

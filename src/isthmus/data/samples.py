@@ -19,7 +19,7 @@ from isthmus.data.records import Medium, Record
 from isthmus.errors import ConfigError, PromptError
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import END_TAG, IMAGE_TAG, Span
-from isthmus.templates import Template, template_named
+from isthmus.templates import CONCLUSION, Template, template_named
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
     Raises:
         PromptError: As for `Template.conversation`.
     """
+    conclusion = CONCLUSION if any(t.rationale for t in record.turns) else ""
     try:
-        return template.conversation(record.turns, reason=any(t.rationale for t in record.turns))
+        return template.conversation(record.turns, conclusion=conclusion)
     except PromptError as error:
         raise PromptError(f"{record.origin}: {error}" if record.origin else str(error)) from error
 

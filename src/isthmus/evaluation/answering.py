@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,7 +13,7 @@ from isthmus.evaluation import controls
 from isthmus.evaluation.arms import NEEDS_RATIONALE, Arm
 from isthmus.evaluation.metrics import majority, vqa_accuracy
 from isthmus.evaluation.records import Answered
-from isthmus.evaluation.task import Item, Task, choices
+from isthmus.evaluation.task import Item, Task, letters
 from isthmus.generation.engine import ChoiceScores, Engine
 from isthmus.images import content_hash
 from isthmus.prompt import Example, Prompt, with_choices
@@ -25,9 +25,10 @@ from isthmus.reasoning.method import Reasoning
 from isthmus.reasoning.programs import WAYS
 from isthmus.reasoning.question import Asked, Question
 from isthmus.reasoning.vote import program_for
-from isthmus.reasoning.wording import trigger_named
 from isthmus.templates import template_named
 
+TRIGGER = "step-by-step"
+"""What arms reason after where nothing else is asked for, whatever a question's language."""
 MOST_CLUSTERED = 1000
 """Questions of the support set that Auto-CoT looks at."""
 
@@ -38,36 +39,43 @@ class Style:
 
     Attributes:
         template: Name of the template; None for the task's, or else the model's own.
-        samples: Answers drawn for each question, of which the most frequent is taken.
-        temperature: Of the draws, where there are several.
+        reasoning: How answers are reached, as far as all arms have it in common; the way and the
+            seed are each arm's own, and how long an answer may be each task's.
         norm: What closed answers are scored by.
         calibrate: How their scores are calibrated.
-        trigger: What zero-shot chain of thought begins with: a name in `wording.TRIGGERS`, or a
-            text.
     """
 
     template: str | None = None
-    samples: int = 1
-    temperature: float = 0.7
+    reasoning: Reasoning = field(default_factory=lambda: Reasoning(trigger=TRIGGER))
     norm: Norm = "sum"
     calibrate: Method = "none"
-    trigger: str = "step-by-step"
+
+
+def _reasoning(style: Style, task: Task, arm: Arm, way: str) -> Reasoning:
+    """How an arm's answers to a task are reached."""
+    return replace(
+        style.reasoning,
+        way=way,  # type: ignore[arg-type]
+        seed=arm.seed,
+        max_rationale_tokens=task.max_rationale_tokens,
+        max_new_tokens=task.max_new_tokens,
+    )
 
 
 def shown(item: Item, task: Task) -> Example:
-    """An item as it is put: a multiple choice with its options behind the question."""
+    """An item as it is put: a multiple choice with its choices behind the question."""
     if task.kind != "choice":
         return item.example
-    return replace(item.example, question=with_choices(item.example.question, item.options))
+    return replace(item.example, question=with_choices(item.example.question, item.choices))
 
 
 def closed(item: Item, task: Task) -> tuple[str, ...]:
     """The answers that can be scored; none for an open question."""
     if task.kind == "choice":
-        return choices(item.options)
+        return letters(item.choices)
     if task.kind == "yes_no":
         return ("yes", "no")
-    return item.options if task.kind == "label" else ()
+    return item.choices if task.kind == "label" else ()
 
 
 def worth(task: Task, item: Item, parsed: str | None) -> float:
@@ -118,14 +126,14 @@ class Asker:
             begun = f"{self._filler(item, shots)} {before}"
 
         def render(lead: str, conclusion: str) -> Prompt:
-            if not self.reasons:  # a control puts something else in the place of steps
+            if not self.in_steps:  # a control puts something else in the place of steps
                 return self._render(changed, query, begun)
             return self.template(
                 changed,
                 query,
                 instruction=self.task.instruction,
                 lead=lead,
-                reason=conclusion or False,
+                conclusion=conclusion,
             )
 
         return Question(
@@ -133,24 +141,15 @@ class Asker:
             render,
             tuple(changed),
             self.task.kind,
-            item.options,
+            item.choices,
             markers=tuple(self.engine.model.language.tokenizer.all_special_tokens),
         )
 
     @property
     def _how(self) -> Reasoning:
         """How the arm's answers are reached."""
-        way = "cot" if self.arm.reason == "auto-cot" else self.arm.reason
-        style, task = self.style, self.task
-        return Reasoning(
-            way if self.reasons else "none",  # type: ignore[arg-type]
-            style.trigger,
-            samples=style.samples,
-            temperature=style.temperature if style.samples > 1 else 0.0,
-            seed=self.arm.seed,
-            max_rationale_tokens=task.max_rationale_tokens,
-            max_new_tokens=task.max_new_tokens,
-        )
+        way = "cot" if self.arm.reasoning == "auto-cot" else self.arm.reasoning
+        return _reasoning(self.style, self.task, self.arm, way if self.in_steps else "none")
 
     def _query(self, item: Item) -> Example:
         """The question under the arm's control, without its answer."""
@@ -175,17 +174,17 @@ class Asker:
     @property
     def _conclusion(self) -> str:
         """How worked demonstrations state their answer: as programs have it, in every control."""
-        return trigger_named(self.style.trigger).wording.conclusion
+        return self.style.reasoning.trigger_of("").wording.conclusion
 
     def _render(self, shots: Sequence[Example], query: Example, lead: str = "") -> Prompt:
         """The template with its options."""
-        steps = self.arm.reason != "none" and self.arm.control != "answer-first"
+        steps = self.arm.reasoning != "none" and self.arm.control != "answer-first"
         return self.template(
             shots,
             query,
             instruction=self.task.instruction,
             lead=lead,
-            reason=self._conclusion if steps else False,
+            conclusion=self._conclusion if steps else "",
         )
 
     def _tokens(self, text: str) -> int:
@@ -219,9 +218,9 @@ class Asker:
         ]
 
     @property
-    def reasons(self) -> bool:
+    def in_steps(self) -> bool:
         """Whether answers come after steps, and not in their place or before them."""
-        return self.arm.reason != "none" and self.arm.control not in NEEDS_RATIONALE
+        return self.arm.reasoning != "none" and self.arm.control not in NEEDS_RATIONALE
 
     def _generate(self, items: Sequence[Item], questions: Sequence[Question]) -> list[Answered]:
         """What the model writes, at once or in steps; the most frequent of several answers."""
@@ -241,7 +240,7 @@ class Asker:
 
     def scores(self, items: Sequence[Item]) -> bool:
         """Whether questions are answered by scoring their closed answers."""
-        return self.arm.reason == "none" and all(closed(i, self.task) for i in items)
+        return self.arm.reasoning == "none" and all(closed(i, self.task) for i in items)
 
     def _score(
         self,
@@ -250,16 +249,16 @@ class Asker:
         shots: Sequence[Sequence[Example]],
     ) -> list[Answered]:
         """The likeliest of each question's closed answers."""
-        options = [closed(i, self.task) for i in items]
+        closed_answers = [closed(i, self.task) for i in items]
         choices = [
             [f"{q.prompt().junction}{o}" for o in own]
-            for q, own in zip(questions, options, strict=True)
+            for q, own in zip(questions, closed_answers, strict=True)
         ]
         found = self.engine.score([q.prompt() for q in questions], choices)
         values = self._calibrated(items, shots, choices, found)
         records = []
         for item, question, own, s, value in zip(
-            items, questions, options, found, values, strict=True
+            items, questions, closed_answers, found, values, strict=True
         ):
             best = own[max(range(len(own)), key=lambda i: value[i])]
             records.append(
@@ -334,12 +333,8 @@ def written_shots(engine: Engine, task: Task, arm: Arm, style: Style) -> list[Wo
     asker = Asker(engine, task, arm, style)
     items = task.support[:MOST_CLUSTERED]
     questions = [replace(shown(i, task), answer=None) for i in items]
-    reasoning = Reasoning(
-        "zero-cot",
-        style.trigger,
-        seed=arm.seed,
-        max_rationale_tokens=task.max_rationale_tokens,
-        max_new_tokens=task.max_new_tokens,
+    reasoning = replace(
+        _reasoning(style, task, arm, "zero-cot"), samples=1, temperature=None, top_p=1.0, top_k=0
     )
-    asked = [Asked(asker.template, task.kind, i.options, task.instruction) for i in items]
+    asked = [Asked(asker.template, task.kind, i.choices, task.instruction) for i in items]
     return auto_cot(engine, questions, min(arm.shots, len(questions)), reasoning, asked)

@@ -31,7 +31,7 @@ class Item:
     Attributes:
         id: Its name, unique within the task: records refer to it.
         example: Pictures, question, right answer and, where there is one, the rationale.
-        options: The answers to choose from, if the question is closed.
+        choices: The answers to choose from, if the question is closed.
         accepted: Other right answers; for the metric "vqa" the answers of all people asked.
         shots: Demonstrations of this item alone, the first k of which are shown; None where they
             come from the task's support set.
@@ -39,7 +39,7 @@ class Item:
 
     id: str
     example: Example
-    options: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     shots: tuple[Example, ...] | None = None
 
@@ -126,19 +126,19 @@ def _ids(task: str, items: Sequence[Item]) -> set[str]:
     return seen
 
 
-def choices(options: Sequence[str]) -> tuple[str, ...]:
-    """The letters of as many options.
+def letters(choices: Sequence[str]) -> tuple[str, ...]:
+    """The letters of as many choices.
 
     Raises:
         ConfigError: If there are more than 26.
 
     Example:
-        >>> choices(["red", "blue"])
+        >>> letters(["red", "blue"])
         ('A', 'B')
     """
-    if len(options) > len(LETTERS):
-        raise ConfigError(f"{len(options)} options: expected at most {len(LETTERS)}, A to Z")
-    return tuple(LETTERS[: len(options)])
+    if len(choices) > len(LETTERS):
+        raise ConfigError(f"{len(choices)} choices: expected at most {len(LETTERS)}, A to Z")
+    return tuple(LETTERS[: len(choices)])
 
 
 class Generated(Sequence[Item]):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from isthmus.batch import Batch
 from isthmus.errors import ConfigError, PromptError
-from isthmus.generation.choose import Chooser
-from isthmus.generation.decode import generate, text_of
 from isthmus.generation.pictures import VisualTokens, content_of
 from isthmus.generation.prefix import (
     Prefix,
@@ -24,11 +21,25 @@ from isthmus.generation.prefix import (
     can_be_cut,
     fork,
 )
-from isthmus.generation.requests import Delta, Finished, GenerationRequest, Usage
+from isthmus.generation.requests import (
+    Delta,
+    Finished,
+    GenerationRequest,
+    Usage,
+    sample_seed,
+)
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
 from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
-from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
-from isthmus.medium import stacked
+from isthmus.generation.sampling import Draw, choose
+from isthmus.generation.score import (
+    continuations,
+    score_one_by_one,
+    score_trees,
+    takes_trees,
+    tree_of,
+    unfinished,
+)
+from isthmus.generation.text_stream import TextStream
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 
@@ -159,41 +170,47 @@ class Engine:
             for i in range(0, len(run), self.batch_size):
                 yield run[i : i + self.batch_size]
 
+    # --- generating -----------------------------------------------------------------------------
+
     def run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Continues prompts, each as its request says; completions in the requests' order."""
-        alike: dict[GenerationRequest, list[int]] = {}
+        """Continues prompts, each as its request says; completions in the requests' order.
+
+        Requests that differ in prompt and seed alone are computed together, and the prompt that
+        several of them share, as one object, once.
+
+        Raises:
+            PromptError: If tags and pictures do not match.
+        """
+        alike: dict[GenerationRequest, dict[int, list[int]]] = {}
         for number, asked in enumerate(requests):
-            alike.setdefault(replace(asked, prompt=_NO_PROMPT), []).append(number)
+            members = alike.setdefault(replace(asked, prompt=_NO_PROMPT, seed=None), {})
+            members.setdefault(id(asked.prompt), []).append(number)
         found: dict[int, Completion] = {}
-        for asked, numbers in alike.items():
-            made = self.generate(
-                [requests[n].prompt for n in numbers],
-                max_new_tokens=asked.max_new_tokens,
-                stop=asked.stop,
-                temperature=asked.temperature,
-                top_p=asked.top_p,
-                top_k=asked.top_k,
-                seed=asked.seed or 0,
-            )
-            for n, one in zip(numbers, made, strict=True):
-                found[n] = replace(
-                    one.completions[0],
-                    prompt_tokens=one.prompt_tokens,
-                    cached_tokens=one.cached_tokens,
-                )
+        for asked, members in alike.items():
+            numbers = list(members.values())
+            prompts = [requests[own[0]].prompt for own in numbers]
+            seeds = [[requests[n].seed or 0 for n in own] for own in numbers]
+            for own, one in zip(numbers, self._continued(prompts, seeds, asked), strict=True):
+                for n, completion in zip(own, one.completions, strict=True):
+                    found[n] = replace(
+                        completion,
+                        prompt_tokens=one.prompt_tokens,
+                        cached_tokens=one.cached_tokens,
+                    )
         return [found[n] for n in range(len(requests))]
 
+    @torch.inference_mode()
     def stream(self, request: GenerationRequest) -> Iterator[Delta | Finished]:
         """Continues one prompt, piece by piece: texts as they come, then how it ended."""
         started = time.perf_counter()
-        [made] = self.run([request])
-        yield Delta(made.text, made.tokens)
-        usage = Usage(made.prompt_tokens, len(made.ids), made.cached_tokens)
-        yield Finished(made.reason, usage, None, time.perf_counter() - started)
+        encoded = [self._encode(request.prompt, {})]
+        for _, rows, past in self._rows(encoded):
+            [made] = yield from self._decode(rows, [[request.seed or 0]], request)
+            usage = Usage(len(encoded[0][0].ids), len(made.ids), past)
+            seconds = time.perf_counter() - started
+            self._statistics.seconds += seconds
+            yield Finished(made.reason, usage, None, seconds)
 
-    # --- generating -----------------------------------------------------------------------------
-
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -205,12 +222,11 @@ class Engine:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        num_beams: int = 1,
     ) -> list[Generation]:
         """Continues each prompt.
 
-        Every sample has a random generator of its own, made from the seed and the sample's number:
-        a prompt under a seed has the same samples whatever else is in the batch.
+        Every sample has random numbers of its own, made from the seed and the sample's number: a
+        prompt under a seed has the same samples whatever else is in the batch, and on a server.
 
         Args:
             prompts: The prompts.
@@ -220,67 +236,86 @@ class Engine:
             temperature: 0 takes the likeliest token, always.
             top_p: Draw from the likeliest tokens that hold this share.
             top_k: Draw from so many of the likeliest tokens; 0 for all.
-            seed: Of the drawing.
-            num_beams: More than 1 searches with beams, on Transformers' own generation, which
-                computes the whole prompt; pictures are still encoded once.
+            seed: Of the first sample; the others have seeds made of it.
 
         Raises:
             PromptError: If tags and pictures do not match, or a stop string is empty.
             ConfigError: If options contradict each other.
         """
-        if "" in stop:
-            raise PromptError('an empty stop string would end every answer at once: leave "" out')
         if samples > 1 and temperature <= 0:
             raise ConfigError(
                 f"{samples} samples at temperature 0 would all be the same: set temperature above 0"
             )
-        if num_beams > 1 and (samples > 1 or temperature > 0):
-            raise ConfigError("beams are not sampled: leave samples and temperature, or num_beams")
+        asked = GenerationRequest(
+            prompt=_NO_PROMPT,
+            max_new_tokens=max_new_tokens,
+            stop=tuple(stop),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+        )
+        seeds = [sample_seed(seed, number) for number in range(samples)]
+        return self._continued(prompts, [seeds] * len(prompts), asked)
+
+    @torch.inference_mode()
+    def _continued(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], asked: GenerationRequest
+    ) -> list[Generation]:
+        """Each prompt's continuations, one for each of its seeds."""
         started = time.perf_counter()
         known: dict[int, tuple[str, Any]] = {}
         encoded = [self._encode(p, known) for p in prompts]
         found: dict[int, Generation] = {}
-        if num_beams > 1:
-            for n, (prompt, _) in enumerate(encoded):
-                completion = self._beams(*encoded[n], max_new_tokens, stop, num_beams)
-                found[n] = Generation(prompts[n], (completion,), len(prompt.ids), 0)
-        else:
-            choose = Chooser(temperature, top_p, top_k, seed)
-            for numbers, rows, past in self._rows(encoded):
-                texts = self._decode(rows, samples, choose, max_new_tokens, stop)
-                for place, n in enumerate(numbers):
-                    own = tuple(texts[place * samples : (place + 1) * samples])
-                    found[n] = Generation(prompts[n], own, len(encoded[n][0].ids), past)
+        for numbers, rows, past in self._rows(encoded):
+            steps = self._decode(rows, [seeds[n] for n in numbers], asked)
+            texts = iter(_returned(steps))
+            for n in numbers:
+                own = tuple(next(texts) for _ in seeds[n])
+                found[n] = Generation(prompts[n], own, len(encoded[n][0].ids), past)
         self._statistics.seconds += time.perf_counter() - started
         return [found[n] for n in range(len(prompts))]
 
     def _decode(
-        self, rows: Rows, samples: int, choose: Chooser, most: int, stop: Sequence[str]
-    ) -> list[Completion]:
-        """Continues rows token by token; a row that is done leaves."""
+        self, rows: Rows, seeds: Sequence[Sequence[int]], asked: GenerationRequest
+    ) -> Generator[Delta, None, list[Completion]]:
+        """Continues rows token by token; a row that is done leaves. Yields the first row's text."""
         logits = rows.prefill()
-        if samples > 1:
-            again = torch.arange(len(logits), device=logits.device).repeat_interleave(samples)
+        if any(len(own) > 1 for own in seeds):
+            counts = torch.tensor([len(own) for own in seeds], device=logits.device)
+            again = torch.arange(len(logits), device=logits.device).repeat_interleave(counts)
             rows.select(again)
             logits = logits[again]
         ends = {*self.model.language.end_ids(), self.model.special_tokens.end_id}
-        draws = [choose.generator(n % samples) for n in range(len(logits))]
-        ids: list[list[int]] = [[] for _ in draws]
-        scores = [0.0] * len(draws)
-        finished = [False] * len(draws)
-        live = list(range(len(draws))) if most > 0 else []
+        how = (asked.temperature, asked.top_p, asked.top_k)
+        chances = [Random(seed) for own in seeds for seed in own]
+        streams = [TextStream(self.model.special_tokens.decode, asked.stop) for _ in chances]
+        texts = [""] * len(chances)
+        ids: list[list[int]] = [[] for _ in chances]
+        scores = [0.0] * len(chances)
+        finished = [False] * len(chances)
+        live = list(range(len(chances))) if asked.max_new_tokens > 0 else []
         while live:
-            known = logits.float().log_softmax(dim=-1)
-            new = choose(logits, [draws[n] for n in live])
+            logits = logits.float()
+            drawn = [Draw(*how, chances[n].random() if asked.temperature else 0.0) for n in live]
+            new = torch.tensor(choose(logits, drawn), device=logits.device)
+            known = logits.log_softmax(dim=-1)
             gained = known.gather(1, new[:, None]).squeeze(1).tolist()
+            self._statistics.decoded_tokens += len(live)
             kept = []
             for place, n in enumerate(live):
                 ids[n].append(int(new[place]))
                 scores[n] += gained[place]
-                finished[n] = ids[n][-1] in ends or self._stopped(ids[n], stop)
-                if not finished[n] and len(ids[n]) < most:
+                finished[n] = ids[n][-1] in ends
+                piece = "" if finished[n] else streams[n].push(ids[n][-1])[0]
+                finished[n] = finished[n] or streams[n].stopped
+                if finished[n] or len(ids[n]) == asked.max_new_tokens:
+                    piece += streams[n].finish()[0]
+                    finished[n] = finished[n] or streams[n].stopped
+                else:
                     kept.append(place)
-            self._statistics.decoded_tokens += len(live)
+                texts[n] += piece
+                if n == 0:
+                    yield Delta(piece)
             if len(kept) < len(live):
                 live = [live[place] for place in kept]
                 if not live:
@@ -290,53 +325,9 @@ class Engine:
                 new = new[places]
             logits = rows.step(new)
         return [
-            self._completion(i, stop, s, f) for i, s, f in zip(ids, scores, finished, strict=True)
+            Completion(text.strip(), tuple(own), "stop" if done else "length", logprob=score)
+            for text, own, done, score in zip(texts, ids, finished, scores, strict=True)
         ]
-
-    def _stopped(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
-        text = self.model.special_tokens.decode(list(ids)) if stop else ""
-        return any(s in text for s in stop)
-
-    def _completion(
-        self, ids: Sequence[int], stop: Sequence[str], logprob: float, finished: bool
-    ) -> Completion:
-        return Completion(
-            text=text_of(self.model, torch.tensor(ids), stop),
-            ids=tuple(ids),
-            reason="stop" if finished else "length",
-            logprob=logprob,
-        )
-
-    def _beams(
-        self,
-        prompt: Encoded,
-        pictures: Mapping[str, Any],
-        most: int,
-        stop: Sequence[str],
-        num_beams: int,
-    ) -> Completion:
-        """The best beam, found by Transformers."""
-        visual = None
-        if prompt.pictures:
-            known = self._visual.of([(h, pictures[h]) for h in prompt.pictures])
-            visual = stacked([known[h] for h in prompt.pictures])
-        device = self.model.device
-        ids = torch.tensor([prompt.ids], device=device)
-        batch = Batch(ids, torch.ones_like(ids), visual=visual, layouts=prompt.layouts)
-        options = {"num_beams": num_beams, "do_sample": False}
-        new = generate(self.model, batch, max_new_tokens=most, stop=stop, **options)[0]
-        whole = torch.cat([ids, new[None]], dim=1)
-        mask = torch.ones_like(whole)
-        labels = whole.masked_fill(
-            torch.arange(whole.shape[1], device=device) < len(prompt.ids), -100
-        )
-        out = self.model(replace(batch, input_ids=whole, attention_mask=mask, labels=labels))
-        assert out.token_losses is not None
-        ends = {*self.model.language.end_ids(), self.model.special_tokens.end_id}
-        finished = len(new) < most or int(new[-1]) in ends or self._stopped(new.tolist(), stop)
-        self._statistics.prefill_tokens += len(prompt.ids)
-        self._statistics.decoded_tokens += len(new)
-        return self._completion(new.tolist(), stop, -float(out.token_losses.sum()), finished)
 
     # --- scoring --------------------------------------------------------------------------------
 
@@ -380,7 +371,9 @@ class Engine:
                 scores = score_trees(rows, last, trees)
                 self._statistics.scored_tokens += sum(len(t.tokens) for t in trees)
             else:
-                scores = self._score_one_by_one(rows, last, [answers[n] for n in numbers])
+                own_answers = [answers[n] for n in numbers]
+                scores = score_one_by_one(rows, last, own_answers, self.batch_size)
+                self._statistics.scored_tokens += sum(len(a) for o in own_answers for a in o)
             for n, values in zip(numbers, scores, strict=True):
                 found[n] = ChoiceScores(
                     logprobs=tuple(values),
@@ -392,27 +385,12 @@ class Engine:
         self._statistics.seconds += time.perf_counter() - started
         return [found[n] for n in range(len(prompts))]
 
-    def _score_one_by_one(
-        self, rows: Rows, last: Tensor, answers: Sequence[Sequence[Sequence[int]]]
-    ) -> list[list[float]]:
-        """As `score_trees`, each answer a row of its own, for families that take no trees."""
-        scores = []
-        for row, own in enumerate(answers):
-            values: list[float] = []
-            for i in range(0, len(own), self.batch_size):
-                part = own[i : i + self.batch_size]
-                branch = rows.branch(row, len(part))
-                logits = last[row].expand(len(part), -1)
-                sums = torch.zeros(len(part), device=last.device)
-                for place in range(max(len(a) for a in part)):
-                    here = [a[place] if place < len(a) else None for a in part]
-                    ids = torch.tensor([0 if t is None else t for t in here], device=last.device)
-                    there = torch.tensor([t is not None for t in here], device=last.device)
-                    known = logits.float().log_softmax(dim=-1)
-                    sums += known.gather(1, ids[:, None]).squeeze(1) * there
-                    self._statistics.scored_tokens += int(there.sum())
-                    if place + 1 < max(len(a) for a in part):
-                        logits = branch.step(ids)
-                values.extend(sums.tolist())
-            scores.append(values)
-        return scores
+
+def _returned(steps: Generator[object, None, list[Completion]]) -> list[Completion]:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            made: list[Completion] = end.value
+            return made

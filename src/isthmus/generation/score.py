@@ -216,3 +216,28 @@ def takes_trees(language: LanguageModel) -> bool:
         if not torch.allclose(alone.logits[0, -1], tree[node], atol=1e-4, rtol=1e-3):
             return False
     return True
+
+
+def score_one_by_one(
+    rows: Rows, last: Tensor, answers: Sequence[Sequence[Sequence[int]]], batch_size: int
+) -> list[list[float]]:
+    """As `score_trees`, each answer a row of its own, for families that take no trees."""
+    scores = []
+    for row, own in enumerate(answers):
+        values: list[float] = []
+        for i in range(0, len(own), batch_size):
+            part = own[i : i + batch_size]
+            branch = rows.branch(row, len(part))
+            logits = last[row].expand(len(part), -1)
+            sums = torch.zeros(len(part), device=last.device)
+            for place in range(max(len(a) for a in part)):
+                here = [a[place] if place < len(a) else None for a in part]
+                ids = torch.tensor([0 if t is None else t for t in here], device=last.device)
+                there = torch.tensor([t is not None for t in here], device=last.device)
+                known = logits.float().log_softmax(dim=-1)
+                sums += known.gather(1, ids[:, None]).squeeze(1) * there
+                if place + 1 < max(len(a) for a in part):
+                    logits = branch.step(ids)
+            values.extend(sums.tolist())
+        scores.append(values)
+    return scores

@@ -58,7 +58,7 @@ def write_rationales(
         model: A shipped model's name, a folder, or a model.
         k: How many demonstrations.
         kind: What the answers are: "text", "number", "yes_no", "choice", "label".
-        choices: The answers of a choice or label; a choice may have "options" of its own in the
+        choices: The answers of a choice or label; a choice may have "choices" of its own in the
             data instead.
         trigger: What makes the model reason: a published name, or a text; empty is step by step,
             in the language of the first question.
@@ -158,14 +158,14 @@ def shown_question(
         InputError: If a choice or label has none.
         PictureError: If a picture cannot be read.
     """
-    own = record.extra.get("options") if kind == "choice" and not choices else None
+    own = record.extra.get("choices") if kind == "choice" and not choices else None
     if own is None:
         options = closed_answers(kind, choices)
     elif isinstance(own, list) and 1 <= len(own) <= MOST_CHOICES:
         options = tuple(map(str, own))
     else:
         raise InputError(
-            f'{record.origin}: "options" is {own!r}: expected a list of 1 to {MOST_CHOICES} texts'
+            f'{record.origin}: "choices" is {own!r}: expected a list of 1 to {MOST_CHOICES} texts'
         )
     turn = record.turns[0]
     pictures = [p for medium in turn.pictures for p in frames(medium)]

@@ -13,9 +13,10 @@ Each way may be taken several times, with samples, and the answers put to the vo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from isthmus.errors import ConfigError, suggestion
 from isthmus.generation.requests import GenerationRequest
@@ -72,8 +73,17 @@ class Reasoning:
             raise ConfigError(
                 f'unknown way to reason "{self.way}": {suggestion(self.way, get_args(Way))}'
             )
-        if self.samples < 1:
-            raise ConfigError(f"got {self.samples} samples, expected at least 1")
+        temperature = 0.0 if self.temperature is None else self.temperature
+        for name, good, expected in (
+            ("samples", self.samples >= 1, "at least 1"),
+            ("temperature", 0 <= temperature < math.inf, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("max_rationale_tokens", self.max_rationale_tokens >= 1, "at least 1"),
+            ("max_new_tokens", self.max_new_tokens >= 0, "0 or more"),
+        ):
+            if not good:
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected {expected}")
         if self.samples > 1 and self.temperature is not None and self.temperature <= 0:
             raise ConfigError(
                 f"{self.samples} samples at temperature {self.temperature} would all be the same: "
@@ -117,27 +127,32 @@ class Reasoning:
         )
 
 
-def reasoning_for(reasoning: str | Reasoning | None, shots: Sequence[Example] = ()) -> Reasoning:
+def reasoning_for(
+    reasoning: str | Reasoning | None, shots: Sequence[Example] = (), **given: Any
+) -> Reasoning:
     """How an answer is reached, from what somebody asks for.
 
     Args:
         reasoning: None for an answer at once; a way's name; "auto" for steps like those of the
             demonstrations where one shows some, else after a trigger; or all of it.
         shots: The demonstrations.
+        **given: Fields of a `Reasoning` that take the place of its own; None leaves it.
 
     Raises:
-        ConfigError: If the way is unknown, or the demonstrations do not show what it needs.
+        ConfigError: If the way is unknown, a number out of range, or the demonstrations do not
+            show what the way needs.
 
     Example:
-        >>> reasoning_for("auto").way
-        'zero-cot'
+        >>> how = reasoning_for("auto", samples=3, seed=None)
+        >>> how.way, how.samples, how.seed
+        ('zero-cot', 3, 0)
     """
-    if reasoning is None:
-        return Reasoning()
-    if isinstance(reasoning, str):
+    if not isinstance(reasoning, Reasoning):
         if reasoning == "auto":
             reasoning = "cot" if any(s.rationale for s in shots) else "zero-cot"
-        reasoning = Reasoning(reasoning)  # type: ignore[arg-type]
+        reasoning = Reasoning(reasoning or "none")  # type: ignore[arg-type]
+    named = {name: value for name, value in given.items() if value is not None}
+    reasoning = replace(reasoning, **named)
     check_shots(reasoning, shots)
     return reasoning
 

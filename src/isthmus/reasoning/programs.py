@@ -4,10 +4,11 @@ A program is a generator. It yields calls that may be computed together, is sent
 in the same order, and returns an `Answer`. It holds no engine, so that the same program runs in a
 script, in an evaluation and in a server.
 
+    >>> from isthmus.prompt import Example
     >>> from isthmus.reasoning.question import Asked
     >>> from isthmus.templates import qa
-    >>> steps = zero_shot(Asked(qa, "number").question(Example((), "2 + 3?")), Reasoning("zero-cot"))
-    >>> [call] = next(steps)
+    >>> question = Asked(qa, "number").question(Example((), "2 + 3?"))
+    >>> [call] = next(zero_shot(question, Reasoning("zero-cot")))
     >>> call.request.prompt.text
     "Q: 2 + 3?\nA: Let's think step by step."
 """
@@ -75,6 +76,23 @@ class Call:
 
 Program = Generator[list[Call], Sequence[Written], Answer]
 _Asking = Generator[list[Call], Sequence[Written], str]
+
+
+def advance(program: Program, written: Sequence[Written] | None = None) -> list[Call] | Answer:
+    """A program's next calls, or its answer.
+
+    Args:
+        program: The program.
+        written: The completions of its last calls; None to begin it.
+
+    Raises:
+        PromptError: If a prompt cannot be made.
+    """
+    try:
+        return next(program) if written is None else program.send(written)
+    except StopIteration as end:
+        answer: Answer = end.value
+        return answer
 
 
 class _NoRoom(Exception):
@@ -197,7 +215,7 @@ def zero_shot(question: Question, how: Reasoning, number: int = 0) -> Program:
         (yield from chain.write(first, most, STEP_STOPS, "rationale", drawn=True, live=True))
     )
     lead = trigger.answer_lead(
-        f" {steps}" if steps else "", question.kind, options=len(question.options)
+        f" {steps}" if steps else "", question.kind, choices=len(question.choices)
     )
     asking = question.prompt(lead)
     # Chains of one question go on from the same states: its first prompt's. A chain that is alone
@@ -236,7 +254,7 @@ def least_to_most(question: Question, how: Reasoning, number: int = 0) -> Progra
             part = question.cleaned(text)
             shown = f"{steps} {part}" if part else steps
             steps += f" {part}"
-        lead = start + steps + trigger.extraction(question.kind, options=len(question.options))
+        lead = start + steps + trigger.extraction(question.kind, choices=len(question.choices))
         text = yield from chain.write(question.prompt(lead), how.max_new_tokens, STOPS, "answer")
     except _NoRoom:
         return chain.unfinished(steps)

@@ -24,7 +24,7 @@ class Question:
             demonstrations state their answer; of two empty texts, the prompt for an answer at once.
         shots: The demonstrations that the prompt shows.
         kind: What the answer is.
-        options: The options of a multiple choice, or the labels.
+        choices: The texts of a multiple choice, or the labels.
         stop: Strings that end an answer at once; steps have ends of their own.
         markers: Strings that nothing a model wrote may bring into a prompt.
     """
@@ -33,7 +33,7 @@ class Question:
     render: Callable[[str, str], Prompt]
     shots: tuple[Example, ...] = ()
     kind: AnswerKind = "text"
-    options: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     stop: tuple[str, ...] = STOPS
     markers: tuple[str, ...] = ()
     _made: dict[tuple[str, str], Prompt] = field(default_factory=dict, compare=False, repr=False)
@@ -66,8 +66,8 @@ class Question:
             text: What the model wrote.
             after: Markers after which the answer stands; an empty one is the beginning.
         """
-        options = self.options if self.kind in ("choice", "label") else ()
-        return extract(text, self.kind, options, after=after)
+        choices = self.choices if self.kind in ("choice", "label") else ()
+        return extract(text, self.kind, choices, after=after)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Asked:
     Attributes:
         template: Makes prompts.
         kind: What the answers are.
-        options: The options of a multiple choice, or the labels.
+        choices: The texts of a multiple choice, or the labels.
         instruction: Stands before everything.
 
     Example:
@@ -88,7 +88,7 @@ class Asked:
 
     template: Template
     kind: AnswerKind = "text"
-    options: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     instruction: str = ""
 
     def question(
@@ -114,9 +114,9 @@ class Asked:
                 query,
                 instruction=self.instruction,
                 lead=lead,
-                reason=conclusion or False,
+                conclusion=conclusion,
             )
 
         return Question(
-            query.question, render, tuple(shots), self.kind, self.options, stop, markers
+            query.question, render, tuple(shots), self.kind, self.choices, stop, markers
         )

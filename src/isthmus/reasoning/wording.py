@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from isthmus.answers import AnswerKind
 from isthmus.errors import ConfigError, suggestion
+from isthmus.templates import CONCLUSION
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ ENGLISH = Wording(
         }
     ),
     therefore="\nTherefore, ",
-    conclusion="The answer is {answer}.",
+    conclusion=CONCLUSION,
     markers=("The answer is", "the answer (arabic numerals) is", "the answer (Yes or No) is"),
 )
 KOREAN = Wording(
@@ -78,7 +79,7 @@ class Trigger:
         source: Where it was published.
 
     Example:
-        >>> Trigger("Let's count.").extraction("choice", options=5)
+        >>> Trigger("Let's count.").extraction("choice", choices=5)
         '\nTherefore, among A through E, the answer is'
     """
 
@@ -86,12 +87,12 @@ class Trigger:
     wording: Wording = ENGLISH
     source: str = ""
 
-    def extraction(self, kind: AnswerKind, *, options: int = 0) -> str:
+    def extraction(self, kind: AnswerKind, *, choices: int = 0) -> str:
         """The prompt of the second stage, which asks for the answer.
 
         Args:
             kind: What kind of answer it asks for.
-            options: How many choices there are; of meaning for choices alone.
+            choices: How many choices there are; of meaning for choices alone.
 
         Raises:
             ConfigError: If the kind is unknown, or a choice is asked for among none.
@@ -103,11 +104,11 @@ class Trigger:
         prompt = self.wording.extraction[kind]
         if kind != "choice":
             return prompt
-        if not 1 <= options <= 26:
-            raise ConfigError(f"got {options} choices, expected 1 to 26: they are named by letters")
-        return prompt.format(first="A", last=chr(ord("A") + options - 1))
+        if not 1 <= choices <= 26:
+            raise ConfigError(f"got {choices} choices, expected 1 to 26: they are named by letters")
+        return prompt.format(first="A", last=chr(ord("A") + choices - 1))
 
-    def direct(self, kind: AnswerKind, *, options: int = 0) -> str:
+    def direct(self, kind: AnswerKind, *, choices: int = 0) -> str:
         """The same question without reasoning: "The answer (arabic numerals) is".
 
         This is Kojima et al.'s zero-shot baseline: the extraction prompt without "Therefore".
@@ -115,16 +116,16 @@ class Trigger:
         Raises:
             ConfigError: As for `extraction`.
         """
-        prompt = self.extraction(kind, options=options).removeprefix(self.wording.therefore)
+        prompt = self.extraction(kind, choices=choices).removeprefix(self.wording.therefore)
         return prompt[0].upper() + prompt[1:]
 
-    def answer_lead(self, chain: str, kind: AnswerKind, *, options: int = 0) -> str:
+    def answer_lead(self, chain: str, kind: AnswerKind, *, choices: int = 0) -> str:
         r"""What the answer begins with in the second stage: trigger, chain, extraction prompt.
 
         Args:
             chain: What the model wrote after the trigger, as it wrote it.
             kind: What kind of answer is asked for.
-            options: How many choices there are.
+            choices: How many choices there are.
 
         Raises:
             ConfigError: As for `extraction`.
@@ -133,7 +134,7 @@ class Trigger:
             >>> Trigger("Let's think step by step.").answer_lead(" 2 + 2 is 4.", "text")
             "Let's think step by step. 2 + 2 is 4. \nTherefore, the answer is"
         """
-        return f"{self.text}{chain} {self.extraction(kind, options=options)}"
+        return f"{self.text}{chain} {self.extraction(kind, choices=choices)}"
 
 
 _KOJIMA = "Kojima et al. 2022, main.py, --cot_trigger_no"

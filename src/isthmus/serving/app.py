@@ -21,7 +21,7 @@ from isthmus.errors import IsthmusError
 from isthmus.generation.server import ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
-from isthmus.reasoning.drivers import AnswerStream
+from isthmus.reasoning.live import AnswerStream
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
 from isthmus.serving.gate import ClientGone, Gate

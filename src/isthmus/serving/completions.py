@@ -15,7 +15,7 @@ from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, Prompt
-from isthmus.reasoning.drivers import AnswerStream
+from isthmus.reasoning.live import AnswerStream
 from isthmus.reasoning.method import Reasoning, reasoning_for
 from isthmus.reasoning.question import Question
 from isthmus.reasoning.vote import program_for
@@ -243,7 +243,7 @@ class Service:
             render=render,
             shots=tuple(shots),
             kind=options.kind,
-            options=tuple(options.choices),
+            choices=tuple(options.choices),
             stop=() if _schema(asked) else form.stop,  # what follows a schema ends by itself
             markers=self.markers,
         )

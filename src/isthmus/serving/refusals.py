@@ -20,6 +20,7 @@ from isthmus.errors import (
     EngineClosed,
     FetchError,
     InputError,
+    Interrupted,
     IsthmusError,
     MissingExtraError,
     PictureError,
@@ -83,11 +84,9 @@ class Refusal(IsthmusError):
 
 def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error; nothing of one that was not raised on purpose."""
-    from isthmus.reasoning.drivers import Interrupted
-
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, Interrupted) and error.reason == "deadline":
+    if isinstance(error, Interrupted) and error.late:
         return Refusal(503, f"{error}: the server is busy, come back later", "timeout")
     if isinstance(error, Interrupted):
         return Refusal(503, "the server is shutting down", "shutting_down")

@@ -13,7 +13,7 @@ from typing import Any
 import isthmus
 from isthmus.generation.requests import TokenLogprob
 from isthmus.reasoning.answer import Answer
-from isthmus.reasoning.drivers import AnswerStream, Piece
+from isthmus.reasoning.live import AnswerStream, Piece
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.schemas import ChatRequest, ReasoningOptions
 

@@ -149,16 +149,6 @@ def test_pictures_count_in_these_tests(model: VisionLanguageModel) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_beams_are_the_naive_ones(family: str, fusion: str) -> None:
-    model = model_of(family, fusion)
-    results = Engine(model).generate(PROMPTS, max_new_tokens=4, num_beams=3)
-    for prompt, result in zip(PROMPTS, results, strict=True):
-        ids = generate(model, naive_batch(model, prompt), max_new_tokens=4, num_beams=3)[0]
-        assert list(result.completions[0].ids) == ids.tolist()
-
-
-@pytest.mark.parametrize("fusion", FUSIONS)
 def test_samples_do_not_depend_on_what_else_is_in_the_batch(fusion: str) -> None:
     model = model_of("llama", fusion)
     options: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 6, "seed": 3}
@@ -280,8 +270,6 @@ def test_what_cannot_be_is_said(llama: VisionLanguageModel) -> None:
     engine = Engine(llama)
     with pytest.raises(ConfigError, match="temperature"):
         engine.generate(PROMPTS, samples=2)
-    with pytest.raises(ConfigError, match="beams"):
-        engine.generate(PROMPTS, num_beams=2, temperature=1.0)
     with pytest.raises(PromptError, match="empty stop"):
         engine.generate(PROMPTS, stop=[""])
     for answers in ([], ["a", ""]):

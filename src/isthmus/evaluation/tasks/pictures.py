@@ -73,7 +73,7 @@ def classification(path: str | Path, question: str = "What is this?") -> Task:
 
     def items(found: dict[str, list[Path]]) -> list[Item]:
         return [
-            Item(str(p.relative_to(root)), Example(p, question, name), options=names)
+            Item(str(p.relative_to(root)), Example(p, question, name), choices=names)
             for name, pictures in found.items()
             for p in pictures
         ]

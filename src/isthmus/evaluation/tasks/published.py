@@ -52,7 +52,7 @@ def easy_vqa(path: str | Path) -> Task:
         )
         if not whole:
             raise ConfigError(f"{file} is not easy-VQA's: expected [question, answer, picture]")
-    options = tuple(sorted({str(r[1]) for r in rows["test"]} | {str(r[1]) for r in rows["train"]}))
+    labels = tuple(sorted({str(r[1]) for r in rows["test"]} | {str(r[1]) for r in rows["train"]}))
 
     def item(split: str, number: int) -> Item:
         question, answer, picture = rows[split][number]
@@ -61,7 +61,7 @@ def easy_vqa(path: str | Path) -> Task:
             question[:1].upper() + question[1:],
             str(answer),
         )
-        return Item(f"{split}-{number}", example, options=options)
+        return Item(f"{split}-{number}", example, choices=labels)
 
     train = len(rows["train"])
     few = min(EASY_VQA_SUPPORT, train)
@@ -70,7 +70,7 @@ def easy_vqa(path: str | Path) -> Task:
         kind="label",
         items=Generated(len(rows["test"]), lambda i: item("test", i)),
         support=Generated(few, lambda i: item("train", i * train // few)),
-        chance=1 / len(options),
+        chance=1 / len(labels),
         max_new_tokens=8,
     )
 

@@ -54,7 +54,7 @@ def parity(seed: int = 0, n: int = 500, support: int = 64, *, digits: int = 10) 
         name = "test" if stream == TEST else "support"
         return Generated(
             count,
-            lambda i: Item(f"{name}-{i}", make(generator(seed, stream, i)), options=WORDS),
+            lambda i: Item(f"{name}-{i}", make(generator(seed, stream, i)), choices=WORDS),
         )
 
     return Task(
