@@ -26,6 +26,7 @@ prints the message on one line and leaves with exit code 2.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -118,3 +119,15 @@ def suggestion(got: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(got, known, n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     return f"{hint}Choices: {', '.join(known)}"
+
+
+def error_place(error: BaseException | None) -> str:
+    """An error's name and where it was raised, without its message or any line that holds values.
+
+    Example:
+        >>> error_place(ValueError("secret"))
+        'ValueError'
+    """
+    frames = traceback.extract_tb(error.__traceback__ if error else None)
+    lines = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
+    return "\n".join([type(error).__name__, *lines])

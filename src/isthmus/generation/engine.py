@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from random import Random
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError, PromptError
-from isthmus.generation.choose import Chooser
 from isthmus.generation.decode import generate, text_of
-from isthmus.generation.pictures import VisualTokens, content_of
+from isthmus.generation.encode import PromptEncoder
+from isthmus.generation.pictures import VisualTokens
 from isthmus.generation.prefix import (
     Prefix,
     PrefixStore,
@@ -24,9 +25,12 @@ from isthmus.generation.prefix import (
     can_be_cut,
     fork,
 )
+from isthmus.generation.requests import Delta, Finished, GenerationRequest, Usage, sample_seed
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
-from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
+from isthmus.generation.rows import Encoded, Rows, seen_after
+from isthmus.generation.sampling import Draw, choose
 from isthmus.generation.score import continuations, score_trees, takes_trees, tree_of, unfinished
+from isthmus.generation.text_stream import TextStream
 from isthmus.medium import stacked
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
@@ -59,6 +63,7 @@ class Engine:
         self._visual = VisualTokens(model, memory // 2)
         self._statistics = Statistics()
         self._trees: bool | None = None
+        self._encode = PromptEncoder(self.model)
 
     @property
     def statistics(self) -> Statistics:
@@ -74,22 +79,6 @@ class Engine:
         )
 
     # --- from prompts to rows behind their prefix ----------------------------------------------
-
-    def _encode(
-        self, prompt: Prompt, known: dict[int, tuple[str, Any]]
-    ) -> tuple[Encoded, dict[str, Any]]:
-        """A prompt's tokens, and its pictures by their hashes.
-
-        Args:
-            prompt: The prompt.
-            known: Contents by the identity of what a prompt gives as picture: demonstrations are
-                hashed once, not once for each prompt.
-        """
-        for picture in prompt.pictures:
-            if id(picture) not in known:
-                known[id(picture)] = content_of(picture)
-        contents = [known[id(p)] for p in prompt.pictures]
-        return encode_prompt(self.model, prompt, contents), dict(contents)
 
     def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
@@ -157,6 +146,32 @@ class Engine:
             for i in range(0, len(run), self.batch_size):
                 yield run[i : i + self.batch_size]
 
+    def run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Continues prompts, each as its request says; completions in the requests' order."""
+        found = []
+        for asked in requests:
+            [made] = self.generate(
+                [asked.prompt],
+                max_new_tokens=asked.max_new_tokens,
+                stop=asked.stop,
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                top_k=asked.top_k,
+                seed=asked.seed or 0,
+            )
+            [said] = made.completions
+            usage = (made.prompt_tokens, made.cached_tokens)
+            found.append(replace(said, prompt_tokens=usage[0], cached_tokens=usage[1]))
+        return found
+
+    def stream(self, request: GenerationRequest) -> Iterator[Delta | Finished]:
+        """Continues one prompt, piece by piece: texts as they come, then how it ended."""
+        started = time.perf_counter()
+        [made] = self.run([request])
+        yield Delta(made.text, made.tokens)
+        usage = Usage(made.prompt_tokens, len(made.ids), made.cached_tokens)
+        yield Finished(made.reason, usage, None, time.perf_counter() - started)
+
     # --- generating -----------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -175,8 +190,8 @@ class Engine:
     ) -> list[Generation]:
         """Continues each prompt.
 
-        Every sample has a random generator of its own, made from the seed and the sample's number:
-        a prompt under a seed has the same samples whatever else is in the batch.
+        Every sample has random numbers of its own, made from the seed and the sample's number: a
+        prompt under a seed has the same samples whatever else is in the batch, and on a server.
 
         Args:
             prompts: The prompts.
@@ -211,9 +226,17 @@ class Engine:
                 completion = self._beams(*encoded[n], max_new_tokens, stop, num_beams)
                 found[n] = Generation(prompts[n], (completion,), len(prompt.ids), 0)
         else:
-            choose = Chooser(temperature, top_p, top_k, seed)
             for numbers, rows, past in self._rows(encoded):
-                texts = self._decode(rows, samples, choose, max_new_tokens, stop)
+                texts = self._decode(
+                    rows,
+                    max_new_tokens,
+                    stop,
+                    samples=samples,
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                    seed=seed,
+                )
                 for place, n in enumerate(numbers):
                     own = tuple(texts[place * samples : (place + 1) * samples])
                     found[n] = Generation(prompts[n], own, len(encoded[n][0].ids), past)
@@ -221,7 +244,16 @@ class Engine:
         return [found[n] for n in range(len(prompts))]
 
     def _decode(
-        self, rows: Rows, samples: int, choose: Chooser, most: int, stop: Sequence[str]
+        self,
+        rows: Rows,
+        most: int,
+        stop: Sequence[str],
+        *,
+        samples: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        seed: int,
     ) -> list[Completion]:
         """Continues rows token by token; a row that is done leaves."""
         logits = rows.prefill()
@@ -230,20 +262,30 @@ class Engine:
             rows.select(again)
             logits = logits[again]
         ends = {*self.model.language.end_ids(), self.model.special_tokens.end_id}
-        draws = [choose.generator(n % samples) for n in range(len(logits))]
-        ids: list[list[int]] = [[] for _ in draws]
-        scores = [0.0] * len(draws)
-        finished = [False] * len(draws)
-        live = list(range(len(draws))) if most > 0 else []
+        decode = self.model.special_tokens.decode
+        chances = [Random(sample_seed(seed, n % samples)) for n in range(len(logits))]
+        streams = [TextStream(decode, stop) for _ in chances]
+        ids: list[list[int]] = [[] for _ in chances]
+        scores = [0.0] * len(chances)
+        finished = [False] * len(chances)
+        live = list(range(len(chances))) if most > 0 else []
         while live:
-            known = logits.float().log_softmax(dim=-1)
-            new = choose(logits, [draws[n] for n in live])
+            logits = logits.float()
+            drawn = [
+                Draw(temperature, top_p, top_k, chances[n].random() if temperature else 0.0)
+                for n in live
+            ]
+            new = torch.tensor(choose(logits, drawn), device=logits.device)
+            known = logits.log_softmax(dim=-1)
             gained = known.gather(1, new[:, None]).squeeze(1).tolist()
             kept = []
             for place, n in enumerate(live):
                 ids[n].append(int(new[place]))
                 scores[n] += gained[place]
-                finished[n] = ids[n][-1] in ends or self._stopped(ids[n], stop)
+                finished[n] = ids[n][-1] in ends
+                if stop and not finished[n]:
+                    streams[n].push(ids[n][-1])
+                    finished[n] = streams[n].stopped
                 if not finished[n] and len(ids[n]) < most:
                     kept.append(place)
             self._statistics.decoded_tokens += len(live)
@@ -269,8 +311,8 @@ class Engine:
         return Completion(
             text=text_of(self.model, torch.tensor(ids), stop),
             ids=tuple(ids),
+            reason="stop" if finished else "length",
             logprob=logprob,
-            finished=finished,
         )
 
     def _beams(

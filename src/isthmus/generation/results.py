@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from isthmus.generation.requests import Reason, TokenLogprob
 from isthmus.prompt import Prompt
 
 
@@ -15,14 +16,26 @@ class Completion:
     Attributes:
         text: Its text, cut before the stop string and stripped.
         ids: Its tokens, stop included.
+        reason: "stop" at an end of text or a stop string, "length" where there was no room for
+            more, "deadline" where it took too long.
+        prompt_tokens: Tokens of the prompt, visual tokens in the text included.
+        cached_tokens: How many of these were not computed anew.
         logprob: Sum of the tokens' log-probabilities under the model, at temperature 1.
-        finished: Whether it ended by itself, and not because there was no room for more.
+        tokens: The tokens one by one, with their log-probabilities, where they were asked for.
     """
 
     text: str
     ids: tuple[int, ...]
-    logprob: float
-    finished: bool
+    reason: Reason = "stop"
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    logprob: float = 0.0
+    tokens: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself, and not because there was no room for more."""
+        return self.reason == "stop"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 
 from isthmus.answers import AnswerKind, extract
 from isthmus.errors import PromptError, QueueFull
-from isthmus.prompt import Prompt, without_tags
-from isthmus.prompting.chains import STEP_STOPS, STOPS
-from isthmus.serving.engine import (
+from isthmus.generation.server import (
     Delta,
     Finished,
     GenerationRequest,
@@ -24,6 +22,8 @@ from isthmus.serving.engine import (
     Ticket,
     TokenLogprob,
 )
+from isthmus.prompt import Prompt, without_tags
+from isthmus.prompting.chains import STEP_STOPS, STOPS
 from isthmus.serving.refusals import Refusal
 from isthmus.triggers import Trigger
 

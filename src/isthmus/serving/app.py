@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 import isthmus
 from isthmus.align.dual_encoder import DualEncoder
 from isthmus.errors import IsthmusError
+from isthmus.generation.server import ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
 from isthmus.serving.answering import Choice
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
-from isthmus.serving.engine import ServingEngine
 from isthmus.serving.gate import ClientGone, Gate
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.replies import streamed, whole

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isthmus.errors import PromptError
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, Prompt
@@ -17,7 +18,6 @@ from isthmus.prompting.chains import STEP_STOPS
 from isthmus.prompting.reason import way_for
 from isthmus.serving.answering import Choice, Steps
 from isthmus.serving.conversation import Conversations, Form, Turn
-from isthmus.serving.engine import GenerationRequest, ServingEngine
 from isthmus.serving.media import PictureReader
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 from isthmus.errors import (
@@ -99,15 +98,3 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, InputError):
         return Refusal(400, str(error), "invalid_value")
     return Refusal(500, "the server failed on this request; its log says why", "internal_error")
-
-
-def error_place(error: BaseException | None) -> str:
-    """An error's name and where it was raised, without its message or any line that holds values.
-
-    Example:
-        >>> error_place(ValueError("secret"))
-        'ValueError'
-    """
-    frames = traceback.extract_tb(error.__traceback__ if error else None)
-    lines = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
-    return "\n".join([type(error).__name__, *lines])

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import isthmus
+from isthmus.generation.server import TokenLogprob
 from isthmus.serving.answering import Choice, Ended, Said
-from isthmus.serving.engine import TokenLogprob
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.schemas import ChatRequest
 

@@ -38,7 +38,7 @@ class Listening:
 
     def generate(self, prompts: Any, **options: Any) -> Any:
         self.asked += [p.text for p in prompts]
-        said = [(Completion(self.texts.pop(0), (1,), 0.0, True),) for _ in prompts]
+        said = [(Completion(self.texts.pop(0), (1,)),) for _ in prompts]
         return [Generation(p, s, 1, 0) for p, s in zip(prompts, said, strict=True)]
 
 

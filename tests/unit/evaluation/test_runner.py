@@ -41,7 +41,7 @@ class Written:
         made = []
         for prompt in prompts:
             texts = [self.texts.pop(0) for _ in range(samples)]
-            said = tuple(Completion(t, (1, 2), -1.0, True) for t in texts)
+            said = tuple(Completion(t, (1, 2), logprob=-1.0) for t in texts)
             made.append(Generation(prompt, said, 7, 3))
         return made
 

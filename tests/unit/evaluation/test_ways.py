@@ -34,7 +34,7 @@ class Says(Engine):
                 text = f"That makes {self.answer}."
             if prompt.text.endswith(" is"):
                 text = f"{self.answer}."
-            completion = Completion(text, (1,) * 4, 0.0, True)
+            completion = Completion(text, (1,) * 4)
             completions = (completion,) * options.get("samples", 1)
             results.append(Generation(prompt, completions, 20, 5))
         return results

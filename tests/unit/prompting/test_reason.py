@@ -43,7 +43,7 @@ class Scripted:
         results = []
         for prompt in prompts:
             texts = [self.script(prompt.text, seed + n) for n in range(samples)]
-            completions = tuple(Completion(t, tuple(range(len(t))), 0.0, True) for t in texts)
+            completions = tuple(Completion(t, tuple(range(len(t)))) for t in texts)
             results.append(Generation(prompt, completions, 10, 4))
         return results
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from threading import Condition
 
-from isthmus.serving.requests import Delta, Finished, TokenLogprob
+from isthmus.generation.requests import Delta, Finished, TokenLogprob
 
 Event = Delta | Finished
 

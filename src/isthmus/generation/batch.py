@@ -9,19 +9,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from isthmus.errors import IsthmusError
-from isthmus.generation.rows import Encoded, Rows
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG
-from isthmus.serving.constraints import Constraint
-from isthmus.serving.lanes import Apart, takes_lanes
-from isthmus.serving.prefill import Prefill, Prefiller
-from isthmus.serving.refusals import error_place
-from isthmus.serving.requests import (
+from isthmus.errors import IsthmusError, error_place
+from isthmus.generation.constraints import Constraint
+from isthmus.generation.lanes import Apart, takes_lanes
+from isthmus.generation.prefill import Prefill, Prefiller
+from isthmus.generation.requests import (
     Delta,
     Finished,
     GenerationRequest,
@@ -29,10 +26,13 @@ from isthmus.serving.requests import (
     TokenLogprob,
     Usage,
 )
-from isthmus.serving.sampling import Draw, choose, penalized
-from isthmus.serving.text_stream import TextStream, TokenTexts
-from isthmus.serving.ticket import Ticket
-from isthmus.serving.tiers import Tiers
+from isthmus.generation.rows import Encoded, Rows
+from isthmus.generation.sampling import Draw, choose, penalized
+from isthmus.generation.text_stream import TextStream, TokenTexts
+from isthmus.generation.ticket import Ticket
+from isthmus.generation.tiers import Tiers
+from isthmus.model import VisionLanguageModel
+from isthmus.prompt import END_TAG, IMAGE_TAG
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class RunningBatch:
         self.prefiller = Prefiller(model, memory)
         self.decoded = self.steps = 0
         self.ended = {"completed": 0, "cancelled": 0, "expired": 0, "failed": 0}
+        self._counting = Lock()
         self._observer = observer
         special = model.special_tokens
         self._ends = frozenset({*model.language.end_ids(), special.end_id})
@@ -294,14 +295,19 @@ class RunningBatch:
         if text or tokens:
             job.ticket.put(Delta(text, tokens))
         name = {"cancelled": "cancelled", "deadline": "expired"}.get(reason, "completed")
-        self.ended[name] += 1
+        self._count(name)
         usage = Usage(len(job.prompt.ids), len(job.ids), job.cached)
         total = time.perf_counter() - job.submitted
         job.ticket.put(Finished(reason, usage, job.first_token_s, total))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        self.ended["failed"] += 1
+        self._count("failed")
         job.ticket.put(error)
+
+    def _count(self, name: str) -> None:
+        """Counts an end; a request that waits is ended by its asker's thread."""
+        with self._counting:
+            self.ended[name] += 1
 
     def fail_running(self, error: Exception) -> None:
         """A step failed: its rows cannot go on, the engine can."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isthmus.generation.lanes import Lanes
 from isthmus.generation.rows import Rows
 from isthmus.model import VisionLanguageModel
-from isthmus.serving.lanes import Lanes
 
 SHORT = 1024
 """Tokens of the longest row that joins the lowest tier."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from isthmus.serving.requests import TokenLogprob
+from isthmus.generation.requests import TokenLogprob
 
 BROKEN = "\ufffd"
 """What decoders put for bytes that are no character, or not yet."""

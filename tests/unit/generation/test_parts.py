@@ -13,12 +13,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import isthmus as im
 from isthmus.backbones.tiny import byte_tokenizer
+from isthmus.generation.packed import PackedLinears
+from isthmus.generation.requests import TokenLogprob
+from isthmus.generation.sampling import Draw, choose, penalized
+from isthmus.generation.server import ServingEngine
+from isthmus.generation.text_stream import TextStream, TokenTexts
 from isthmus.machine import probe
-from isthmus.serving.engine import ServingEngine
-from isthmus.serving.packed import PackedLinears
-from isthmus.serving.requests import TokenLogprob
-from isthmus.serving.sampling import Draw, choose, penalized
-from isthmus.serving.text_stream import TextStream, TokenTexts
 
 
 def of_bytes(ids: list[int]) -> str:

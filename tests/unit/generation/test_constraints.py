@@ -14,8 +14,8 @@ import torch
 
 import isthmus as im
 from isthmus.errors import InputError
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.serving.app import create_app
-from isthmus.serving.engine import GenerationRequest, ServingEngine
 
 SCHEMA = {
     "type": "object",
