@@ -53,7 +53,7 @@ class Machine:
         threads: Threads that PyTorch computes with.
         half: Data types narrower than float32 that each device has instructions for.
         packed: Data types whose linear layers can be packed for oneDNN on the CPU (see
-            `serving.packed`); empty where PyTorch lacks the operators.
+            `generation.packed`); empty where PyTorch lacks the operators.
     """
 
     devices: tuple[str, ...]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -114,6 +115,7 @@ class RunningBatch:
         self.prefiller = Prefiller(model, memory)
         self.decoded = self.steps = 0
         self.ended = {"completed": 0, "cancelled": 0, "expired": 0, "failed": 0}
+        self._counting = Lock()
         self._observer = observer
         special = model.special_tokens
         self._ends = frozenset({*model.language.end_ids(), special.end_id})
@@ -293,14 +295,19 @@ class RunningBatch:
         if text or tokens:
             job.ticket.put(Delta(text, tokens))
         name = {"cancelled": "cancelled", "deadline": "expired"}.get(reason, "completed")
-        self.ended[name] += 1
+        self._count(name)
         usage = Usage(len(job.prompt.ids), len(job.ids), job.cached)
         total = time.perf_counter() - job.submitted
         job.ticket.put(Finished(reason, usage, job.first_token_s, total))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        self.ended["failed"] += 1
+        self._count("failed")
         job.ticket.put(error)
+
+    def _count(self, name: str) -> None:
+        """Counts an end; a request that waits is ended by its asker's thread."""
+        with self._counting:
+            self.ended[name] += 1
 
     def fail_running(self, error: Exception) -> None:
         """A step failed: its rows cannot go on, the engine can."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.generation.pictures import VisualTokens, content_of
+from isthmus.generation.encode import PromptEncoder
+from isthmus.generation.pictures import VisualTokens
 from isthmus.generation.prefix import (
     Prefix,
     PrefixStore,
@@ -29,7 +30,7 @@ from isthmus.generation.requests import (
     sample_seed,
 )
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
-from isthmus.generation.rows import Encoded, Rows, encode_prompt, seen_after
+from isthmus.generation.rows import Encoded, Rows, seen_after
 from isthmus.generation.sampling import Draw, choose
 from isthmus.generation.score import (
     continuations,
@@ -72,6 +73,7 @@ class Engine:
         self._visual = VisualTokens(model, memory // 2)
         self._statistics = Statistics()
         self._trees: bool | None = None
+        self._encode = PromptEncoder(self.model)
 
     @property
     def statistics(self) -> Statistics:
@@ -87,22 +89,6 @@ class Engine:
         )
 
     # --- from prompts to rows behind their prefix ----------------------------------------------
-
-    def _encode(
-        self, prompt: Prompt, known: dict[int, tuple[str, Any]]
-    ) -> tuple[Encoded, dict[str, Any]]:
-        """A prompt's tokens, and its pictures by their hashes.
-
-        Args:
-            prompt: The prompt.
-            known: Contents by the identity of what a prompt gives as picture: demonstrations are
-                hashed once, not once for each prompt.
-        """
-        for picture in prompt.pictures:
-            if id(picture) not in known:
-                known[id(picture)] = content_of(picture)
-        contents = [known[id(p)] for p in prompt.pictures]
-        return encode_prompt(self.model, prompt, contents), dict(contents)
 
     def _prefix(self, prompt: Encoded, pictures: Mapping[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""

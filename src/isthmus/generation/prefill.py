@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from isthmus.generation.pictures import VisualTokens, content_of
+from isthmus.generation.pictures import VisualTokens
 from isthmus.generation.prefix import PrefixStore, boundary, bytes_of, can_be_cut, fork
-from isthmus.generation.rows import Encoded, Rows, seen_after, symbols_of
-from isthmus.medium import layouts_of
+from isthmus.generation.rows import Encoded, Rows, seen_after
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
-
-
-def encoded(
-    model: VisionLanguageModel, prompt: Prompt, ids: Sequence[int]
-) -> tuple[Encoded, dict[str, Any]]:
-    """A prompt with its tokens, and its pictures by the hashes of their content.
-
-    Raises:
-        PictureError: If a picture cannot be read.
-    """
-    contents = [content_of(p) for p in prompt.pictures]
-    hashes = tuple(key for key, _ in contents)
-    layouts = tuple(layouts_of(model, [source for _, source in contents]))
-    symbols = symbols_of(model, ids, hashes, layouts)
-    return Encoded(tuple(ids), symbols, hashes, layouts), dict(contents)
 
 
 @dataclass(eq=False)

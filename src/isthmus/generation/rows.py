@@ -15,11 +15,10 @@ from torch import Tensor
 
 from isthmus.backbones.states import as_states, states_in
 from isthmus.fusion.sight import Sight, first_of_each
-from isthmus.generation.prefix import Symbols, boundary, common
+from isthmus.generation.prefix import Symbols
 from isthmus.layout import Layout, starts, whole_images
-from isthmus.medium import layouts_of, stacked
+from isthmus.medium import stacked
 from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -76,33 +75,6 @@ def symbols_of(
     for start, key, layout in zip(begins, hashes, layouts, strict=False):
         symbols[start : start + len(layout)] = [key] * len(layout)
     return tuple(symbols)
-
-
-def encode_prompt(
-    model: VisionLanguageModel, prompt: Prompt, contents: Sequence[tuple[str, Any]]
-) -> Encoded:
-    """A prompt as tokens; what it shares ends in no layout.
-
-    Args:
-        model: The model.
-        prompt: The prompt.
-        contents: Its images as `content_of` gives them.
-
-    Raises:
-        PromptError: If tags and pictures do not match.
-    """
-    hashes = tuple(key for key, _ in contents)
-    layouts = tuple(layouts_of(model, [source for _, source in contents]))
-    ids = tuple(model.encode_text(prompt.spans, layouts))
-    symbols = symbols_of(model, ids, hashes, layouts)
-    shared = 0
-    if prompt.shared:
-        start = prompt.beginning(prompt.shared)
-        shown = layouts[: len(start.pictures)]
-        own = symbols_of(model, model.encode_text(start.spans, shown), hashes, shown)
-        # the text's last token may look different when it goes on
-        shared = boundary(symbols, min(common(own, symbols), len(ids) - 1), layouts)
-    return Encoded(ids, symbols, hashes, layouts, shared)
 
 
 class Rows:

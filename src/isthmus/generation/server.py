@@ -12,16 +12,16 @@ import random
 import time
 from collections import deque
 from contextlib import suppress
-from threading import Condition, Lock, Thread
+from threading import Condition, Thread
 from types import TracebackType
 
 import torch
 
-from isthmus.errors import EngineClosed, PromptError, QueueFull
+from isthmus.errors import EngineClosed, QueueFull
 from isthmus.generation.batch import Job, Observer, RunningBatch
 from isthmus.generation.constraints import Constraints
+from isthmus.generation.encode import PromptEncoder
 from isthmus.generation.packed import PackedLinears
-from isthmus.generation.prefill import encoded
 from isthmus.generation.requests import (
     Delta,
     Finished,
@@ -32,7 +32,6 @@ from isthmus.generation.requests import (
 )
 from isthmus.generation.text_stream import TextStream
 from isthmus.generation.ticket import Ticket
-from isthmus.medium import layouts_of
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Prompt
 
@@ -47,9 +46,6 @@ __all__ = [
     "TokenLogprob",
     "Usage",
 ]
-
-_NO_LIMIT = 10**6
-"""Tokenizers without a limit say some enormous number."""
 
 
 class ServingEngine:
@@ -94,11 +90,11 @@ class ServingEngine:
     ) -> None:
         self.model = model.eval()
         self.max_batch, self.max_queue = max_batch, max_queue
-        self.context_length = _context_length(model)
+        self._encode = PromptEncoder(self.model)
+        self.context_length = self._encode.context_length
         self._observer = observer
         self._packed = PackedLinears(model, packed)
         self._constraints = Constraints(model.language.tokenizer)
-        self._tokenizing = Lock()  # a fast tokenizer does not bear two threads
         self._batch = RunningBatch(
             self.model,
             max_batch=max_batch,
@@ -121,11 +117,7 @@ class ServingEngine:
         Raises:
             PromptError: If tags and pictures do not match, or the model sees none.
         """
-        return len(self._tokens(prompt))
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        with self._tokenizing:
-            return self.model.encode_text(prompt.spans, layouts_of(self.model, prompt.pictures))
+        return len(self._encode.tokens(prompt))
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queues a request; what is wrong with it is said here.
@@ -142,16 +134,8 @@ class ServingEngine:
         """
         submitted = time.perf_counter()
         self._check_open()
-        ids = self._tokens(request.prompt)
-        room = self.context_length - len(ids)
-        if not ids:
-            raise PromptError("the prompt is empty: expected a text or a picture")
-        if room < 1:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens and the model's context "
-                f"{self.context_length}: shorten it, so that an answer has room"
-            )
-        prompt, pictures = encoded(self.model, request.prompt, ids)
+        prompt, pictures = self._encode(request.prompt)
+        room = self.context_length - len(prompt.ids)
         ticket = Ticket(self._left)
         schema = request.json_schema
         seed = random.SystemRandom().getrandbits(64) if request.seed is None else request.seed
@@ -166,6 +150,9 @@ class ServingEngine:
             submitted=submitted,
             constraint=None if schema is None else self._constraints.of(schema),
         )
+        if job.most == 0:
+            self._batch.end(job, "length")
+            return ticket
         with self._changed:
             self._check_open()
             self._queue.append(job)
@@ -307,10 +294,3 @@ class ServingEngine:
         if self._observer is not None:
             with suppress(Exception):
                 self._observer.queued(len(self._queue))
-
-
-def _context_length(model: VisionLanguageModel) -> int:
-    """Most tokens that a language model reads."""
-    config = model.language.model.config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return min(int(length or model.language.tokenizer.model_max_length), _NO_LIMIT)

@@ -20,16 +20,14 @@ import isthmus as im
 from isthmus import testing
 from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.batch import Batch
-from isthmus.errors import ConfigError, PromptError
+from isthmus.errors import ConfigError, EngineClosed, PromptError, QueueFull
 from isthmus.generation import tiers
 from isthmus.generation.decode import generate
 from isthmus.generation.lanes import Apart
 from isthmus.generation.server import (
     Delta,
-    EngineClosed,
     Finished,
     GenerationRequest,
-    QueueFull,
     ServingEngine,
 )
 from isthmus.images import open_picture
@@ -594,7 +592,7 @@ def test_what_cannot_be_is_said_at_once(engine: ServingEngine) -> None:
     with pytest.raises(PromptError, match="empty stop"):
         request("a", stop=("x", ""))
     for name, value in (
-        ("max_new_tokens", 0),
+        ("max_new_tokens", -1),
         ("temperature", -1),
         ("temperature", float("nan")),
         ("top_p", 0),
