@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from isthmus.errors import PromptError
 from isthmus.generation.requests import Finished
 from isthmus.prompt import Example
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.method import Reasoning, check_shots
 from isthmus.reasoning.programs import Call, Program, Written, advance
 from isthmus.reasoning.question import Asked
-from isthmus.reasoning.shown import Shown, received
+from isthmus.reasoning.shown import NOTHING, Shown, received
 from isthmus.reasoning.vote import program_for, together
 
 if TYPE_CHECKING:
@@ -42,7 +43,25 @@ def run(engine: Engine, programs: Sequence[Program]) -> list[Answer]:
         except StopIteration as end:
             answers: list[Answer] = end.value
             return answers
-        written = engine.run([call.request for call in calls])
+        written = _completed(engine, calls, begun=written is not None)
+
+
+def _completed(engine: Engine, calls: Sequence[Call], *, begun: bool) -> Sequence[Written]:
+    """What is written for each call; nothing for one whose steps have filled the context.
+
+    Args:
+        engine: Generates.
+        calls: The calls.
+        begun: Whether something was written before them.
+    """
+    try:
+        return engine.run([call.request for call in calls])
+    except PromptError:
+        if not begun:
+            raise
+        if len(calls) == 1:
+            return [NOTHING]
+        return [one for call in calls for one in _completed(engine, [call], begun=True)]
 
 
 def streamed(engine: Engine, program: Program) -> Iterator[str]:
@@ -54,25 +73,25 @@ def streamed(engine: Engine, program: Program) -> Iterator[str]:
     Raises:
         PromptError: If a prompt cannot be made or is too long.
     """
-    told = False
+    told, begun = False, False
     step = advance(program)
     while not isinstance(step, Answer):
         written: list[Written] = []
-        for event in _pieces(engine, step):
+        for event in _pieces(engine, step, begun):
             if isinstance(event, str):
                 told = True
                 yield event
             else:
                 written.append(event)
-        step = advance(program, written)
+        step, begun = advance(program, written), True
     if step.text and not told:
         yield step.text
 
 
-def _pieces(engine: Engine, calls: Sequence[Call]) -> Iterator[str | Written]:
+def _pieces(engine: Engine, calls: Sequence[Call], begun: bool) -> Iterator[str | Written]:
     """The pieces of an answer that may be shown, and what is written for each call."""
     if len(calls) > 1 or calls[0].part == "rationale" or not calls[0].live:
-        yield from engine.run([call.request for call in calls])
+        yield from _completed(engine, calls, begun=begun)
         return
     shown = Shown(calls[0])
     for event in engine.stream(calls[0].request):
