@@ -118,7 +118,8 @@ def test_greedy_texts_and_their_log_probabilities_are_the_naive_ones(
             ids = generate(model, batch, max_new_tokens=5, stop=["\n"])[0]
             completion = result.completions[0]
             assert list(completion.ids) == ids.tolist()
-            assert completion.text == text_of(model, ids, ["\n"])
+            # the beginning of a character that has not come is dropped
+            assert completion.text == text_of(model, ids, ["\n"]).rstrip("\ufffd").strip()
             assert result.prompt_tokens == batch.input_ids.shape[1]
             answer = Batch(
                 torch.cat([batch.input_ids, ids[None]], dim=1),

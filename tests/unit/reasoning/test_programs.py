@@ -201,6 +201,8 @@ def test_every_driver_gives_the_same_answer(name: str) -> None:
     assert "".join(p.text for p in pieces if p.part == "answer") == expected.text
     steps = "".join(p.text for p in pieces if p.part == "rationale")
     assert steps.strip() == (expected.rationale or "")
+    if case.how.samples == 1 and case.how.way != "none":
+        assert len([p for p in pieces if p.part == "rationale"]) > 4  # told as it is written
 
 
 def test_programs_side_by_side_are_as_each_alone() -> None:
