@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from threading import Event, Thread
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import StoppingCriteria, TextIteratorStreamer
-
 from isthmus.answers import AnswerKind, extract
-from isthmus.batch import Batch
 from isthmus.errors import ConfigError
-from isthmus.generation.decode import generate, text_of
 from isthmus.generation.engine import Engine
-from isthmus.images import open_picture
+from isthmus.generation.requests import Finished, GenerationRequest
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, with_choices
 from isthmus.prompting.reason import STOPS, Asked, Reasoning, solve, way_for
@@ -57,14 +50,15 @@ class Answer:
     unparsed: float | None = None
 
 
-def _prepare(
-    model: VisionLanguageModel, pictures: Any, question: str, shots: Sequence[Example]
-) -> tuple[str, Batch]:
-    query = Example(pictures, question)
+def _request(
+    model: VisionLanguageModel,
+    pictures: Any,
+    question: str,
+    shots: Sequence[Example],
+    **options: Any,
+) -> GenerationRequest:
     render = template_named(model.config.template, model.language.tokenizer)
-    prompt = render(shots, query)
-    opened = [open_picture(p) for p in prompt.pictures]
-    return prompt.text, model.prepare([prompt.spans], [opened])
+    return GenerationRequest(prompt=render(shots, Example(pictures, question)), **options)
 
 
 def ask(
@@ -78,7 +72,10 @@ def ask(
     choices: Sequence[str] = (),
     max_new_tokens: int | None = None,
     stop: Sequence[str] = STOPS,
-    **options: Any,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
 ) -> Answer:
     """Answers a question about one or several pictures.
 
@@ -96,8 +93,11 @@ def ask(
         choices: The closed answers, of a choice or label.
         max_new_tokens: Most tokens of the answer; None is what a `Reasoning` says, or 32.
         stop: Strings that end the answer; steps have ends of their own.
-        **options: Options of Transformers' `generate`: `num_beams`, `do_sample`, ...; not beside
-            `reason`.
+        temperature: 0 takes the likeliest token, always; for drawing, not beside `reason`.
+        top_p: Draw from the likeliest tokens that hold this share.
+        top_k: Draw from so many of the likeliest tokens; 0 for all.
+        seed: Of the drawing: the same seed draws the same text, here, in an `Engine` and on a
+            server.
 
     Returns:
         The answer, with the exact prompt.
@@ -105,7 +105,8 @@ def ask(
     Raises:
         ConfigError: If options contradict each other.
         PictureError: If a picture cannot be read.
-        PromptError: If a text contains a tag, or a demonstration has no answer.
+        PromptError: If a text contains a tag, a demonstration has no answer, or the model's context
+            has no room for the prompt.
 
     Example:
         >>> import isthmus as im
@@ -118,24 +119,34 @@ def ask(
     if kind == "choice":
         question = with_choices(question, closed)
     if reason:
-        if options:
+        if temperature:
             raise ConfigError(
-                f"{sorted(options)[0]} cannot go with reason: a Reasoning says how chains are drawn"
+                "temperature cannot go with reason: a Reasoning says how chains are drawn"
             )
         how = way_for(question, shots) if reason is True else reason
         if max_new_tokens is not None:
             how = replace(how, max_new_tokens=max_new_tokens)
         return _in_steps(model, Example(pictures, question), shots, how, kind, closed)
-    prompt, batch = _prepare(model, pictures, question, shots)
-    most = 32 if max_new_tokens is None else max_new_tokens
-    ids = generate(model, batch, max_new_tokens=most, stop=stop, **options)[0]
-    text = text_of(model, ids, stop)
+    request = _request(
+        model,
+        pictures,
+        question,
+        shots,
+        max_new_tokens=32 if max_new_tokens is None else max_new_tokens,
+        stop=tuple(stop),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+    )
+    [made] = Engine(model).run([request])
+    text, prompt = made.text, request.prompt.text
     parsed = extract(text, kind, closed, after=("",))
     return Answer(
         text=text,
         prompt=prompt,
-        prompt_tokens=batch.input_ids.shape[1],
-        new_tokens=len(ids),
+        prompt_tokens=made.prompt_tokens,
+        new_tokens=made.new_tokens,
         parsed=parsed,
         prompts=(prompt,),
         unparsed=float(parsed is None),
@@ -181,75 +192,39 @@ def stream(
     shots: Sequence[Example] = (),
     max_new_tokens: int = 32,
     stop: Sequence[str] = STOPS,
-    **options: Any,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
 ) -> Iterator[str]:
     """As `ask`, but yields the answer piece by piece while it is decoded.
 
-    The pieces joined are what `ask` returns as text, but for white space at the ends.
+    The pieces joined are what `ask` returns as text.
 
     Raises:
         PictureError: If a picture cannot be read.
-        PromptError: If a text contains a tag, or a demonstration has no answer.
+        PromptError: If a text contains a tag, a demonstration has no answer, or the model's context
+            has no room for the prompt.
     """
-    _, batch = _prepare(model, pictures, question, shots)
-    pieces = TextIteratorStreamer(
-        model.language.tokenizer, skip_prompt=False, skip_special_tokens=True
+    request = _request(
+        model,
+        pictures,
+        question,
+        shots,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
     )
-    failure: list[BaseException] = []
-    left = Event()
-
-    def work() -> None:
-        try:
-            generate(
-                model,
-                batch,
-                max_new_tokens=max_new_tokens,
-                stop=stop,
-                streamer=pieces,
-                stopping_criteria=[_Left(left)],
-                **options,
-            )
-        except BaseException as error:  # handed to the reading side, which raises it
-            failure.append(error)
-            pieces.end()
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield from _until_stop(pieces, stop)
-    finally:  # also when the reader has had enough: the pictures must not stay in sight
-        left.set()
-        thread.join()
-    if failure:
-        raise failure[0]
-
-
-class _Left(StoppingCriteria):
-    """Ends decoding once the reader of a stream has gone."""
-
-    def __init__(self, left: Event) -> None:
-        self.left = left
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.left.is_set(), device=input_ids.device)
-
-
-def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """Passes pieces on up to a stop string, holding back what may be the start of one."""
-    held = ""
-    longest = max((len(s) for s in stop), default=0)
-    ended = False
-    for piece in pieces:
-        if ended:
-            continue  # drain, so that the decoding thread can end
-        held += piece
-        cuts = [held.find(s) for s in stop if s in held]
-        if cuts:
-            held, ended = held[: min(cuts)], True
-            yield held
-        elif len(held) >= longest:
-            safe = len(held) - longest + 1 if longest else len(held)
-            yield held[:safe]
-            held = held[safe:]
-    if not ended and held:
-        yield held
+    told, held = False, ""
+    for event in Engine(model).stream(request):
+        if isinstance(event, Finished):
+            return
+        text = held + (event.text if told else event.text.lstrip())
+        piece = text.rstrip()  # white space is said once something follows it
+        held = text[len(piece) :]
+        if piece:
+            told = True
+            yield piece

@@ -160,7 +160,6 @@ def test_ask_speaks_the_questions_language(run: Any, model: Path, picture: Path)
         (("--reason", "cot"), "no demonstration has a rationale"),
         (("--trigger", "logicaly"), 'did you mean "logically"'),
         (("--reason", "zero-cot", "--stream"), "cannot go with --stream"),
-        (("--samples", 2, "--beams", 2), "cannot go with --beams"),
         (("--kind", "nummer"), 'did you mean "number"'),
         (("--kind", "label"), "--choices"),
         (("--kind", "choice", "--choices", ",".join(map(str, range(27)))), "27 choices"),

@@ -12,9 +12,7 @@ PICTURE = torch.zeros(3, 32, 32)
 @pytest.fixture
 def model() -> im.VisionLanguageModel:
     torch.manual_seed(0)
-    made = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
-    made.language.model.config.max_position_embeddings = 1024  # its positions are rotary
-    return made
+    return im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
 
 
 def test_a_reader_who_leaves_ends_the_stream(model: im.VisionLanguageModel) -> None:
@@ -82,8 +80,8 @@ def test_one_engine_and_one_question_agree(model: im.VisionLanguageModel) -> Non
 
 
 def test_options_that_say_the_same_twice(model: im.VisionLanguageModel) -> None:
-    with pytest.raises(ConfigError, match="num_beams cannot go with reason"):
-        im.ask(model, PICTURE, "Why?", reason=True, num_beams=2)
+    with pytest.raises(ConfigError, match="temperature cannot go with reason"):
+        im.ask(model, PICTURE, "Why?", reason=True, temperature=1.0)
     with pytest.raises(ConfigError, match="no demonstration has a rationale"):
         im.ask(model, PICTURE, "Why?", reason=im.Reasoning("cot"))
     with pytest.raises(ConfigError, match="choices"):

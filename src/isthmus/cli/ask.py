@@ -24,7 +24,6 @@ def ask(
     stream: Annotated[bool, typer.Option(help="Print the answer while it is decoded.")] = False,
     allow_url: Annotated[bool, typer.Option(help="Let pictures be http(s) addresses.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
-    beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     shots: Annotated[
         Path | None, typer.Option(help="A file of demonstrations, as `isthmus rationales` writes.")
     ] = None,
@@ -63,20 +62,15 @@ def ask(
             f'got only "{arguments[0]}": expected at least one picture and then the question, '
             'as in: isthmus ask cat.jpg "What is in the picture?"'
         )
-    if stream and (json_ or beams > 1):
-        raise InputError(
-            f"--stream cannot go with {'--json' if json_ else '--beams'}: leave one of them out"
-        )
+    if stream and json_:
+        raise InputError("--stream cannot go with --json: leave one of them out")
     *sources, question = arguments
     check_text(question, "the question")
     for text, what in ((trigger, "--trigger"), (choices, "--choices")):
         check_text(text, what)
     reasoning = _reasoning(reason, trigger, question, samples, seed, max_step_tokens)
-    if reasoning and (stream or beams > 1):
-        raise InputError(
-            f"--reason and --samples cannot go with {'--stream' if stream else '--beams'}: "
-            "leave one of them out"
-        )
+    if reasoning and stream:
+        raise InputError("--reason and --samples cannot go with --stream: leave one of them out")
     how: dict[str, Any] = {"kind": kind, "choices": closed_answers(kind, choices.split(","))}
     pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
@@ -93,8 +87,6 @@ def ask(
         check_shots(reasoning, options.get("shots", ()))
     use_machine(device, dtype, threads)
     loaded = checkpoint.load_vlm(model, device=device, dtype=dtype)
-    if beams > 1:
-        options["num_beams"] = beams
     if stream:
         for piece in inference.stream(loaded, pictures, question, **options):
             print(piece, end="", flush=True)

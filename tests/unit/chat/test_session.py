@@ -111,7 +111,7 @@ def test_a_stopped_answer_stays_as_far_as_it_came(service: Service) -> None:
 
 
 def test_steps_that_fill_the_context_end_without_an_answer(service: Service) -> None:
-    long = replace(service, settings=ServerSettings(max_tokens=512))  # of a context of 256
+    long = replace(service, settings=ServerSettings(max_tokens=2048))  # of a context of 1024
     reply = asyncio.run(whole(Session(), long, "And why?", picture("red"), steps=True))
     assert reply.thought
     assert reply.answer == ""
