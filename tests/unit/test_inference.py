@@ -16,9 +16,7 @@ PICTURE = torch.zeros(3, 32, 32)
 @pytest.fixture
 def model() -> im.VisionLanguageModel:
     torch.manual_seed(0)
-    made = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
-    made.language.model.config.max_position_embeddings = 1024  # its positions are rotary
-    return made
+    return im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
 
 
 def test_a_reader_who_leaves_ends_the_stream(model: im.VisionLanguageModel) -> None:

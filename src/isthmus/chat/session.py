@@ -24,12 +24,12 @@ class Reply:
 
     Attributes:
         answer: Its text.
-        thought: The steps to it, where it is reached in steps.
+        rationale: The steps to it, where it is reached in steps.
         done: Whether it is whole.
     """
 
     answer: str = ""
-    thought: str = ""
+    rationale: str = ""
     done: bool = False
 
 
@@ -79,24 +79,24 @@ class Session:
             Refusal, IsthmusError: If it cannot be answered; the conversation is as before.
         """
         (choice,) = await service.choices(self.request(text, pictures, steps=steps))
-        answer = thought = ""
+        answer = rationale = ""
         try:
             async with aclosing(choice.events()) as events:
                 async for event in events:
                     if isinstance(event, Piece):
                         if event.part == "rationale":
-                            thought += event.text
+                            rationale += event.text
                         else:
                             answer += event.text
-                        yield Reply(answer, thought)
+                        yield Reply(answer, rationale)
         finally:
             choice.cancel()
-            if answer or thought:
+            if answer or rationale:
                 self.messages.append(self._turn(text, pictures))
-                self.messages.append({"role": "assistant", "content": answer.strip() or thought})
+                self.messages.append({"role": "assistant", "content": answer.strip() or rationale})
                 if pictures:
                     self.last = (tuple(pictures), text)
-        yield Reply(answer.strip(), thought.strip(), done=True)
+        yield Reply(answer.strip(), rationale.strip(), done=True)
 
     def add_shot(self, answer: str, rationale: str = "") -> bool:
         """Makes a worked example of the last picture and question; false if there is none."""

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
 from isthmus.generation.pictures import VisualTokens
-from isthmus.generation.prefix import PrefixStore, boundary, bytes_of, can_be_cut, fork
+from isthmus.generation.prefix import (
+    Prefix,
+    PrefixStore,
+    Symbols,
+    boundary,
+    bytes_of,
+    can_be_cut,
+    fork,
+)
 from isthmus.generation.rows import Encoded, Rows, seen_after
 from isthmus.model import VisionLanguageModel
 
@@ -40,7 +50,7 @@ class Prefill:
 
 
 class Prefiller:
-    """Prefills prompts one after the other, from the longest known beginning on.
+    """Prefills prompts, one piece by piece or several together, from known beginnings on.
 
     Args:
         model: The model.
@@ -59,6 +69,11 @@ class Prefiller:
 
     def begin(self, prompt: Encoded, pictures: dict[str, Any]) -> Prefill:
         """Finds what is known of a prompt."""
+        job = self._begin(prompt, pictures)
+        self._known([prompt], job.past)
+        return job
+
+    def _begin(self, prompt: Encoded, pictures: dict[str, Any]) -> Prefill:
         job = Prefill(prompt, pictures)
         near = self.prefixes.nearest(prompt.symbols)
         if near is not None:
@@ -67,11 +82,14 @@ class Prefiller:
             past = boundary(prompt.symbols, last, prompt.layouts)
             if past and (past == len(prefix.symbols) or can_be_cut(prefix.states)):
                 job.states, job.past = fork(prefix.states, past), past
-        self.hits += job.past > 0
-        self.misses += job.past == 0
         job.cached = job.past
-        self.cached += job.past
         return job
+
+    def _known(self, prompts: Sequence[Encoded], past: int) -> None:
+        """Counts prompts that so many tokens were known of."""
+        self.hits += len(prompts) * (past > 0)
+        self.misses += len(prompts) * (past == 0)
+        self.cached += len(prompts) * past
 
     def advance(self, job: Prefill, most: int) -> tuple[Rows, Tensor] | None:
         """Computes about so many tokens; the row and its logits (1, V) once all are."""
@@ -93,3 +111,71 @@ class Prefiller:
             return
         self.prefixes.drop(tuple(instead))
         self.prefixes.put(symbols, states)
+
+    # --- several prompts together -----------------------------------------------------------------
+
+    def together(
+        self, prompts: Sequence[tuple[Encoded, dict[str, Any]]], most: int
+    ) -> Iterator[tuple[list[int], Rows, int]]:
+        """Batches of prompts behind what they share, which is computed once and kept.
+
+        Args:
+            prompts: Prompts, and their images by their hashes.
+            most: Most rows of a batch.
+
+        Yields:
+            Numbers of a batch's prompts, their rows, not prefilled, and how many tokens of them
+            were known.
+        """
+        groups: dict[Symbols, list[int]] = {}
+        for number, (prompt, _) in enumerate(prompts):
+            groups.setdefault(prompt.symbols[: prompt.shared], []).append(number)
+        for members in groups.values():
+            # held here: the store may have no room for it
+            prefix = self._shared(*prompts[members[0]])
+            for numbers in _batches(prompts, members, prefix, most):
+                chosen = [prompts[n] for n in numbers]
+                past, states = 0, None
+                if prefix is not None:
+                    past = len(prefix.symbols)
+                    states = fork(prefix.states, past, len(chosen))
+                wanted = {h: d[h] for p, d in chosen for h in seen_after(self.model, p, past)}
+                visual = self.visual.of(list(wanted.items()))
+                rows = Rows(self.model, [p for p, _ in chosen], visual, states, past)
+                self._known([p for p, _ in chosen], past)
+                self.computed += sum(len(p.ids) - past for p, _ in chosen)
+                yield numbers, rows, past
+
+    def _shared(self, prompt: Encoded, pictures: dict[str, Any]) -> Prefix | None:
+        """The states of what a prompt shares, computed if they are not there."""
+        if not prompt.shared:
+            return None
+        part = prompt.first(prompt.shared)
+        found = self.prefixes.get(part.symbols)
+        if found is None:
+            job = self._begin(part, pictures)
+            self.advance(job, job.left)
+            found = Prefix(part.symbols, job.states, bytes_of(job.states))
+            self.keep(part.symbols, job.states)
+        return found
+
+
+def _batches(
+    prompts: Sequence[tuple[Encoded, dict[str, Any]]],
+    members: Sequence[int],
+    prefix: Prefix | None,
+    most: int,
+) -> Iterator[list[int]]:
+    """Prompts of one prefix in batches, those of like length together: less padding.
+
+    Padding stands between a prefix and what is a row's own. A sliding window would count it, so
+    that there only rows of the same length stand together.
+    """
+    padded = prefix is None or can_be_cut(prefix.states)
+    ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))
+    runs = [ordered]
+    if not padded:
+        runs = [list(g) for _, g in groupby(ordered, key=lambda n: len(prompts[n][0].ids))]
+    for run in runs:
+        for i in range(0, len(run), most):
+            yield run[i : i + most]

@@ -212,11 +212,19 @@ class Rows:
         if self._sight is not None:
             self._sight.select(rows)
 
-    def seen(self) -> tuple[Tensor | None, Sight | None]:
-        """What tokens decoded from here on see: which rows have pictures, and what of them."""
-        if self._sight is not None and self.model.fusion.sees == "last":
-            self._sight.narrow()
-        return self._may_end, self._sight
+    def keys_values(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """One row's keys and values (H, L, D_head), layer by layer, without padding."""
+        real = self._mask[row].bool()
+        if bool(real.all()):
+            return [(layer.keys[row], layer.values[row]) for layer in self.states.layers]
+        return [(s.keys[row][:, real], s.values[row][:, real]) for s in self.states.layers]
+
+    def seen(self, row: int) -> tuple[bool, Sight | None]:
+        """What tokens decoded behind one row see: whether it has images, and what of them."""
+        sight = None if self._sight is None else self._sight.alone(row)
+        if sight is not None and self.model.fusion.sees == "last":
+            sight.narrow()
+        return self._may_end is not None and bool(self._may_end[row]), sight
 
     def branch(self, row: int, rows: int) -> Rows:
         """So many rows that continue one row of this batch, which stays as it is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.replies import streamed, whole
 from isthmus.serving.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest, ErrorBody
 from isthmus.serving.settings import ServerSettings
+
+log = logging.getLogger("isthmus.serving")
 
 _BODIES = (ChatRequest, EmbeddingRequest, ClassifyRequest)
 _T = TypeVar("_T")
@@ -75,6 +78,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        _tell_how_rows_run(engine)
         yield
         app.state.closing.set()
         if own:
@@ -160,15 +164,33 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
 
     @app.get("/health", **_documented())
     async def health() -> Any:
-        """Whether the server takes requests; needs no key."""
+        """Whether the server takes requests, and how it decodes them; needs no key."""
         if not service.engine.is_alive:
             raise Refusal(503, "the engine has stopped: start the server anew", "engine_stopped")
-        return {"status": "ok"}
+        together = service.engine.statistics().rows_together
+        return {"status": "ok", "rows_together": together}
 
     @app.get("/metrics", **_documented(media="text/plain"))
     async def prometheus() -> Response:
         """What Prometheus reads."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _tell_how_rows_run(engine: ServingEngine) -> None:
+    """Logs whether rows of different requests are decoded together; a warning if they are not."""
+    together = engine.statistics().rows_together
+    language = engine.model.language
+    dtype = str(language.input_embedding.weight.dtype).removeprefix("torch.")
+    log.log(
+        logging.INFO if together else logging.WARNING,
+        "%s in %s on %s: rows are decoded %s",
+        type(language.model).__name__,
+        dtype,
+        engine.model.device,
+        "together, in one pass"
+        if together
+        else "one by one, since the structure of this language model allows no other way",
+    )
 
 
 def _dual(found: DualService | None) -> DualService:

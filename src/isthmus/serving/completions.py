@@ -247,7 +247,7 @@ class Service:
             stop=() if _schema(asked) else form.stop,  # what follows a schema ends by itself
             markers=self.markers,
         )
-        most = asked.max_completion_tokens or asked.max_tokens or self.settings.max_tokens
+        most = asked.max_completion_tokens or asked.max_tokens or self.settings.max_new_tokens
         # As `ask`: the likeliest text; several of it would all be the same
         drawn = 1.0 if (asked.n or 1) > 1 and options.samples == 1 else None
         reasoning = replace(

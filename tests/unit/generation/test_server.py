@@ -22,8 +22,8 @@ from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.batch import Batch
 from isthmus.errors import ConfigError, EngineClosed, PromptError, QueueFull
 from isthmus.generation import tiers
+from isthmus.generation.apart import Apart
 from isthmus.generation.decode import generate
-from isthmus.generation.lanes import Apart
 from isthmus.generation.server import (
     Delta,
     Finished,
@@ -584,9 +584,9 @@ def test_many_threads_ask_and_change_their_minds(model: VisionLanguageModel) -> 
 
 
 def test_what_cannot_be_is_said_at_once(engine: ServingEngine) -> None:
-    assert engine.context_length == 256
-    with pytest.raises(PromptError, match="has 256 tokens and the model's context 256"):
-        engine.submit(request("a" * 256))
+    assert engine.context_length == 1024
+    with pytest.raises(PromptError, match="has 1024 tokens and the model's context 1024"):
+        engine.submit(request("a" * 1024))
     with pytest.raises(PromptError, match="empty"):
         engine.submit(request(""))
     with pytest.raises(PromptError, match="empty stop"):
@@ -607,7 +607,7 @@ def test_what_cannot_be_is_said_at_once(engine: ServingEngine) -> None:
 
 
 def test_the_context_bounds_the_text(engine: ServingEngine) -> None:
-    finished = engine.submit(request("a" * 250, max_new_tokens=10**6)).result()[2]
+    finished = engine.submit(request("a" * 1018, max_new_tokens=10**6)).result()[2]
     assert finished.reason == "length"
     assert finished.usage.completion_tokens == 6
 
