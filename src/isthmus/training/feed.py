@@ -158,7 +158,7 @@ def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
         except InputError:  # of a shard: `isthmus data check` names them
             continue
         key = str(record.pictures[0]) if record.pictures else record.answer
-        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        digest = hashlib.sha256(f"{seed} {key}".encode(errors="backslashreplace")).digest()
         sides[int.from_bytes(digest[:8]) < share * 2.0**64].append(record)
     return replace(data, records=sides[0]), replace(data, records=sides[1])
 

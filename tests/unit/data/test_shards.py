@@ -163,7 +163,7 @@ def test_other_rows_in_json(tmp_path: Path) -> None:
         "1.json": {"text": "<image>One. <image>Two."},
         "1.0.png": b"one",
         "1.1.png": b"two",
-        "2.txt": "only words",
+        "2.json": {"text_list": ["only words"], "image_info": []},
         "3.caption.txt": "as WebDataset groups it",
         "3.image.webp": b"3",
         "4.v1.txt": "version 1",
