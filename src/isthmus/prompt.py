@@ -223,8 +223,8 @@ def lone_surrogate(text: str, what: str = "the text") -> str:
         at = error.start
         before = text[max(0, at - 30) : at]
         return (
-            f"character {at + 1} of {what}, after {before!r}, is no Unicode: got the lone surrogate "
-            f"U+{ord(text[at]):04X}, half of a character"
+            f"character {at + 1} of {what}, after {before!r}, is no Unicode: got the lone "
+            f"surrogate U+{ord(text[at]):04X}, half of a character"
         )
     return ""
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from isthmus.data.folders import LISTS, is_left_out, read_folder, walk
 from isthmus.data.json_lines import json_lines, not_utf8, opened
-from isthmus.data.records import Picture, ReadRecords, Record, as_records
+from isthmus.data.records import LazyRecords, Picture, ReadRecords, Record, as_records
 from isthmus.data.rows import ANSWERS, EXPECTED, ONE_PICTURE, is_picture, to_record
 from isthmus.data.shards import Shards, find_files
 from isthmus.data.tables import Joined, from_dataset, from_parquet, from_saved
@@ -75,6 +75,8 @@ def open_data(source: str | Path | Any, *, root: str | Path | None = None) -> Se
     base = None if root is None else Path(root)
     if hasattr(source, "column_names"):
         return from_dataset(source, "the dataset", base or Path())
+    if isinstance(source, LazyRecords):
+        return source
     if not isinstance(source, (str, Path)):
         if isinstance(source, Sequence) and all(isinstance(r, Record) for r in source):
             return cast(Sequence[Record], source)

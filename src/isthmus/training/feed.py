@@ -19,7 +19,7 @@ from isthmus.config import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Draw, Mixture
 from isthmus.data.prefetch import prefetch
-from isthmus.data.records import Medium, Picture, Record, frames
+from isthmus.data.records import LazyRecords, Medium, Picture, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, InputError, PictureError
@@ -123,7 +123,7 @@ def as_sets(data: Any, kind: type[W], make: Callable[[Sequence[Record], str], W]
     """
     if isinstance(data, (str, Path)):
         sets = [make(read_data(data), Path(str(data)).stem)]
-    elif len(data) and isinstance(data[0], Record):
+    elif isinstance(data, LazyRecords) or (len(data) and isinstance(data[0], Record)):
         sets = [make(data, "")]
     else:
         sets = list(data)

@@ -95,7 +95,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is empty"):
         read_records(write(tmp_path / "r.jsonl", ""))
     (tmp_path / "latin.jsonl").write_bytes('{"text": "\xe9"}'.encode("latin-1"))
-    with pytest.raises(ConfigError, match="line 1 is no record .not UTF-8 text"):
+    with pytest.raises(ConfigError, match=r"line 1 is no record \(not UTF-8 text"):
         read_data(tmp_path / "latin.jsonl")
 
 
@@ -247,7 +247,7 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
         ("image,text\na.jpg\n", "line 2 is no record .expected 2 columns"),
         (
             "image,words\na.jpg,b\n",
-            r"columns image, words: expected .*\(answer, name, text"),
+            r"columns image, words: expected .*\(answer, name, text",
         ),
         ("image,text\n", "is empty"),
         ('image,text\na.jpg,"never closed', "unexpected end"),
