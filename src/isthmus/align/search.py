@@ -27,8 +27,8 @@ from isthmus.align.dual_encoder import DECODERS, DualEncoder
 from isthmus.align.file_table import FileTable
 from isthmus.align.saved import load_clip
 from isthmus.align.segments import PATTERN, VectorSegments
+from isthmus.data.folders import pictures_in
 from isthmus.data.prefetch import prefetch
-from isthmus.data.rows import is_picture
 from isthmus.errors import CheckpointError, InputError, PictureError
 from isthmus.images import MOST_FILE_BYTES, Source, open_picture
 
@@ -217,7 +217,7 @@ class PictureIndex:
         """Files that are new or changed, with their sizes and times."""
         seen: set[bytes] = set()
         for place in places:
-            for path in pictures_in(place, self.folder):
+            for path in paths_in(place, self.folder):
                 name = os.fsencode(path)
                 try:
                     told = os.stat(path)
@@ -371,18 +371,9 @@ class PictureIndex:
                     path.unlink()
 
 
-def pictures_in(place: Path, but: Path) -> Iterator[str]:
+def paths_in(place: Path, but: Path) -> Iterator[str]:
     """Paths of pictures in a folder, by name; a file is given back as it is."""
     if not place.is_dir():
         yield str(place)
         return
-    own = os.path.abspath(but)
-    for folder, folders, files in os.walk(place):
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith(".") and os.path.abspath(os.path.join(folder, f)) != own
-        )
-        for file in sorted(files):
-            if not file.startswith(".") and is_picture(Path(file)):
-                yield os.path.join(folder, file)
+    yield from map(str, pictures_in(place, but=but, links=False))

@@ -110,14 +110,14 @@ def search(
 
 def _updated(index: PictureIndex, folder: Path, quiet: bool) -> IndexReport:
     """Fills the index, and shows how far it has come."""
-    from isthmus.align.search import pictures_in
+    from isthmus.align.search import paths_in
     from isthmus.progress import Progress
 
     if quiet:
         return index.add(folder)
     total = None
     if sys.stderr.isatty():  # a second walk through the folder, for a person who waits
-        total = sum(1 for _ in pictures_in(folder.absolute(), index.folder))
+        total = sum(1 for _ in paths_in(folder.absolute(), index.folder))
     with Progress("Looking at images", total, unit="images") as progress:
         try:
             return index.add(folder, progress=progress.advance)

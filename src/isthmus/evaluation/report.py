@@ -232,7 +232,8 @@ def picture_name(ref: str) -> str:
     Args:
         ref: The picture's path or hash, as records have it.
     """
-    return f"{hashlib.sha256(ref.encode()).hexdigest()[:24]}.png"
+    digest = hashlib.sha256(ref.encode(errors="backslashreplace"))
+    return f"{digest.hexdigest()[:24]}.png"
 
 
 def _picture(folder: Path, ref: str) -> str:

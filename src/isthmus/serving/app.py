@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
@@ -23,6 +23,7 @@ from isthmus.generation.server import ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model import VisionLanguageModel
 from isthmus.reasoning.live import AnswerStream
+from isthmus.serving.bodies import M, parsed
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
 from isthmus.serving.gate import ClientGone, Gate
@@ -35,7 +36,6 @@ log = logging.getLogger("isthmus.serving")
 
 _BODIES = (ChatRequest, EmbeddingRequest, ClassifyRequest)
 _T = TypeVar("_T")
-_M = TypeVar("_M", bound=BaseModel)
 
 
 def create_app(
@@ -207,7 +207,7 @@ def _dual(found: DualService | None) -> DualService:
 # --- A request's body ------------------------------------------------------------------------
 
 
-async def _parsed(request: Request, schema: type[_M]) -> _M:
+async def _parsed(request: Request, schema: type[M]) -> M:
     """The body as its schema has it, parsed in a thread: it may be large.
 
     Raises:
@@ -220,15 +220,7 @@ async def _parsed(request: Request, schema: type[_M]) -> _M:
             415, "expected the header Content-Type: application/json", "unsupported_media_type"
         )
     body = await request.body()
-    try:
-        return await asyncio.to_thread(schema.model_validate_json, body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        if first["type"] == "json_invalid":
-            raise Refusal(400, "the body is no JSON, or too deep", "invalid_json") from None
-        code = "missing_parameter" if first["type"] == "missing" else "invalid_value"
-        raise Refusal(400, f"{place}: {first['msg']}", code, place) from None
+    return await asyncio.to_thread(parsed, schema, body)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T], most: float) -> _T:

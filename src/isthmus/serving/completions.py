@@ -23,7 +23,7 @@ from isthmus.serving.conversation import Conversations, Turn
 from isthmus.serving.media import PictureReader
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal
-from isthmus.serving.schemas import ChatRequest, ReasoningOptions
+from isthmus.serving.schemas import OTHER_FORMS, UNSERVED, ChatRequest, ReasoningOptions
 from isthmus.serving.settings import ServerSettings
 from isthmus.templates import shown_answer
 
@@ -71,7 +71,7 @@ class Service:
             )
         form = asked.response_format
         if form is not None and form.type != "text":
-            if form.type == "json_schema" and form.json_schema is None:
+            if form.followed is None:
                 raise Refusal(
                     400,
                     'the type json_schema needs {"json_schema": {"name": ..., "schema": ...}}',
@@ -85,11 +85,10 @@ class Service:
                     "invalid_value",
                     "response_format",
                 )
-        for name in ("tools", "functions", "logit_bias"):
+        for name in (*UNSERVED, *OTHER_FORMS):
             if getattr(asked, name):
-                raise Refusal(
-                    400, f"{name} is not served: leave it out", "unsupported_parameter", name
-                )
+                mend = "say the form in response_format" if name in OTHER_FORMS else "leave it out"
+                raise Refusal(400, f"{name} is not served: {mend}", "unsupported_parameter", name)
         if asked.modalities is not None and asked.modalities != ["text"]:
             raise Refusal(400, 'expected modalities ["text"]', "unsupported_value", "modalities")
         if asked.top_logprobs is not None and not asked.logprobs:
@@ -286,12 +285,8 @@ def _adapted(asked: ChatRequest, request: GenerationRequest) -> GenerationReques
 
 def _schema(asked: ChatRequest) -> str | None:
     """The schema that an answer is to follow, as JSON."""
-    form = asked.response_format
-    if form is None or form.type == "text":
-        return None
-    if form.type == "json_object" or form.json_schema is None:
-        return '{"type": "object"}'
-    return json.dumps(form.json_schema.schema_)
+    schema = None if asked.response_format is None else asked.response_format.followed
+    return None if schema is None else json.dumps(schema)
 
 
 def make_service(

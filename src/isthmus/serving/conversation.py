@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
@@ -94,7 +94,7 @@ class Form:
         examples = [
             self._example(said, answer) for said, answer in zip(asked, answers, strict=False)
         ]
-        context = [*shots, *examples[: len(asked) - 1]]
+        context = [*map(self._shot, shots), *examples[: len(asked) - 1]]
         query = self._example(asked[-1], None)
         lead = f"{begun} {lead}" if begun and lead else begun or lead
         made = self._template(context, query, instruction=instruction, lead=lead)
@@ -118,7 +118,7 @@ class Form:
                 else:
                     instructions.append(turn.text)
             elif turn.role == "user":
-                own = held + turn.parts
+                own = held + _placed(turn).parts
                 held = ()
                 if asked and answers[-1] is None:
                     asked[-1] = Turn("user", asked[-1].parts + own)
@@ -140,6 +140,13 @@ class Form:
             begun = answers[-1]
         return "\n\n".join(instructions), asked, answers, begun
 
+    def _shot(self, shot: Example) -> Example:
+        """A demonstration, in whose question tags may say where its pictures stand."""
+        if IMAGE_TAG not in shot.question or not shot.pictures:
+            return shot
+        said = _placed(Turn("user", (*shot.pictures, shot.question)))
+        return replace(self._example(said, shot.answer), rationale=shot.rationale)
+
     def _example(self, said: Turn, answer: str | None) -> Example:
         """A turn of the user's as the template takes it.
 
@@ -160,6 +167,33 @@ class Form:
             glue = "\n" if i > first and isinstance(parts[i - 1], str) else ""
             text += glue + refuse_tags(part).replace(_GAP, "")
         return Example(tuple(parts[:first]), text, answer)
+
+
+def _placed(turn: Turn) -> Turn:
+    """A turn whose pictures stand where `<image>` does in its text, if it does.
+
+    Harnesses such as lm-eval send the text with its tags, and the pictures beside it.
+
+    Raises:
+        PromptError: If there are not as many tags as pictures.
+    """
+    first, *rest = turn.text.split(IMAGE_TAG)
+    if not rest or not turn.pictures:
+        return turn
+    if len(rest) != len(turn.pictures):
+        raise PromptError(
+            f"a message has {len(rest)} {IMAGE_TAG} tags in its text and {len(turn.pictures)} "
+            "pictures beside it: expected a tag for each picture, or none"
+        )
+    parts: list[Any] = []
+    said = False
+    for number, text in enumerate([first, *rest]):
+        # As in training, the end of the line behind a first image is no part of the question
+        text = text if said else text.lstrip()
+        said = said or bool(text)
+        parts += [text] * bool(text)
+        parts += turn.pictures[number : number + 1]
+    return replace(turn, parts=tuple(parts))
 
 
 def _with_images(span: Span) -> list[Span]:

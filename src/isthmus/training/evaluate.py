@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from isthmus.batch import Batch, pad
 from isthmus.config import TrainConfig
 from isthmus.data.mixture import Draw
-from isthmus.data.records import Picture, frames
+from isthmus.data.records import Picture, Record, frames
 from isthmus.data.samples import Sample
-from isthmus.errors import PictureError
+from isthmus.errors import InputError
 from isthmus.generation.decode import generate, text_of
 from isthmus.images import open_picture
 from isthmus.model import VisionLanguageModel
@@ -58,7 +59,7 @@ def held_out_losses(
         items = list(feed.items(own))
         # Every process makes as many passes as the others: some share parameters
         missing = -(-count // processes.count) - len(items)
-        filler = Item(Draw(0, 0, 0, 0), one.record(0), Sample([], [], ()), why_not="filler")
+        filler = Item(Draw(0, 0, 0, 0), Record(text=" "), Sample([], [], ()), why_not="filler")
         items += [filler] * missing
         total = tokens = 0.0
         size = config.micro_batch_size or max(1, config.batch_size // processes.count)
@@ -99,30 +100,25 @@ def answers(
         for one in data:
             if len(found) == config.samples or index >= len(one.records):
                 continue
-            record = one.record(index)
-            if not record.turns:
-                continue
-            with autocast(model.device, config):
-                entry = _answer(model, record.turns[0], pictures, folder)
-            if entry is not None:
-                found.append(entry)
+            # A record that cannot be used is named when its loss is asked for
+            with suppress(InputError), autocast(model.device, config):
+                record = one.record(index)
+                if record.turns:
+                    found.append(_answer(model, record.turns[0], pictures, folder))
     return found
 
 
 def _answer(
     model: VisionLanguageModel, turn: Example, pictures: PictureSource, folder: Path
-) -> dict[str, Any] | None:
-    """One turn's answer; None if its pictures cannot be used."""
+) -> dict[str, Any]:
+    """One turn's answer."""
     render = template_named(model.config.template, model.language.tokenizer)
     prompt = render([], Example(turn.pictures, turn.question))
     shown: dict[str, Any] = {}
-    try:
-        if prompt.pictures:
-            tensor, features = pictures.load(prompt.pictures, 0)
-            shown["features" if features else "pixels"] = tensor
-        kept = [_keep(p, folder) for m in prompt.pictures for p in frames(m)]
-    except PictureError:
-        return None
+    if prompt.pictures:
+        tensor, features = pictures.load(prompt.pictures, 0)
+        shown["features" if features else "pixels"] = tensor
+    kept = [_keep(p, folder) for m in prompt.pictures for p in frames(m)]
     ids, mask = pad([model.encode_text(prompt.spans, len(prompt.pictures))], model.pad_id, "left")
     batch = Batch(ids, mask, **shown).to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]

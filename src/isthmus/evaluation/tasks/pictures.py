@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.data.folders import is_left_out, pictures_in
 from isthmus.data.records import Picture, Record, frames
-from isthmus.data.rows import is_picture
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
@@ -33,8 +33,8 @@ def _classes(root: Path) -> dict[str, list[Path]]:
         return {}
     return {
         folder.name.replace("_", " "): pictures
-        for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-        if (pictures := sorted(p for p in folder.rglob("*") if is_picture(p)))
+        for folder in sorted(p for p in root.iterdir() if p.is_dir() and not is_left_out(p.name))
+        if (pictures := sorted(pictures_in(folder)))
     }
 
 

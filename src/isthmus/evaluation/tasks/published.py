@@ -86,7 +86,7 @@ def _gsm8k_items(file: Path) -> list[Item]:
         steps, _, answer = solution.rpartition("####")
         rationale = " ".join(
             line.strip() if line.strip().endswith((".", "!", "?")) else f"{line.strip()}."
-            for line in _CALCULATOR.sub("", steps).splitlines()
+            for line in _CALCULATOR.sub("", steps).split("\n")
             if line.strip()
         )
         example = Example((), question.strip(), answer.strip().replace(",", ""), rationale)
