@@ -360,7 +360,7 @@ def set_threads(threads: int | None = None) -> int:
     wanted = threads or (most if "OMP_NUM_THREADS" in os.environ else min(most, cores()))
     if wanted != most:
         torch.set_num_threads(wanted)
-    probe.cache_clear()  # whoever set the number before may not have come through here
+        probe.cache_clear()
     return wanted
 
 

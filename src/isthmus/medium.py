@@ -99,8 +99,10 @@ class ImageMedium:
     varies = False
 
     def takes(self, source: Any) -> bool:
-        """Whether it is one; what is no tensor and no sequence is taken for one."""
-        return source.ndim == 3 if isinstance(source, Tensor) else not isinstance(source, Sequence)
+        """Whether it is one; what is no tensor and no sequence of others is taken for one."""
+        if isinstance(source, Tensor):
+            return source.ndim == 3
+        return isinstance(source, (str, bytes, bytearray)) or not isinstance(source, Sequence)
 
     def open(self, parts: Parts, source: Any) -> Tensor:
         """Pixels (3, H, W)."""
