@@ -570,3 +570,22 @@ def test_a_language_model_alone_sees_no_pictures(serve: Any, picture: str) -> No
         body = {"messages": [{"role": "user", "content": [part]}]}
         error = error_of(httpx.post(running.url + CHAT, json=body), 400, "unsupported_value")
         assert error["param"] == "messages.0.content.0.image_url.url"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_how_rows_are_decoded_is_said(
+    together: bool, serve: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isthmus.generation import batch
+
+    monkeypatch.setattr(batch, "takes_lanes", lambda model: together)
+    with caplog.at_level("INFO", logger="isthmus.serving"), serve() as running:
+        assert httpx.get(f"{running.url}/health").json() == {
+            "status": "ok",
+            "rows_together": together,
+        }
+        metrics = httpx.get(f"{running.url}/metrics").text
+    assert f"isthmus_rows_together {float(together)}" in metrics
+    [said] = [r for r in caplog.records if "rows are decoded" in r.message]
+    assert ("together, in one pass" in said.message) == together
+    assert (said.levelname == "WARNING") == (not together)
