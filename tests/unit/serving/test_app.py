@@ -574,18 +574,27 @@ def test_a_language_model_alone_sees_no_pictures(serve: Any, picture: str) -> No
 
 @pytest.mark.parametrize("together", [True, False])
 def test_how_rows_are_decoded_is_said(
-    together: bool, serve: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    together: bool,
+    model: Any,
+    serve: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from isthmus.generation import batch
 
     monkeypatch.setattr(batch, "takes_lanes", lambda model: together)
-    with caplog.at_level("INFO", logger="isthmus.serving"), serve() as running:
-        assert httpx.get(f"{running.url}/health").json() == {
-            "status": "ok",
-            "rows_together": together,
-        }
+    with serve() as running:
+        health = httpx.get(f"{running.url}/health").json()
         metrics = httpx.get(f"{running.url}/metrics").text
+    assert health == {"status": "ok", "rows_together": together}
     assert f"isthmus_rows_together {float(together)}" in metrics
+
+    async def start(app: Any) -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    with caplog.at_level("INFO", logger="isthmus.serving"):
+        asyncio.run(start(create_app(model)))
     [said] = [r for r in caplog.records if "rows are decoded" in r.message]
     assert ("together, in one pass" in said.message) == together
     assert (said.levelname == "WARNING") == (not together)
