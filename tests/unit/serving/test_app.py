@@ -18,6 +18,7 @@ import pytest
 
 from isthmus.errors import ConfigError
 from isthmus.model import bare_language_model
+from isthmus.serving.app import create_app
 from isthmus.serving.gate import Gate
 from isthmus.serving.settings import ServerSettings
 
