@@ -66,7 +66,7 @@ def _twin_of(model: nn.Module, tokenizer: Any) -> LanguageModel | None:
     for smaller in (True, False):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(0)
+                torch.manual_seed(0)  # the same twin, whoever asks for it
                 twin = _twin(model, tokenizer, smaller)
         except Exception as error:  # a foreign configuration may be anything
             _log.debug("no twin of %s: %r", type(model).__name__, error)
@@ -153,7 +153,8 @@ def _allows(language: LanguageModel, trial: _Trial, what: str) -> bool:
     known = _VERDICTS.setdefault(language.model, {})
     key = (what, weight.dtype, weight.device)
     if key not in known:
-        known[key] = _try(language, trial, what)
+        with torch.random.fork_rng(devices=[]):  # a twin's parts are random
+            known[key] = _try(language, trial, what)
     return known[key]
 
 
