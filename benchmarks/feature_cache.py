@@ -32,9 +32,9 @@ import torch
 from PIL import Image
 
 import isthmus as im
+from isthmus.batch import IGNORED, pad
 from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import Picture
-from isthmus.model import IGNORED, pad
 from isthmus.prompt import END_TAG
 from isthmus.templates import template_named
 
@@ -77,7 +77,7 @@ def texts(model: im.VisionLanguageModel, batch: int) -> im.Batch:
     labels = torch.full_like(ids, IGNORED)
     for i, length in enumerate(lengths):
         labels[i, -length:] = ids[i, -length:]
-    return im.Batch(ids, mask, labels=labels)
+    return im.Batch(input_ids=ids, attention_mask=mask, labels=labels)
 
 
 def turns(sides: dict[str, Callable[[int], object]], repeats: int) -> dict[str, list[float]]:
@@ -133,11 +133,17 @@ def main() -> None:
             return torch.stack([model.vision.preprocess(picture) for picture in opened])
 
         def encode(count: int) -> torch.Tensor:
-            parts = open_(count).split(64)
+            parts = torch.split(open_(count), 64)
             return torch.cat([model.vision(part) for part in parts])
 
         def step(features: torch.Tensor | None, pixels: torch.Tensor | None) -> None:
-            batch = im.Batch(text.input_ids, text.attention_mask, pixels, features, text.labels)
+            batch = im.Batch(
+                input_ids=text.input_ids,
+                attention_mask=text.attention_mask,
+                pixels=pixels,
+                features=features,
+                labels=text.labels,
+            )
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = model(batch).loss
@@ -152,7 +158,8 @@ def main() -> None:
 
         def concepts(features: torch.Tensor) -> None:
             still.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(classifier.logits(features), targets).backward()
+            loss = torch.nn.functional.cross_entropy(classifier.logits(features), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
             still.step()
 
         sides: dict[str, Callable[[int], object]] = {

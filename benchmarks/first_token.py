@@ -69,7 +69,12 @@ def main() -> None:
 
     @torch.inference_mode()
     def prefill() -> object:
-        return model(im.Batch(batch.input_ids, batch.attention_mask, features=features), last=1)
+        return model(
+            im.Batch(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, features=features
+            ),
+            last=1,
+        )
 
     def answer(tokens: int) -> object:
         return im.generate(

@@ -84,7 +84,9 @@ def one(fusion: str, precision: str, checkpointing: int, rows: int) -> None:
     labels = ids.clone()
     labels[:, : LENGTH // 2] = -100
     features = torch.randn(rows, model.vision.shape.tokens, model.vision.shape.width)
-    batch = im.Batch(ids, torch.ones_like(ids), features=features, labels=labels)
+    batch = im.Batch(
+        input_ids=ids, attention_mask=torch.ones_like(ids), features=features, labels=labels
+    )
     load = Load(rows=rows, tokens=LENGTH, pictures=rows, labelled=rows * LENGTH // 2)
     expected = sum(memory(model, config, load).values())
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew

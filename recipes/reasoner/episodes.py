@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.answers import AnswerKind
 from isthmus.evaluation.tasks.text import arithmetic, parity
 from isthmus.prompt import END_TAG, Example
-from isthmus.triggers import AnswerKind, trigger_named
+from isthmus.triggers import trigger_named
 
 TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003

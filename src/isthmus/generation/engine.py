@@ -288,7 +288,12 @@ class Engine:
             visual = stacked([known[h] for h in prompt.pictures])
         device = self.model.device
         ids = torch.tensor([prompt.ids], device=device)
-        batch = Batch(ids, torch.ones_like(ids), visual=visual, layouts=prompt.layouts)
+        batch = Batch(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            visual=visual,
+            layouts=prompt.layouts,
+        )
         options = {"num_beams": num_beams, "do_sample": False}
         new = generate(self.model, batch, max_new_tokens=most, stop=stop, **options)[0]
         whole = torch.cat([ids, new[None]], dim=1)

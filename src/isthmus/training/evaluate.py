@@ -124,7 +124,7 @@ def _answer(
     except PictureError:
         return None
     ids, mask = pad([model.encode_text(prompt.spans, len(prompt.pictures))], model.pad_id, "left")
-    batch = Batch(ids, mask, **shown).to(model.device)
+    batch = Batch(input_ids=ids, attention_mask=mask, **shown).to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
     return {
         "pictures": [name for name in kept if name],
