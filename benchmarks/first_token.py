@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    repeats = 5 if options.quick else 30
+    repeats = 3 if options.quick else 30
     model = im.load(options.model)
     picture = im.open_picture(PICTURE)
     prompt = template_named(model.config.template)([], im.Example(picture, QUESTION)).text

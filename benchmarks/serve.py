@@ -234,6 +234,7 @@ def main() -> None:
     turns = 1 if options.quick else options.turns
     requests = 1 if options.quick else options.requests
     tokens = 16 if options.quick else options.tokens
+    numbers = CLIENTS[:2] if options.quick else CLIENTS
     language = im.load_language("asset:smollm2-135m-instruct")
     tokenizer = language.tokenizer
     with tempfile.TemporaryDirectory() as place:
@@ -258,7 +259,7 @@ def main() -> None:
                 try:
                     with server(command, options.port, options.threads, name) as url:
                         load(url, model, 2, 1, 4, 0)  # warms up
-                        asked = {n: load(url, model, n, requests, tokens, turn) for n in CLIENTS}
+                        asked = {n: load(url, model, n, requests, tokens, turn) for n in numbers}
                 except NotServing as error:
                     if name == "ours":
                         raise SystemExit(str(error)) from error
@@ -281,7 +282,7 @@ def main() -> None:
             both = [key for key in said["ours"] if key in said[name]]
             same = sum(said["ours"][k].strip() == said[name][k].strip() for k in both)
             print(f"the same text as {name}: {same} of {len(both)}")
-        for clients in CLIENTS if len(ways) > 1 else ():
+        for clients in numbers if len(ways) > 1 else ():
             of = {name: rates[name, clients] for name in ways}
             tell(f"serve_throughput_{clients}", of, "tokens/s", 1, max)
             of = {name: [1000 * s for s in firsts[name, clients]] for name in ways}

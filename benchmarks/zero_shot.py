@@ -125,7 +125,7 @@ def main() -> None:
     torch.manual_seed(0)
     count, many, sample, turns = options.labels, options.pictures, 20, 3
     if options.quick:
-        count, many, sample, turns = 60, 20, 3, 1
+        count, many, sample, turns = 20, 10, 3, 1
     names = list(dict.fromkeys(IMAGENET_CLASSNAMES))
     names += [f"{name} in the rain" for name in names]
     labels = names[:count]
