@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from isthmus.align.joined import pooled_features
-from isthmus.backbones.vision import VisionConfig, VisionEncoder, load_vision
+from isthmus.backbones.vision import VisionEncoder, load_vision
+from isthmus.config import VisionConfig
 from isthmus.files import write_atomically
 from isthmus.images import open_picture
 
@@ -60,7 +62,7 @@ def main() -> None:
         paths = [root / row["image"] for row in records_of(root, name)]
         features = encoded(encoder, paths, name).half()
         file = root / "stages" / f"{name}.safetensors"
-        write_atomically(file, lambda p, f=features: save_file({"features": f}, p))
+        write_atomically(file, partial(save_file, {"features": features}))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,11 @@ def greedy_loop(model: VisionLanguageModel, batch: Batch, steps: int) -> Tensor:
     ends = {*model.language.end_ids(), model.special_tokens.end_id}
     ids, start = batch.input_ids, batch.input_ids.shape[1]
     for _ in range(steps):
-        chosen = model(Batch(ids, torch.ones_like(ids), batch.pixels)).logits[:, -1].argmax(dim=-1)
+        chosen = (
+            model(Batch(input_ids=ids, attention_mask=torch.ones_like(ids), pixels=batch.pixels))
+            .logits[:, -1]
+            .argmax(dim=-1)
+        )
         ids = torch.cat([ids, chosen[:, None]], dim=1)
         if int(chosen) in ends:
             break
@@ -140,7 +144,9 @@ def beam_search(model: VisionLanguageModel, batch: Batch, beams: int, steps: int
         grown: list[tuple[float, list[int]]] = []
         for score, tail in kept:
             ids = torch.cat([batch.input_ids, torch.tensor([tail]).long().view(1, -1)], dim=1)
-            logits = model(Batch(ids, torch.ones_like(ids), batch.pixels)).logits[0, -1]
+            logits = model(
+                Batch(input_ids=ids, attention_mask=torch.ones_like(ids), pixels=batch.pixels)
+            ).logits[0, -1]
             log_probs = logits.log_softmax(dim=-1)
             log_probs[[i for i in banned if i < len(log_probs)]] = float("-inf")
             best = log_probs.topk(beams)

@@ -120,7 +120,7 @@ def _answer(
         shown["features" if features else "pixels"] = tensor
     kept = [_keep(p, folder) for m in prompt.pictures for p in frames(m)]
     ids, mask = pad([model.encode_text(prompt.spans, len(prompt.pictures))], model.pad_id, "left")
-    batch = Batch(ids, mask, **shown).to(model.device)
+    batch = Batch(input_ids=ids, attention_mask=mask, **shown).to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
     return {
         "pictures": [name for name in kept if name],

@@ -91,7 +91,7 @@ def naive_scores(model: VisionLanguageModel, prompt: Prompt, answers: Sequence[s
         ids = torch.cat(
             [batch.input_ids, torch.tensor([model.special_tokens.encode(answer)])], dim=1
         )
-        both = Batch(ids, torch.ones_like(ids), pixels=batch.pixels)
+        both = Batch(input_ids=ids, attention_mask=torch.ones_like(ids), pixels=batch.pixels)
         logits = model(both).logits[0, start - 1 : -1]
         scores.append(-float(F.cross_entropy(logits, ids[0, start:], reduction="sum")))
     return scores
@@ -121,8 +121,8 @@ def test_greedy_texts_and_their_log_probabilities_are_the_naive_ones(
             assert completion.text == text_of(model, ids, ["\n"])
             assert result.prompt_tokens == batch.input_ids.shape[1]
             answer = Batch(
-                torch.cat([batch.input_ids, ids[None]], dim=1),
-                torch.ones(1, batch.input_ids.shape[1] + len(ids), dtype=torch.long),
+                input_ids=torch.cat([batch.input_ids, ids[None]], dim=1),
+                attention_mask=torch.ones(1, batch.input_ids.shape[1] + len(ids), dtype=torch.long),
                 pixels=batch.pixels,
             )
             with torch.inference_mode():

@@ -211,7 +211,9 @@ def test_log_probabilities_are_the_models(model: VisionLanguageModel) -> None:
     batch = model.prepare([prompt.text], [[open_picture(p) for p in prompt.pictures]])
     whole = torch.cat([batch.input_ids, ids[None]], dim=1)
     with torch.inference_mode():
-        logits = model(Batch(whole, torch.ones_like(whole), pixels=batch.pixels)).logits[0]
+        logits = model(
+            Batch(input_ids=whole, attention_mask=torch.ones_like(whole), pixels=batch.pixels)
+        ).logits[0]
     known = F.log_softmax(logits[batch.input_ids.shape[1] - 1 : -1], dim=-1)
     with ServingEngine(model) as engine:
         others = [engine.submit(request(p)) for p in PROMPTS]
