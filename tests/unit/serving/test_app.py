@@ -285,7 +285,7 @@ def test_a_slow_head_and_no_http(serve: Any, monkeypatch: pytest.MonkeyPatch) ->
         with socket.create_connection(("127.0.0.1", running.port), 10) as link:
             link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             found = b""
-            while b'"ok"}' not in found:
+            while not found.endswith(b"}"):
                 found += link.recv(1 << 16)
             link.sendall(b"GET /hea")
             assert link.recv(1 << 16) == b""
