@@ -27,7 +27,7 @@ from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import frames
 from isthmus.evaluation.metrics import wilson
 from isthmus.generation.decode import text_of
-from isthmus.prompting.chains import STOPS
+from isthmus.reasoning.question import STOPS
 from isthmus.templates import template_named
 
 QUESTION = "What is in the picture?"
