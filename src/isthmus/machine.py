@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isthmus.errors import ConfigError, suggestion
-from isthmus.speedups import onednn
+from isthmus.model.speedups import onednn
 
 if TYPE_CHECKING:
     import torch
