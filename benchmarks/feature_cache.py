@@ -14,7 +14,8 @@ belongs to the side without a cache, reading rows to the side with one.
                                    the language model
     ratio feature_lookup           the image side of stage 2's step alone
 
-The recipe also draws features that were never images; here every sample is an image.
+The recipe also draws features that were never images; here every sample is an image. `--quick`
+takes small batches in fp32, which is fast on any CPU, unless another precision is asked for.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from PIL import Image
 import isthmus as im
 from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import ImageRef
-from isthmus.model.vlm import IGNORED, pad
+from isthmus.model.batch import IGNORED, pad
 from isthmus.prompts.prompt import END_TAG
 from isthmus.prompts.templates import template_named
 
@@ -77,7 +78,7 @@ def texts(model: im.VisionLanguageModel, batch: int) -> im.Batch:
     labels = torch.full_like(ids, IGNORED)
     for i, length in enumerate(lengths):
         labels[i, -length:] = ids[i, -length:]
-    return im.Batch(ids, mask, labels=labels)
+    return im.Batch(input_ids=ids, attention_mask=mask, labels=labels)
 
 
 def turns(sides: dict[str, Callable[[int], object]], repeats: int) -> dict[str, list[float]]:
@@ -98,17 +99,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     repeats = 1 if options.quick else 7
-    small, large = (8, 48) if options.quick else (LANGUAGE[1], CONCEPTS[1])
+    small, large = (2, 8) if options.quick else (LANGUAGE[1], CONCEPTS[1])
 
     model = im.load(options.model).train()
     for name, parameter in model.named_parameters():
         if name.startswith(FREEZE):
             parameter.requires_grad_(False)
-    half = options.precision == "bf16"
+    half = (options.precision or ("fp32" if options.quick else "bf16")) == "bf16"
     if half:  # as the training loop does it on a CPU
         model.language.model.set_attn_implementation("eager")
         for parameter in model.language.parameters():
@@ -133,11 +134,17 @@ def main() -> None:
             return torch.stack([model.vision.preprocess(image) for image in opened])
 
         def encode(count: int) -> torch.Tensor:
-            parts = open_(count).split(64)
+            parts = torch.split(open_(count), 64)
             return torch.cat([model.vision(part) for part in parts])
 
         def step(features: torch.Tensor | None, pixels: torch.Tensor | None) -> None:
-            batch = im.Batch(text.input_ids, text.attention_mask, pixels, features, text.labels)
+            batch = im.Batch(
+                input_ids=text.input_ids,
+                attention_mask=text.attention_mask,
+                pixels=pixels,
+                features=features,
+                labels=text.labels,
+            )
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = model(batch).loss
@@ -152,7 +159,8 @@ def main() -> None:
 
         def concepts(features: torch.Tensor) -> None:
             still.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(classifier.logits(features), targets).backward()
+            loss = torch.nn.functional.cross_entropy(classifier.logits(features), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
             still.step()
 
         sides: dict[str, Callable[[int], object]] = {

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    repeats = 5 if options.quick else 30
+    repeats = 3 if options.quick else 30
     model = im.load(options.model)
     image = im.open_image(PICTURE)
     prompt = template_named(model.config.template)([], im.Example(image, QUESTION)).text
@@ -69,7 +69,12 @@ def main() -> None:
 
     @torch.inference_mode()
     def prefill() -> object:
-        return model(im.Batch(batch.input_ids, batch.attention_mask, features=features), last=1)
+        return model(
+            im.Batch(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, features=features
+            ),
+            last=1,
+        )
 
     def answer(tokens: int) -> object:
         return im.generate(

@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +46,7 @@ def paint(folder: Path, copies: int) -> dict[str, list[Path]]:
 
 
 def rates(
-    sides: dict[str, Callable[[Sequence[Path]], int]], files: Sequence[Path], repeats: int
+    sides: Mapping[str, Callable[[Sequence[Path]], int]], files: Sequence[Path], repeats: int
 ) -> dict[str, list[float]]:
     """Images per second of each side's runs, one after the other, after one that warms up."""
     found: dict[str, list[float]] = {name: [] for name in sides}

@@ -12,14 +12,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import openflamingo
 import torch
-from open_flamingo.src.flamingo import Flamingo
-from open_flamingo.src.flamingo_lm import FlamingoLMMixin
-from open_flamingo.src.utils import extend_instance
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets.registry import fetch_asset
 from isthmus.config.model import TrainConfig
 from isthmus.model.connectors.resampler import PerceiverResampler, ResamplerLayer
 from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
@@ -60,14 +57,6 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 Step = Callable[[list[Samples]], None]
 
 
-class CurrentMixin(FlamingoLMMixin):
-    """OpenFlamingo's mixin beside a current Transformers, which leaves out a mask of ones."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **rest: Any) -> Any:
-        """As theirs, with a mask that may be missing."""
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **rest)
-
-
 class Given(nn.Module):
     """In place of open_clip's model: its visual tower hands on features made before."""
 
@@ -86,15 +75,10 @@ class Tower(nn.Module):
 
 def their_model(model: im.VisionLanguageModel) -> nn.Module:
     """OpenFlamingo's own model around the same language model, with copied weights."""
-    from transformers import AutoModelForCausalLM
+    from open_flamingo.src.flamingo import Flamingo
 
     tokens = model.special_tokens
-    lm = AutoModelForCausalLM.from_pretrained(
-        fetch_asset("smollm2-135m-instruct"), dtype=torch.float32
-    )
-    extend_instance(lm, CurrentMixin)
-    lm.set_decoder_layers_attr_name("model.layers")
-    lm.resize_token_embeddings(tokens.end_id + 1, mean_resizing=False)
+    lm = openflamingo.bare_model(tokens.end_id + 1)
     other: Any = Flamingo(Given(), lm, tokens.end_id, tokens.image_id, WIDTH, EVERY)
     # as their factory does with freeze_lm_embeddings
     other.requires_grad_(False)
@@ -187,7 +171,7 @@ def their_step(other: nn.Module, autocast: Autocast, *, fill: bool) -> Step:
                 loss = their_loss(other, samples, fill=fill)
             if samples.documents and torch.isnan(loss):
                 raise FloatingPointError("the loss is not a number")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(other.parameters(), CONFIG.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

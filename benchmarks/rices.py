@@ -90,12 +90,12 @@ def main() -> None:
             assert found["once"] == found["anew"], "both sides must choose the same shots"
 
     print(f"{count} support pictures, {asked} queries, {SHOTS} shots, {options.runs} runs")
-    for side, seconds in times.items():
-        print(f"{side}: {encoded[side]} pictures encoded, {sum(seconds):.1f} s")
+    for side, taken in times.items():
+        print(f"{side}: {encoded[side]} pictures encoded, {sum(taken):.1f} s")
     print(f"ratio rices_pictures {encoded['anew'] / encoded['once']:.2f}")
     print(f"ratio rices {sum(times['anew']) / sum(times['once']):.2f}")
     if options.runs > 1:
-        again = {side: statistics.median(seconds[1:]) for side, seconds in times.items()}
+        again = {side: statistics.median(taken[1:]) for side, taken in times.items()}
         print(f"ratio rices_again {again['anew'] / again['once']:.2f}")
 
 

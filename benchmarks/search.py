@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--way", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    count = 50_000 if options.quick else options.vectors
+    count = 10_000 if options.quick else options.vectors
     if options.way == "build":
         return build(options.folder, count)
     if options.way:
@@ -207,7 +207,7 @@ def main() -> None:
     assert ours["recall"] >= 0.9, ours["recall"]
     print(f"ratio search_numpy {theirs['median'] / ours['median']:.1f}")
     print(f"ratio search_memory {theirs['own'] / max(1.0, ours['own']):.1f}")
-    first, again = update(1000 if options.quick else 10_000)
+    first, again = update(200 if options.quick else 10_000)
     print(f"files: afresh {first:.2f} s, known {again:.3f} s")
     print(f"ratio search_update {first / again:.0f}")
 

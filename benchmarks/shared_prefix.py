@@ -72,7 +72,9 @@ def main() -> None:
     @torch.inference_mode()
     def known(prompt: im.Prompt, visual: torch.Tensor) -> float:
         batch = model.prepare([prompt.text], [list(prompt.images)])
-        given = im.Batch(batch.input_ids, batch.attention_mask, visual=visual)
+        given = im.Batch(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, visual=visual
+        )
         started = time.perf_counter()
         im.generate(model, given, max_new_tokens=NEW_TOKENS)
         return time.perf_counter() - started

@@ -1,6 +1,6 @@
 """The server at its limit for ten minutes: does anything break, leak, or get lost?
 
-    python benchmarks/soak.py [--minutes 10] [--clients 32] [--model tiny] [--threads 2]
+    python benchmarks/soak.py [--quick] [--minutes 10] [--clients 32] [--model tiny] [--threads 2]
 
 A process of `isthmus serve` with a queue of 16, a batch of 8 and 128 MB for what it keeps, and 32
 clients that hardly wait: whole and streamed answers, images new and known, several images,
@@ -12,6 +12,8 @@ server is well at the end; and its own memory after the whole is at most a tenth
 the first fifth, which filled its caches.
 
     ratio soak_memory   memory at the end over memory after the first fifth
+
+`--quick` is 15 seconds of 4 clients, too short for its caches to fill: memory is not asserted.
 """
 
 from __future__ import annotations
@@ -160,11 +162,14 @@ def memory(process: int) -> float:
 def main() -> None:
     """Runs it, prints what came back, and asserts."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="15 seconds, 4 clients")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.quick:
+        options.minutes, options.clients = 0.25, 4
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -185,7 +190,7 @@ def main() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        time.sleep(2)  # what was left is let go
+        time.sleep(0.2 if options.quick else 2)  # what was left is let go
 
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -220,9 +225,9 @@ def main() -> None:
     print(f"ratio soak_memory {last / first:.3f}")
     assert not broken, broken[:5]
     assert well
-    assert ended in (0, -15), said[-2000:]  # uvicorn ends by the signal that it was sent
+    assert ended in (0, -15, 143), said[-2000:]  # by the signal that it was sent, as shells say it
     assert "Traceback" not in said, said[-2000:]
-    assert last <= 1.1 * first, (first, last)
+    assert options.quick or last <= 1.1 * first, (first, last)
 
 
 if __name__ == "__main__":

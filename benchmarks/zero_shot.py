@@ -34,10 +34,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 import transformers
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
 from torch.nn import functional as F
 
@@ -51,6 +49,8 @@ ONE = "This is a photo of {}."
 
 def tokenizer() -> Any:
     """OpenAI's, as Transformers has it."""
+    import open_clip
+
     simple = open_clip.tokenizer.SimpleTokenizer()
     merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
     renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
@@ -116,11 +116,16 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     options = parser.parse_args()
+    try:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    except ImportError as error:
+        print(f"needs open_clip, which is not installed ({error}): pip install open_clip_torch")
+        return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     count, many, sample, turns = options.labels, options.images, 20, 3
     if options.quick:
-        count, many, sample, turns = 60, 20, 3, 1
+        count, many, sample, turns = 20, 10, 3, 1
     names = list(dict.fromkeys(IMAGENET_CLASSNAMES))
     names += [f"{name} in the rain" for name in names]
     labels = names[:count]

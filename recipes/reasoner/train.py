@@ -169,7 +169,7 @@ def loss_of(
     for i, row in enumerate(rows):
         weights[i, : len(row[3])] = torch.tensor(row[3])
     after = weights[:, 1:] > 0
-    batch = im.Batch(ids, mask)
+    batch = im.Batch(input_ids=ids, attention_mask=mask)
     places = model.language.places(mask, None)
     with model.in_sight(batch, chosen=F.pad(after, (0, 1))) as embeddings:
         logits = model.language.model(inputs_embeds=embeddings, use_cache=False, **places).logits
@@ -193,7 +193,8 @@ def optimizers_of(model: im.VisionLanguageModel, lr: float) -> list[torch.optim.
 
     Muon learns more from each text, and texts are what a CPU has no time for.
     """
-    inner, rest = [], []
+    inner: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.trained_parameters().items():
         layered = ".layers." in name
         (inner if layered and parameter.ndim == 2 else rest).append(parameter)
@@ -254,7 +255,7 @@ def main() -> None:
                     group["lr"] = peak * schedule(step)
             loss, tokens = loss_of(model, rows, parts)
             model.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.trained_parameters().values(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()

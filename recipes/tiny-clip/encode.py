@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
+from isthmus.config.model import VisionConfig
 from isthmus.files import write_atomically
 from isthmus.media.image import open_image
-from isthmus.model.backbones.vision import VisionConfig, VisionEncoder, load_vision
+from isthmus.model.backbones.vision import VisionEncoder, load_vision
 from isthmus.model.clip.joined import pooled_features
 
 VISION = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
@@ -60,7 +62,7 @@ def main() -> None:
         paths = [root / row["image"] for row in records_of(root, name)]
         features = encoded(encoder, paths, name).half()
         file = root / "stages" / f"{name}.safetensors"
-        write_atomically(file, lambda p, f=features: save_file({"features": f}, p))
+        write_atomically(file, partial(save_file, {"features": features}))
 
 
 if __name__ == "__main__":

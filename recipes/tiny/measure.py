@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
 import isthmus as im
 from isthmus.data.features import FeatureCache, PatchFeatures
+from isthmus.data.records import frames
+from isthmus.evaluation.metrics import wilson
 from isthmus.generation.decode import text_of
 from isthmus.model.batch import Batch, pad
 from isthmus.prompts.templates import template_named
-from isthmus.reasoning.inference import STOPS
+from isthmus.reasoning.question import STOPS
 
 QUESTION = "What is in the picture?"
 TESTS = {
@@ -52,14 +54,6 @@ def normalised(text: str) -> str:
     return " ".join(words[1:] if words and words[0] in ("a", "an", "the") else words)
 
 
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a share (Wilson 1927)."""
-    share, scale = right / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    return centre - half, centre + half
-
-
 def records_of(test: str, root: Path) -> list[im.Record]:
     """The records of a test, with the naming question where they have none."""
     records = im.read_records(root / "records" / f"{(TESTS | DEVELOPMENT)[test]}.jsonl", root)
@@ -76,25 +70,25 @@ def answers(
     steps = range(0, len(records), BATCH)
     for i in track(steps, description=label):
         chunk = records[i : i + BATCH]
-        shown = [r.images[0] for r in chunk]
+        shown = [frames(r.images[0])[0] for r in chunk]
         prompts = [
             template([], im.Example(p, r.question or QUESTION)).text
             for p, r in zip(shown, chunk, strict=True)
         ]
         ids, mask = pad([model.encode_text(p, 1) for p in prompts], model.pad_id, "left")
-        batch = Batch(ids, mask, features=cache.get(shown))
+        batch = Batch(input_ids=ids, attention_mask=mask, features=cache.get(shown))
         rows = im.generate(model, batch, max_new_tokens=12, stop=STOPS)
         yield from (text_of(model, row, STOPS) for row in rows)
 
 
 def measure(
     model: im.VisionLanguageModel, test: str, root: Path, cache: FeatureCache, limit: int | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Accuracy of a model on one test, with its interval and baseline."""
     records = records_of(test, root)
     if limit is not None:
         records = records[:: max(1, len(records) // limit)][:limit]
-    cache.fill([r.images[0] for r in records])
+    cache.fill([frames(r.images[0])[0] for r in records])
     right = anywhere = empty = 0
     examples = []
     for record, answer in zip(records, answers(model, records, cache, test), strict=True):
@@ -134,11 +128,11 @@ def main() -> None:
     for test in options.tests:
         row = measure(model, test, options.data, cache, options.limit)
         results.append(row)
-        low, high = row["interval"]  # type: ignore[misc]
+        low, high = row["interval"]
         print(
             f"{test:<18}n={row['n']:<6}exact {row['accuracy']:6.1%} [{low:.1%}, {high:.1%}]  "
             f"anywhere {row['anywhere']:6.1%}  empty {row['empty']:.1%}  "
-            f"majority {row['baseline']['accuracy']:.1%}",  # type: ignore[index]
+            f"majority {row['baseline']['accuracy']:.1%}",
             flush=True,
         )
         if options.out is not None:

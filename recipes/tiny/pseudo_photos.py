@@ -29,6 +29,7 @@ from torch import Tensor
 from isthmus import VisionConfig, load_vision, read_records
 from isthmus.assets.registry import fetch_asset
 from isthmus.data.features import FeatureCache, PatchFeatures
+from isthmus.data.records import frames
 
 ENCODER = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
 BACKGROUNDS = ("train-emoji.jsonl", "train-openclipart.jsonl", "train-grocery.jsonl")
@@ -79,10 +80,11 @@ def main() -> None:
     names = [json.loads(line) for line in lines]
     images = sorted(
         {
-            record.images[0]
+            image
             for file in BACKGROUNDS
             if (root / "records" / file).is_file()
             for record in read_records(root / "records" / file, root)
+            for image in frames(record.images[0])
         },
         key=str,
     )

@@ -69,8 +69,9 @@ if TYPE_CHECKING:
     from isthmus.model.saving import load, save
     from isthmus.model.vlm import VisionLanguageModel, compose
     from isthmus.prompts.prompt import Example, Prompt
-    from isthmus.reasoning.inference import Answer, ask, stream
-    from isthmus.reasoning.reason import Reasoning
+    from isthmus.reasoning.answer import Answer
+    from isthmus.reasoning.inference import ask, stream
+    from isthmus.reasoning.method import Reasoning
     from isthmus.search.index import Hit, ImageIndex
     from isthmus.search.search import search_images
     from isthmus.serving.chat.launch import open_chat
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "isthmus.model.saving": ("load", "save"),
-    "isthmus.reasoning.inference": ("ask", "stream", "Answer"),
+    "isthmus.reasoning.inference": ("ask", "stream"),
     "isthmus.prompts.prompt": ("Example", "Prompt"),
     "isthmus.model.batch": ("Batch", "Output"),
     "isthmus.model.vlm": ("compose", "VisionLanguageModel"),
@@ -97,7 +98,8 @@ _HOMES = {
     "isthmus.config.file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
     "isthmus.generation.engine": ("Engine",),
-    "isthmus.reasoning.reason": ("Reasoning",),
+    "isthmus.reasoning.answer": ("Answer",),
+    "isthmus.reasoning.method": ("Reasoning",),
     "isthmus.demonstrations.example_file": ("read_examples", "write_examples"),
     "isthmus.demonstrations.rationale_file": ("write_rationales",),
     "isthmus.evaluation.runner": ("evaluate",),

@@ -102,7 +102,7 @@ def test_ask_reads_a_image_from_stdin(
         assert_one_line(run("ask", "-", *arguments), "is empty")  # it was read to its end
 
 
-@pytest.mark.parametrize("other", [("--json",), ("--beams", 2)])
+@pytest.mark.parametrize("other", [("--json",), ("--samples", 2)])
 def test_what_cannot_be_streamed(run: Any, model: Path, image: Path, other: Any) -> None:
     result = run("ask", image, QUESTION, "--model", model, "--stream", *other)
     assert_one_line(result, "--stream", other[0])

@@ -102,8 +102,8 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 
 def test_ask_in_two_stages(run: Any, model: Path, image: Path) -> None:
     arguments = ("ask", image, "What is 2 + 3?", "--model", model, "--kind", "number")
-    assert run(*arguments, "--reason", "zero-cot")[:2] == (0, "5\n")
-    code, out, _ = run(*arguments, "--reason", "zero-cot", "--samples", 4, "--json")
+    assert run(*arguments, "--reasoning", "zero-cot")[:2] == (0, "5\n")
+    code, out, _ = run(*arguments, "--reasoning", "zero-cot", "--samples", 4, "--json")
     answer = json.loads(out)
     first = f"{asked('2 + 3')} {STEPS}"
     second = f"{first} That makes 5. {EXTRACTION}"
@@ -131,7 +131,7 @@ def test_ask_after_worked_examples(run: Any, model: Path, image: Path) -> None:
         'rationale = "One more."\nanswer = "2"\n'
     )
     arguments = ("ask", image, "What is 2 + 3?", "--model", model, "--shots", file, "--json")
-    few = ("--reason", "cot", "--kind", "number", "--max-step-tokens", 3)
+    few = ("--reasoning", "cot", "--kind", "number", "--max-rationale-tokens", 3)
     shot = f"{asked('1 + 1')} One more. The answer is 2.<|endofchunk|>"
     answer = json.loads(run(*arguments, *few)[1])
     assert answer["prompts"] == [shot + asked("2 + 3")]
@@ -146,7 +146,7 @@ def test_ask_after_worked_examples(run: Any, model: Path, image: Path) -> None:
 
 def test_ask_speaks_the_questions_language(run: Any, model: Path, image: Path) -> None:
     arguments = ("ask", image, "몇 개야?", "--model", model, "--max-new-tokens", 2, "--json")
-    options = ("--reason", "zero-cot", "--max-step-tokens", 2)
+    options = ("--reasoning", "zero-cot", "--max-rationale-tokens", 2)
     assert json.loads(run(*arguments, *options)[1])["prompts"][0].endswith(" 차근차근 생각해봐.")
     own = json.loads(run(*arguments, *options, "--trigger", "하나씩.")[1])["prompts"]
     assert own[0].endswith("Answer: 하나씩.")
@@ -156,11 +156,12 @@ def test_ask_speaks_the_questions_language(run: Any, model: Path, image: Path) -
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--reason", "zero-cto"), 'did you mean "zero-cot"'),
-        (("--reason", "cot"), "no demonstration has a rationale"),
+        (("--reasoning", "zero-cto"), 'did you mean "zero-cot"'),
+        (("--reasoning", "cot"), "no demonstration has a rationale"),
         (("--trigger", "logicaly"), 'did you mean "logically"'),
-        (("--reason", "zero-cot", "--stream"), "cannot go with --stream"),
-        (("--samples", 2, "--beams", 2), "cannot go with --beams"),
+        (("--reasoning", "zero-cot", "--stream"), "cannot go with --stream"),
+        (("--samples", 2, "--stream"), "cannot go with --stream"),
+        (("--samples", 2, "--temperature", 0), "would all be the same"),
         (("--kind", "nummer"), 'did you mean "number"'),
         (("--kind", "label"), "--choices"),
         (("--kind", "choice", "--choices", ",".join(map(str, range(27)))), "27 choices"),
@@ -207,7 +208,7 @@ def test_rationales_without_answers(run: Any, model: Path, image: Path) -> None:
             "kept": "nearest to its cluster's centre that passed the filters",
         }
     answer = ("ask", image, "What is 2 + 3?", "--model", model, "--shots", out, "--json")
-    shown = json.loads(run(*answer, "--reason", "cot", "--max-step-tokens", 1)[1])
+    shown = json.loads(run(*answer, "--reasoning", "cot", "--max-rationale-tokens", 1)[1])
     assert shown["prompt"].count("That makes") == 3
 
 
@@ -239,10 +240,10 @@ def test_a_model_that_cannot_reason_is_told(run: Any, model: Path, image: Path) 
     assert not out.exists()
 
 
-def test_a_multiple_choice_shows_its_own_options(run: Any, model: Path, image: Path) -> None:
+def test_a_multiple_choice_shows_its_own_choices(run: Any, model: Path, image: Path) -> None:
     from isthmus.demonstrations.rationale_file import lettered, read_questions, shown_question
 
-    data = questions(image.parent, "blue", "A", "blue", options=["red", "blue"])
+    data = questions(image.parent, "blue", "A", "blue", choices=["red", "blue"])
     records = read_questions(data, 2)
     pairs = [lettered(*shown_question(r, "choice", ()), r) for r in records]
     assert [(e.question, e.answer, options) for e, options in pairs] == [

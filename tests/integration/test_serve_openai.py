@@ -238,11 +238,11 @@ def test_shots_and_steps_are_the_library_s(client: openai.OpenAI, model: Any) ->
     assert plain.message.content.strip() == own.text
     assert "reasoning_content" not in plain.message.model_extra
     for way, given in (("cot", examples), ("zero-cot", [])):
-        how = im.Reasoning(way, max_step_tokens=10, max_new_tokens=6)  # type: ignore[arg-type]
-        own = im.ask(model, image, "How many?", shots=given, reason=how)
+        how = im.Reasoning(way, max_rationale_tokens=10, max_new_tokens=6)  # type: ignore[arg-type]
+        own = im.ask(model, image, "How many?", shots=given, reasoning=how)
         body = {
             "shots": shots if given else [],
-            "reasoning": {"max_step_tokens": 10, "max_new_tokens": 6},
+            "reasoning": {"max_rationale_tokens": 10, "max_new_tokens": 6},
             "return_prompt": True,
         }
         made = ask(client, asked, extra_body=body, max_tokens=99)
@@ -264,7 +264,7 @@ def test_a_trigger_of_one_s_own_and_one_in_the_question_s_language(client: opena
         made = ask(client, said(text), extra_body=body, max_tokens=4)
         return made.choices[0].model_extra["prompts"][0]
 
-    assert lead("왜?", {"trigger": True}).endswith("차근차근 생각해봐.")
+    assert lead("왜?", {}).endswith("차근차근 생각해봐.")
     assert lead("Why?", True).endswith("Let's think step by step.")
     assert lead("Why?", {"trigger": "Count them."}).endswith("Count them.")
 

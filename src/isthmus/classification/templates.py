@@ -122,7 +122,7 @@ def _named(given: str | Path) -> Sequence[str] | Mapping[str, Sequence[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".txt":
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            return [line.strip() for line in text.split("\n") if line.strip()]
         told = json.loads(text)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error

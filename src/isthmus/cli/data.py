@@ -105,7 +105,9 @@ def _show(report: Report) -> None:
 
 def _name(troubles: tuple[Trouble, ...], what: str) -> None:
     """Names the first of what is broken; plainly, for names may hold brackets."""
+    from isthmus.cli.output import printable
+
     for trouble in troubles[:FIRST]:
-        print(f"  {' '.join(trouble.why.split())}")
+        print(f"  {' '.join(printable(trouble.why).split())}")
     if len(troubles) > FIRST:
         print(f"  and {len(troubles) - FIRST} more {what}: --json names them all")

@@ -32,7 +32,7 @@ def rationales(
         str,
         typer.Option(
             help="What makes the model reason: a published name, or a text (default: step by step, "
-            "in the language of the first question)."
+            "in the question's language)."
         ),
     ] = "",
     ignore_answers: Annotated[
@@ -46,7 +46,7 @@ def rationales(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of clusters and samples.")] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Most questions to read.")] = 1000,
-    max_step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
+    max_rationale_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
     json_: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
@@ -91,7 +91,7 @@ def rationales(
             hint=hint,
             seed=seed,
             limit=limit,
-            max_step_tokens=max_step_tokens,
+            max_rationale_tokens=max_rationale_tokens,
             device=device,
             dtype=dtype,
             progress=lambda what, done, of: bar.update(

@@ -111,13 +111,13 @@ def search(
 def _updated(index: ImageIndex, folder: Path, quiet: bool) -> IndexReport:
     """Fills the index, and shows how far it has come."""
     from isthmus.reports.progress import Progress
-    from isthmus.search.index import images_in
+    from isthmus.search.index import paths_in
 
     if quiet:
         return index.add(folder)
     total = None
     if sys.stderr.isatty():  # a second walk through the folder, for a person who waits
-        total = sum(1 for _ in images_in(folder.absolute(), index.folder))
+        total = sum(1 for _ in paths_in(folder.absolute(), index.folder))
     with Progress("Looking at images", total, unit="images") as progress:
         try:
             return index.add(folder, progress=progress.advance)

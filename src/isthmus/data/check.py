@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isthmus.data.records import ImageRef, Record, frames
-from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, ImageError
+from isthmus.data.records import ImageRef, Record, entries_of, frames
+from isthmus.data.sources import open_data
+from isthmus.errors import ImageError
 from isthmus.media.image import FORMATS, content_hash, open_image
-from isthmus.prompts.prompt import IMAGE_TAG
+from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
 from isthmus.reports.progress import tracked
 
 SMALL = 224
@@ -269,16 +269,16 @@ def check_data(
         The report.
 
     Raises:
-        ConfigError: If the source as a whole cannot be read.
+        ConfigError: If the source as a whole cannot be read; a bad record is in the report.
 
     Example:
         >>> check_data([Record(text="Only words.")]).verdict
         'Fit for training: 1 of 1 records are usable.'
     """
-    records = read_data(source, root=root)
+    records = open_data(source, root=root)
     tally = _Tally(decode)
     numbers = tracked(range(len(records)), "Checking", quiet=quiet)
-    for record in _readable(records, iter(numbers), tally):
+    for record in _readable(records, numbers, tally):
         tally.record(record)
     pixels = list(zip(tally.widths, tally.heights, strict=True))
     return Report(
@@ -303,10 +303,20 @@ def check_data(
     )
 
 
-def _readable(records: Sequence[Record], numbers: Iterator[int], tally: _Tally) -> Iterator[Record]:
-    """The records that can be read; the others are noted."""
-    for number in numbers:
-        try:
-            yield records[number]
-        except ConfigError as error:
-            tally.unreadable.append(Trouble(f"record {number + 1}", str(error)))
+def _readable(records: Sequence[Record], numbers: Iterable[int], tally: _Tally) -> Iterator[Record]:
+    """The records that can be read and trained on; the others are noted."""
+    for number, entry in zip(numbers, entries_of(records), strict=True):
+        wrong = entry if isinstance(entry, str) else _no_unicode(entry)
+        if wrong or isinstance(entry, str):
+            tally.unreadable.append(Trouble(f"record {number + 1}", wrong))
+        else:
+            yield entry
+
+
+def _no_unicode(record: Record) -> str:
+    """What no tokenizer takes in a record that was made elsewhere than in `rows`."""
+    turns = [text for t in record.turns for text in (t.question, t.answer, t.rationale)]
+    for text in (record.text, *turns, *record.names):
+        if text and (wrong := lone_surrogate(text)):
+            return f"{record.origin}: {wrong}" if record.origin else wrong
+    return ""

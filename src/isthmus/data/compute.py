@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, Literal
 import torch
 
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
-from isthmus.data.records import ImageRef, Record, frames
+from isthmus.data.records import ImageRef, LazyRecords, Record, entries_of, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import InputError
 from isthmus.machine import device_for, dtype_for
 from isthmus.model.backbones.vision import load_vision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,18 @@ def compute_features(
 
 def _listed(data: Any) -> list[Any]:
     """Data sets as a list; records are one data set."""
-    if isinstance(data, (str, Path)) or hasattr(data, "column_names"):
+    if isinstance(data, (str, Path, LazyRecords)) or hasattr(data, "column_names"):
         return [data]
     listed = list(data)
     return [listed] if listed and isinstance(listed[0], Record) else listed
 
 
 def _images(data: Iterable[Sequence[Record]]) -> Iterator[ImageRef]:
-    """All images of data sets, a clip's frames one by one."""
+    """All images of data sets, a clip's frames one by one; bad records are named in the log."""
     for records in data:
-        for record in records:
-            for medium in record.images:
+        for entry in entries_of(records):
+            if isinstance(entry, str):
+                log.warning("left out: %s", entry)
+                continue
+            for medium in entry.images:
                 yield from frames(medium)

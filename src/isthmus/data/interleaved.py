@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.data.records import ImageRef, Medium
-from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, lone_surrogate
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,16 @@ def plain(text: Any, what: str) -> str:
 
     Raises:
         TypeError: If it is no string.
-        ValueError: If it holds `<image>` or `<|endofchunk|>`: a model would take it for ours.
+        ValueError: If it holds `<image>` or `<|endofchunk|>`: a model would take it for ours. Or
+            if it holds half of a character, which no tokenizer takes.
     """
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a string, got {type(text).__name__}")
     for tag in (IMAGE_TAG, END_TAG):
         if tag in text:
             raise ValueError(f"{what} holds {tag}, which no image belongs to: take it out")
+    if wrong := lone_surrogate(text, what):
+        raise ValueError(wrong)
     return text
 
 

@@ -10,12 +10,12 @@ are.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from isthmus.errors import ImageError, InputError
+from isthmus.errors import ConfigError, ImageError, InputError
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 
@@ -163,6 +163,48 @@ class LazyRecords(Sequence[Record]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self.record_at(index % len(self))
+
+
+class ReadRecords(LazyRecords):
+    """Records of which some could not be read, and what is wrong with these.
+
+    `records[i]` raises a ConfigError for one of them, so that a bad line costs its own record and
+    no other: `isthmus data check` names it, and a run counts it as a broken sample.
+
+    Args:
+        entries: Records, and what is wrong in place of the others.
+    """
+
+    def __init__(self, entries: Sequence[Record | str]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def record_at(self, index: int) -> Record:
+        """The record that was read."""
+        entry = self.entries[index]
+        if isinstance(entry, str):
+            raise ConfigError(entry)
+        return entry
+
+
+def as_records(entries: Sequence[Record | str]) -> Sequence[Record]:
+    """Records, some of which could not be read; a plain list where all could."""
+    records = [entry for entry in entries if isinstance(entry, Record)]
+    return records if len(records) == len(entries) else ReadRecords(entries)
+
+
+def entries_of(records: Sequence[Record]) -> Iterator[Record | str]:
+    """Each record, or what is wrong in its place."""
+    if isinstance(records, ReadRecords):
+        yield from records.entries
+        return
+    for number in range(len(records)):
+        try:
+            yield records[number]
+        except ConfigError as error:
+            yield str(error)
 
 
 def with_questions(records: Sequence[Record], questions: Sequence[str]) -> Sequence[Record]:

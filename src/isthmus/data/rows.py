@@ -2,6 +2,7 @@
 
     {"image": "a.jpg", "text": "a dog on a sofa"}                     a caption (also "caption")
     {"image": "a.jpg", "name": "dog", "names": ["dog", "puppy"]}      a name, and synonyms
+    {"filepath": "a.jpg", "title": "a dog on a sofa"}                 a caption, as open_clip has it
     {"image": "a.jpg", "question": "How many?", "answer": "2"}        a question
     {"images": ["a.jpg", "b.jpg"], "question": "...", "answer": "..."}   about several images
     {"features": "a.npy", "question": "...", "answer": "..."}         features computed before
@@ -31,7 +32,6 @@ from isthmus.data.chats import take_tags, turns
 from isthmus.data.interleaved import (
     Document,
     Find,
-    decode_base64,
     from_aligned,
     from_mmc4,
     from_tagged,
@@ -39,13 +39,14 @@ from isthmus.data.interleaved import (
 )
 from isthmus.data.records import ImageRef, Medium, Record
 from isthmus.errors import ConfigError
+from isthmus.media.data_uri import bytes_of, is_data_uri
 from isthmus.media.fetch import is_url
-from isthmus.media.image import ENDINGS
+from isthmus.media.image import ENDINGS, open_image
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
-"""Endings of images' names."""
 ONE_PICTURE = ("features", "image", "file_name")
 CLIP = ("video", "frames")
+CHATS = ("conversations", "messages")
 ANSWERS = ("answer", "name", "text", "caption")
 EXPECTED = '{"image": ..., "question": ..., "answer": ...} or {"image": ..., "text": ...}'
 
@@ -71,7 +72,10 @@ def to_record(values: Any, find: Find, origin: str) -> Record:
         return _record(dict(values), find, origin)
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{origin} is no record ({why}): expected {EXPECTED}") from error
+        has = ", ".join(str(key) for key in values) or "no key"
+        raise ConfigError(
+            f"{origin} is no record ({why}): it has {has:.200}; expected {EXPECTED}"
+        ) from error
 
 
 def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
@@ -80,6 +84,10 @@ def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
     def image(value: Any) -> ImageRef:
         return to_image(value, find, origin)
 
+    if row.get("filepath") is not None and not any(row.get(k) for k in (*ONE_PICTURE, "images")):
+        row["image"] = row.pop("filepath")
+        if not any(row.get(key) is not None for key in (*ANSWERS, "names")):
+            row["text"] = row.pop("title", None)
     if row.get("text_list") is not None:
         document = from_mmc4(row, find, origin)
         return _document(document, row, origin, "text_list", "image_info", "similarity_matrix")
@@ -89,13 +97,19 @@ def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
 
     several = row.get("images") is not None
     media = _media(row, image)
-    for key in ("conversations", "messages"):
+    for key in CHATS:
         chat = row.pop(key, None)
         if chat is not None:
             talk = turns(chat, media, image, lambda v: to_clip(v, image))
             return Record(talk, names=(talk[0].answer or "",), extra=row, origin=origin)
 
     text = row.get("text")
+    if not media and isinstance(text, str) and IMAGE_TAG not in text:
+        odd = [k for k, v in row.items() if isinstance(v, str) and v.lower().endswith(ENDINGS)]
+        if odd := [key for key in odd if key not in ("question", *ANSWERS)]:
+            raise ValueError(
+                f'no image, though "{odd[0]}" names one: call it {" or ".join(ONE_PICTURE[1:])}'
+            )
     told = {key for key in ("question", "answer", "name", "names") if row.get(key) is not None}
     if isinstance(text, str) and not told and (not media or (several and IMAGE_TAG in text)):
         return _document(from_tagged(text, media), row, origin, "text")
@@ -171,8 +185,8 @@ def to_image(value: Any, find: Find, origin: str) -> ImageRef:
         value = name
     if not isinstance(value, str) or not value:
         raise TypeError(f"an image must be a path, got {value!r:.60}")
-    if value.startswith("data:"):
-        return ImageRef(Path(origin), member="image", data=decode_base64(value.partition(",")[2]))
+    if is_data_uri(value):
+        return ImageRef(Path(origin), member="image", data=bytes_of(value))
     if is_url(value):
         raise ValueError(f"{value:.80} is an address: download it, and name the file")
     return find(value)
@@ -207,9 +221,13 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 
 def png(image: Image.Image) -> bytes:
-    """A PIL image as a PNG file; what PNG does not know, such as CMYK, becomes RGB."""
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
-        image = image.convert("RGB")
+    """A PIL image as a PNG file; what PNG does not know, such as CMYK, becomes RGB.
+
+    Raises:
+        ImageError: If nothing says which values of it are black and white.
+    """
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = open_image(image)
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -19,7 +19,7 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.model.batch import IGNORED, Batch, pad
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
-from isthmus.prompts.template import Template
+from isthmus.prompts.template import CONCLUSION, Template
 from isthmus.prompts.templates import template_named
 
 
@@ -51,8 +51,9 @@ def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
     Raises:
         PromptError: As for `Template.conversation`.
     """
+    conclusion = CONCLUSION if any(t.rationale for t in record.turns) else ""
     try:
-        return template.conversation(record.turns, reason=any(t.rationale for t in record.turns))
+        return template.conversation(record.turns, conclusion=conclusion)
     except PromptError as error:
         raise PromptError(f"{record.origin}: {error}" if record.origin else str(error)) from error
 

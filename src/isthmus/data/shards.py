@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isthmus.data.records import ImageRef, LazyRecords, Record
-from isthmus.data.rows import to_record
+from isthmus.data.rows import CHATS, to_record
 from isthmus.errors import ConfigError
 from isthmus.media.image import ENDINGS
 
@@ -107,6 +107,8 @@ class _Index:
     """Key and members of each sample, in the shard's order."""
     loose: Group = field(default_factory=dict)
     """Images that are no sample's, by their names: those of documents."""
+    pairs: bool = False
+    """Whether samples are images with their texts; a text alone has then lost its image."""
 
     @cached_property
     def base_names(self) -> dict[str, str]:
@@ -188,7 +190,17 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
             row.pop(stale, None)
         row |= {"images": own} if several else {"image": own[0]}
     record = to_record(row, lambda name: shard.image(name, key, members), origin)
+    if shard.pairs and not own and not record.images and not _is_document(row):
+        raise ConfigError(
+            f"{origin} is no record (no image): expected {key}.jpg, or the like, as the shard's "
+            "other samples have"
+        )
     return record if extra is None else replace(record, extra=extra)
+
+
+def _is_document(row: Any) -> bool:
+    """Whether a row says itself which images it has, and be it none."""
+    return any(row.get(key) is not None for key in ("text_list", "texts", *CHATS))
 
 
 def _kind(name: str) -> str:
@@ -219,15 +231,26 @@ def _scan(path: Path) -> _Index:
             lost,
         )
     index = _Index(path)
-    pairs = False
+    lonely: list[str] = []
     for key, group in groups.items():
         for part, rest in _split(key, group).items():
+            kinds = {_kind(ending) for ending in rest}
             if _has_text(rest):
                 index.samples.append((part, rest))
-                pairs |= any(_kind(ending) in MEDIA for ending in rest)
+                index.pairs |= not kinds.isdisjoint(MEDIA)
+                lonely += [part] * (".txt" in kinds and kinds.isdisjoint(MEDIA))
             else:
                 index.loose |= {part + ending: span for ending, span in rest.items()}
-    if pairs and index.loose:
+    if index.pairs and lonely:
+        log.warning(
+            "%s: %d texts without an image of the same name, left out: %s",
+            path,
+            len(lonely),
+            ", ".join(lonely[:3]),
+        )
+        left_out = set(lonely)
+        index.samples = [sample for sample in index.samples if sample[0] not in left_out]
+    if index.pairs and index.loose:
         log.warning(
             "%s: %d images without a text of the same name, left out unless a document "
             "names them: %s",

@@ -22,7 +22,8 @@ from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.answers.closed import MOST_CHOICES, closed_answers
 from isthmus.prompts.prompt import Example, with_choices
 from isthmus.prompts.templates import template_named
-from isthmus.reasoning.reason import Asked, Reasoning, trigger_for
+from isthmus.reasoning.method import Reasoning, trigger_for
+from isthmus.reasoning.question import Asked
 from isthmus.reasoning.wording import trigger_named
 
 
@@ -40,7 +41,7 @@ def write_rationales(
     hint: bool = False,
     seed: int = 0,
     limit: int = 1000,
-    max_step_tokens: int = 256,
+    max_rationale_tokens: int = 256,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     progress: Callable[[str, int, int], object] | None = None,
@@ -57,7 +58,7 @@ def write_rationales(
         model: A shipped model's name, a folder, or a model.
         k: How many demonstrations.
         kind: What the answers are: "text", "number", "yes_no", "choice", "label".
-        choices: The answers of a choice or label; a choice may have "options" of its own in the
+        choices: The answers of a choice or label; a choice may have "choices" of its own in the
             data instead.
         trigger: What makes the model reason: a published name, or a text; empty is step by step,
             in the language of the first question.
@@ -66,7 +67,7 @@ def write_rationales(
         hint: Ask once more with the answer as a hint, and say so in the file.
         seed: Of clusters and samples.
         limit: Most questions to read.
-        max_step_tokens: Most tokens of a chain.
+        max_rationale_tokens: Most tokens of a chain.
         device: Where a model that is named is loaded to.
         dtype: Its data type.
         progress: Is told what is looked for ("Demonstrations" or "Clusters"), how many were found,
@@ -107,7 +108,7 @@ def write_rationales(
         "zero-cot",
         trigger or trigger_for(questions[0].question),
         seed=seed,
-        max_step_tokens=max_step_tokens,
+        max_rationale_tokens=max_rationale_tokens,
     )
     most = min(k, len(questions))
     what = "Demonstrations" if labelled else "Clusters"
@@ -157,14 +158,14 @@ def shown_question(
         InputError: If a choice or label has none.
         ImageError: If an image cannot be read.
     """
-    own = record.extra.get("options") if kind == "choice" and not choices else None
+    own = record.extra.get("choices") if kind == "choice" and not choices else None
     if own is None:
         options = closed_answers(kind, choices)
     elif isinstance(own, list) and 1 <= len(own) <= MOST_CHOICES:
         options = tuple(map(str, own))
     else:
         raise InputError(
-            f'{record.origin}: "options" is {own!r}: expected a list of 1 to {MOST_CHOICES} texts'
+            f'{record.origin}: "choices" is {own!r}: expected a list of 1 to {MOST_CHOICES} texts'
         )
     turn = record.turns[0]
     images = [p for medium in turn.images for p in frames(medium)]

@@ -25,8 +25,11 @@ from isthmus.errors import InputError
 from isthmus.generation.engine import Engine
 from isthmus.prompts.answers import AnswerKind, same_answer
 from isthmus.prompts.prompt import Example
-from isthmus.reasoning.reason import TEMPERATURE, Asked, Reasoning, Solution, solve
-from isthmus.reasoning.wording import ENGLISH, KOREAN, is_korean, trigger_named
+from isthmus.reasoning.answer import Answer
+from isthmus.reasoning.drivers import solve
+from isthmus.reasoning.method import TEMPERATURE, Reasoning
+from isthmus.reasoning.question import Asked
+from isthmus.reasoning.wording import ENGLISH, KOREAN, is_korean
 
 MOST_QUESTION_WORDS, MOST_STEPS = 60, 5
 """Zhang et al. 2022, section 4: simple questions and short chains."""
@@ -46,14 +49,14 @@ class Worked:
     made: dict[str, str | int | float] = field(default_factory=dict)
 
 
-def passes(question: str, solution: Solution, kind: AnswerKind) -> bool:
+def passes(question: str, answer: Answer, kind: AnswerKind) -> bool:
     """Whether a chain is fit to be shown, without knowing the answer (Zhang et al., section 4).
 
     A short question; a few lines that end like a sentence; an answer that parses and, where it is a
     number, stands in the chain's last sentence.
     """
-    chain = (solution.rationale or "").strip()
-    if solution.answer is None or not chain or chain[-1] not in ".!?다요":
+    chain = (answer.rationale or "").strip()
+    if answer.parsed is None or not chain or chain[-1] not in ".!?다요":
         return False
     lines = [line for line in chain.splitlines() if line.strip()]
     if len(question.split()) > MOST_QUESTION_WORDS or len(lines) > MOST_STEPS:
@@ -61,7 +64,7 @@ def passes(question: str, solution: Solution, kind: AnswerKind) -> bool:
     if kind != "number":
         return True
     last = re.split(r"(?<=[.!?])\s+", chain)[-1].replace(",", "")
-    return re.search(rf"(?<![\d.]){re.escape(solution.answer)}(?!\.?\d)", last) is not None
+    return re.search(rf"(?<![\d.]){re.escape(answer.parsed)}(?!\.?\d)", last) is not None
 
 
 def _each(asked: Asked | Sequence[Asked], count: int) -> list[Asked]:
@@ -106,7 +109,7 @@ def auto_cot(
         >>> import isthmus as im
         >>> from isthmus.prompts.templates import qa
         >>> engine = Engine(im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline()))
-        >>> how = Reasoning("zero-cot", max_step_tokens=2, max_new_tokens=2)
+        >>> how = Reasoning("zero-cot", max_rationale_tokens=2, max_new_tokens=2)
         >>> auto_cot(engine, [Example((), "2 + 3?")], 1, how, Asked(qa, "number"))
         []
     """
@@ -114,7 +117,6 @@ def auto_cot(
         raise InputError(
             f"got {len(questions)} questions for {k} demonstrations, expected at least as many"
         )
-    trigger = trigger_named(reasoning.trigger)
     forms = _each(asked, len(questions))
     bare = [replace(q, answer=None, rationale=None) for q in questions]
     if embed is None:
@@ -131,20 +133,21 @@ def auto_cot(
         for start in range(0, len(ordered), at_once):
             part = ordered[start : start + at_once]
             own = [forms[i] for i in part]
-            solutions = solve(engine, [bare[i] for i in part], [[]] * len(part), reasoning, own)
-            for i, solution in zip(part, solutions, strict=True):
-                if passes(bare[i].question, solution, forms[i].kind):
-                    kept = (i, solution)
+            answers = solve(engine, [bare[i] for i in part], [[]] * len(part), reasoning, own)
+            for i, answer in zip(part, answers, strict=True):
+                if passes(bare[i].question, answer, forms[i].kind):
+                    kept = (i, answer)
                     break
             if kept is not None:
                 break
         progress(cluster + 1)
         if kept is None:
             continue
-        number, solution = kept
+        number, answer = kept
         # as published, with the trigger: a query's chain then begins with it too
-        begun = f"{trigger.text} {solution.rationale}"
-        example = replace(bare[number], answer=solution.answer, rationale=begun)
+        trigger = reasoning.trigger_of(bare[number].question)
+        begun = f"{trigger.text} {answer.rationale}"
+        example = replace(bare[number], answer=answer.parsed, rationale=begun)
         found.append(
             Worked(
                 example,
@@ -198,7 +201,6 @@ def bootstrap(
                 "keeps chains that reach the known one; without answers take auto-cot"
             )
     forms = _each(asked, len(labelled))
-    trigger = trigger_named(reasoning.trigger)
     found: list[Worked] = []
     for start in range(0, len(labelled), at_once):
         part = list(labelled[start : start + at_once])
@@ -222,11 +224,11 @@ def bootstrap(
                     for q, i in zip(queries, left, strict=True)
                 ]
             own = [forms[start + i] for i in left]
-            solutions = solve(engine, queries, [shots] * len(queries), how, own)
-            for i, solution in zip(left, solutions, strict=True):
+            answers = solve(engine, queries, [shots] * len(queries), how, own)
+            for i, answer in zip(left, answers, strict=True):
                 right = part[i].answer or ""
                 kind = forms[start + i].kind
-                if not solution.rationale or not same_answer(solution.answer, right, kind):
+                if not answer.rationale or not same_answer(answer.parsed, right, kind):
                     continue
                 made: dict[str, str | int | float] = {
                     "by": "bootstrap with the answer as a hint" if hinted else "bootstrap",
@@ -236,8 +238,8 @@ def bootstrap(
                     "kept": "reaches the known answer" + (", which it was told" if hinted else ""),
                 }
                 if reasoning.way != "cot":
-                    made["trigger"] = trigger.text
-                kept[i] = Worked(replace(part[i], rationale=solution.rationale), made)
+                    made["trigger"] = reasoning.trigger_of(part[i].question).text
+                kept[i] = Worked(replace(part[i], rationale=answer.rationale), made)
         found.extend(kept[i] for i in sorted(kept))
         progress(min(k, len(found)))
         if len(found) >= k:

@@ -178,7 +178,7 @@ class Balanced:
 
 def generator(seed: int, key: str) -> np.random.Generator:
     """A random generator of a seed and a text, the same on every machine."""
-    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {key}".encode(errors="backslashreplace")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 

@@ -94,7 +94,8 @@ class Records:
         path = folder / RECORDS
         for row in read(path):
             self.rows[row.arm, row.item] = row
-        self._file = path.open("a", encoding="utf-8")
+        # An image's name need not be UTF-8: what is not is written as JSON's escape of it
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self.rows
@@ -133,7 +134,7 @@ def read(path: Path) -> list[Answered]:
         with path.open("rb+") as file:
             file.truncate(len(whole))
     rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
             values = json.loads(line)
             values["images"] = tuple(values["images"])

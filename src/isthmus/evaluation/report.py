@@ -98,9 +98,9 @@ def curves(task: str, rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answere
     seed, a bootstrap's for several.
     """
     ways: dict[str, dict[str, Line]] = {}
-    for reason in dict.fromkeys(r.arm.reason for r in rows):
-        own = [r for r in rows if r.arm.reason == reason]
-        ways[reason] = {
+    for way in dict.fromkeys(r.arm.reasoning for r in rows):
+        own = [r for r in rows if r.arm.reasoning == way]
+        ways[way] = {
             control: _line([r.arm for r in own if r.arm.control == control], by_arm)
             for control in dict.fromkeys(r.arm.control for r in own)
         }
@@ -108,13 +108,13 @@ def curves(task: str, rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answere
     counts = sorted({r.arm.shots for r in rows})
     levels = {"chance": rows[0].chance, "majority of the answers": rows[0].majority[1]}
     parts = [_chart(f"{task}: accuracy by number of demonstrations", plain, levels, counts)]
-    for reason, lines in ways.items():
+    for way, lines in ways.items():
         if len(lines) > 1:
-            title = f"{task}, {_way(reason)}: with its controls"
-            named = {control or _way(reason): line for control, line in lines.items()}
+            title = f"{task}, {_way(way)}: with its controls"
+            named = {control or _way(way): line for control, line in lines.items()}
             shown = _chart(title, named, levels, counts)
             parts.append(
-                f"<details><summary>{escape(_way(reason))}, with its controls</summary>{shown}"
+                f"<details><summary>{escape(_way(way))}, with its controls</summary>{shown}"
                 "</details>"
             )
     return "".join(parts)
@@ -145,8 +145,8 @@ def _chart(
     return f'{told}<p class="label">{escape(title)}; 95 % intervals</p>'
 
 
-def _way(reason: str) -> str:
-    return "direct" if reason == "none" else reason
+def _way(way: str) -> str:
+    return "direct" if way == "none" else way
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -212,7 +212,7 @@ def _said(arm: Arm, record: Answered) -> str:
     mark, sign = "partly", "~"
     if record.right in (0.0, 1.0):
         mark, sign = ("right", "✓") if record.right else ("wrong", "✗")
-    way = ", ".join(p for p in (f"{arm.shots} shots", _way(arm.reason), arm.control) if p)
+    way = ", ".join(p for p in (f"{arm.shots} shots", _way(arm.reasoning), arm.control) if p)
     parsed = "(no answer found)" if record.parsed is None else record.parsed
     whole = f"{record.prompt}⟦{record.text}⟧"
     if len(whole) > MOST_TEXT:
@@ -232,7 +232,8 @@ def image_name(ref: str) -> str:
     Args:
         ref: The image's path or hash, as records have it.
     """
-    return f"{hashlib.sha256(ref.encode()).hexdigest()[:24]}.png"
+    digest = hashlib.sha256(ref.encode(errors="backslashreplace"))
+    return f"{digest.hexdigest()[:24]}.png"
 
 
 def _image(folder: Path, ref: str) -> str:

@@ -216,7 +216,7 @@ def cells(row: Row, *, with_errors: bool) -> list[str]:
     """The figures of a row, as texts."""
     told = [
         str(row.arm.shots),
-        row.arm.reason,
+        row.arm.reasoning,
         row.arm.control,
         str(row.arm.seed),
         str(row.n),
@@ -243,7 +243,7 @@ def cells(row: Row, *, with_errors: bool) -> list[str]:
 
 def headings(*, with_errors: bool) -> list[str]:
     """What the cells of a row are."""
-    first = ["shots", "reason", "control", "seed", "n", "accuracy", "95 %", "chance", "majority"]
+    first = ["shots", "reasoning", "control", "seed", "n", "accuracy", "95 %", "chance", "majority"]
     first += [
         "majority of shots",
         "unparsed",

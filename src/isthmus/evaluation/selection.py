@@ -97,11 +97,11 @@ class Shots:
         self.task, self.arm, self.order = task, arm, order
         self.written = written
         self._selector: Selector | None = None
-        if arm.reason == "auto-cot":
+        if arm.reasoning == "auto-cot":
             return
         if task.episodic or not arm.shots:
             return
-        usable = [i for i in task.support if arm.reason != "cot" or i.example.rationale]
+        usable = [i for i in task.support if arm.reasoning != "cot" or i.example.rationale]
         if len(usable) < arm.shots:
             raise ConfigError(
                 f"{arm.id}: {len(usable)} demonstrations have a rationale; expected at least "

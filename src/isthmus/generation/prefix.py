@@ -127,13 +127,12 @@ class PrefixStore:
 
     Attributes:
         bytes: Bytes kept.
-        hits, misses: How often a prefix was there, and was not.
         evictions: How many had to go.
     """
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
-        self.bytes = self.hits = self.misses = self.evictions = 0
+        self.bytes = self.evictions = 0
         self._kept: OrderedDict[Symbols, Prefix] = OrderedDict()
 
     def __len__(self) -> int:
@@ -145,11 +144,8 @@ class PrefixStore:
     def get(self, symbols: Symbols) -> Prefix | None:
         """The prefix of exactly these symbols."""
         prefix = self._kept.get(symbols)
-        if prefix is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._kept.move_to_end(symbols)
+        if prefix is not None:
+            self._kept.move_to_end(symbols)
         return prefix
 
     def nearest(self, symbols: Symbols) -> tuple[Prefix, int] | None:

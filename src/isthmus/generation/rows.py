@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.generation.prefix import Symbols, boundary, common
+from isthmus.generation.prefix import Symbols
 from isthmus.model.backbones.states import as_states, states_in
 from isthmus.model.fusion.sight import Sight, first_of_each
 from isthmus.model.layout import Layout, starts, whole_images
-from isthmus.model.medium import layouts_of, stacked
+from isthmus.model.medium import stacked
 from isthmus.model.vlm import VisionLanguageModel
-from isthmus.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -76,33 +75,6 @@ def symbols_of(
     for start, key, layout in zip(begins, hashes, layouts, strict=False):
         symbols[start : start + len(layout)] = [key] * len(layout)
     return tuple(symbols)
-
-
-def encode_prompt(
-    model: VisionLanguageModel, prompt: Prompt, contents: Sequence[tuple[str, Any]]
-) -> Encoded:
-    """A prompt as tokens; what it shares ends in no layout.
-
-    Args:
-        model: The model.
-        prompt: The prompt.
-        contents: Its images as `content_of` gives them.
-
-    Raises:
-        PromptError: If tags and images do not match.
-    """
-    hashes = tuple(key for key, _ in contents)
-    layouts = tuple(layouts_of(model, [source for _, source in contents]))
-    ids = tuple(model.encode_text(prompt.spans, layouts))
-    symbols = symbols_of(model, ids, hashes, layouts)
-    shared = 0
-    if prompt.shared:
-        start = prompt.beginning(prompt.shared)
-        shown = layouts[: len(start.images)]
-        own = symbols_of(model, model.encode_text(start.spans, shown), hashes, shown)
-        # the text's last token may look different when it goes on
-        shared = boundary(symbols, min(common(own, symbols), len(ids) - 1), layouts)
-    return Encoded(ids, symbols, hashes, layouts, shared)
 
 
 class Rows:
@@ -240,11 +212,19 @@ class Rows:
         if self._sight is not None:
             self._sight.select(rows)
 
-    def seen(self) -> tuple[Tensor | None, Sight | None]:
-        """What tokens decoded from here on see: which rows have images, and what of them."""
-        if self._sight is not None and self.model.fusion.sees == "last":
-            self._sight.narrow()
-        return self._may_end, self._sight
+    def keys_values(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """One row's keys and values (H, L, D_head), layer by layer, without padding."""
+        real = self._mask[row].bool()
+        if bool(real.all()):
+            return [(layer.keys[row], layer.values[row]) for layer in self.states.layers]
+        return [(s.keys[row][:, real], s.values[row][:, real]) for s in self.states.layers]
+
+    def seen(self, row: int) -> tuple[bool, Sight | None]:
+        """What tokens decoded behind one row see: whether it has images, and what of them."""
+        sight = None if self._sight is None else self._sight.alone(row)
+        if sight is not None and self.model.fusion.sees == "last":
+            sight.narrow()
+        return self._may_end is not None and bool(self._may_end[row]), sight
 
     def branch(self, row: int, rows: int) -> Rows:
         """So many rows that continue one row of this batch, which stays as it is."""

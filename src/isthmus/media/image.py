@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from isthmus.errors import ImageError
@@ -146,6 +147,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             f"{name} has {width} x {height} pixels: expected a longer side of at most "
             f"{MOST_ASPECT} times the shorter; cut it into parts"
         )
+    from_file = image.format is not None  # which an upright copy does not say
     try:
         image.load()
     except Exception as error:
@@ -153,21 +155,22 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     with contextlib.suppress(Exception):  # damaged metadata beside a sound image
         image = ImageOps.exif_transpose(image)
     try:
-        return _rgb(image)
+        return _rgb(image, from_file)
+    except _Values as error:
+        raise ImageError(f"{name} {error}") from error
     except ValueError as error:
         raise ImageError(
-            f"{name} has the mode {image.mode}: expected colours, or shades of grey"
+            f"{name} has the mode {image.mode}: expected colours, or shades of grey; convert it "
+            "to RGB first"
         ) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, from_file: bool) -> Image.Image:
     """RGB over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith(("I", "F")):  # 16 bits to a shade, or 0 to 1
-        scale = 255 if image.mode == "F" else 255 / 65535
-        # Rounded: from F to L the fraction is cut off
-        return image.convert("F").point(lambda v: v * scale + 0.5).convert("L").convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        return _from_numbers(image, from_file)
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -175,6 +178,37 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+class _Values(ValueError):
+    """Nothing says which of the values are black and white."""
+
+
+def _from_numbers(image: Image.Image, from_file: bool) -> Image.Image:
+    """RGB of an image whose shades are numbers: 16 bits, 32 bits or fractions.
+
+    The mode says the range of 16 bits alone. In the others a photograph has 0 to 255 if Pillow made
+    it of a grey one, fractions 0 to 1 as arrays have them, and whole numbers 0 to 65,535 if they
+    come from a file; so the largest value tells. A file's whole numbers are always 16 bits.
+
+    Raises:
+        _Values: If values are below 0, above that, or not finite.
+    """
+    mode = image.mode
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    whites = [1.0, 255.0] if mode == "F" else [255.0, 65535.0]
+    if mode.startswith("I;16") or (mode == "I" and from_file):
+        whites = [65535.0]
+    white = next((white for white in whites if high <= white), None)
+    if white is None or not low >= 0:  # which NaN is not either
+        raise _Values(
+            f"has the mode {mode} with values from {low:g} to {high:g}: expected 0 to "
+            f"{' or 0 to '.join(f'{white:g}' for white in whites)}; scale them to 0 to 255 and "
+            "convert it to L first"
+        )
+    shades = np.floor(values * (255 / white) + 0.5).astype(np.uint8)
+    return Image.fromarray(shades).convert("RGB")
 
 
 def content_hash(source: Source) -> str:

@@ -18,7 +18,7 @@ from isthmus.model.layout import Layout
 IGNORED = -100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Prompts ready for the model.
 

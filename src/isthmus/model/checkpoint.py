@@ -33,7 +33,7 @@ from isthmus.config.model import SHIPPED, LanguageConfig, VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.machine import device_for, dtype_for
-from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.language import LanguageModel, load_language
 from isthmus.model.backbones.precision import refuse_conversion
 from isthmus.model.backbones.vision import VisionEncoder, load_vision
@@ -292,10 +292,14 @@ def load_vlm(
         config = model_from_mapping(values, untrusted=folder)
     except ConfigError as error:
         raise CheckpointError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
+    files = {
+        "vision": weight_files(config.vision.name if vision is None else ""),
+        "language": weight_files(config.language.name if language is None else ""),
+    }
     encoder = _encoder(vision, config.vision, folder)
     lm = _language(language, config.language, tokenizer, folder)
     for part, module in (("vision", encoder.model), ("language", lm.model)):
-        expected, got = description["parts"][part], fingerprint(module)
+        expected, got = description["parts"][part], files[part].fingerprint(module)
         if expected != got:
             name = getattr(config, part).name
             raise CheckpointError(

@@ -91,10 +91,10 @@ class ChatTemplate:
         *,
         instruction: str = "",
         lead: str = "",
-        reason: bool | str = False,
+        conclusion: str = "",
     ) -> Prompt:
         """See `Template`."""
-        turns = [(shot, shown_answer(shot, reason)) for shot in shots]
+        turns = [(shot, shown_answer(shot, conclusion)) for shot in shots]
         spans = [
             *self.render([*turns, (query, None)], instruction),
             *([Span(self.junction, learned=True)] if lead and self.junction else []),
@@ -105,10 +105,10 @@ class ChatTemplate:
         return Prompt.of(spans, images, _begin_of(query, spans), junction)
 
     def conversation(
-        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
+        self, turns: Sequence[Example], *, instruction: str = "", conclusion: str = ""
     ) -> tuple[Span, ...]:
         """See `Template`."""
-        shown = [(turn, shown_answer(turn, reason)) for turn in turns]
+        shown = [(turn, shown_answer(turn, conclusion)) for turn in turns]
         if not shown:
             return ()
         if not self.end:

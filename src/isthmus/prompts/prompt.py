@@ -199,6 +199,34 @@ def without_tags(text: str, also: Sequence[str] = ()) -> str:
     return text
 
 
+def lone_surrogate(text: str, what: str = "the text") -> str:
+    r"""Where a text is no Unicode, in words; empty if it is.
+
+    JSON can write half of a surrogate pair, and Python reads bytes that are no UTF-8 as such
+    halves. They are no characters: no tokenizer takes them, and no file can be written of them.
+
+    Args:
+        text: Any text.
+        what: What to call it.
+
+    Example:
+        >>> lone_surrogate("a cat \ud83d").partition(":")[0]
+        "character 7 of the text, after 'a cat ', is no Unicode"
+        >>> lone_surrogate("a cat")
+        ''
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        before = text[max(0, at - 30) : at]
+        return (
+            f"character {at + 1} of {what}, after {before!r}, is no Unicode: got the lone "
+            f"surrogate U+{ord(text[at]):04X}, half of a character"
+        )
+    return ""
+
+
 def without_images(example: Example) -> Example:
     """The example as text alone.
 

@@ -31,7 +31,7 @@ class Template(Protocol):
         *,
         instruction: str = "",
         lead: str = "",
-        reason: bool | str = False,
+        conclusion: str = "",
     ) -> Prompt:
         """Renders a prompt, up to the open answer of its query.
 
@@ -40,8 +40,9 @@ class Template(Protocol):
             query: What is asked; its answer, if it has one, is not shown.
             instruction: Stands before everything.
             lead: What the query's answer begins with, such as "Let's think step by step.".
-            reason: Demonstrations show their rationale and then their answer in a sentence,
-                "The answer is {answer}."; a text with `{answer}` in it is another sentence.
+            conclusion: A sentence with `{answer}` in it, such as `CONCLUSION`, in which
+                demonstrations state their answer behind their rationale; empty shows the answer
+                alone.
 
         Returns:
             The prompt; `shared` is where the query begins.
@@ -52,7 +53,7 @@ class Template(Protocol):
         ...
 
     def conversation(
-        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
+        self, turns: Sequence[Example], *, instruction: str = "", conclusion: str = ""
     ) -> tuple[Span, ...]:
         """Renders a whole conversation, its answers and their ends marked as learned.
 
@@ -62,7 +63,7 @@ class Template(Protocol):
         Args:
             turns: Questions with their answers.
             instruction: As for a prompt.
-            reason: As for a prompt.
+            conclusion: As for a prompt.
 
         Raises:
             PromptError: If a turn has no answer, a text contains a tag, or the template does not
@@ -90,32 +91,31 @@ def refuse_tags(text: str) -> str:
     return text
 
 
-def shown_answer(shot: Example, reason: bool | str) -> str:
+def shown_answer(shot: Example, conclusion: str = "") -> str:
     """What a demonstration shows as its answer.
 
     Args:
         shot: The demonstration.
-        reason: As for `Template`.
+        conclusion: As for `Template`.
 
     Raises:
         PromptError: If it has no answer, or a text contains a tag.
-        ConfigError: If `reason` is a text that does not say where the answer goes.
+        ConfigError: If the conclusion does not say where the answer goes.
 
     Example:
-        >>> shown_answer(Example((), "2 + 3?", "5", "2 and 3 more."), reason=True)
+        >>> shown_answer(Example((), "2 + 3?", "5", "2 and 3 more."), CONCLUSION)
         '2 and 3 more. The answer is 5.'
     """
     if shot.answer is None:
         raise PromptError(f'the demonstration "{shot.question}" has no answer')
     answer = refuse_tags(shot.answer)
-    if not reason:
+    if not conclusion:
         return answer
-    sentence = CONCLUSION if reason is True else str(reason)
-    if "{answer}" not in sentence:
+    if "{answer}" not in conclusion:
         raise ConfigError(
-            f'got reason="{sentence}", expected True or a sentence with {{answer}} in it, such as '
+            f'the conclusion is "{conclusion}": expected a sentence with {{answer}} in it, such as '
             f'"{CONCLUSION}"'
         )
-    stated = sentence.replace("{answer}", answer)
+    stated = conclusion.replace("{answer}", answer)
     rationale = refuse_tags(shot.rationale or "")
     return f"{rationale} {stated}" if rationale else stated

@@ -62,10 +62,10 @@ class TextTemplate:
         *,
         instruction: str = "",
         lead: str = "",
-        reason: bool | str = False,
+        conclusion: str = "",
     ) -> Prompt:
         """See `Template`."""
-        context = self.conversation(shots, instruction=instruction, reason=reason)
+        context = self.conversation(shots, instruction=instruction, conclusion=conclusion)
         if shots and self.between:
             context = (*context, Span(self.between))
         opened = self._answer(refuse_tags(lead)) if lead else [_OPEN]
@@ -74,7 +74,7 @@ class TextTemplate:
         return Prompt.of(spans, images, len(joined(context)), " " if lead else self.junction)
 
     def conversation(
-        self, turns: Sequence[Example], *, instruction: str = "", reason: bool | str = False
+        self, turns: Sequence[Example], *, instruction: str = "", conclusion: str = ""
     ) -> tuple[Span, ...]:
         """See `Template`."""
         spans: list[Span] = []
@@ -84,7 +84,7 @@ class TextTemplate:
             if number and self.between:
                 spans.append(Span(self.between))
             spans += self._asked(turn)
-            spans += self._answer(shown_answer(turn, reason))
+            spans += self._answer(shown_answer(turn, conclusion))
             spans.append(Span(self.end, "end", learned=True))
         return tuple(spans)
 
@@ -164,7 +164,7 @@ openflamingo_memes = TextTemplate(
 qa = TextTemplate(
     about="""The text-only form "Q: ... A: ..." of GPT-3 and of chain-of-thought prompts.
 
-    Brown et al. 2020 (GPT-3, section 3.9.1); with `reason=True` few-shot chain of thought, Wei et
+    Brown et al. 2020 (GPT-3, section 3.9.1); with a conclusion few-shot chain of thought, Wei et
     al. 2022 (table 20), and without rationales their standard prompting ("A: The answer is 11.").
     Images stand before "Q:". An answer ends with its line; the empty line after it belongs to the
     next question, which is also how GPT-2's tokenizer cuts the two.""",

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from isthmus.errors import ConfigError, suggestion
 from isthmus.prompts.answers import AnswerKind
-from isthmus.prompts.prompt import Example
+from isthmus.prompts.template import CONCLUSION
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ ENGLISH = Wording(
         }
     ),
     therefore="\nTherefore, ",
-    conclusion="The answer is {answer}.",
+    conclusion=CONCLUSION,
     markers=("The answer is", "the answer (arabic numerals) is", "the answer (Yes or No) is"),
 )
 KOREAN = Wording(
@@ -79,7 +79,7 @@ class Trigger:
         source: Where it was published.
 
     Example:
-        >>> Trigger("Let's count.").extraction("choice", options=5)
+        >>> Trigger("Let's count.").extraction("choice", choices=5)
         '\nTherefore, among A through E, the answer is'
     """
 
@@ -87,12 +87,12 @@ class Trigger:
     wording: Wording = ENGLISH
     source: str = ""
 
-    def extraction(self, kind: AnswerKind, *, options: int = 0) -> str:
+    def extraction(self, kind: AnswerKind, *, choices: int = 0) -> str:
         """The prompt of the second stage, which asks for the answer.
 
         Args:
             kind: What kind of answer it asks for.
-            options: How many choices there are; of meaning for choices alone.
+            choices: How many choices there are; of meaning for choices alone.
 
         Raises:
             ConfigError: If the kind is unknown, or a choice is asked for among none.
@@ -104,11 +104,11 @@ class Trigger:
         prompt = self.wording.extraction[kind]
         if kind != "choice":
             return prompt
-        if not 1 <= options <= 26:
-            raise ConfigError(f"got {options} choices, expected 1 to 26: they are named by letters")
-        return prompt.format(first="A", last=chr(ord("A") + options - 1))
+        if not 1 <= choices <= 26:
+            raise ConfigError(f"got {choices} choices, expected 1 to 26: they are named by letters")
+        return prompt.format(first="A", last=chr(ord("A") + choices - 1))
 
-    def direct(self, kind: AnswerKind, *, options: int = 0) -> str:
+    def direct(self, kind: AnswerKind, *, choices: int = 0) -> str:
         """The same question without reasoning: "The answer (arabic numerals) is".
 
         This is Kojima et al.'s zero-shot baseline: the extraction prompt without "Therefore".
@@ -116,16 +116,16 @@ class Trigger:
         Raises:
             ConfigError: As for `extraction`.
         """
-        prompt = self.extraction(kind, options=options).removeprefix(self.wording.therefore)
+        prompt = self.extraction(kind, choices=choices).removeprefix(self.wording.therefore)
         return prompt[0].upper() + prompt[1:]
 
-    def answer_lead(self, chain: str, kind: AnswerKind, *, options: int = 0) -> str:
+    def answer_lead(self, chain: str, kind: AnswerKind, *, choices: int = 0) -> str:
         r"""What the answer begins with in the second stage: trigger, chain, extraction prompt.
 
         Args:
             chain: What the model wrote after the trigger, as it wrote it.
             kind: What kind of answer is asked for.
-            options: How many choices there are.
+            choices: How many choices there are.
 
         Raises:
             ConfigError: As for `extraction`.
@@ -134,7 +134,7 @@ class Trigger:
             >>> Trigger("Let's think step by step.").answer_lead(" 2 + 2 is 4.", "text")
             "Let's think step by step. 2 + 2 is 4. \nTherefore, the answer is"
         """
-        return f"{self.text}{chain} {self.extraction(kind, options=options)}"
+        return f"{self.text}{chain} {self.extraction(kind, choices=choices)}"
 
 
 _KOJIMA = "Kojima et al. 2022, main.py, --cot_trigger_no"
@@ -204,68 +204,3 @@ def trigger_named(name: str) -> Trigger:
     if name.strip() and not _NAME.fullmatch(name):
         return Trigger(name, KOREAN if is_korean(name) else ENGLISH)
     raise ConfigError(f'unknown trigger "{name}": {suggestion(name, TRIGGERS)}')
-
-
-def _worked(question: str, rationale: str, answer: str) -> Example:
-    return Example((), question, answer, rationale)
-
-
-WORKED_MATH: tuple[Example, ...] = (
-    _worked(
-        "There are 15 trees in the grove. Grove workers will plant trees in the grove today. "
-        "After they are done, there will be 21 trees. How many trees did the grove workers plant "
-        "today?",
-        "There are 15 trees originally. Then there were 21 trees after some more were planted. "
-        "So there must have been 21 - 15 = 6.",
-        "6",
-    ),
-    _worked(
-        "If there are 3 cars in the parking lot and 2 more cars arrive, how many cars are in the "
-        "parking lot?",
-        "There are originally 3 cars. 2 more cars arrive. 3 + 2 = 5.",
-        "5",
-    ),
-    _worked(
-        "Leah had 32 chocolates and her sister had 42. If they ate 35, how many pieces do they "
-        "have left in total?",
-        "Originally, Leah had 32 chocolates. Her sister had 42. So in total they had "
-        "32 + 42 = 74. After eating 35, they had 74 - 35 = 39.",
-        "39",
-    ),
-    _worked(
-        "Jason had 20 lollipops. He gave Denny some lollipops. Now Jason has 12 lollipops. How "
-        "many lollipops did Jason give to Denny?",
-        "Jason started with 20 lollipops. Then he had 12 after giving some to Denny. So he gave "
-        "Denny 20 - 12 = 8.",
-        "8",
-    ),
-    _worked(
-        "Shawn has five toys. For Christmas, he got two toys each from his mom and dad. How many "
-        "toys does he have now?",
-        "Shawn started with 5 toys. If he got 2 toys each from his mom and dad, then that is 4 "
-        "more toys. 5 + 4 = 9.",
-        "9",
-    ),
-    _worked(
-        "There were nine computers in the server room. Five more computers were installed each "
-        "day, from monday to thursday. How many computers are now in the server room?",
-        "There were originally 9 computers. For each of 4 days, 5 more computers were added. So "
-        "5 * 4 = 20 computers were added. 9 + 20 is 29.",
-        "29",
-    ),
-    _worked(
-        "Michael had 58 golf balls. On tuesday, he lost 23 golf balls. On wednesday, he lost 2 "
-        "more. How many golf balls did he have at the end of wednesday?",
-        "Michael started with 58 golf balls. After losing 23 on tuesday, he had 58 - 23 = 35. "
-        "After losing 2 more, he had 35 - 2 = 33 golf balls.",
-        "33",
-    ),
-    _worked(
-        "Olivia has $23. She bought five bagels for $3 each. How much money does she have left?",
-        "Olivia had 23 dollars. 5 bagels for 3 dollars each will be 5 x 3 = 15 dollars. So she "
-        "has 23 - 15 dollars left. 23 - 15 is 8.",
-        "8",
-    ),
-)
-"""The eight worked problems of Wei et al. 2022, "Chain-of-Thought Prompting Elicits Reasoning in
-Large Language Models", table 20."""

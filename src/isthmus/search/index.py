@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from isthmus.data.rows import is_image
+from isthmus.data.folders import images_in
 from isthmus.errors import CheckpointError, ImageError, InputError
 from isthmus.media.image import MOST_FILE_BYTES, Source, open_image
 from isthmus.media.prefetch import prefetch
@@ -217,7 +217,7 @@ class ImageIndex:
         """Files that are new or changed, with their sizes and times."""
         seen: set[bytes] = set()
         for place in places:
-            for path in images_in(place, self.folder):
+            for path in paths_in(place, self.folder):
                 name = os.fsencode(path)
                 try:
                     told = os.stat(path)
@@ -371,18 +371,9 @@ class ImageIndex:
                     path.unlink()
 
 
-def images_in(place: Path, but: Path) -> Iterator[str]:
+def paths_in(place: Path, but: Path) -> Iterator[str]:
     """Paths of images in a folder, by name; a file is given back as it is."""
     if not place.is_dir():
         yield str(place)
         return
-    own = os.path.abspath(but)
-    for folder, folders, files in os.walk(place):
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith(".") and os.path.abspath(os.path.join(folder, f)) != own
-        )
-        for file in sorted(files):
-            if not file.startswith(".") and is_image(Path(file)):
-                yield os.path.join(folder, file)
+    yield from map(str, images_in(place, but=but, links=False))

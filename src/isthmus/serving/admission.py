@@ -15,8 +15,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from isthmus.errors import error_place
 from isthmus.serving.metrics import Metrics
-from isthmus.serving.refusals import Refusal, error_place
+from isthmus.serving.refusals import Refusal
 from isthmus.serving.settings import ServerSettings
 
 Scope = MutableMapping[str, Any]

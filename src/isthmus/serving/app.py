@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -11,28 +12,30 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import isthmus
 from isthmus.errors import IsthmusError
+from isthmus.generation.server import ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reasoning.live import AnswerStream
 from isthmus.serving.admission import Admission, ClientGone
-from isthmus.serving.answering import Choice
+from isthmus.serving.bodies import M, parsed
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
-from isthmus.serving.engine import ServingEngine
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.replies import streamed, whole
 from isthmus.serving.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest, ErrorBody
 from isthmus.serving.settings import ServerSettings
 
+log = logging.getLogger("isthmus.serving")
+
 _BODIES = (ChatRequest, EmbeddingRequest, ClassifyRequest)
 _T = TypeVar("_T")
-_M = TypeVar("_M", bound=BaseModel)
 
 
 def create_app(
@@ -75,6 +78,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        _tell_how_rows_run(engine)
         yield
         app.state.closing.set()
         if own:
@@ -160,15 +164,33 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
 
     @app.get("/health", **_documented())
     async def health() -> Any:
-        """Whether the server takes requests; needs no key."""
+        """Whether the server takes requests, and how it decodes them; needs no key."""
         if not service.engine.is_alive:
             raise Refusal(503, "the engine has stopped: start the server anew", "engine_stopped")
-        return {"status": "ok"}
+        together = service.engine.statistics().rows_together
+        return {"status": "ok", "rows_together": together}
 
     @app.get("/metrics", **_documented(media="text/plain"))
     async def prometheus() -> Response:
         """What Prometheus reads."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _tell_how_rows_run(engine: ServingEngine) -> None:
+    """Logs whether rows of different requests are decoded together; a warning if they are not."""
+    together = engine.statistics().rows_together
+    language = engine.model.language
+    dtype = str(language.input_embedding.weight.dtype).removeprefix("torch.")
+    log.log(
+        logging.INFO if together else logging.WARNING,
+        "%s in %s on %s: rows are decoded %s",
+        type(language.model).__name__,
+        dtype,
+        engine.model.device,
+        "together, in one pass"
+        if together
+        else "one by one, since the structure of this language model allows no other way",
+    )
 
 
 def _dual(found: DualService | None) -> DualService:
@@ -185,7 +207,7 @@ def _dual(found: DualService | None) -> DualService:
 # --- A request's body ------------------------------------------------------------------------
 
 
-async def _parsed(request: Request, schema: type[_M]) -> _M:
+async def _parsed(request: Request, schema: type[M]) -> M:
     """The body as its schema has it, parsed in a thread: it may be large.
 
     Raises:
@@ -198,15 +220,7 @@ async def _parsed(request: Request, schema: type[_M]) -> _M:
             415, "expected the header Content-Type: application/json", "unsupported_media_type"
         )
     body = await request.body()
-    try:
-        return await asyncio.to_thread(schema.model_validate_json, body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        if first["type"] == "json_invalid":
-            raise Refusal(400, "the body is no JSON, or too deep", "invalid_json") from None
-        code = "missing_parameter" if first["type"] == "missing" else "invalid_value"
-        raise Refusal(400, f"{place}: {first['msg']}", code, place) from None
+    return await asyncio.to_thread(parsed, schema, body)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T], most: float) -> _T:
@@ -250,7 +264,9 @@ async def _answer(service: Service, asked: ChatRequest) -> dict[str, Any]:
             choice.cancel()
 
 
-async def _begin(service: Service, asked: ChatRequest) -> tuple[list[Choice], AsyncIterator[bytes]]:
+async def _begin(
+    service: Service, asked: ChatRequest
+) -> tuple[list[AnswerStream], AsyncIterator[bytes]]:
     """A stream whose first event is there."""
     choices = await service.choices(asked)
     try:
@@ -272,7 +288,7 @@ async def _begin(service: Service, asked: ChatRequest) -> tuple[list[Choice], As
 class _Events(StreamingResponse):
     """Server-sent events; whichever way they end, nothing goes on being generated."""
 
-    def __init__(self, events: AsyncIterator[bytes], choices: Sequence[Choice]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], choices: Sequence[AnswerStream]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self.choices = choices

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
 from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
 from isthmus.prompts.template import Template, refuse_tags
 from isthmus.prompts.templates import template_named
-from isthmus.reasoning.chains import STOPS
+from isthmus.reasoning.question import STOPS
 
 Role = Literal["system", "user", "assistant"]
 _GAP = "\U0010fffe"
@@ -95,7 +95,7 @@ class Form:
         examples = [
             self._example(said, answer) for said, answer in zip(asked, answers, strict=False)
         ]
-        context = [*shots, *examples[: len(asked) - 1]]
+        context = [*map(self._shot, shots), *examples[: len(asked) - 1]]
         query = self._example(asked[-1], None)
         lead = f"{begun} {lead}" if begun and lead else begun or lead
         made = self._template(context, query, instruction=instruction, lead=lead)
@@ -119,7 +119,7 @@ class Form:
                 else:
                     instructions.append(turn.text)
             elif turn.role == "user":
-                own = held + turn.parts
+                own = held + _placed(turn).parts
                 held = ()
                 if asked and answers[-1] is None:
                     asked[-1] = Turn("user", asked[-1].parts + own)
@@ -141,6 +141,13 @@ class Form:
             begun = answers[-1]
         return "\n\n".join(instructions), asked, answers, begun
 
+    def _shot(self, shot: Example) -> Example:
+        """A demonstration, in whose question tags may say where its images stand."""
+        if IMAGE_TAG not in shot.question or not shot.images:
+            return shot
+        said = _placed(Turn("user", (*shot.images, shot.question)))
+        return replace(self._example(said, shot.answer), rationale=shot.rationale)
+
     def _example(self, said: Turn, answer: str | None) -> Example:
         """A turn of the user's as the template takes it.
 
@@ -161,6 +168,33 @@ class Form:
             glue = "\n" if i > first and isinstance(parts[i - 1], str) else ""
             text += glue + refuse_tags(part).replace(_GAP, "")
         return Example(tuple(parts[:first]), text, answer)
+
+
+def _placed(turn: Turn) -> Turn:
+    """A turn whose images stand where `<image>` does in its text, if it does.
+
+    Harnesses such as lm-eval send the text with its tags, and the images beside it.
+
+    Raises:
+        PromptError: If there are not as many tags as images.
+    """
+    first, *rest = turn.text.split(IMAGE_TAG)
+    if not rest or not turn.images:
+        return turn
+    if len(rest) != len(turn.images):
+        raise PromptError(
+            f"a message has {len(rest)} {IMAGE_TAG} tags in its text and {len(turn.images)} "
+            "images beside it: expected a tag for each image, or none"
+        )
+    parts: list[Any] = []
+    said = False
+    for number, text in enumerate([first, *rest]):
+        # As in training, the end of the line behind a first image is no part of the question
+        text = text if said else text.lstrip()
+        said = said or bool(text)
+        parts += [text] * bool(text)
+        parts += turn.images[number : number + 1]
+    return replace(turn, parts=tuple(parts))
 
 
 def _with_images(span: Span) -> list[Span]:

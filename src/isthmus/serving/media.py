@@ -8,10 +8,7 @@ threads of their own, and what waits in a queue is the encoder's small input, no
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import io
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from isthmus.errors import ImageError
+from isthmus.media.data_uri import DataURIError, bytes_of
 from isthmus.media.fetch import Fetcher, is_url
 from isthmus.media.image import FORMATS, open_image
 from isthmus.serving.refusals import Refusal, refusal_of
@@ -29,7 +27,6 @@ DECODERS = 2
 FETCHERS = 4
 RESOLVERS = 32
 """Threads that look names up: a slow name server keeps some of them, and nothing else."""
-_HEAD = re.compile(r"data:image/(png|jpe?g|webp|gif|bmp|x-ms-bmp);base64,", re.IGNORECASE)
 
 
 def data_of(uri: str) -> bytes:
@@ -42,29 +39,13 @@ def data_of(uri: str) -> bytes:
         >>> data_of("data:image/png;base64,AAEC")
         b'\x00\x01\x02'
     """
-    head = _HEAD.match(uri[:64])
-    if head is None:
-        raise Refusal(
-            400,
-            'expected an image as "data:image/png;base64,..." (png, jpeg, webp, gif or bmp); '
-            "paths and other addresses are not read",
-            "invalid_image_url",
-        )
     try:
-        written = uri[head.end() :].encode("ascii")
-        data = base64.b64decode(written, validate=True)
-        if base64.b64encode(data) != written:  # more padding than there is to pad, stray bits
-            raise binascii.Error
-    except (binascii.Error, UnicodeEncodeError):
-        raise Refusal(
-            400,
-            "the image's base64 is malformed: expected A-Z, a-z, 0-9, + and /, padded with =, "
-            "without line breaks",
-            "invalid_base64",
-        ) from None
-    if not data:
-        raise Refusal(400, "the image is empty: expected its bytes", "invalid_base64")
-    return data
+        return bytes_of(uri)
+    except DataURIError as error:
+        if error.malformed:
+            raise Refusal(400, str(error), "invalid_base64") from None
+        why = f"{error}; paths and other addresses are not read"
+        raise Refusal(400, why, "invalid_image_url") from None
 
 
 def pixels_claimed(data: bytes) -> int:

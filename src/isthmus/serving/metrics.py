@@ -16,6 +16,7 @@ _GAUGES = {
     "queued": "Requests that wait.",
     "running": "Requests that are decoded now.",
     "bytes": "Bytes that prefixes and visual tokens take.",
+    "rows_together": "1 if rows are decoded in one pass, 0 if one by one.",
 }
 _COUNTERS = {
     "images_encoded": "Images that were encoded.",
@@ -94,7 +95,8 @@ class _EngineCollector:
         found = self.engine.statistics()
         for name, about in _GAUGES.items():
             if hasattr(found, name):
-                yield GaugeMetricFamily(f"isthmus_{name}", about, value=getattr(found, name))
+                value = float(getattr(found, name) or 0)
+                yield GaugeMetricFamily(f"isthmus_{name}", about, value=value)
         for name, about in _COUNTERS.items():
             if hasattr(found, name):
                 yield CounterMetricFamily(f"isthmus_{name}", about, value=getattr(found, name))

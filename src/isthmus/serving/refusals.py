@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 from isthmus.errors import (
@@ -22,6 +21,7 @@ from isthmus.errors import (
     FetchError,
     ImageError,
     InputError,
+    Interrupted,
     IsthmusError,
     MissingExtraError,
     QueueFull,
@@ -86,6 +86,10 @@ def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error; nothing of one that was not raised on purpose."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, Interrupted) and error.late:
+        return Refusal(503, f"{error}: the server is busy, come back later", "timeout")
+    if isinstance(error, Interrupted):
+        return Refusal(503, "the server is shutting down", "shutting_down")
     if isinstance(error, QueueFull):
         return Refusal(429, f"{error}; come back in a moment", "queue_full")
     if isinstance(error, EngineClosed):
@@ -99,15 +103,3 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, InputError):
         return Refusal(400, str(error), "invalid_value")
     return Refusal(500, "the server failed on this request; its log says why", "internal_error")
-
-
-def error_place(error: BaseException | None) -> str:
-    """An error's name and where it was raised, without its message or any line that holds values.
-
-    Example:
-        >>> error_place(ValueError("secret"))
-        'ValueError'
-    """
-    frames = traceback.extract_tb(error.__traceback__ if error else None)
-    lines = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
-    return "\n".join([type(error).__name__, *lines])

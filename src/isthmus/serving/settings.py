@@ -25,7 +25,7 @@ class ServerSettings:
         max_queue: Requests that wait; more are told to come back (429).
         memory: Most bytes that prefixes and visual tokens may keep.
         timeout: Seconds that a request may take, waiting included.
-        max_tokens: Most tokens of an answer where a request does not say.
+        max_new_tokens: Most tokens of an answer where a request does not say.
         max_body: Most bytes of a request's body.
         max_held: Most bytes of all bodies that are being read or answered.
         body_timeout: Seconds that a body may take to arrive.
@@ -58,7 +58,7 @@ class ServerSettings:
     max_queue: int = 64
     memory: int = 1 << 30
     timeout: float = 300.0
-    max_tokens: int = 512
+    max_new_tokens: int = 512
     max_body: int = 20_000_000
     max_held: int = 400_000_000
     body_timeout: float = 30.0
@@ -75,7 +75,14 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"got port {self.port}, expected 0 to 65535")
-        counts = ("max_batch", "max_queue", "max_tokens", "max_body", "max_held", "max_images")
+        counts = (
+            "max_batch",
+            "max_queue",
+            "max_new_tokens",
+            "max_body",
+            "max_held",
+            "max_images",
+        )
         for name in (
             *counts,
             "max_media",

@@ -137,7 +137,7 @@ def check_closed_gates(model: VisionLanguageModel, *, fresh: bool = False) -> No
     batch = model.prepare(["<image>one"], [[_image(model)]])
     plain = batch.input_ids.clone()
     plain[plain == model.special_tokens.image_id] = known[0]
-    bare = bare_logits(model, Batch(plain, batch.attention_mask))
+    bare = bare_logits(model, Batch(input_ids=plain, attention_mask=batch.attention_mask))
     joined = model(batch).logits[..., : bare.shape[-1]]
     assert torch.equal(joined, bare), "closed gates change the logits"
 
@@ -220,8 +220,8 @@ def check_decoding(model: VisionLanguageModel, new_tokens: int = 6) -> None:
         chosen = logits.argmax(dim=-1)
         assert torch.equal(chosen, ids[:, step]), f"token {step} differs from full recomputation"
         grown = Batch(
-            torch.cat([grown.input_ids, chosen[:, None]], 1),
-            torch.cat([grown.attention_mask, torch.ones_like(chosen[:, None])], 1),
+            input_ids=torch.cat([grown.input_ids, chosen[:, None]], 1),
+            attention_mask=torch.cat([grown.attention_mask, torch.ones_like(chosen[:, None])], 1),
             pixels=batch.pixels,
         )
     text = model.prepare(["no image here"])
@@ -251,13 +251,13 @@ def check_training_step(model: VisionLanguageModel) -> None:
         if n not in trained
     }
     batch = prompts_of(model)
-    batch = Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=batch.input_ids)
+    batch = replace(batch, labels=batch.input_ids)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     labels[labels == model.special_tokens.image_id] = -100
     model.train()
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
     model.zero_grad(set_to_none=True)  # a gradient from before would hide one that is missing
-    loss = model(Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=labels)).loss
+    loss = model(replace(batch, labels=labels)).loss
     assert loss is not None
     loss.backward()
     check_gradients(model)
@@ -290,7 +290,7 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
     batch = prompts_of(model)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     labels[labels == model.special_tokens.image_id] = -100
-    batch = Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=labels)
+    batch = replace(batch, labels=labels)
     results = []
     for on in (False, True):
         model.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 
 from isthmus.config.model import TrainConfig
 from isthmus.data.mixture import SampleRef
-from isthmus.data.records import ImageRef, frames
+from isthmus.data.records import ImageRef, Record, frames
 from isthmus.data.samples import Sample
-from isthmus.errors import ImageError
+from isthmus.errors import InputError
 from isthmus.generation.decode import generate, text_of
 from isthmus.media.image import open_image
 from isthmus.model.batch import Batch, pad
@@ -59,7 +60,7 @@ def held_out_losses(
         # Every process makes as many passes as the others: some share parameters
         missing = -(-count // processes.count) - len(items)
         filler = TrainingItem(
-            SampleRef(0, 0, 0, 0), one.record(0), Sample([], [], ()), why_not="filler"
+            SampleRef(0, 0, 0, 0), Record(text=" "), Sample([], [], ()), why_not="filler"
         )
         items += [filler] * missing
         total = tokens = 0.0
@@ -101,32 +102,27 @@ def answers(
         for one in data:
             if len(found) == config.sample_answers or index >= len(one.records):
                 continue
-            record = one.record(index)
-            if not record.turns:
-                continue
-            with autocast(model.device, config):
-                entry = _answer(model, record.turns[0], images, folder)
-            if entry is not None:
-                found.append(entry)
+            # A record that cannot be used is named when its loss is asked for
+            with suppress(InputError), autocast(model.device, config):
+                record = one.record(index)
+                if record.turns:
+                    found.append(_answer(model, record.turns[0], images, folder))
     return found
 
 
 def _answer(
     model: VisionLanguageModel, turn: Example, images: ImageLoader, folder: Path
-) -> dict[str, Any] | None:
-    """One turn's answer; None if its images cannot be used."""
+) -> dict[str, Any]:
+    """One turn's answer."""
     render = template_named(model.config.template, model.language.tokenizer)
     prompt = render([], Example(turn.images, turn.question))
     shown: dict[str, Any] = {}
-    try:
-        if prompt.images:
-            tensor, features = images.load(prompt.images, 0)
-            shown["features" if features else "pixels"] = tensor
-        kept = [_keep(p, folder) for m in prompt.images for p in frames(m)]
-    except ImageError:
-        return None
+    if prompt.images:
+        tensor, features = images.load(prompt.images, 0)
+        shown["features" if features else "pixels"] = tensor
+    kept = [_keep(p, folder) for m in prompt.images for p in frames(m)]
     ids, mask = pad([model.encode_text(prompt.spans, len(prompt.images))], model.pad_id, "left")
-    batch = Batch(ids, mask, **shown).to(model.device)
+    batch = Batch(input_ids=ids, attention_mask=mask, **shown).to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
     return {
         "images": [name for name in kept if name],

@@ -18,7 +18,7 @@ from torch import Tensor
 from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture, SampleRef
-from isthmus.data.records import ImageRef, Medium, Record, frames
+from isthmus.data.records import ImageRef, LazyRecords, Medium, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError, ImageError, InputError
@@ -123,7 +123,7 @@ def as_sets(data: Any, kind: type[W], make: Callable[[Sequence[Record], str], W]
     """
     if isinstance(data, (str, Path)):
         sets = [make(read_data(data), Path(str(data)).stem)]
-    elif len(data) and isinstance(data[0], Record):
+    elif isinstance(data, LazyRecords) or (len(data) and isinstance(data[0], Record)):
         sets = [make(data, "")]
     else:
         sets = list(data)
@@ -158,7 +158,7 @@ def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
         except InputError:  # of a shard: `isthmus data check` names them
             continue
         key = str(record.images[0]) if record.images else record.answer
-        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        digest = hashlib.sha256(f"{seed} {key}".encode(errors="backslashreplace")).digest()
         sides[int.from_bytes(digest[:8]) < share * 2.0**64].append(record)
     return replace(data, records=sides[0]), replace(data, records=sides[1])
 

@@ -35,7 +35,8 @@ class RunLog:
         path = folder / LOG
         if path.is_file():
             _cut_half_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        # An image's name need not be UTF-8: what is not is written as JSON's escape of it
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter

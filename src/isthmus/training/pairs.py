@@ -29,7 +29,7 @@ from isthmus.data.mixture import Mixture
 from isthmus.data.records import ImageRef, Record, frames
 from isthmus.errors import ConfigError, ImageError, InputError, PromptError
 from isthmus.media.prefetch import prefetch
-from isthmus.prompts.prompt import IMAGE_TAG
+from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
 from isthmus.training.feed import Augment, augmented
 from isthmus.training.locked import TextCache, key_of, view_of
 
@@ -83,12 +83,14 @@ def names_of(record: Record) -> tuple[str, ...]:
     """What a record's images show, in one way or several.
 
     Raises:
-        InputError: If it says nothing.
+        InputError: If it says nothing, or something that is no Unicode.
     """
     given = record.names or (record.answer.replace(IMAGE_TAG, " "),)
     found = tuple(name.strip() for name in given if name.strip())
     if not found:
         raise InputError(f"{record.origin or 'a record'} has neither a name nor a text")
+    if wrong := next(filter(None, map(lone_surrogate, found)), ""):
+        raise InputError(f"{record.origin}: {wrong}" if record.origin else wrong)
     return found
 
 

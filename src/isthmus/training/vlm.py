@@ -16,7 +16,7 @@ from isthmus.config.clip import ContrastiveConfig
 from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import ImageRef, Record, frames
+from isthmus.data.records import ImageRef, Record, entries_of, frames
 from isthmus.errors import ConfigError, InputError
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
 from isthmus.model.vlm import VisionLanguageModel
@@ -157,7 +157,8 @@ def vision_language_trainee(
     check_options(config)
     sets = as_sets(data, DataSet, one_set)
     if config.objective == "concepts" and config.init is None:
-        name_concepts(model, (d.record(i).answer for d in sets for i in range(len(d.records))))
+        readable = (r for d in sets for r in entries_of(d.records) if isinstance(r, Record))
+        name_concepts(model, (record.answer for record in readable))
     store = None
     if config.feature_cache:
         model.vision.to(processes.device)

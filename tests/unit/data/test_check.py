@@ -125,7 +125,8 @@ def test_verdicts(tmp_path: Path) -> None:
 def test_unreadable_samples_of_a_shard_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     image = paint(tmp_path / "a.png", "red").read_bytes()
-    members = {"0.png": image, "0.txt": b"red", "1.png": image, "1.json": b"{", "2.txt": b"w"}
+    members = {"0.png": image, "0.txt": b"red", "1.png": image, "1.json": b"{"}
+    members["2.json"] = b'{"text_list": ["w"], "image_info": []}'
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)

@@ -163,7 +163,7 @@ def test_other_rows_in_json(tmp_path: Path) -> None:
         "1.json": {"text": "<image>One. <image>Two."},
         "1.0.png": b"one",
         "1.1.png": b"two",
-        "2.txt": "only words",
+        "2.json": {"text_list": ["only words"], "image_info": []},
         "3.caption.txt": "as WebDataset groups it",
         "3.image.webp": b"3",
         "4.v1.txt": "version 1",
@@ -285,3 +285,31 @@ def test_long_names_and_folders(tmp_path: Path) -> None:
         (image,) = record.images
         assert isinstance(image, ImageRef)
         assert (record.answer, image.read(), image.member) == ("away", b"far", f"{key}.jpg")
+
+
+def test_a_text_that_lost_its_image_is_left_out_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = pair("001")
+    del lost["001.jpg"]
+    path = shard(tmp_path / "0.tar", pair("000") | lost | pair("002"))
+    assert [r.answer for r in read_data(path)] == ["caption 000", "caption 002"]
+    assert "1 texts without an image of the same name, left out: 001" in caplog.text
+    words = shard(tmp_path / "1.tar", {"0.txt": "words", "1.txt": "alone"})
+    assert [r.text for r in read_data(words)] == ["words", "alone"]
+
+
+def test_json_that_lost_its_image_is_no_record(tmp_path: Path) -> None:
+    chat = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I"}]
+    members = {
+        "0.jpg": b"x",
+        "0.json": {"text": "a cat"},
+        "1.json": {"text": "a dog"},
+        "2.json": {"conversations": chat},
+        "3.json": {"text_list": ["Only words."], "image_info": []},
+    }
+    records = read_data(shard(tmp_path / "0.tar", members))
+    assert (len(records), records[0].answer, records[2].answer) == (4, "a cat", "I")
+    assert records[3].text == "Only words."
+    with pytest.raises(ConfigError, match=r"0\.tar, sample 1 is no record \(no image\)"):
+        records[1]

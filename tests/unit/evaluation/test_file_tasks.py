@@ -29,10 +29,10 @@ def test_an_exam_with_choices(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     file = jsonl(
         tmp_path / "exam.jsonl",
-        {"question": "Which?", "answer": "blue", "options": ["red", "blue"], "image": "a.png"},
+        {"question": "Which?", "answer": "blue", "choices": ["red", "blue"], "image": "a.png"},
         "",
-        {"id": "last", "question": "And?", "answer": "c", "options": [1, 2, 4], "rationale": "So."},
-        {"question": "First?", "answer": "A", "options": ["A", "B"], "split": "support"},
+        {"id": "last", "question": "And?", "answer": "c", "choices": [1, 2, 4], "rationale": "So."},
+        {"question": "First?", "answer": "A", "choices": ["A", "B"], "split": "support"},
     )
     task = task_named(str(file))
     assert (task.name, task.kind, task.metric, task.chance) == (
@@ -47,7 +47,7 @@ def test_an_exam_with_choices(tmp_path: Path) -> None:
         "B",
         (tmp_path / "a.png",),
     )
-    assert (last.id, last.example.answer, last.options, last.example.rationale) == (
+    assert (last.id, last.example.answer, last.choices, last.example.rationale) == (
         "last",
         "C",
         ("1", "2", "4"),
@@ -88,18 +88,18 @@ Q = {"question": "?", "answer": "x"}
         ([Q, {"question": "?"}], 'line 2 has no "answer"'),
         ([{"answer": "x"}], 'line 1 has no "question"'),
         ([Q, {**Q, "quesion": 1}], 'unknown field "quesion": did you mean "question"'),
-        ([{**Q, "options": "ab"}], 'line 1: "options" is'),
-        ([{**Q, "options": ["y", "z"]}], "none of the options \\(y, z\\)"),
-        ([{**Q, "options": ["x", "x"]}], "several of the options"),
+        ([{**Q, "choices": "ab"}], 'line 1: "choices" is'),
+        ([{**Q, "choices": ["y", "z"]}], "none of the choices \\(y, z\\)"),
+        ([{**Q, "choices": ["x", "x"]}], "several of the choices"),
         ([{**Q, "image": "gone.png"}], "line 1: no image at .*gone.png"),
         ([{**Q, "images": 3}], "the images are 3"),
         ([{**Q, "split": "tset"}], 'did you mean "test"'),
         ([{**Q, "question": "a <image> b"}], "<image> is placed by the template"),
         ([{**Q, "id": "a"}, {**Q, "id": "a"}], 'the id "a" is used twice'),
         ([{**Q, "id": "a"}, {**Q, "id": "a", "split": "support"}], "is a test item and in the"),
-        ([{**Q, "options": ["x", "y"]}, {**Q, "id": "odd"}], 'none, such as "odd"'),
+        ([{**Q, "choices": ["x", "y"]}, {**Q, "id": "odd"}], 'none, such as "odd"'),
         ([{**Q, "split": "support"}], 'no questions with "split": "test"'),
-        ([{**Q, "options": [str(i) for i in range(27)]}], "27 options"),
+        ([{**Q, "choices": [str(i) for i in range(27)]}], "27 choices"),
         ([{**Q, "answer": ["x"]}], "expected a text"),
     ],
 )
@@ -168,7 +168,7 @@ def test_easy_vqa_from_its_package(tmp_path: Path) -> None:
     task = task_named(f"easy-vqa:{tmp_path}")
     item = task.items[0]
     assert item.example.images == (tmp_path / "easy_vqa/data/test/images/3.png",)
-    assert (item.example.question, item.options) == ("What shape is it?", ("circle", "red", "yes"))
+    assert (item.example.question, item.choices) == ("What shape is it?", ("circle", "red", "yes"))
     assert [s.example.answer for s in task.support] == ["red", "yes"]
     with pytest.raises(ConfigError, match="No such file"):
         task_named(f"easy-vqa:{tmp_path / 'easy_vqa'}/nothing")
@@ -183,7 +183,7 @@ def test_a_folder_for_each_class(tmp_path: Path, split: bool) -> None:
     task = task_named(f"classes:{tmp_path}")
     assert [i.example.answer for i in task.items] == ["pear"] * 3 + ["red apple"] * 3
     assert [Path(str(i.example.images[0])).name for i in task.support] == ["3.png", "4.png"] * 2
-    assert task.items[0].options == ("pear", "red apple")
+    assert task.items[0].choices == ("pear", "red apple")
     assert task.chance == 0.5
     task.check()
 

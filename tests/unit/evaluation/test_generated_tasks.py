@@ -25,7 +25,7 @@ def digest(items: Sequence[Item], *, pixels: bool) -> str:
     found = hashlib.sha256()
     for item in items:
         for example in (item.example, *(item.shots or ())[:4]):
-            told = (item.id, example.question, example.answer, example.rationale, item.options)
+            told = (item.id, example.question, example.answer, example.rationale, item.choices)
             found.update(repr(told).encode())
             for image in example.images if pixels else ():
                 found.update(repr(image.size).encode() + image.tobytes())
@@ -72,7 +72,7 @@ def test_no_question_is_among_its_demonstrations(name: str) -> None:
 
 
 def _bare(item: Item) -> Item:
-    return Item("", item.example, options=item.options)
+    return Item("", item.example, choices=item.choices)
 
 
 # --- Grids: read back from the pixels ---------------------------------------------------------
@@ -181,9 +181,9 @@ def test_fast_binding_shows_each_name_as_often(ways: int) -> None:
         for k in (ways, 2 * ways, 4 * ways):
             counts = Counter(s.answer for s in item.shots[:k])
             assert set(counts.values()) == {k // ways}
-            assert sorted(n or "" for n in counts) == list(item.options)
-        assert item.example.answer in item.options
-        names.add(item.options)
+            assert sorted(n or "" for n in counts) == list(item.choices)
+        assert item.example.answer in item.choices
+        names.add(item.choices)
     assert len(names) > 5
 
 

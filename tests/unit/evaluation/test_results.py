@@ -165,7 +165,7 @@ def test_arms_that_make_no_sense_are_left_out_with_a_reason() -> None:
         "fast-binding-2, 4 shots, none",
         "fast-binding-2, 0 shots, zero-cot",
     ]
-    assert [a.control for a in arms if a.task == "parity" and a.reason == "cot"] == [
+    assert [a.control for a in arms if a.task == "parity" and a.reasoning == "cot"] == [
         "",
         "shuffled",
         "filler",

@@ -15,11 +15,11 @@ import isthmus as im
 from isthmus import testing
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import boundary
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.media.image import open_image
 from isthmus.model.layout import Layout, filled
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
-from isthmus.serving.engine import GenerationRequest, ServingEngine
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),

@@ -4,9 +4,11 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from isthmus.data.rows import png
 from isthmus.errors import ImageError
 from isthmus.media import image as images
 from isthmus.media.image import open_image
@@ -99,3 +101,54 @@ def test_the_hash_is_of_what_is_seen() -> None:
     same = open_image(encoded(image))
     assert images.content_hash(same) == images.content_hash(image)
     assert images.content_hash(image.resize((4, 5))) != images.content_hash(image)
+
+
+RAMP = np.linspace(0, 255, 256).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        (RAMP.astype(np.float32), "F"),
+        ((RAMP / 255).astype(np.float32), "F"),
+        (RAMP.astype(np.int32), "I"),
+        ((RAMP * 257).astype(np.int32), "I"),
+        ((RAMP * 257).astype(np.uint16), "I;16"),
+        ((RAMP * 257).astype(">u2"), "I;16B"),
+        (RAMP.astype(np.uint8), "L"),
+    ],
+)
+def test_a_photograph_is_the_same_in_whatever_numbers(values: Any, mode: str) -> None:
+    image = Image.fromarray(values)
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(open_image(image))[..., 0], RAMP.astype(np.uint8))
+
+
+@pytest.mark.parametrize("grey", ["I", "F"])
+def test_what_pillow_makes_of_a_grey_image(grey: str) -> None:
+    photograph = Image.effect_noise((9, 7), 80)
+    out = open_image(photograph.convert(grey))
+    assert out.tobytes() == photograph.convert("RGB").tobytes()
+    row = Image.open(io.BytesIO(png(photograph.convert(grey))))
+    assert open_image(row).tobytes() == out.tobytes()
+
+
+def test_a_dark_file_of_16_bits_stays_dark() -> None:
+    dark = Image.fromarray(np.full((2, 2), 200, np.uint16))
+    assert open_image(encoded(dark)).getpixel((0, 0)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0.0, 300.0]], np.float32),
+        np.array([[-1.0, 1.0]], np.float32),
+        np.array([[np.nan, 1.0]], np.float32),
+        np.array([[np.inf, 1.0]], np.float32),
+        np.array([[0, 70_000]], np.int32),
+        np.array([[-5, 5]], np.int32),
+    ],
+)
+def test_values_that_say_no_range_are_refused_with_what_to_do(values: Any) -> None:
+    with pytest.raises(ImageError, match=r"values from .*scale them to 0 to 255"):
+        open_image(Image.fromarray(values))

@@ -17,11 +17,11 @@ import isthmus as im
 from isthmus import testing
 from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.engine import Engine
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.model.layout import HOLE, IMAGE, Layout, expand, starts
 from isthmus.model.medium import Medium, Parts, connected
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
-from isthmus.serving.engine import GenerationRequest, ServingEngine
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),

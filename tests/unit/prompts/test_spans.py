@@ -18,6 +18,7 @@ from isthmus.errors import InputError, PromptError
 from isthmus.generation.score import continuations, unfinished
 from isthmus.model.backbones.span_tokens import SpanTokenizer, pieces
 from isthmus.prompts.prompt import Example, Prompt, Span, cut, joined, skip, without_images
+from isthmus.prompts.template import CONCLUSION
 from isthmus.prompts.templates import TEMPLATES, template_named
 
 A, B, C = (ImageRef(Path(f"{n}.png")) for n in "abc")
@@ -161,14 +162,15 @@ def test_a_conversation_trains_as_it_prompts(
     special = model.special_tokens
     template = template_named(model.config.template, model.language.tokenizer)
     turns = turns_of(count, images, rationale)
+    conclusion = CONCLUSION if rationale else ""
     sample = tokenize(model, Record(turns))
-    groups = list(pieces(template.conversation(turns, reason=rationale)))
+    groups = list(pieces(template.conversation(turns, conclusion=conclusion)))
     places = [i for i, (_, learned) in enumerate(groups) if learned]
     answers = [i for i in places if any(s.role == "assistant" for s in groups[i][0])]
     assert len(answers) == count
     learned: set[int] = set()
     for number, place in enumerate(answers):
-        prompt = template(turns[:number], turns[number], reason=rationale)
+        prompt = template(turns[:number], turns[number], conclusion=conclusion)
         ids = model.encode_text(prompt.spans, len(prompt.images))
         # a prompt, then its answer, then its end
         answer, end = groups[place][0], groups[place + 1][0]
@@ -503,10 +505,10 @@ def test_the_shipped_model_s_plain_prompts_have_the_tokens_they_had() -> None:
                 for name in ("plain", "hateful_memes", "qa"):
                     if name == "qa" and answer != answer.strip():
                         continue  # the space and the line break after it were one token
-                    for lead, reason in (("", False), ("Let's think.", True)):
+                    for lead, conclusion in (("", ""), ("Let's think.", CONCLUSION)):
                         query = Example(() if name == "qa" else "q.jpg", question)
                         shown = [without_images(e) for e in own] if name == "qa" else own
-                        prompt = TEMPLATES[name](shown, query, lead=lead, reason=reason)
+                        prompt = TEMPLATES[name](shown, query, lead=lead, conclusion=conclusion)
                         assert spans.encode(prompt.spans) == before(prompt.text), prompt.text
                         if name == "plain":
                             found = continuations(spans, unfinished(prompt)[1], [f" {answer}"])[0]

@@ -12,9 +12,10 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.model.backbones.tiny import byte_tokenizer
 from isthmus.prompts.chat_template import chat_template
 from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, without_images
-from isthmus.prompts.template import Template
+from isthmus.prompts.template import CONCLUSION, Template
 from isthmus.prompts.templates import TEMPLATES, plain, qa, template_named
-from isthmus.reasoning.wording import TRIGGERS, WORKED_MATH, trigger_named
+from isthmus.reasoning.wording import TRIGGERS, trigger_named
+from isthmus.reasoning.worked import WORKED_MATH
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -123,10 +124,10 @@ CASES: dict[str, Callable[[], Prompt]] = {
     "zero_shot_cot_1": lambda: qa([], JUGGLER, lead=STEPS.text),
     "zero_shot_cot_2_number": lambda: qa([], JUGGLER, lead=STEPS.answer_lead(CHAIN, "number")),
     "zero_shot_cot_2_choice": lambda: qa(
-        [], JUGGLER, lead=STEPS.answer_lead(CHAIN, "choice", options=5)
+        [], JUGGLER, lead=STEPS.answer_lead(CHAIN, "choice", choices=5)
     ),
     "zero_shot_cot_2_choice_of_3": lambda: qa(
-        [], JUGGLER, lead=STEPS.answer_lead(CHAIN, "choice", options=3)
+        [], JUGGLER, lead=STEPS.answer_lead(CHAIN, "choice", choices=3)
     ),
     "zero_shot_cot_2_yes_no": lambda: qa([], JUGGLER, lead=STEPS.answer_lead(CHAIN, "yes_no")),
     "zero_shot_cot_2_text": lambda: qa([], JUGGLER, lead=STEPS.answer_lead(CHAIN, "text")),
@@ -135,16 +136,16 @@ CASES: dict[str, Callable[[], Prompt]] = {
     "zero_shot_cot_korean_2": lambda: qa(
         [], PEARS, lead=KOREAN.answer_lead(" 7에서 4를 빼면 3이다.", "number")
     ),
-    "few_shot_cot": lambda: qa(WORKED_MATH, JUGGLER, reason=True),
+    "few_shot_cot": lambda: qa(WORKED_MATH, JUGGLER, conclusion=CONCLUSION),
     "few_shot_standard": lambda: qa(
-        [Example((), e.question, e.answer) for e in WORKED_MATH[:2]], JUGGLER, reason=True
+        [Example((), e.question, e.answer) for e in WORKED_MATH[:2]], JUGGLER, conclusion=CONCLUSION
     ),
-    "few_shot_cot_korean": lambda: qa([APPLES], PEARS, reason=KOREAN.wording.conclusion),
-    "auto_cot": lambda: qa([AUTO], JUGGLER, lead=STEPS.text, reason=True),
+    "few_shot_cot_korean": lambda: qa([APPLES], PEARS, conclusion=KOREAN.wording.conclusion),
+    "auto_cot": lambda: qa([AUTO], JUGGLER, lead=STEPS.text, conclusion=CONCLUSION),
     "chat_chatml": lambda: chatml()(
         [DOG, CATS], ASKED, instruction="Answer in one word.", lead="The answer is"
     ),
-    "chat_chatml_reason": lambda: chatml()([AUTO], JUGGLER, reason=True),
+    "chat_chatml_reason": lambda: chatml()([AUTO], JUGGLER, conclusion=CONCLUSION),
     "chat_gemma": lambda: gemma()([DOG], ASKED, instruction="Answer in one word.", lead="It is"),
     "chat_llama2": lambda: llama2()([DOG], ASKED, lead="It is"),
 }
@@ -204,7 +205,7 @@ def test_text_alone_has_no_tag(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_the_lead_ends_the_prompt_and_the_query_answer_is_never_shown(name: str) -> None:
     query = Example("q.jpg", "What is it?", "a secret", "hidden steps")
-    prompt = ALL[name]([DOG], query, lead="Let's see.", reason=True)
+    prompt = ALL[name]([DOG], query, lead="Let's see.", conclusion=CONCLUSION)
     assert prompt.text.endswith("Let's see.")
     assert "secret" not in prompt.text
     assert "hidden" not in prompt.text
@@ -218,7 +219,7 @@ def test_tags_in_text_are_refused_everywhere(name: str, part: str, tag: str) -> 
     prompt = {"instruction": "", "lead": ""}
     (shot if part in shot else prompt)[part] = f"a {tag} tag"
     with pytest.raises(PromptError, match="is placed by the template"):
-        ALL[name]([Example("a", **shot)], ASKED, **prompt, reason=True)
+        ALL[name]([Example("a", **shot)], ASKED, **prompt, conclusion=CONCLUSION)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -229,12 +230,12 @@ def test_a_demonstration_needs_an_answer(name: str) -> None:
 
 def test_a_conclusion_says_where_the_answer_goes() -> None:
     with pytest.raises(ConfigError, match=r"\{answer\}"):
-        qa([DOG], ASKED, reason="So there.")
+        qa([DOG], ASKED, conclusion="So there.")
 
 
 def test_braces_in_texts_stay() -> None:
     shot = Example((), "f{x}?", "{1}", "set {a}")
-    assert "set {a} The answer is {1}.\n" in qa([shot], ASKED, reason=True).text
+    assert "set {a} The answer is {1}.\n" in qa([shot], ASKED, conclusion=CONCLUSION).text
 
 
 def test_chat_needs_a_tokenizer_with_a_chat_template() -> None:
@@ -285,14 +286,14 @@ def test_a_model_answers_through_a_named_template() -> None:
 
 
 def test_extraction_prompts_name_the_choices() -> None:
-    assert STEPS.extraction("choice", options=6).endswith("among A through F, the answer is")
-    assert KOREAN.extraction("choice", options=4) == "\n따라서 A부터 D 중에서 정답은"
-    assert STEPS.direct("choice", options=5) == "Among A through E, the answer is"
+    assert STEPS.extraction("choice", choices=6).endswith("among A through F, the answer is")
+    assert KOREAN.extraction("choice", choices=4) == "\n따라서 A부터 D 중에서 정답은"
+    assert STEPS.direct("choice", choices=5) == "Among A through E, the answer is"
     assert STEPS.direct("yes_no") == "The answer (Yes or No) is"
     assert KOREAN.direct("number") == "정답은(숫자로)"
-    for options in (0, 27):
-        with pytest.raises(ConfigError, match=f"got {options} choices"):
-            STEPS.extraction("choice", options=options)
+    for choices in (0, 27):
+        with pytest.raises(ConfigError, match=f"got {choices} choices"):
+            STEPS.extraction("choice", choices=choices)
     with pytest.raises(ConfigError, match='did you mean "number"'):
         STEPS.extraction("numbr")  # type: ignore[arg-type]
 

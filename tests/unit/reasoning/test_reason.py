@@ -14,12 +14,16 @@ from PIL import Image
 import isthmus as im
 from isthmus.demonstrations.rationales import auto_cot, bootstrap, passes
 from isthmus.errors import ConfigError, InputError
-from isthmus.generation.engine import Completion, Engine, Generation
+from isthmus.generation.engine import Completion, Engine
+from isthmus.generation.requests import GenerationRequest
 from isthmus.prompts.chat_template import chat_template
 from isthmus.prompts.prompt import Example, Prompt
 from isthmus.prompts.templates import plain, qa
+from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.decompose import parts_of
-from isthmus.reasoning.reason import Asked, Reasoning, Solution, solve, way_for
+from isthmus.reasoning.drivers import solve
+from isthmus.reasoning.method import Reasoning, reasoning_for
+from isthmus.reasoning.question import Asked
 from isthmus.reasoning.vote import vote
 from isthmus.reasoning.wording import trigger_named
 
@@ -36,20 +40,22 @@ class Scripted:
         self.asked: list[Prompt] = []
         self.temperatures: list[float] = []
 
-    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
-        self.asked += prompts
-        self.temperatures.append(options.get("temperature", 0.0))
-        samples, seed = options.get("samples", 1), options.get("seed", 0)
-        results = []
-        for prompt in prompts:
-            texts = [self.script(prompt.text, seed + n) for n in range(samples)]
-            completions = tuple(Completion(t, tuple(range(len(t))), 0.0, True) for t in texts)
-            results.append(Generation(prompt, completions, 10, 4))
-        return results
+    def run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        self.asked += [r.prompt for r in requests]
+        self.temperatures += [r.temperature for r in requests]
+        texts = [self.script(r.prompt.text, draw_of(r.seed or 0)) for r in requests]
+        return [
+            Completion(t, tuple(range(len(t))), prompt_tokens=10, cached_tokens=4) for t in texts
+        ]
 
 
-def solved(script: Callable[[str, int], str], reasoning: Reasoning, **rest: Any) -> Solution:
-    """The solution of one question by a script."""
+def draw_of(seed: int) -> int:
+    """Number of a chain, or of an attempt, from the seed of its request."""
+    return seed // 1_000_003 + seed % 1_000_003
+
+
+def solved(script: Callable[[str, int], str], reasoning: Reasoning, **rest: Any) -> Answer:
+    """The answer to one question by a script."""
     asked = rest.pop("asked", NUMBERS)
     query = rest.pop("query", Example((), "What is 2 + 3?"))
     engine: Any = rest.pop("engine", None) or Scripted(script)
@@ -62,26 +68,26 @@ def test_the_two_stages_letter_by_letter() -> None:
         return "5." if prompt.endswith("is") else "2 and 3 more is 5."
 
     solution = solved(script, Reasoning("zero-cot"))
-    first, second = (p.text for p in solution.prompts)
+    first, second = solution.prompts
     assert first == "Q: What is 2 + 3?\nA: Let's think step by step."
     assert second == (
         "Q: What is 2 + 3?\nA: Let's think step by step. 2 and 3 more is 5. "
         "\nTherefore, the answer (arabic numerals) is"
     )
-    assert (solution.answer, solution.rationale) == ("5", "2 and 3 more is 5.")
+    assert (solution.parsed, solution.rationale) == ("5", "2 and 3 more is 5.")
     assert (solution.prompt_tokens, solution.cached_tokens) == (20, 8)
 
 
 def test_korean() -> None:
     query = Example((), "사과 2개와 3개는 모두 몇 개야?")
-    how = way_for(query.question, [])
+    how = reasoning_for("auto")
 
     def script(prompt: str, _: int) -> str:
         return "다섯 개입니다." if prompt.endswith("(숫자로)") else "2에 3을 더하면 5입니다."
 
     solution = solved(script, how, query=query)
-    assert solution.prompts[0].text.endswith("A: 차근차근 생각해봐.")
-    assert solution.answer == "5"
+    assert solution.prompts[0].endswith("A: 차근차근 생각해봐.")
+    assert solution.parsed == "5"
 
 
 def test_few_shot_chain_of_thought_is_parsed_after_its_conclusion() -> None:
@@ -89,8 +95,8 @@ def test_few_shot_chain_of_thought_is_parsed_after_its_conclusion() -> None:
     solution = solved(
         lambda *_: "2 and 3, or 7 less 2. The answer is 5.", Reasoning("cot"), shots=shots
     )
-    assert solution.prompts[0].text.startswith("Q: 1 + 1?\nA: One and one. The answer is 2.\n\n")
-    assert solution.answer == "5"
+    assert solution.prompts[0].startswith("Q: 1 + 1?\nA: One and one. The answer is 2.\n\n")
+    assert solution.parsed == "5"
     assert solution.rationale == "2 and 3, or 7 less 2."
     with pytest.raises(ConfigError, match="rationale"):
         solved(lambda *_: "", Reasoning("cot"), shots=[Example((), "1 + 1?", "2")])
@@ -99,12 +105,12 @@ def test_few_shot_chain_of_thought_is_parsed_after_its_conclusion() -> None:
 def test_few_shot_chain_of_thought_in_korean() -> None:
     shots = [Example((), "1 더하기 1은?", "2", "하나에 하나를 더한다.")]
     query = Example((), "2 더하기 3은?")
-    how = way_for(query.question, shots)
+    how = reasoning_for("auto", shots)
     solution = solved(lambda *_: "2에 3을 더한다. 정답은 5입니다.", how, shots=shots, query=query)
-    assert solution.prompts[0].text == (
+    assert solution.prompts[0] == (
         "Q: 1 더하기 1은?\nA: 하나에 하나를 더한다. 정답은 2입니다.\n\nQ: 2 더하기 3은?\nA:"
     )
-    assert (solution.answer, solution.rationale) == ("5", "2에 3을 더한다.")
+    assert (solution.parsed, solution.rationale) == ("5", "2에 3을 더한다.")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +134,7 @@ def test_the_second_stage_asks_for_each_kind_as_published(asked: Asked, extracti
         f"\nTherefore, {extraction}",
     ]
     expected = {"choice": "B", "label": "blue", "text": "blue"}
-    assert solution.answer == expected.get(asked.kind)
+    assert solution.parsed == expected.get(asked.kind)
 
 
 def test_a_question_has_the_same_solution_alone_and_among_others() -> None:
@@ -143,7 +149,7 @@ def test_a_question_has_the_same_solution_alone_and_among_others() -> None:
     engine: Any = Scripted(script)
     how = Reasoning("zero-cot", samples=2)
     together = solve(engine, queries, [[]] * 3, how, kinds)
-    assert [s.answer for s in together] == ["3", "no", "B"]
+    assert [s.parsed for s in together] == ["3", "no", "B"]
     for query, form, solution in zip(queries, kinds, together, strict=True):
         assert solve(engine, [query], [[]], how, form) == [solution]
     assert solve(engine, [], [], how, NUMBERS) == []
@@ -151,11 +157,11 @@ def test_a_question_has_the_same_solution_alone_and_among_others() -> None:
 
 def test_least_to_most_in_korean() -> None:
     query = Example((), "모두 몇 개야?")
-    how = Reasoning("least-to-most", "step-by-step-ko")
+    how = Reasoning("least-to-most")
     solution = solved(lambda p, _: "5개" if p.endswith("로)") else "1. 하나?", how, query=query)
-    assert solution.prompts[0].text.endswith("A: 이 문제를 나누어 보자:")
-    assert solution.prompts[-1].text.endswith("1. 1. 하나?\n따라서 정답은(숫자로)")
-    assert solution.answer == "5"
+    assert solution.prompts[0].endswith("A: 이 문제를 나누어 보자:")
+    assert solution.prompts[-1].endswith("1. 1. 하나?\n따라서 정답은(숫자로)")
+    assert solution.parsed == "5"
 
 
 def test_least_to_most_answers_parts_in_order() -> None:
@@ -170,8 +176,8 @@ def test_least_to_most_answers_parts_in_order() -> None:
         return next(text for end, text in written.items() if prompt.endswith(end))
 
     solution = solved(script, Reasoning("least-to-most"))
-    assert solution.answer == "12"
-    assert solution.prompts[-1].text == (
+    assert solution.parsed == "12"
+    assert solution.prompts[-1] == (
         "Q: What is 2 + 3?\nA: Let's break down this problem: 1. How many has Anna? "
         "2. How many have they?\n1. Anna has 7.\n2. Together 12."
         "\nTherefore, the answer (arabic numerals) is"
@@ -181,7 +187,7 @@ def test_least_to_most_answers_parts_in_order() -> None:
 
 def test_a_model_that_lists_nothing_is_asked_all_the_same() -> None:
     solution = solved(lambda p, _: "5" if p.endswith("is") else "hm", Reasoning("least-to-most"))
-    assert (solution.answer, len(solution.prompts)) == ("5", 2)
+    assert (solution.parsed, len(solution.prompts)) == ("5", 2)
 
 
 @pytest.mark.parametrize(
@@ -207,20 +213,22 @@ def test_chains_vote_and_the_winners_steps_are_shown() -> None:
 
     engine = Scripted(script)
     solution = solved(script, Reasoning("zero-cot", samples=4), engine=engine)
-    assert solution.answer == "5"
+    assert solution.parsed == "5"
     assert solution.votes == {"5": 2, "4": 1}
     assert solution.agreement == pytest.approx(2 / 3)
     assert solution.unparsed == pytest.approx(1 / 4)
     assert solution.rationale == "so it is 5"
-    assert engine.temperatures == [0.7, 0.0]  # chains are drawn, answers are read off
+    # chains are drawn, answers are read off
+    assert engine.temperatures == [0.7] * 4 + [0.0] * 4
     # all chains go on from the states of the first prompt
-    first = engine.asked[0].text
-    assert all(p.text[: p.shared] == first for p in engine.asked[1:])
+    first = engine.asked[0]
+    assert all(p is first for p in engine.asked[:4])
+    assert all(p.text[: p.shared] == first.text for p in engine.asked[4:])
 
 
 def test_a_tag_that_the_model_wrote_is_no_image() -> None:
     solution = solved(lambda p, _: "5" if p.endswith("is") else "<image> 5", Reasoning("zero-cot"))
-    assert solution.answer == "5"
+    assert solution.parsed == "5"
 
 
 CHAT = (
@@ -243,16 +251,19 @@ def test_a_marker_between_turns_that_the_model_spells_out_starts_no_turn() -> No
         engine.model = model
         asked = Asked(chat_template(model.language.tokenizer), "number")
         solution = solved(script, Reasoning(way), engine=engine, asked=asked)  # type: ignore[arg-type]
-        assert (solution.answer, len(solution.prompts)) == ("5", prompts)
-        assert all(p.text.count("<|im_end|>") == 1 for p in solution.prompts)
+        assert (solution.parsed, len(solution.prompts)) == ("5", prompts)
+        assert all(p.count("<|im_end|>") == 1 for p in solution.prompts)
     assert solved(script, Reasoning("zero-cot"), engine=engine).rationale == "2 and 3 is 5."
 
 
-def test_what_reason_means_by_itself() -> None:
+def test_what_reasoning_means() -> None:
     worked = Example((), "?", "1", "because")
-    assert way_for("Why?", [worked]).way == "cot"
-    assert way_for("Why?", []) == Reasoning("zero-cot")
-    assert way_for("왜?", [worked]) == Reasoning("cot", "step-by-step-ko")
+    assert reasoning_for(None) == Reasoning("none")
+    assert reasoning_for("auto", [worked]) == Reasoning("cot")
+    assert reasoning_for("auto") == reasoning_for("zero-cot") == Reasoning("zero-cot")
+    assert Reasoning().trigger_of("Why?") == trigger_named("step-by-step")
+    assert Reasoning().trigger_of("왜?") == trigger_named("step-by-step-ko")
+    assert reasoning_for(Reasoning(samples=3), seed=2) == Reasoning(samples=3, seed=2)
     with pytest.raises(ConfigError, match="samples"):
         Reasoning(samples=0)
     with pytest.raises(ConfigError, match="zero-cto"):
@@ -265,7 +276,7 @@ def test_a_real_model_whatever_it_says(way: Any, fusion: Any) -> None:
     model = im.compose("tiny-vit", "tiny-lm", im.Linear(), fusion)
     shots = [Example(Image.new("RGB", (8, 8)), "1?", "2", "so")]
     queries = [Example(Image.new("RGB", (8, 8), c), "2 + 3?") for c in ("red", "blue")]
-    how = Reasoning(way, samples=2, max_step_tokens=6, max_new_tokens=4)
+    how = Reasoning(way, samples=2, max_rationale_tokens=6, max_new_tokens=4)
     engine = Engine(model)
     together = solve(engine, queries, [shots, shots], how, Asked(plain, "number"))
     for query, solution in zip(queries, together, strict=True):
@@ -317,8 +328,8 @@ def test_the_same_number_written_otherwise_is_the_same_vote() -> None:
 # --- rationales that nobody wrote -----------------------------------------------------------------
 
 
-def chain(text: str | None, answer: str | None) -> Solution:
-    return Solution("", answer, text, {}, None, 0.0, (), 0, 0, 0)
+def chain(text: str | None, answer: str | None) -> Answer:
+    return Answer("", "", ("",), 0, 0, 0, "stop", answer, 0.0, rationale=text)
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,52 @@ def test_images_take_what_the_model_learned_and_words_the_chat_template() -> Non
     for unfit in ("chat", "nonsense"):
         with pytest.raises(ConfigError):
             Conversations(model_of(), unfit)
+
+
+@pytest.mark.parametrize(
+    ("parts", "text", "images"),
+    [
+        ((A, "<image>\nWhat?"), "<image>What?", (A,)),
+        (("<image>\nWhat?", A), "<image>What?", (A,)),
+        ((A, B, "<image>\n<image>\nSame?"), "<image><image>Same?", (A, B)),
+        ((A, B, "Is <image> like <image>?"), "Is <image> like <image>?", (A, B)),
+        (
+            ("First: <image>", "second:", "<image>", A, B),
+            "First: <image>\nsecond:\n<image>",
+            (A, B),
+        ),
+        ((A, "<image>"), "<image>", (A,)),
+        ((A, "What? <image>"), "What? <image>", (A,)),
+    ],
+)
+def test_tags_in_the_text_say_where_its_images_stand(
+    parts: tuple[Any, ...], text: str, images: tuple[Any, ...]
+) -> None:
+    """As lm-eval's multimodal tasks send them."""
+    made = talk(CHATML).prompt([user(*parts)])
+    assert made.text == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert made.images == images
+
+
+def test_tags_in_a_demonstration_and_in_the_plain_template() -> None:
+    shots = [Example((B,), "<image>\nHow many?", "2")]
+    made = talk().prompt([user(A, "<image>\nAnd here?")], shots)
+    assert made.text == (
+        "<image>Question: How many? Answer: 2<|endofchunk|><image>Question: And here? Answer:"
+    )
+    assert made.images == (B, A)
+    assert talk().prompt([user(A, "<image>")]).text == "<image>Output:"
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [user(A, "<image> or <image>?")],
+        [user(A, B, "<image>?")],
+        [user(A, "Who?"), assistant("A cat."), user("<image>?")],
+    ],
+)
+def test_other_numbers_of_tags_are_refused(turns: list[Turn]) -> None:
+    for made in (talk(), talk(CHATML)):
+        with pytest.raises(PromptError, match="<image> tags"):
+            made.prompt(turns)

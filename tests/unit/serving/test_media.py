@@ -8,6 +8,7 @@ import io
 import struct
 import threading
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from isthmus.data.records import ImageRef
+from isthmus.data.rows import to_record
 from isthmus.media.fetch import Fetcher
 from isthmus.serving.media import FETCHERS, ImageReader, data_of
 from isthmus.serving.refusals import Refusal
@@ -68,7 +71,8 @@ def test_base64_is_read_to_the_letter(data: bytes) -> None:
         ("data:text/html;base64,AAAA", "invalid_image_url"),
         ("data:image/svg+xml;base64,AAAA", "invalid_image_url"),
         ("data:image/png,AAAA", "invalid_image_url"),
-        ("data:image/png;charset=utf-8;base64,AAAA", "invalid_image_url"),
+        ("data:image/png;charset=utf-8,AAAA", "invalid_image_url"),
+        ("data:image/png;charset=utf-8;base64;base64,AAAA", "invalid_image_url"),
         ("data:image/png;base64,", "invalid_base64"),
         ("data:image/png;base64,AAA", "invalid_base64"),
         ("data:image/png;base64,AA=A", "invalid_base64"),
@@ -197,3 +201,21 @@ def test_every_format_is_read_upright_over_white() -> None:
         file = io.BytesIO()
         Image.new(mode, (4, 3)).save(file, kind)
         assert read(uri(file.getvalue(), kind.lower())) == [(4, 3)]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;charset=utf-8;base64,",
+        "data:image/png;name=a.png;charset=utf-8;base64,",
+        'data:image/png;name="my cat.png";base64,',
+        "DATA:IMAGE/PNG;BASE64,",
+    ],
+)
+def test_parameters_of_a_data_uri_are_read_over(head: str) -> None:
+    """RFC 2397, section 3."""
+    data = png(3, 2)
+    address = head + base64.b64encode(data).decode()
+    assert read(address) == [(3, 2)]
+    record = to_record({"image": address, "text": "a"}, lambda name: ImageRef(Path(name)), "x")
+    assert record.images[0].read() == data  # type: ignore[union-attr]

@@ -130,7 +130,12 @@ def batch_of(model: VisionLanguageModel, records: list[Record]) -> Batch:
     ids, mask = pad(rows, model.pad_id, "right")
     labels = ids.masked_fill((mask == 0) | (ids == model.special_tokens.image_id), IGNORED)
     media = [pixels(model, m) for r in records for m in r.images]
-    return Batch(ids, mask, pixels=torch.stack(media) if media else None, labels=labels)
+    return Batch(
+        input_ids=ids,
+        attention_mask=mask,
+        pixels=torch.stack(media) if media else None,
+        labels=labels,
+    )
 
 
 def is_clip(record: Record) -> bool:

@@ -64,7 +64,9 @@ def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing:
     ids = torch.full((rows, tokens), 65)
     ids[:, 1 : 1 + tags] = model.special_tokens.image_id
     features = torch.randn(rows, 16, 64)
-    batch = im.Batch(ids, torch.ones_like(ids), features=features, labels=ids % 259)
+    batch = im.Batch(
+        input_ids=ids, attention_mask=torch.ones_like(ids), features=features, labels=ids % 259
+    )
     if checkpointing:
         model.language.checkpoint_activations()
     model.train()

@@ -57,7 +57,7 @@ def fast_binding(
 
     Example:
         >>> item = fast_binding().items[0]
-        >>> sorted(shot.answer for shot in item.shots[:2]) == sorted(item.options)
+        >>> sorted(shot.answer for shot in item.shots[:2]) == sorted(item.choices)
         True
     """
     if not 2 <= ways <= len(NAMES):
@@ -74,7 +74,7 @@ def fast_binding(
         query = shown(int(rng.integers(ways)))
         rounds = [rng.permutation(ways) for _ in range(-(-shots // ways))]
         own = tuple(shown(int(w)) for turn in rounds for w in turn)[:shots]
-        return Item(f"test-{number}", query, options=tuple(sorted(names)), shots=own)
+        return Item(f"test-{number}", query, choices=tuple(sorted(names)), shots=own)
 
     return Task(
         name=f"fast-binding-{ways}",
@@ -128,7 +128,7 @@ def operator_induction(
         items=Generated(n, make),
         chance=1 / len(answers),
         max_new_tokens=8,
-        max_reason_tokens=64,
+        max_rationale_tokens=64,
         episodic=True,
     )
 

@@ -114,7 +114,7 @@ def counting(
         support=_items(seed, SUPPORT, support, make),
         chance=1 / (most + 1),
         max_new_tokens=8,
-        max_reason_tokens=128,
+        max_rationale_tokens=128,
     )
 
 
@@ -170,7 +170,7 @@ def two_hop(
         support=_items(seed, SUPPORT, support, make),
         chance=1 / modulus,
         max_new_tokens=8,
-        max_reason_tokens=224,
+        max_rationale_tokens=224,
     )
 
 

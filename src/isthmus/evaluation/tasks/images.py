@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.data.folders import images_in, is_left_out
 from isthmus.data.records import ImageRef, Record, frames
-from isthmus.data.rows import is_image
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Known, Task
@@ -33,8 +33,8 @@ def _classes(root: Path) -> dict[str, list[Path]]:
         return {}
     return {
         folder.name.replace("_", " "): images
-        for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-        if (images := sorted(p for p in folder.rglob("*") if is_image(p)))
+        for folder in sorted(p for p in root.iterdir() if p.is_dir() and not is_left_out(p.name))
+        if (images := sorted(images_in(folder)))
     }
 
 
@@ -73,7 +73,7 @@ def classification(path: str | Path, question: str = "What is this?") -> Task:
 
     def items(found: dict[str, list[Path]]) -> list[Item]:
         return [
-            Item(str(p.relative_to(root)), Example(p, question, name), options=names)
+            Item(str(p.relative_to(root)), Example(p, question, name), choices=names)
             for name, images in found.items()
             for p in images
         ]

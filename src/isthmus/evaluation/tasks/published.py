@@ -52,7 +52,7 @@ def easy_vqa(path: str | Path) -> Task:
         )
         if not whole:
             raise ConfigError(f"{file} is not easy-VQA's: expected [question, answer, image]")
-    options = tuple(sorted({str(r[1]) for r in rows["test"]} | {str(r[1]) for r in rows["train"]}))
+    labels = tuple(sorted({str(r[1]) for r in rows["test"]} | {str(r[1]) for r in rows["train"]}))
 
     def item(split: str, number: int) -> Item:
         question, answer, image = rows[split][number]
@@ -61,7 +61,7 @@ def easy_vqa(path: str | Path) -> Task:
             question[:1].upper() + question[1:],
             str(answer),
         )
-        return Item(f"{split}-{number}", example, options=options)
+        return Item(f"{split}-{number}", example, choices=labels)
 
     train = len(rows["train"])
     few = min(EASY_VQA_SUPPORT, train)
@@ -70,7 +70,7 @@ def easy_vqa(path: str | Path) -> Task:
         kind="label",
         items=Generated(len(rows["test"]), lambda i: item("test", i)),
         support=Generated(few, lambda i: item("train", i * train // few)),
-        chance=1 / len(options),
+        chance=1 / len(labels),
         max_new_tokens=8,
     )
 
@@ -86,7 +86,7 @@ def _gsm8k_items(file: Path) -> list[Item]:
         steps, _, answer = solution.rpartition("####")
         rationale = " ".join(
             line.strip() if line.strip().endswith((".", "!", "?")) else f"{line.strip()}."
-            for line in _CALCULATOR.sub("", steps).splitlines()
+            for line in _CALCULATOR.sub("", steps).split("\n")
             if line.strip()
         )
         example = Example((), question.strip(), answer.strip().replace(",", ""), rationale)
@@ -120,7 +120,7 @@ def gsm8k(path: str | Path) -> Task:
         items=_gsm8k_items(file),
         support=_gsm8k_items(train) if train != file and train.is_file() else (),
         max_new_tokens=16,
-        max_reason_tokens=320,
+        max_rationale_tokens=320,
     )
 
 
@@ -172,7 +172,7 @@ def svamp(path: str | Path) -> Task:
         items=items,
         support=support,
         max_new_tokens=16,
-        max_reason_tokens=192,
+        max_rationale_tokens=192,
     )
 
 

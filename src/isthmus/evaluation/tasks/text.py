@@ -54,7 +54,7 @@ def parity(seed: int = 0, n: int = 500, support: int = 64, *, digits: int = 10) 
         name = "test" if stream == TEST else "support"
         return Generated(
             count,
-            lambda i: Item(f"{name}-{i}", make(generator(seed, stream, i)), options=WORDS),
+            lambda i: Item(f"{name}-{i}", make(generator(seed, stream, i)), choices=WORDS),
         )
 
     return Task(
@@ -64,7 +64,7 @@ def parity(seed: int = 0, n: int = 500, support: int = 64, *, digits: int = 10) 
         support=items(SUPPORT, support),
         chance=0.5,
         max_new_tokens=8,
-        max_reason_tokens=12 * digits + 32,
+        max_rationale_tokens=12 * digits + 32,
     )
 
 
@@ -170,7 +170,7 @@ def arithmetic(
         support=items(SUPPORT, support),
         chance=1 / modulus,
         max_new_tokens=8,
-        max_reason_tokens=4 * operators * (operators + 5) + 32,
+        max_rationale_tokens=4 * operators * (operators + 5) + 32,
     )
 
 

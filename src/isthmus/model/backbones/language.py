@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ class LanguageModel(nn.Module):
             f"{type(self.model).__name__} cannot keep samples of one row apart: set train.pack = 0"
         )
 
-    @property
+    @cached_property
     def start_ids(self) -> list[int]:
         """What the tokenizer puts before a text: the begin-of-sequence token, or nothing."""
         bare, whole = self.encode("a"), list(self.tokenizer.encode("a"))

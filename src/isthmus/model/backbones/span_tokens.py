@@ -20,7 +20,7 @@ from itertools import groupby
 from typing import Any
 
 from isthmus.errors import PromptError
-from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span, lone_surrogate
 
 _TAGS = re.compile(f"({re.escape(IMAGE_TAG)}|{re.escape(END_TAG)})")
 _OWN = ("template", "image", "end")
@@ -212,13 +212,6 @@ def _refuse_surrogates(span: Span) -> None:
     Raises:
         PromptError: If there is a lone surrogate in it.
     """
-    try:
-        span.text.encode()
-    except UnicodeEncodeError as error:
-        at = error.start
-        around = span.text[max(0, at - 30) : at]
-        raise PromptError(
-            f"character {at + 1} of the {span.role}'s text, after {around!r}, is no Unicode: got "
-            f"the lone surrogate U+{ord(span.text[at]):04X}, half of a character; expected the "
-            "whole character. Replace it, or repair where the text comes from"
-        ) from None
+    if wrong := lone_surrogate(span.text, f"the {span.role}'s text"):
+        mend = "Replace it, or repair where the text comes from"
+        raise PromptError(f"{wrong}; expected the whole character. {mend}")

@@ -77,7 +77,7 @@ class _Sizes:
             "intermediate_size": 2 * self.width,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
-            "max_position_embeddings": 256,
+            "max_position_embeddings": 1024,
             **self.ids,
         }
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageOps
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
@@ -350,11 +351,11 @@ def _asset_model(name: str) -> Any:
     told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     if "architecture" not in told:
         raise ConfigError(f'the asset "{name}" is no vision encoder; try asset:efficientnet-lite2')
-    return timm.create_model(
-        told["architecture"],
-        checkpoint_path=str(folder / "model.safetensors"),
-        pretrained_cfg=told["pretrained_cfg"],
-    )
+    with torch.device("meta"):  # no time for random weights that the file's take the place of
+        model = timm.create_model(told["architecture"], pretrained_cfg=told["pretrained_cfg"])
+    model.to_empty(device="cpu")
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model
 
 
 def _transformers_model(

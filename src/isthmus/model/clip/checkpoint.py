@@ -21,7 +21,7 @@ from torch import Tensor
 from isthmus.config.model import SHIPPED, VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.machine import device_for, dtype_for
-from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.text import TextConfig, load_text
 from isthmus.model.backbones.vision import load_vision
 from isthmus.model.checkpoint import (
@@ -130,6 +130,10 @@ def _load_folder(folder: Path, name: str, vision: Any, text: Any, pretrained: bo
             return load_transformers(str(folder), name, pretrained=pretrained)
         raise CheckpointError(f"{folder} holds no {DESCRIPTION}: it is no saved model")
     told = describe(folder, "clip")
+    files = {
+        part: weight_files(_part_name(told["config"], part) if given is None else "")
+        for part, given in (("vision", vision), ("text", text))
+    }
     try:
         model = _build(told["config"], folder, vision, text)
     except (KeyError, TypeError, ValueError) as error:
@@ -138,7 +142,7 @@ def _load_folder(folder: Path, name: str, vision: Any, text: Any, pretrained: bo
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     model.name = name
     for part, expected in told.get("parts", {}).items():
-        got = fingerprint(_encoder(model, part))
+        got = files[part].fingerprint(_encoder(model, part))
         if got != expected:
             raise CheckpointError(
                 f"{folder} was trained with a {part} encoder of fingerprint {expected}; this one "
@@ -181,6 +185,14 @@ def _build(config: dict[str, Any], folder: Path, vision: Any, text: Any) -> Dual
         lock_image=config["lock_image"],
         lock_text=config["lock_text"],
     )
+
+
+def _part_name(config: Any, part: str) -> str:
+    """What a part was loaded as; empty where the configuration, not yet checked, does not say."""
+    try:
+        return str(config[part]["name"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def _encoder(model: DualEncoder, part: str) -> torch.nn.Module:

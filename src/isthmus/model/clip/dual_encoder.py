@@ -115,7 +115,7 @@ class DualEncoder(nn.Module):
                 own classifier sees; None gives all of them to the head. Vectors are then wider than
                 `width`, by the numbers of the head, which images have once more and texts have
                 not. Its class vectors and a head of the right scale are to be filled in, as
-                `recipes/tiny-clip/train.py` does: training does neither.
+                `recipes/tiny-clip/train_heads.py` does: training does neither.
             loss: "softmax" starts with a temperature of 0.07 (CLIP), "sigmoid" with a factor of
                 10 and a bias of -10 (SigLIP, section 3.2).
             lock_image: Whether the vision encoder stays frozen (LiT).

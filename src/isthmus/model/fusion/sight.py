@@ -191,6 +191,22 @@ class Sight:
         """Keeps some rows, or repeats them: (B',) row numbers."""
         self.prompt, self.begin = self.prompt[rows], self.begin[rows]
 
+    def alone(self, row: int) -> Sight | None:
+        """What one row sees, as a batch of its own; None if it sees nothing."""
+        last, first = int(self.last[row]), int(self.begin[row, -1])
+        if last < 0:
+            return None
+        own = slice(first, last + 1)
+        prompt = self.prompt[row : row + 1]
+        return Sight(
+            visual=self.visual[own],
+            prompt=torch.where(prompt < 0, prompt, prompt - first),
+            begin=torch.zeros_like(prompt),
+            keep=self.keep,
+            keys_values={b: (k[own], v[own]) for b, (k, v) in self.keys_values.items()},
+            valid=None if self.valid is None else self.valid[own],
+        )
+
     def advance(self, rows: int, length: int, past: int) -> None:
         """Looks at the tokens of the coming forward pass.
 

@@ -164,7 +164,7 @@ def extract_text(text: str, *, after: tuple[str, ...] | None = None) -> str | No
 def extract(
     text: str,
     kind: AnswerKind,
-    options: Sequence[str] = (),
+    choices: Sequence[str] = (),
     *,
     after: tuple[str, ...] | None = None,
 ) -> str | None:
@@ -173,14 +173,14 @@ def extract(
     Args:
         text: What the model wrote.
         kind: What kind of answer it is.
-        options: The choices' texts, or the labels.
+        choices: The texts of a multiple choice, or the labels.
         after: As for `extract_number`.
 
     Returns:
         The answer in one spelling, or None if it does not parse.
 
     Raises:
-        InputError: If the kind is unknown, or needs options and has none.
+        InputError: If the kind is unknown, or needs choices and has none.
 
     Example:
         >>> extract("so 2 + 3 = 5", "number"), extract("(B)", "choice", ["cat", "dog"])
@@ -192,11 +192,11 @@ def extract(
     if kind == "number":
         return extract_number(text, after=after)
     if kind == "choice":
-        return extract_choice(text, options, after=after)
+        return extract_choice(text, choices, after=after)
     if kind == "yes_no":
         return extract_yes_no(text, after=after)
     if kind == "label":
-        return extract_label(text, options, after=after)
+        return extract_label(text, choices, after=after)
     return extract_text(text, after=after)
 
 

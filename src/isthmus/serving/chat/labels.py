@@ -63,7 +63,7 @@ def labels_tab(classify: Classify, chosen: gr.Radio, start: dict[str, str], told
         path: str | None, given: str, kind: str, least: float, code: str
     ) -> tuple[str, dict[str, float] | None]:
         words = words_in(code)
-        labels = [part.strip() for line in given.splitlines() for part in line.split(",")]
+        labels = [part.strip() for line in given.split("\n") for part in line.split(",")]
         labels = [label for label in labels if label]
         if path is None or len(labels) < 2:
             gr.Info(words["no_labels"])

@@ -265,7 +265,7 @@ def _talk(
             yield said, said, empty
             async with aclosing(own.ask(service, text, read, steps=think)) as replies:
                 async for reply in replies:
-                    now = [*said, *_shown(reply.thought, reply.answer, reply.done, words)]
+                    now = [*said, *_shown(reply.rationale, reply.answer, reply.done, words)]
                     yield now, now, empty
         except Exception as error:  # whatever it is, the page says so and goes on
             now = [*said, _failed(error, words)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isthmus.prompts.prompt import Example
-from isthmus.serving.answering import Said
+from isthmus.reasoning.live import Piece
 from isthmus.serving.completions import Service
 from isthmus.serving.schemas import ChatRequest
 
@@ -24,12 +24,12 @@ class Reply:
 
     Attributes:
         answer: Its text.
-        thought: The steps to it, where it is reached in steps.
+        rationale: The steps to it, where it is reached in steps.
         done: Whether it is whole.
     """
 
     answer: str = ""
-    thought: str = ""
+    rationale: str = ""
     done: bool = False
 
 
@@ -79,24 +79,24 @@ class Session:
             Refusal, IsthmusError: If it cannot be answered; the conversation is as before.
         """
         (choice,) = await service.choices(self.request(text, images, steps=steps))
-        answer = thought = ""
+        answer = rationale = ""
         try:
             async with aclosing(choice.events()) as events:
                 async for event in events:
-                    if isinstance(event, Said):
-                        if event.thought:
-                            thought += event.text
+                    if isinstance(event, Piece):
+                        if event.part == "rationale":
+                            rationale += event.text
                         else:
                             answer += event.text
-                        yield Reply(answer, thought)
+                        yield Reply(answer, rationale)
         finally:
             choice.cancel()
-            if answer or thought:
+            if answer or rationale:
                 self.messages.append(self._turn(text, images))
-                self.messages.append({"role": "assistant", "content": answer.strip() or thought})
+                self.messages.append({"role": "assistant", "content": answer.strip() or rationale})
                 if images:
                     self.last = (tuple(images), text)
-        yield Reply(answer.strip(), thought.strip(), done=True)
+        yield Reply(answer.strip(), rationale.strip(), done=True)
 
     def add_shot(self, answer: str, rationale: str = "") -> bool:
         """Makes a worked example of the last image and question; false if there is none."""

@@ -91,9 +91,9 @@ class Terminal:
         images, self._shown = list(self._shown), []
         told = thought = ""
         async for reply in self.session.ask(self.service, question, images, steps=self.steps):
-            if reply.thought != thought and not reply.done:
-                print(reply.thought[len(thought) :], end="", file=sys.stderr, flush=True)
-                thought = reply.thought
+            if reply.rationale != thought and not reply.done:
+                print(reply.rationale[len(thought) :], end="", file=sys.stderr, flush=True)
+                thought = reply.rationale
             if reply.answer != told and not reply.done:
                 if thought and not told:
                     print(file=sys.stderr, flush=True)

@@ -44,10 +44,21 @@ def test_their_rows_come_in_and_all_others_are_the_models(model: im.VisionLangua
 def test_only_the_rows_learn(model: im.VisionLanguageModel) -> None:
     batch = model.prepare(["<image>a"], [[PICTURE]])
     ids = torch.cat([batch.input_ids, torch.tensor([[model.special_tokens.end_id]])], dim=1)
-    loss = model(im.Batch(ids, torch.ones_like(ids), batch.pixels, labels=ids.clamp(min=0))).loss
+    loss = model(
+        im.Batch(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixels=batch.pixels,
+            labels=ids.clamp(min=0),
+        )
+    ).loss
     assert loss is None or not loss.isnan()
     labels = ids.masked_fill(ids == model.special_tokens.image_id, -100)
-    loss = model(im.Batch(ids, torch.ones_like(ids), batch.pixels, labels=labels)).loss
+    loss = model(
+        im.Batch(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixels=batch.pixels, labels=labels
+        )
+    ).loss
     assert loss is not None
     loss.backward()
     assert model.special_tokens.input_rows.grad is not None
@@ -96,7 +107,7 @@ def test_tags_and_images_must_match(model: im.VisionLanguageModel) -> None:
         model.prepare(["<image><image>"], [[PICTURE]])
     batch = model.prepare(["<image>a"], [[PICTURE]])
     with pytest.raises(PromptError, match="0 images and 1 <image> tokens"):
-        model(im.Batch(batch.input_ids, batch.attention_mask))
+        model(im.Batch(input_ids=batch.input_ids, attention_mask=batch.attention_mask))
 
 
 @torch.no_grad()

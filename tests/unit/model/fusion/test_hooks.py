@@ -166,7 +166,12 @@ def test_each_backward_pass_recomputes_its_own_images(whole_calls: bool) -> None
 def _labelled(model: VisionLanguageModel, batch: Batch) -> Batch:
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     labels = labels.masked_fill(labels == model.special_tokens.image_id, -100)
-    return Batch(batch.input_ids, batch.attention_mask, pixels=batch.pixels, labels=labels)
+    return Batch(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        pixels=batch.pixels,
+        labels=labels,
+    )
 
 
 class Dropped(nn.Module):

@@ -32,7 +32,7 @@ def photo(colour: str) -> bytes:
 def service() -> Iterator[Service]:
     torch.manual_seed(0)
     model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
-    made = make_service(model, ServerSettings(max_tokens=12))
+    made = make_service(model, ServerSettings(max_new_tokens=12))
     yield made
     made.engine.close(drain=False)
 
@@ -74,7 +74,7 @@ def test_the_page_and_the_endpoint_say_the_same(service: Service) -> None:
             service, {"messages": asked, "shots": [shot], "reasoning": True, "max_tokens": 12}
         )
         assert second.answer == told["content"].strip()
-        assert second.thought == told["reasoning_content"].strip() != ""
+        assert second.rationale == told["reasoning_content"].strip() != ""
 
     asyncio.run(run())
 
@@ -111,9 +111,10 @@ def test_a_stopped_answer_stays_as_far_as_it_came(service: Service) -> None:
 
 
 def test_steps_that_fill_the_context_end_without_an_answer(service: Service) -> None:
-    long = replace(service, settings=ServerSettings(max_tokens=512))  # of a context of 256
-    reply = asyncio.run(whole(Session(), long, "And why?", photo("red"), steps=True))
-    assert reply.thought
+    long = replace(service, settings=ServerSettings(max_new_tokens=2048))
+    question = "And why? " * 90  # steps of up to 256 tokens behind it, in a context of 1024
+    reply = asyncio.run(whole(Session(), long, question, photo("red"), steps=True))
+    assert reply.rationale
     assert reply.answer == ""
 
 

@@ -18,7 +18,8 @@ class GenerationRequest:
 
     Attributes:
         prompt: The rendered prompt with its images.
-        max_new_tokens: Most tokens of the continuation; less where the context ends earlier.
+        max_new_tokens: Most tokens of the continuation, less where the context ends earlier; 0
+            generates nothing.
         temperature: 0 takes the likeliest token.
         top_p: Draw from the likeliest tokens that hold this share (Holtzman et al. 2020).
         top_k: Draw from so many of the likeliest; 0 for all.
@@ -58,7 +59,7 @@ class GenerationRequest:
             raise PromptError('an empty stop string would end every answer at once: leave "" out')
         penalties = (self.presence_penalty, self.frequency_penalty)
         for name, good, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("max_new_tokens", self.max_new_tokens >= 0, "0 or more"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
@@ -69,6 +70,19 @@ class GenerationRequest:
         ):
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected {expected}")
+
+
+SEEDS = 1 << 63
+
+
+def sample_seed(seed: int, number: int) -> int:
+    """The seed of one of several samples of a prompt; that of the first is the seed itself.
+
+    Example:
+        >>> sample_seed(3, 0)
+        3
+    """
+    return (seed + number * 1_000_003) % SEEDS
 
 
 @dataclass(frozen=True)
@@ -128,40 +142,3 @@ class Finished:
     usage: Usage
     first_token_s: float | None
     total_s: float
-
-
-@dataclass(frozen=True)
-class ServingStatistics:
-    """What an engine does now, and has done so far.
-
-    Attributes:
-        queued, running: Requests that wait, and that are computed now.
-        completed, cancelled, expired, failed: Requests by how they ended; `completed` are those
-            that came to their own end, `expired` those whose deadline passed.
-        prefill_tokens: Tokens of prompts that were computed.
-        cached_tokens: Tokens of prompts that were not, since a prefix held them.
-        decoded_tokens: Tokens that were generated.
-        steps: Decoding steps, of however many rows.
-        images_encoded, images_found: Images that were encoded, and that were known.
-        prefix_hits, prefix_misses, evictions: Of prefixes.
-        bytes: Bytes that prefixes and visual tokens take.
-        running_bytes: Bytes that the running requests' keys and values take.
-    """
-
-    queued: int
-    running: int
-    completed: int
-    cancelled: int
-    expired: int
-    failed: int
-    prefill_tokens: int
-    cached_tokens: int
-    decoded_tokens: int
-    steps: int
-    images_encoded: int
-    images_found: int
-    prefix_hits: int
-    prefix_misses: int
-    evictions: int
-    bytes: int
-    running_bytes: int

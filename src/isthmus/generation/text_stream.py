@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from isthmus.serving.requests import TokenLogprob
+from isthmus.generation.requests import TokenLogprob
 
 BROKEN = "\ufffd"
 """What decoders put for bytes that are no character, or not yet."""
@@ -22,6 +22,8 @@ class TextStream:
     Args:
         decode: Token ids to text, special tokens left out.
         stop: Strings that end the text.
+        whole: Whether nothing is handed out before `finish`, which costs less where nobody reads
+            along and there is no stop string.
 
     Attributes:
         stopped: Whether a stop string was met; nothing comes after it.
@@ -32,8 +34,11 @@ class TextStream:
         ['a', '', 'é', ' ', '', '', 'EN.']
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[list[int]], str], stop: Sequence[str] = (), *, whole: bool = False
+    ) -> None:
         self.stopped = False
+        self._whole = whole and not stop
         self._decode = decode
         self._stop = tuple(stop)
         self._window: list[int] = []
@@ -55,6 +60,8 @@ class TextStream:
         if scored is not None:
             self._waiting.append((self._given + len(self._held), scored))
         self._window.append(token)
+        if self._whole:
+            return "", ()
         text = self._decode(self._window)
         if len(text) <= len(self._known_text) or text.endswith(BROKEN):
             return "", ()
@@ -92,6 +99,30 @@ class TextStream:
         if self.stopped:
             self._waiting.clear()
         return text, tuple(tokens)
+
+
+def read(
+    decode: Callable[[list[int]], str], ids: Iterable[int], stop: Sequence[str] = ()
+) -> tuple[str, bool]:
+    r"""The text of tokens up to a stop string, and whether one was met.
+
+    Args:
+        decode: As for `TextStream`.
+        ids: The tokens.
+        stop: Strings that end the text.
+
+    Example:
+        >>> read(lambda ids: bytes(ids).decode(errors="replace"), b"one\ntwo", ["\n"])
+        ('one', True)
+    """
+    stream = TextStream(decode, stop, whole=True)
+    text = ""
+    for token in ids:
+        text += stream.push(token)[0]
+        if stream.stopped:
+            break
+    text += stream.finish()[0]
+    return text, stream.stopped
 
 
 def _overlap(text: str, stop: str) -> int:

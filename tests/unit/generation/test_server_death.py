@@ -10,8 +10,8 @@ import torch
 
 import isthmus as im
 from isthmus.errors import EngineClosed
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.serving.app import create_app
-from isthmus.serving.engine import GenerationRequest, ServingEngine
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

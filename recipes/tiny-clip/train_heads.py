@@ -1,7 +1,7 @@
 """Makes the heads of the shipped dual encoder: the image head is solved for, the text head trained.
 
-    python recipes/tiny-clip/train.py --data DATA --out RUNS/tiny-clip
-    python recipes/tiny-clip/train.py --data DATA --held-out emojione   # to choose by
+    python recipes/tiny-clip/train_heads.py --data DATA --out RUNS/tiny-clip
+    python recipes/tiny-clip/train_heads.py --data DATA --held-out emojione   # to choose by
 
 Both towers stay as they are, so everything works on features that `encode.py` computed once.
 
@@ -41,7 +41,7 @@ from isthmus.files import write_atomically
 from isthmus.model.clip.checkpoint import save_clip
 from isthmus.model.clip.class_mixture import ClassMixtureConfig
 from isthmus.model.clip.dual_encoder import DualEncoder
-from isthmus.model.clip.joined import HeadConfig
+from isthmus.model.clip.joined import HeadConfig, JoinedImageTower, JoinedTextTower
 from isthmus.training.losses.contrastive import clip_loss
 
 DRAWN, CLASSES, HIDDEN = 512, 384, 2048
@@ -126,6 +126,14 @@ def read(root: Path, held_out: str | None, seed: int) -> Data:
     return Data(features, rows, classes, held)
 
 
+def towers_of(model: DualEncoder) -> tuple[JoinedImageTower, JoinedTextTower]:
+    """Both towers, each an encoder and a head."""
+    image, text = model.image, model.text
+    assert isinstance(image, JoinedImageTower)
+    assert isinstance(text, JoinedTextTower)
+    return image, text
+
+
 def by_name(data: Data) -> dict[str, list[int]]:
     """The images of each name."""
     found: dict[str, list[int]] = defaultdict(list)
@@ -137,7 +145,7 @@ def by_name(data: Data) -> dict[str, list[int]]:
 @torch.no_grad()
 def solve_image_head(model: DualEncoder, data: Data, shrink: float) -> None:
     """Fills the image head's linear map, and the mixture's radius."""
-    head = model.image.head
+    head = towers_of(model)[0].head
     stages = data.features[:, :-OWN_CLASSES]
     head.mean.copy_(stages.mean(0))
     head.std.copy_(stages.std(0).clamp(min=1e-3))
@@ -177,14 +185,14 @@ def embedded(model: DualEncoder, root: Path, names: list[str]) -> Tensor:
     said = json.dumps([TEMPLATES, names])
     if file.is_file() and (root / "stages" / "texts.json").read_text(encoding="utf-8") == said:
         return load_file(file)["vectors"]
-    encoder, tower = model.text.encoder, model.text
+    tower = towers_of(model)[1]
     found = []
     for template in TEMPLATES:
         parts = []
         for i in track(range(0, len(names), 256), description=template):
             tokens = tower.tokenize([template.format(n) for n in names[i : i + 256]])
             with torch.no_grad():
-                parts.append(encoder(**tokens))
+                parts.append(tower.encoder(**tokens))
         found.append(torch.cat(parts))
     vectors = torch.stack(found)
     write_atomically(file, lambda p: save_file({"vectors": vectors}, p))
@@ -210,8 +218,10 @@ def name_classes(model: DualEncoder, data: Data, texts: Tensor, place: dict[str,
     evened = axes @ torch.diag((spread + spread.mean()) ** (-EVENED / 2)) @ axes.T
     evened = evened / evened.diagonal().mean()
     said = F.normalize((F.normalize(own + KINDS * kinds, dim=-1) - centre) @ evened, dim=-1)
-    model.image.mixture.vectors.copy_(CLASS_SCALE * said)
-    head = model.text.head
+    image, text = towers_of(model)
+    assert image.mixture is not None
+    image.mixture.vectors.copy_(CLASS_SCALE * said)
+    head = text.head
     head.mean.copy_(centre)
     head.std.copy_((texts - centre).flatten(0, 1).std(0).clamp(min=0.01))
     head.linear.weight[DRAWN:] = evened * head.std
@@ -224,7 +234,10 @@ def train_text_head(
 ) -> None:
     """Trains the text head's first part and the temperature against the image tower as it is."""
     rng = np.random.default_rng(options.seed)
-    head, image = model.text.head, model.image
+    image, text = towers_of(model)
+    head = text.head
+    assert head.mlp is not None
+    last: Any = head.mlp[-1]
     centre = name_classes(model, data, texts, place)
     with torch.no_grad():
         images = F.normalize(image.map(data.features), dim=-1)
@@ -259,17 +272,17 @@ def train_text_head(
         seen = F.normalize(F.dropout(images[i], DROPPED), dim=-1)
         ids = torch.tensor([place[name_for(data.rows[k])] for k in i])
         template = torch.from_numpy(rng.integers(len(TEMPLATES), size=len(i)))
-        said = model.text.map(texts[template, ids])
+        said = text.map(texts[template, ids])
         factor = model.logit_scale.exp().clamp(max=100)
         loss = clip_loss(seen, F.normalize(said, dim=-1), factor, names=ids)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():  # the second part stays the text's own vector
             head.linear.weight[DRAWN:] = fixed
             head.linear.bias[DRAWN:] = 0
-            head.mlp[-1].weight[DRAWN:] = 0
-            head.mlp[-1].bias[DRAWN:] = 0
+            last.weight[DRAWN:] = 0
+            last.bias[DRAWN:] = 0
         if (step + 1) % 100 == 0 or step + 1 == options.steps:
             told = {n: f"{accuracy(model, texts, place, *v):.1%}" for n, v in data.held.items()}
             told |= {"loss": f"{loss:.3f}", "factor": f"{factor:.1f}"}
@@ -285,12 +298,13 @@ def accuracy(
     rows: list[dict[str, Any]],
 ) -> float:
     """Share of images whose name comes first among the names of all of them."""
-    model.text.head.eval()
+    image, text = towers_of(model)
+    text.head.eval()
     labels = sorted({row["name"] for row in rows})
-    each = F.normalize(model.text.map(texts[:, [place[n] for n in labels]]), dim=-1)
+    each = F.normalize(text.map(texts[:, [place[n] for n in labels]]), dim=-1)
     words = F.normalize(each.mean(0), dim=-1)
-    first = (F.normalize(model.image.map(features), dim=-1) @ words.T).argmax(1)
-    model.text.head.train()
+    first = (F.normalize(image.map(features), dim=-1) @ words.T).argmax(1)
+    text.head.train()
     right = [labels[k] in (r["name"], *r["names"]) for k, r in zip(first, rows, strict=True)]
     return sum(right) / len(right)
 

@@ -18,23 +18,21 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus import testing
-from isthmus.errors import ConfigError, PromptError
+from isthmus.errors import ConfigError, EngineClosed, PromptError, QueueFull
+from isthmus.generation import tiers
+from isthmus.generation.apart import Apart
 from isthmus.generation.decode import generate
+from isthmus.generation.server import (
+    Delta,
+    Finished,
+    GenerationRequest,
+    ServingEngine,
+)
 from isthmus.media.image import open_image
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.batch import Batch
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
-from isthmus.serving import tiers
-from isthmus.serving.engine import (
-    Delta,
-    EngineClosed,
-    Finished,
-    GenerationRequest,
-    QueueFull,
-    ServingEngine,
-)
-from isthmus.serving.lanes import Apart
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -213,7 +211,9 @@ def test_log_probabilities_are_the_models(model: VisionLanguageModel) -> None:
     batch = model.prepare([prompt.text], [[open_image(p) for p in prompt.images]])
     whole = torch.cat([batch.input_ids, ids[None]], dim=1)
     with torch.inference_mode():
-        logits = model(Batch(whole, torch.ones_like(whole), pixels=batch.pixels)).logits[0]
+        logits = model(
+            Batch(input_ids=whole, attention_mask=torch.ones_like(whole), pixels=batch.pixels)
+        ).logits[0]
     known = F.log_softmax(logits[batch.input_ids.shape[1] - 1 : -1], dim=-1)
     with ServingEngine(model) as engine:
         others = [engine.submit(request(p)) for p in PROMPTS]
@@ -586,15 +586,15 @@ def test_many_threads_ask_and_change_their_minds(model: VisionLanguageModel) -> 
 
 
 def test_what_cannot_be_is_said_at_once(engine: ServingEngine) -> None:
-    assert engine.context_length == 256
-    with pytest.raises(PromptError, match="has 256 tokens and the model's context 256"):
-        engine.submit(request("a" * 256))
+    assert engine.context_length == 1024
+    with pytest.raises(PromptError, match="has 1024 tokens and the model's context 1024"):
+        engine.submit(request("a" * 1024))
     with pytest.raises(PromptError, match="empty"):
         engine.submit(request(""))
     with pytest.raises(PromptError, match="empty stop"):
         request("a", stop=("x", ""))
     for name, value in (
-        ("max_new_tokens", 0),
+        ("max_new_tokens", -1),
         ("temperature", -1),
         ("temperature", float("nan")),
         ("top_p", 0),
@@ -609,7 +609,7 @@ def test_what_cannot_be_is_said_at_once(engine: ServingEngine) -> None:
 
 
 def test_the_context_bounds_the_text(engine: ServingEngine) -> None:
-    finished = engine.submit(request("a" * 250, max_new_tokens=10**6)).result()[2]
+    finished = engine.submit(request("a" * 1018, max_new_tokens=10**6)).result()[2]
     assert finished.reason == "length"
     assert finished.usage.completion_tokens == 6
 

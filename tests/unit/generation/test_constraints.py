@@ -14,8 +14,8 @@ import torch
 
 import isthmus as im
 from isthmus.errors import InputError
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.serving.app import create_app
-from isthmus.serving.engine import GenerationRequest, ServingEngine
 
 SCHEMA = {
     "type": "object",
@@ -124,7 +124,14 @@ def test_the_endpoint(engine: ServingEngine) -> None:
     answer = asyncio.run(ask(response_format=form))
     assert answer.status_code == 200, answer.text
     assert_follows(json.loads(answer.json()["choices"][0]["message"]["content"]))
+    form = {"type": "json_object", "schema": SCHEMA}
+    answer = asyncio.run(ask(response_format=form))
+    assert answer.status_code == 200, answer.text
+    assert_follows(json.loads(answer.json()["choices"][0]["message"]["content"]))
     for wrong, place in (
+        ({"guided_json": SCHEMA}, "guided_json"),
+        ({"grammar": "root ::= x"}, "grammar"),
+        ({"response_format": {"type": "text", "schema": SCHEMA}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": form, "reasoning": True}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),

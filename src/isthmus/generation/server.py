@@ -10,31 +10,33 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
-from threading import Condition, Lock, Thread
+from dataclasses import replace
+from threading import Condition, Thread
 from types import TracebackType
 
 import torch
 
-from isthmus.errors import EngineClosed, PromptError, QueueFull
-from isthmus.model.medium import layouts_of
-from isthmus.model.vlm import VisionLanguageModel
-from isthmus.prompts.prompt import Prompt
-from isthmus.serving.batch import Job, Observer, RunningBatch
-from isthmus.serving.constraints import Constraints
-from isthmus.serving.packed import PackedLinears
-from isthmus.serving.prefill import encoded
-from isthmus.serving.requests import (
+from isthmus.errors import EngineClosed, QueueFull
+from isthmus.generation.batch import RunningBatch
+from isthmus.generation.constraints import Constraints
+from isthmus.generation.encode import PromptEncoder
+from isthmus.generation.job import Job, Observer, counted_as
+from isthmus.generation.packed import PackedLinears
+from isthmus.generation.requests import (
     Delta,
     Finished,
     GenerationRequest,
-    ServingStatistics,
+    Reason,
     TokenLogprob,
     Usage,
 )
-from isthmus.serving.text_stream import TextStream
-from isthmus.serving.ticket import Ticket
+from isthmus.generation.results import Statistics
+from isthmus.generation.text_stream import TextStream
+from isthmus.generation.ticket import Ticket
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 __all__ = [
     "Delta",
@@ -42,14 +44,11 @@ __all__ = [
     "GenerationRequest",
     "Observer",
     "ServingEngine",
-    "ServingStatistics",
+    "Statistics",
     "Ticket",
     "TokenLogprob",
     "Usage",
 ]
-
-_NO_LIMIT = 10**6
-"""Tokenizers without a limit say some enormous number."""
 
 
 class ServingEngine:
@@ -94,11 +93,11 @@ class ServingEngine:
     ) -> None:
         self.model = model.eval()
         self.max_batch, self.max_queue = max_batch, max_queue
-        self.context_length = _context_length(model)
+        self._encode = PromptEncoder(self.model)
+        self.context_length = self._encode.context_length
         self._observer = observer
         self._packed = PackedLinears(model, packed)
         self._constraints = Constraints(model.language.tokenizer)
-        self._tokenizing = Lock()  # a fast tokenizer does not bear two threads
         self._batch = RunningBatch(
             self.model,
             max_batch=max_batch,
@@ -107,11 +106,22 @@ class ServingEngine:
             observer=observer,
         )
         self._queue: deque[Job] = deque()
+        self._ended: Counter[str] = Counter()  # requests that never ran
         self._changed = Condition()
         self._closing = False
         self.prompt_tokens(Prompt("a"))  # a tokenizer changes its own settings the first time
+        if not model.text_only:
+            self._warm_up()
         self._thread = Thread(target=self._work, name="isthmus-serving", daemon=True)
         self._thread.start()
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Encodes an image, so that no request waits until the encoder is traced."""
+        with suppress(Exception):  # an encoder that takes something else
+            self.model.vision(
+                torch.zeros(1, 3, *self.model.vision.image_size).to(self.model.device)
+            )
 
     # --- the askers' side -----------------------------------------------------------------------
 
@@ -121,11 +131,7 @@ class ServingEngine:
         Raises:
             PromptError: If tags and images do not match, or the model sees none.
         """
-        return len(self._tokens(prompt))
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        with self._tokenizing:
-            return self.model.encode_text(prompt.spans, layouts_of(self.model, prompt.images))
+        return len(self._encode.tokens(prompt))
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queues a request; what is wrong with it is said here.
@@ -142,22 +148,14 @@ class ServingEngine:
         """
         submitted = time.perf_counter()
         self._check_open()
-        ids = self._tokens(request.prompt)
-        room = self.context_length - len(ids)
-        if not ids:
-            raise PromptError("the prompt is empty: expected a text or an image")
-        if room < 1:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens and the model's context "
-                f"{self.context_length}: shorten it, so that an answer has room"
-            )
-        prompt, images = encoded(self.model, request.prompt, ids)
+        prompt, images = self._encode(request.prompt)
+        room = self.context_length - len(prompt.ids)
         ticket = Ticket(self._left)
         schema = request.json_schema
         seed = random.SystemRandom().getrandbits(64) if request.seed is None else request.seed
         job = Job(
             request=request,
-            ticket=ticket,
+            sink=ticket,
             prompt=prompt,
             images=images,
             most=min(request.max_new_tokens, room),
@@ -166,6 +164,9 @@ class ServingEngine:
             submitted=submitted,
             constraint=None if schema is None else self._constraints.of(schema),
         )
+        if job.most == 0:  # there is nothing to compute
+            self._end(job, "length")
+            return ticket
         with self._changed:
             self._check_open()
             self._queue.append(job)
@@ -184,37 +185,31 @@ class ServingEngine:
     def _left(self, ticket: Ticket) -> None:
         """Somebody cancelled: if their request still waits, it is gone at once."""
         with self._changed:
-            job = next((j for j in self._queue if j.ticket is ticket), None)
+            job = next((j for j in self._queue if j.sink is ticket), None)
             if job is None:
                 return  # the engine's thread will see
             self._queue.remove(job)
-        self._batch.end(job, "cancelled")
+        self._end(job, "cancelled")
         self._tell_queue()
+
+    def _end(self, job: Job, reason: Reason) -> None:
+        """Ends a request that never ran; from any thread."""
+        with self._changed:
+            self._ended[counted_as(reason)] += 1
+        job.end(reason)
 
     @property
     def is_alive(self) -> bool:
         """Whether its thread works; false after `close`, and if it ever died of an error."""
         return self._thread.is_alive()
 
-    def statistics(self) -> ServingStatistics:
+    def statistics(self) -> Statistics:
         """What the engine does now, and has done so far."""
-        batch, prefiller = self._batch, self._batch.prefiller
-        return ServingStatistics(
-            queued=len(self._queue),
-            running=len(batch.running) + (batch.entering is not None),
-            **batch.ended,
-            prefill_tokens=prefiller.computed,
-            cached_tokens=prefiller.cached,
-            decoded_tokens=batch.decoded,
-            steps=batch.steps,
-            images_encoded=prefiller.visual.encoded,
-            images_found=prefiller.visual.found,
-            prefix_hits=prefiller.hits,
-            prefix_misses=prefiller.misses,
-            evictions=prefiller.prefixes.evictions,
-            bytes=prefiller.prefixes.bytes + prefiller.visual.bytes,
-            running_bytes=batch.bytes,
-        )
+        found = self._batch.statistics()
+        with self._changed:
+            never_ran = dict(self._ended)
+        more = {name: getattr(found, name) + count for name, count in never_ran.items()}
+        return replace(found, queued=len(self._queue), **more)
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Takes no more requests and ends.
@@ -233,7 +228,7 @@ class ServingEngine:
                 there = [*self._queue, self._batch.entering, *self._batch.running]
             for job in there:
                 if job is not None:
-                    job.ticket.cancel()
+                    job.sink.cancel()
             self._thread.join(timeout)
 
     def __enter__(self) -> ServingEngine:
@@ -260,7 +255,7 @@ class ServingEngine:
                 self._queue.clear()
             for job in left:  # only if what handles failures has failed
                 if job is not None:
-                    job.ticket.put(EngineClosed("the engine has stopped"))
+                    job.sink.put(EngineClosed("the engine has stopped"))
             self._packed.restore()
 
     def _serve(self) -> None:
@@ -290,7 +285,7 @@ class ServingEngine:
             for job, _ in late:
                 self._queue.remove(job)
         for job, reason in late:
-            self._batch.end(job, reason)
+            self._end(job, reason)
         if late:
             self._tell_queue()
 
@@ -307,10 +302,3 @@ class ServingEngine:
         if self._observer is not None:
             with suppress(Exception):
                 self._observer.queued(len(self._queue))
-
-
-def _context_length(model: VisionLanguageModel) -> int:
-    """Most tokens that a language model reads."""
-    config = model.language.model.config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return min(int(length or model.language.tokenizer.model_max_length), _NO_LIMIT)

@@ -1,82 +1,36 @@
-"""What the engine's thread does: prompts enter, every row gets a token, rows leave."""
+"""The core of generation: prompts enter, every row gets a token, rows leave.
+
+Whoever drives it takes turns: `Engine` in the caller's thread until all is drained, `ServingEngine`
+in a thread of its own for as long as it lives.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from isthmus.errors import IsthmusError
-from isthmus.generation.rows import Encoded, Rows
+from isthmus.errors import IsthmusError, error_place
+from isthmus.generation.apart import Apart
+from isthmus.generation.decoding import Decoding
+from isthmus.generation.job import Job, Observer, counted_as
+from isthmus.generation.prefill import Prefiller
+from isthmus.generation.requests import Delta, Reason, TokenLogprob
+from isthmus.generation.results import Statistics
+from isthmus.generation.rows import Rows
+from isthmus.generation.sampling import Draw, choose, penalized
+from isthmus.generation.structure import takes_lanes
+from isthmus.generation.text_stream import TokenTexts
+from isthmus.generation.tiers import Tiers
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
-from isthmus.serving.constraints import Constraint
-from isthmus.serving.lanes import Apart, takes_lanes
-from isthmus.serving.prefill import Prefill, Prefiller
-from isthmus.serving.refusals import error_place
-from isthmus.serving.requests import (
-    Delta,
-    Finished,
-    GenerationRequest,
-    Reason,
-    TokenLogprob,
-    Usage,
-)
-from isthmus.serving.sampling import Draw, choose, penalized
-from isthmus.serving.text_stream import TextStream, TokenTexts
-from isthmus.serving.ticket import Ticket
-from isthmus.serving.tiers import Tiers
 
 _log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Somebody who measures; called from the engine's thread, so it must be quick."""
-
-    def first_token(self, seconds: float) -> None:
-        """A request has its first token, so long after it was submitted."""
-
-    def token(self, seconds: float) -> None:
-        """A request has a further token, so long after the one before."""
-
-    def queued(self, requests: int) -> None:
-        """So many requests wait now."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A request that is waiting or running."""
-
-    request: GenerationRequest
-    ticket: Ticket
-    prompt: Encoded
-    images: dict[str, Any]
-    most: int
-    text: TextStream
-    chance: random.Random
-    submitted: float
-    ids: list[int] = field(default_factory=list)
-    counts: dict[int, int] = field(default_factory=dict)
-    prefill: Prefill | None = None
-    cached: int = 0
-    first_token_s: float | None = None
-    last: float = 0.0
-    constraint: Constraint | None = None
-    failure: Exception | None = None
-
-    def ended_early(self, now: float) -> Reason | None:
-        """Why it must not go on."""
-        if self.ticket.cancelled:
-            return "cancelled"
-        late = self.request.deadline_s
-        return "deadline" if late is not None and now - self.submitted >= late else None
 
 
 class RunningBatch:
@@ -87,12 +41,14 @@ class RunningBatch:
         max_batch: Most requests that are decoded together.
         memory: Most bytes kept for later requests.
         prefill_tokens: Most tokens of prompts that are computed between two decoding steps.
+        keeps: Whether the states of prompts and answers are kept for those that go on from them;
+            otherwise only what prompts say they share.
         observer: Is told of latencies.
 
     Attributes:
         running: Requests that are decoded, by lane.
         entering: The request whose prompt is being computed.
-        shares: Whether rows share a pass.
+        shares: Whether rows share a pass; None as long as that was of no matter.
         prefiller: Computes prompts and keeps what was computed.
         decoded, steps: Tokens generated and steps taken so far.
         ended: Requests by how they ended.
@@ -105,29 +61,29 @@ class RunningBatch:
         max_batch: int,
         memory: int,
         prefill_tokens: int,
-        observer: Observer | None,
+        keeps: bool = True,
+        observer: Observer | None = None,
     ) -> None:
         self.model = model
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         self.running: list[Job] = []
         self.entering: Job | None = None
-        self.shares = takes_lanes(model)
+        self.shares: bool | None = takes_lanes(model) if keeps else None
         self.prefiller = Prefiller(model, memory)
         self.decoded = self.steps = 0
         self.ended = {"completed": 0, "cancelled": 0, "expired": 0, "failed": 0}
+        self._keeps = keeps
         self._observer = observer
         special = model.special_tokens
         self._ends = frozenset({*model.language.end_ids(), special.end_id})
         tags = (IMAGE_TAG, END_TAG)
         self._texts = TokenTexts(model.language.tokenizer, tags, special.image_id)
-        self._rows = self._new_rows()
+        self._rows = self._new_rows(1)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes that the running requests' keys and values take."""
-        return self._rows.bytes
-
-    def _new_rows(self) -> Tiers | Apart:
+    def _new_rows(self, count: int) -> Decoding:
+        """Somebody to hold so many rows, and those that join them."""
+        if self.shares is None and count > 1:
+            self.shares = takes_lanes(self.model)
         return Tiers(self.model) if self.shares else Apart(self.model)
 
     def sweep(self) -> None:
@@ -163,24 +119,37 @@ class RunningBatch:
                 left -= before - job.prefill.left
                 if done is None:
                     continue
-                job.prefill = None
-                self._enter(job, *done)
+                job.prefill, job.images = None, {}
+                if self.shares:  # others may write to no states that are copied on joining
+                    self.prefiller.keep(job.prompt.symbols, done[0].states)
+                self.enter([job], *done)
                 self.entering = None  # not before: whoever closes the engine looks for it
             except Exception as error:  # one request's failure is no other's
                 self.entering = None
                 self._fail(job, _reported(error))
 
-    def _enter(self, job: Job, rows: Rows, logits: Tensor) -> None:
-        """Takes a prefilled row's first token and lets it join the others."""
-        job.images = {}
-        if self.shares:  # others may write to no states that are copied on joining
-            self.prefiller.keep(job.prompt.symbols, rows.states)
-        [reason] = self._choose([job], logits)
-        if reason is not None:
-            self.end(job, reason)
-            return
-        self._rows.join(rows)
-        self.running.append(job)
+    def enter(
+        self, jobs: Sequence[Job], rows: Rows, logits: Tensor, which: Sequence[int] = (0,)
+    ) -> None:
+        """Takes the first tokens of requests behind prompts, and lets them join the others.
+
+        Args:
+            jobs: The requests.
+            rows: The prompts, prefilled.
+            logits: (B, V) behind them.
+            which: The number of each request's prompt.
+        """
+        places = torch.tensor(which, device=logits.device)
+        reasons = self._choose(jobs, logits if len(which) == len(logits) == 1 else logits[places])
+        for job, reason in zip(jobs, reasons, strict=True):
+            if reason is not None:
+                self.end(job, reason)
+        there = [place for place, reason in enumerate(reasons) if reason is None]
+        if there:
+            if not self.running:
+                self._rows = self._new_rows(len(there))
+            self._rows.join(rows, [which[place] for place in there])
+            self.running += [jobs[place] for place in there]
 
     def step(self) -> None:
         """One more token for each running row."""
@@ -192,7 +161,7 @@ class RunningBatch:
             if reason is not None:
                 self._leave(lane, reason)
 
-    def _choose(self, jobs: list[Job], logits: Tensor) -> list[Reason | None]:
+    def _choose(self, jobs: Sequence[Job], logits: Tensor) -> list[Reason | None]:
         """Takes a token for each row; why it is the last one, or None."""
         logits = logits.float()
         asked = [job.request for job in jobs]
@@ -212,14 +181,30 @@ class RunningBatch:
             for row, constraint in bound:
                 less[row] = constraint.masked(less[row])
         tokens = choose(less, draws)
+        known = self._known(jobs, tokens, logits)
         now = time.perf_counter()
         self.decoded += len(tokens)
         return [
-            self._take(job, token, logits[row], now)
+            self._take(job, token, known.get(row), now)
             for row, (job, token) in enumerate(zip(jobs, tokens, strict=True))
         ]
 
-    def _take(self, job: Job, token: int, logits: Tensor, now: float) -> Reason | None:
+    def _known(
+        self, jobs: Sequence[Job], tokens: Sequence[int], logits: Tensor
+    ) -> dict[int, Tensor]:
+        """Log-probabilities (V,) of the rows that are asked for them; sums are taken on the way."""
+        asked = [row for row, j in enumerate(jobs) if j.scores or j.request.logprobs is not None]
+        if not asked:
+            return {}
+        some = logits if len(asked) == len(jobs) else logits[asked]
+        known = some.log_softmax(dim=-1)
+        own = torch.tensor([tokens[row] for row in asked], device=logits.device)
+        gained = known.gather(1, own[:, None]).squeeze(1).tolist()
+        for row, value in zip(asked, gained, strict=True):
+            jobs[row].logprob += value
+        return dict(zip(asked, known, strict=True))
+
+    def _take(self, job: Job, token: int, known: Tensor | None, now: float) -> Reason | None:
         """Hands a token's text on; why it is the last one, or None."""
         job.ids.append(token)
         if job.constraint is not None and token not in self._ends:
@@ -237,9 +222,9 @@ class RunningBatch:
         job.last = now
         if token in self._ends:
             return "stop"
-        text, tokens = job.text.push(token, self._scored(job.request.logprobs, token, logits))
+        text, tokens = job.text.push(token, self._scored(job.request.logprobs, token, known))
         if text or tokens:
-            job.ticket.put(Delta(text, tokens))
+            job.sink.put(Delta(text, tokens))
         if job.text.stopped:
             return "stop"
         return "length" if len(job.ids) >= job.most else None
@@ -252,11 +237,10 @@ class RunningBatch:
         else:
             self._observer.token(now - job.last)
 
-    def _scored(self, asked: int | None, token: int, logits: Tensor) -> TokenLogprob | None:
+    def _scored(self, asked: int | None, token: int, known: Tensor | None) -> TokenLogprob | None:
         """A token with its log-probability, if that was asked for."""
-        if asked is None:
+        if asked is None or known is None:
             return None
-        known = logits.log_softmax(dim=-1)
         top: tuple[tuple[int, str, float], ...] = ()
         if asked:
             values, ids = known.topk(min(asked, len(known)))
@@ -273,40 +257,65 @@ class RunningBatch:
     def _leave(self, lane: int, reason: Reason) -> None:
         """Ends a running request; what was computed for it is kept for the turn that follows."""
         job = self.running[lane]
-        fed = self._rows.lengths[lane] - len(job.prompt.ids)
-        symbols = (*job.prompt.symbols, *job.ids[:fed])
-        try:
-            self.prefiller.keep(symbols, self._rows.states(lane), instead=job.prompt.symbols)
-        except Exception as error:  # no room for it, for instance: the request has its answer
-            _log.warning("what was computed for a request is not kept", exc_info=error)
+        if self._keeps:
+            self._keep(job, lane)
         self._rows.leave(lane)
         last = self.running.pop()
         if lane < len(self.running):
             self.running[lane] = last
         self.end(job, reason)
 
+    def _keep(self, job: Job, lane: int) -> None:
+        fed = self._rows.lengths[lane] - len(job.prompt.ids)
+        symbols = (*job.prompt.symbols, *job.ids[:fed])
+        try:
+            states = self._rows.states(lane)
+            if states is not None:
+                self.prefiller.keep(symbols, states, instead=job.prompt.symbols)
+        except Exception as error:  # no room for it, for instance: the request has its answer
+            _log.warning("what was computed for a request is not kept", exc_info=error)
+
     def end(self, job: Job, reason: Reason) -> None:
-        """Hands out what is left of a request's text, and how it ended."""
+        """Ends a request, and counts it."""
         if job.failure is not None:
             self._fail(job, job.failure)
             return
-        text, tokens = job.text.finish()
-        if text or tokens:
-            job.ticket.put(Delta(text, tokens))
-        name = {"cancelled": "cancelled", "deadline": "expired"}.get(reason, "completed")
-        self.ended[name] += 1
-        usage = Usage(len(job.prompt.ids), len(job.ids), job.cached)
-        total = time.perf_counter() - job.submitted
-        job.ticket.put(Finished(reason, usage, job.first_token_s, total))
+        self.ended[counted_as(reason)] += 1
+        job.end(reason)
 
     def _fail(self, job: Job, error: Exception) -> None:
         self.ended["failed"] += 1
-        job.ticket.put(error)
+        job.sink.put(error)
+
+    def clear(self) -> None:
+        """Lets every row go, without a word to anybody: a step did not come to its end."""
+        self.running = []
+        self._rows = self._new_rows(1)
+
+    def statistics(self) -> Statistics:
+        """What is done now, and has been done so far."""
+        prefiller, entering = self.prefiller, self.entering
+        return Statistics(
+            running=len(self.running) + (entering is not None and entering.ended is None),
+            **self.ended,
+            prefill_tokens=prefiller.computed,
+            cached_tokens=prefiller.cached,
+            decoded_tokens=self.decoded,
+            steps=self.steps,
+            images_encoded=prefiller.visual.encoded,
+            images_found=prefiller.visual.found,
+            prefix_hits=prefiller.hits,
+            prefix_misses=prefiller.misses,
+            evictions=prefiller.prefixes.evictions,
+            bytes=prefiller.prefixes.bytes + prefiller.visual.bytes,
+            running_bytes=self._rows.bytes,
+            rows_together=self.shares,
+        )
 
     def fail_running(self, error: Exception) -> None:
         """A step failed: its rows cannot go on, the engine can."""
-        jobs, self.running = self.running, []
-        self._rows = self._new_rows()
+        jobs = self.running
+        self.clear()
         error = _reported(error)
         for job in jobs:
             self._fail(job, error)

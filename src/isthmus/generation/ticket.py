@@ -7,10 +7,54 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from threading import Condition
+from typing import Protocol
 
-from isthmus.serving.requests import Delta, Finished, TokenLogprob
+from isthmus.generation.requests import Delta, Finished, TokenLogprob
 
 Event = Delta | Finished
+
+
+class Sink(Protocol):
+    """Where a request's events go.
+
+    Attributes:
+        cancelled: Whether whoever asked has left.
+    """
+
+    cancelled: bool
+
+    def put(self, event: Event | BaseException) -> None:
+        """Takes an event; nothing comes after `Finished` or an error."""
+        ...
+
+    def cancel(self) -> None:
+        """Ends the request, if it has not ended."""
+        ...
+
+
+class Mailbox:
+    """The events of a request that is computed in the asker's own thread.
+
+    Attributes:
+        cancelled: Whether the asker has left.
+        events: Those that nobody has read yet.
+    """
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.events: deque[Event] = deque()
+
+    def put(self, event: Event | BaseException) -> None:
+        """Adds an event.
+
+        Raises:
+            BaseException: The event, if it is an error: the asker is the caller.
+        """
+        self.events.append(_or_raise(event))
+
+    def cancel(self) -> None:
+        """Ends the request before its next token."""
+        self.cancelled = True
 
 
 class Ticket:

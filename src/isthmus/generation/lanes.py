@@ -15,13 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from isthmus.generation.prefix import bytes_of, can_be_cut
 from isthmus.generation.rows import Rows
-from isthmus.model.backbones.language import LanguageModel
-from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.backbones.states import as_states
 from isthmus.model.fusion.sight import Sight, together
 from isthmus.model.vlm import VisionLanguageModel
 
@@ -50,13 +47,13 @@ class LaneLayer(CacheLayerMixin):
     def reserve(
         self, like: tuple[Tensor, Tensor] | None, rows: int, length: int, used: int
     ) -> None:
-        """Makes room for rows of a length; `like` tells the shape of the first ones."""
+        """Makes room for rows of a length; `like` (H, L, D) tells the shape of the first ones."""
         old = (self.keys, self.values)
         grown = []
         for block, own in zip(old, old if like is None else like, strict=True):
             assert own is not None
             # zeros: hidden values are multiplied by 0, and 0 times NaN is NaN
-            new = own.new_zeros(rows, own.shape[1], length, own.shape[3])
+            new = own.new_zeros(rows, own.shape[-3], length, own.shape[-1])
             if block is not None and used:
                 new[:used, :, : block.shape[2]] = block[:used]
             grown.append(new)
@@ -89,9 +86,10 @@ class LaneLayer(CacheLayerMixin):
 
 
 class Lanes:
-    """Rows that are decoded in one pass.
+    """Rows that are decoded in one pass: `decoding.Decoding`.
 
-    Only for language models that `takes_lanes` finds to, behind prompts whose states can be cut.
+    Only for language models that `structure.takes_lanes` finds to, behind prompts whose states can
+    be cut.
 
     Args:
         model: The model.
@@ -119,23 +117,24 @@ class Lanes:
         blocks = [t for layer in self._layers for t in (layer.keys, layer.values) if t is not None]
         return sum(t.numel() * t.element_size() for t in blocks)
 
-    def join(self, rows: Rows | _Prefilled) -> None:
-        """Takes a row that has been prefilled, which is copied, into a lane behind the others."""
-        own = [(layer.keys, layer.values) for layer in rows.states.layers]
-        length = own[0][0].shape[2]
-        self._reserve(own, len(self.lengths) + 1, length + 1)
-        lane = len(self.lengths)
-        for layer, (keys, values) in zip(self._layers, own, strict=True):
-            assert layer.keys is not None
-            assert layer.values is not None
-            layer.keys[lane, :, :length] = keys[0]
-            layer.values[lane, :, :length] = values[0]
+    def join(self, rows: Rows, which: Sequence[int]) -> None:
+        """Takes rows that were prefilled, which are copied, into lanes behind the others."""
+        own, lengths = {row: rows.keys_values(row) for row in which}, rows.lengths.tolist()
+        seen = {row: rows.seen(row) for row in own}
+        longest = max(lengths[row] for row in own)
+        self._reserve(own[which[0]], len(self.lengths) + len(which), longest + 1)
         assert self._mask is not None
-        self._mask[lane, ..., :length] = 0
-        self._mask[lane, ..., length:] = torch.finfo(self._mask.dtype).min
-        may_end, sight = rows.seen()
-        self.lengths.append(length)
-        self._seen.append((may_end is not None, sight))
+        for row in which:
+            lane, length = len(self.lengths), lengths[row]
+            for layer, (keys, values) in zip(self._layers, own[row], strict=True):
+                assert layer.keys is not None
+                assert layer.values is not None
+                layer.keys[lane, :, :length] = keys
+                layer.values[lane, :, :length] = values
+            self._mask[lane, ..., :length] = 0
+            self._mask[lane, ..., length:] = torch.finfo(self._mask.dtype).min
+            self.lengths.append(length)
+            self._seen.append(seen[row])
         self._look()
 
     def leave(self, lane: int) -> None:
@@ -221,102 +220,3 @@ class Lanes:
         device = self.model.device
         self._may_end = torch.tensor(ends, device=device) if any(ends) else None
         self._sight = together([sight for _, sight in self._seen], device)
-
-
-class Apart:
-    """Rows that are decoded one by one, for language models whose rows cannot share a pass.
-
-    Their states slide or recur, or their positions are read off a mask. It does what `Lanes` does.
-
-    Args:
-        model: The model.
-
-    Attributes:
-        lengths: Tokens of each row.
-    """
-
-    def __init__(self, model: VisionLanguageModel) -> None:
-        self.model = model
-        self.lengths: list[int] = []
-        self._rows: list[Rows] = []
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all states."""
-        return sum(bytes_of(rows.states) for rows in self._rows)
-
-    def join(self, rows: Rows) -> None:
-        """Takes a row that has been prefilled."""
-        self._rows.append(rows)
-        self.lengths.append(int(rows.lengths))
-
-    def leave(self, lane: int) -> None:
-        """Lets a row go; the last one takes its place."""
-        self._rows[lane], self.lengths[lane] = self._rows[-1], self.lengths[-1]
-        self._rows.pop()
-        self.lengths.pop()
-
-    def states(self, lane: int) -> Any:
-        """A row's states; the row is not to be continued."""
-        return self._rows[lane].states
-
-    def step(self, ids: Sequence[int]) -> Tensor:
-        """Logits (B, V) after one more token for each row."""
-        device = self.model.device
-        found = [
-            rows.step(torch.tensor([token], device=device))
-            for rows, token in zip(self._rows, ids, strict=True)
-        ]
-        self.lengths = [n + 1 for n in self.lengths]
-        widest = max(t.shape[1] for t in found)
-        return torch.cat([F.pad(t, (0, widest - t.shape[1]), value=-torch.inf) for t in found])
-
-
-@torch.no_grad()
-def takes_lanes(model: VisionLanguageModel) -> bool:
-    """Whether rows that share a pass get the logits that they get alone; it is tried.
-
-    Families whose positions are no argument, or whose attention looks at distances on its own
-    (ALiBi), may not.
-    """
-    language: LanguageModel = model.language
-    device = model.device
-    prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [3, 2]]
-    further = [[5, 6], [1, 3], [7, 4]]
-    half = language.input_embedding.weight.dtype in (torch.float16, torch.bfloat16)
-    try:
-        lanes = Lanes(model)
-        for prompt in prompts:
-            row = _Prefilled(language, torch.tensor([prompt], device=device))
-            if not can_be_cut(row.states):
-                return False
-            lanes.join(row)
-        shared = [lanes.step([own[n] for own in further]) for n in range(2)]
-        lanes.leave(0)
-        shared.append(lanes.step([7, 7]))
-    except Exception:  # whatever a foreign model raises, the answer is no
-        return False
-    wanted = [
-        (step, lane, [*prompts[lane], *further[lane][: step + 1]])
-        for step in range(2)
-        for lane in range(3)
-    ]
-    wanted += [(2, 0, [*prompts[2], *further[2], 7]), (2, 1, [*prompts[1], *further[1], 7])]
-    for step, lane, ids in wanted:
-        alone = language.model(
-            input_ids=torch.tensor([ids], device=device), use_cache=False
-        ).logits[0, -1]
-        away = (alone.float() - shared[step][lane].float()).norm() / alone.float().norm()
-        if not float(away) < (0.05 if half else 1e-3):
-            return False
-    return True
-
-
-class _Prefilled:
-    """A row without images, prefilled by the bare language model."""
-
-    def __init__(self, language: LanguageModel, ids: Tensor) -> None:
-        self.states = states_in(language.model(input_ids=ids, use_cache=True))
-
-    def seen(self) -> tuple[None, None]:
-        return None, None

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isthmus.generation.lanes import Lanes
 from isthmus.generation.rows import Rows
 from isthmus.model.vlm import VisionLanguageModel
-from isthmus.serving.lanes import Lanes
 
 SHORT = 1024
 """Tokens of the longest row that joins the lowest tier."""
@@ -25,7 +25,7 @@ STEP = 4
 
 
 class Tiers:
-    """Rows that are decoded in one pass per tier. It does what `Lanes` does.
+    """Rows that are decoded in one pass per tier: `decoding.Decoding`.
 
     Args:
         model: The model.
@@ -46,15 +46,17 @@ class Tiers:
         """Bytes of all blocks."""
         return sum(lanes.bytes for lanes in list(self._tiers.values()))
 
-    def join(self, rows: Rows) -> None:
-        """Takes a row that has been prefilled, which is copied."""
-        tier, length = SHORT, int(rows.states.get_seq_length())
-        while tier < length:
-            tier *= STEP
-        lanes = self._tiers.get(tier) or Lanes(self.model)
-        lanes.join(rows)
-        self._tiers[tier] = lanes
-        self._places.append((tier, len(lanes.lengths) - 1))
+    def join(self, rows: Rows, which: Sequence[int]) -> None:
+        """Takes rows that have been prefilled, which are copied."""
+        lengths = rows.lengths.tolist()
+        tiers = [_tier(lengths[row]) for row in which]
+        for tier in sorted(set(tiers)):
+            lanes = self._tiers.setdefault(tier, Lanes(self.model))
+            lanes.join(rows, [row for row, own in zip(which, tiers, strict=True) if own == tier])
+        lane = {tier: len(self._tiers[tier].lengths) - tiers.count(tier) for tier in tiers}
+        for tier in tiers:
+            self._places.append((tier, lane[tier]))
+            lane[tier] += 1
 
     def leave(self, row: int) -> None:
         """Lets a row go; the last one takes its number."""
@@ -88,3 +90,11 @@ class Tiers:
         logits = [F.pad(t, (0, widest - t.shape[1]), value=-torch.inf) for t in found]
         back = torch.tensor(order, device=logits[0].device).argsort()
         return torch.cat(logits)[back]
+
+
+def _tier(length: int) -> int:
+    """The longest length that a row of so many tokens joins with."""
+    tier = SHORT
+    while tier < length:
+        tier *= STEP
+    return tier

@@ -1,6 +1,6 @@
 """Measures a dual encoder on images that were never trained on.
 
-    python recipes/tiny-clip/measure.py --model tiny --data DATA [--out results.json]
+    python recipes/tiny-clip/measure_clip.py --model tiny --data DATA [--out results.json]
 
 Zero-shot: an image's label is chosen among all names of its test; it is right if it is the
 image's name or a listed synonym. Every test with four sets of templates. Digits, the lecture's
@@ -33,6 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 import isthmus as im
+from isthmus.classification.zero_shot import Method
 from isthmus.evaluation.metrics import wilson
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
@@ -47,7 +48,7 @@ TESTS = {
 }
 SHOPS = "grocery-43"
 TEMPLATES = ("none", "one", "imagenet-7", "imagenet-80")
-METHODS = ("tip-adapter", "tip-adapter-f", "ncm", "linear", "coop")
+METHODS: tuple[Method, ...] = ("tip-adapter", "tip-adapter-f", "ncm", "linear", "coop")
 SHOTS = (1, 4, 16)
 DRAWS = 3
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -119,7 +120,7 @@ def few_shot(
     model: DualEncoder,
     labels: list[str],
     templates: str,
-    methods: Sequence[str],
+    methods: Sequence[Method],
     pool: Shown,
     test: Shown | None = None,
 ) -> list[dict[str, Any]]:
