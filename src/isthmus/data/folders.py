@@ -71,7 +71,7 @@ def read_folder(folder: Path, read_list: Callable[[Path], Sequence[Record]]) -> 
         read_list: Reads a JSONL or CSV file whose images are relative to it.
 
     Returns:
-        The records. What is wrong with one, or that nothing says what is in a picture, is raised
+        The records. What is wrong with one, or that nothing says what is in an image, is raised
         when it is asked for.
 
     Raises:

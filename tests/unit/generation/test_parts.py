@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import isthmus as im
+from isthmus.config.speedups import onednn
 from isthmus.generation.packed import PackedLinears
 from isthmus.generation.requests import GenerationRequest, TokenLogprob
 from isthmus.generation.sampling import Draw, choose, penalized
@@ -19,7 +20,6 @@ from isthmus.generation.server import ServingEngine
 from isthmus.generation.text_stream import TextStream, TokenTexts
 from isthmus.machine import probe
 from isthmus.model.backbones.tiny import byte_tokenizer
-from isthmus.model.speedups import onednn
 from isthmus.prompts.prompt import Prompt
 
 

@@ -11,8 +11,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from isthmus.config.speedups import speedup
 from isthmus.model.backbones.libraries import Features
-from isthmus.model.speedups import speedup
 
 
 def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) -> Features | None:
