@@ -110,8 +110,12 @@ def test_a_stopped_answer_stays_as_far_as_it_came(service: Service) -> None:
     assert service.engine.statistics().cancelled == before + 1
 
 
-def test_steps_that_fill_the_context_end_without_an_answer(service: Service) -> None:
-    long = replace(service, settings=ServerSettings(max_tokens=2048))  # of a context of 1024
+def test_steps_that_fill_the_context_end_without_an_answer(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for counts in (service.engine, service.engine._encode):
+        monkeypatch.setattr(counts, "context_length", 256)
+    long = replace(service, settings=ServerSettings(max_tokens=512))
     reply = asyncio.run(whole(Session(), long, "And why?", picture("red"), steps=True))
     assert reply.thought
     assert reply.answer == ""
