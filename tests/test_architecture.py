@@ -17,7 +17,7 @@ MOST_LINES = 400
 # Lowest first: a module imports its own layer and those before it. A name is a module or package.
 LAYERS = [
     {"errors"},
-    {"config_base", "registry", "files", "progress"},
+    {"config_base", "registry", "files", "progress", "speedups"},
     {"dual_encoder_config"},
     {"config", "images", "layout", "machine", "media", "pages", "prompt", "wheels", "answers"},
     {"config_file", "templates", "chat_format", "chat_template"},
@@ -46,6 +46,7 @@ PURE |= {
     "layout",
     "machine",
     "progress",
+    "speedups",
     "registry",
     "files",
     "media",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isthmus.errors import ConfigError, suggestion
+from isthmus.speedups import onednn
 
 if TYPE_CHECKING:
     import torch
@@ -306,15 +307,15 @@ def _packed() -> tuple[str, ...]:
     """Data types whose linear layers oneDNN's private operators take on this CPU."""
     import torch
 
-    found = []
-    for name in ("float32", "bfloat16"):
+    found: list[str] = []
+    operators = onednn()
+    for name in ("float32", "bfloat16") if operators else ():
+        assert operators is not None
+        reorder, linear = operators
         weight = torch.ones(4, 8, dtype=getattr(torch, name))
         try:
             with torch.inference_mode():
-                operators: Any = torch.ops.mkldnn
-                packed = operators._reorder_linear_weight.default(weight, None)
-                linear = operators._linear_pointwise.default
-                linear(weight[:1], packed, None, "none", [], "")
+                linear(weight[:1], reorder(weight, None), None, "none", [], "")
         except (RuntimeError, AttributeError, NotImplementedError, TypeError):
             continue
         found.append(name)
@@ -360,7 +361,7 @@ def set_threads(threads: int | None = None) -> int:
     wanted = threads or (most if "OMP_NUM_THREADS" in os.environ else min(most, cores()))
     if wanted != most:
         torch.set_num_threads(wanted)
-    probe.cache_clear()  # whoever set the number before may not have come through here
+        probe.cache_clear()
     return wanted
 
 

@@ -102,8 +102,7 @@ class ImageMedium:
         """Whether it is one; what is no tensor and no sequence of others is taken for one."""
         if isinstance(source, Tensor):
             return source.ndim == 3
-        whole = isinstance(source, (str, bytes, bytearray))  # a path or a file, sequences though
-        return whole or not isinstance(source, Sequence)
+        return isinstance(source, (str, bytes, bytearray)) or not isinstance(source, Sequence)
 
     def open(self, parts: Parts, source: Any) -> Tensor:
         """Pixels (3, H, W)."""

@@ -11,8 +11,8 @@ import torch
 from torch import distributed as dist
 
 import isthmus as im
-from isthmus.config import CONNECTOR_CONFIGS
-from isthmus.training.smoke import SHRUNK, WIDTH
+from isthmus.registry import CONNECTORS
+from isthmus.training.smoke import WIDTH
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -22,8 +22,7 @@ FUSIONS: dict[str, Any] = {
 
 def connector(name: str) -> Any:
     """A connector's configuration at toy size."""
-    kind = CONNECTOR_CONFIGS[name]
-    return kind(**SHRUNK[kind](kind())) if kind in SHRUNK else kind()
+    return CONNECTORS.find(name)().toy()
 
 
 def main(pictures: Path, out: Path) -> None:
@@ -34,7 +33,7 @@ def main(pictures: Path, out: Path) -> None:
     config = im.TrainConfig(
         steps=2, batch_size=4, warmup=1, lr=1e-3, sharding="fsdp", workers=0, feature_cache=False
     )
-    for name in sorted(CONNECTOR_CONFIGS):
+    for name in CONNECTORS.built_in():
         for fusion, chosen in FUSIONS.items():
             torch.manual_seed(0)
             model = im.compose("tiny-vit", "tiny-lm", connector(name), chosen)

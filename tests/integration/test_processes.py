@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from isthmus.config import CONNECTOR_CONFIGS
+from isthmus.registry import CONNECTORS
 
 WORKER = Path(__file__).with_name("training_worker.py")
 EVERY_DESIGN = Path(__file__).with_name("sharding_worker.py")
@@ -109,7 +109,7 @@ def test_every_connector_and_fusion_in_shards(pictures: Path, tmp_path: Path) ->
         out.mkdir()
         assert start(pictures, out, processes, EVERY_DESIGN) == [0] * processes
     expected = json.loads((one / "losses.json").read_text())
-    assert len(expected) == 2 * len(CONNECTOR_CONFIGS)
+    assert len(expected) == 2 * len(CONNECTORS.built_in())
     found = json.loads((two / "losses.json").read_text())
     for name, losses in expected.items():
         assert found[name] == pytest.approx(losses, abs=1e-4), name

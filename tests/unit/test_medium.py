@@ -346,3 +346,18 @@ def test_a_clip_is_opened_frame_by_frame() -> None:
     by_frames, by_pixels = (model.prepare(["<image>a"], [[c]]) for c in (frames, pixels))
     with torch.no_grad():
         assert torch.equal(model(by_frames).logits, model(by_pixels).logits)
+
+
+def test_an_image_is_one_in_every_form(tmp_path: Any) -> None:
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+    path = tmp_path / "a.png"
+    image = Image.linear_gradient("L").convert("RGB")
+    image.save(path)
+    forms = [image, path, str(path), path.read_bytes(), bytearray(path.read_bytes())]
+    expected = model(model.prepare(["<image>What?"], [[image]])).logits
+    scores = []
+    for form in forms:
+        assert torch.equal(model(model.prepare(["<image>What?"], [[form]])).logits, expected)
+        prompt = Prompt("<image>What?", (form,))
+        scores.append(Engine(model).score([prompt], ANSWERS)[0].logprobs)
+    assert all(score == scores[0] for score in scores)

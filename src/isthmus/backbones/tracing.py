@@ -1,4 +1,8 @@
-"""Convolutional networks as one traced graph, which a CPU runs several times faster."""
+"""Convolutional networks as one traced graph, which a CPU runs several times faster.
+
+PyTorch's tracer is in maintenance and may go: then, or with `ISTHMUS_TRACED=0`, networks run as
+they are (`speedups.speedup`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.backbones.adapters import Features
+from isthmus.speedups import speedup
 
 
 def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) -> Features | None:
@@ -22,6 +27,8 @@ def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) ->
         features: Which of its functions, of pixels (B, 3, H, W).
         size: (H, W) of the pixels.
     """
+    if not speedup("traced"):
+        return None
 
     class Traced(nn.Module):
         def __init__(self) -> None:
@@ -40,7 +47,7 @@ def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) ->
             )
             graph: Features = torch.jit.freeze(traced)
             got, expected = graph(two[:1]), features(two[:1])
-        except RuntimeError:
+        except (RuntimeError, AttributeError):
             return None
     same = got.shape == expected.shape and (got - expected).abs().max() <= 1e-3 * expected.std()
     return graph if same else None

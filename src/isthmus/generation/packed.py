@@ -2,18 +2,19 @@
 
 On a CPU PyTorch multiplies fp32 matrices with MKL, which rearranges the weight in each call: most
 of the time of a step of a few rows goes there. oneDNN takes weights that were rearranged
-beforehand, as `torch.compile` has it do. The operators are the compiler's own and may go: then
-layers are left as they are.
+beforehand, as `torch.compile` has it do. The operators are the compiler's own and may go: then, or
+with `ISTHMUS_PACKED=0`, layers are left as they are (`speedups.onednn`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from isthmus.speedups import onednn
 
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -66,16 +67,18 @@ class PackedLinears:
 @torch.inference_mode()
 def _forward_of(layer: nn.Linear, pack: bool) -> Callable[[Tensor], Tensor] | None:
     """A layer's forward on oneDNN; None where it cannot be had, or says something else."""
+    operators = onednn()
+    if operators is None:
+        return None
+    reorder, linear = operators
+    bias = layer.bias
     try:
-        operators: Any = torch.ops.mkldnn
-        linear, bias = operators._linear_pointwise.default, layer.bias
         weight = layer.weight.detach()
         if pack:
-            weight = operators._reorder_linear_weight.default(weight, None)
+            weight = reorder(weight, None)
 
         def forward(states: Tensor) -> Tensor:
-            found: Tensor = linear(states, weight, bias, "none", [], "")
-            return found
+            return linear(states, weight, bias, "none", [], "")
 
         probe = torch.linspace(-1, 1, layer.in_features).to(layer.weight.dtype)[None]
         expected = F.linear(probe, layer.weight, layer.bias).float()

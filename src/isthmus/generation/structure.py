@@ -59,22 +59,26 @@ def twin_of(language: LanguageModel) -> LanguageModel | None:
         >>> twin.vocab_rows
         64
     """
+    return _twin_of(language.model, language.tokenizer)
+
+
+def _twin_of(model: nn.Module, tokenizer: Any) -> LanguageModel | None:
     for smaller in (True, False):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(0)
-                twin = _twin(language, smaller)
+                torch.manual_seed(0)  # the same twin, whoever asks for it
+                twin = _twin(model, tokenizer, smaller)
         except Exception as error:  # a foreign configuration may be anything
-            _log.debug("no twin of %s: %r", type(language.model).__name__, error)
+            _log.debug("no twin of %s: %r", type(model).__name__, error)
             continue
         if twin is not None:
             return twin
     return None
 
 
-def _twin(language: LanguageModel, smaller: bool) -> LanguageModel | None:
-    make = type(language.model)
-    config = copy.deepcopy(language.model.config)
+def _twin(original: Any, tokenizer: Any, smaller: bool) -> LanguageModel | None:
+    make = type(original)
+    config = copy.deepcopy(original.config)
     _shrink(config.get_text_config(decoder=True), smaller)
     for owner in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
         owner.dtype = torch.float32
@@ -88,7 +92,7 @@ def _twin(language: LanguageModel, smaller: bool) -> LanguageModel | None:
     for parameter in model.parameters():
         if parameter.ndim > 1:  # of a spread that keeps what goes in and what comes out alike
             nn.init.normal_(parameter, std=1.5 / math.sqrt(parameter.shape[-1]))
-    twin = LanguageModel(model, language.tokenizer, LanguageConfig(name="twin"))
+    twin = LanguageModel(model, tokenizer, LanguageConfig(name="twin"))
     one, other = (_last_logits(twin, ids) for ids in _SWAPPED)
     return twin if _TELLING < _away(one, other) < math.inf else None
 
@@ -149,7 +153,8 @@ def _allows(language: LanguageModel, trial: _Trial, what: str) -> bool:
     known = _VERDICTS.setdefault(language.model, {})
     key = (what, weight.dtype, weight.device)
     if key not in known:
-        known[key] = _try(language, trial, what)
+        with torch.random.fork_rng(devices=[]):  # a twin's parts are random
+            known[key] = _try(language, trial, what)
     return known[key]
 
 

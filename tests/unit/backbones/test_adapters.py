@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from isthmus import assets
 from isthmus.backbones.tiny import tiny_vit_model
+from isthmus.backbones.tracing import frozen_graph
 from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.config import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, MissingExtraError
@@ -506,6 +507,19 @@ class CountsPictures(nn.Module):
         maps = self.conv(pixels)
         count = int(maps.shape[0])
         return maps.view(count, 4, 4, 4) if self.fails else maps * count
+
+
+@pytest.mark.parametrize("why", ["switched off", "missing"])
+def test_without_the_tracer_a_network_runs_as_it_is(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = torch.nn.Conv2d(3, 4, 3)
+    assert frozen_graph(layer, layer, (32, 32)) is not None
+    if why == "switched off":
+        monkeypatch.setenv("ISTHMUS_TRACED", "0")
+    else:
+        monkeypatch.delattr(torch.jit, "trace")
+    assert frozen_graph(layer, layer, (32, 32)) is None
 
 
 @pytest.mark.parametrize("fails", [True, False])

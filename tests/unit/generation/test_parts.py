@@ -14,11 +14,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 import isthmus as im
 from isthmus.backbones.tiny import byte_tokenizer
 from isthmus.generation.packed import PackedLinears
-from isthmus.generation.requests import TokenLogprob
+from isthmus.generation.requests import GenerationRequest, TokenLogprob
 from isthmus.generation.sampling import Draw, choose, penalized
 from isthmus.generation.server import ServingEngine
 from isthmus.generation.text_stream import TextStream, TokenTexts
 from isthmus.machine import probe
+from isthmus.prompt import Prompt
+from isthmus.speedups import onednn
 
 
 def of_bytes(ids: list[int]) -> str:
@@ -238,6 +240,28 @@ def test_packed_linears_say_the_same_until_they_are_restored(
         assert torch.equal(layers(states), expected) != bool(memory)
     layers(states).sum().backward()
     assert layers[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("why", ["switched off", "missing"])
+def test_without_onednns_operators_layers_are_left_as_they_are(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "switched off":
+        monkeypatch.setenv("ISTHMUS_PACKED", "0")
+    else:
+        monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert onednn() is None
+    probe.cache_clear()
+    try:
+        assert probe().packed == ()
+    finally:
+        probe.cache_clear()
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+    assert PackedLinears(model, 1 << 20).layers == []
+    request = GenerationRequest(prompt=Prompt("Hi"), max_new_tokens=4)
+    with ServingEngine(model) as engine:
+        text = engine.submit(request).result()[0]
+    assert text.strip() == im.Engine(model).run([request])[0].text
 
 
 def test_an_engine_leaves_the_model_as_it_was() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from isthmus.errors import ConfigError
 from isthmus.model import bare_language_model
+from isthmus.serving.app import create_app
 from isthmus.serving.gate import Gate
 from isthmus.serving.settings import ServerSettings
 
@@ -284,7 +285,7 @@ def test_a_slow_head_and_no_http(serve: Any, monkeypatch: pytest.MonkeyPatch) ->
         with socket.create_connection(("127.0.0.1", running.port), 10) as link:
             link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             found = b""
-            while b'"ok"}' not in found:
+            while not found.endswith(b"}"):
                 found += link.recv(1 << 16)
             link.sendall(b"GET /hea")
             assert link.recv(1 << 16) == b""
@@ -570,3 +571,31 @@ def test_a_language_model_alone_sees_no_pictures(serve: Any, picture: str) -> No
         body = {"messages": [{"role": "user", "content": [part]}]}
         error = error_of(httpx.post(running.url + CHAT, json=body), 400, "unsupported_value")
         assert error["param"] == "messages.0.content.0.image_url.url"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_how_rows_are_decoded_is_said(
+    together: bool,
+    model: Any,
+    serve: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from isthmus.generation import batch
+
+    monkeypatch.setattr(batch, "takes_lanes", lambda model: together)
+    with serve() as running:
+        health = httpx.get(f"{running.url}/health").json()
+        metrics = httpx.get(f"{running.url}/metrics").text
+    assert health == {"status": "ok", "rows_together": together}
+    assert f"isthmus_rows_together {float(together)}" in metrics
+
+    async def start(app: Any) -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    with caplog.at_level("INFO", logger="isthmus.serving"):
+        asyncio.run(start(create_app(model)))
+    [said] = [r for r in caplog.records if "rows are decoded" in r.message]
+    assert ("together, in one pass" in said.message) == together
+    assert (said.levelname == "WARNING") == (not together)
