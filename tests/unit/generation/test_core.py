@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from isthmus.prompting.chains import STOPS
 from PIL import Image
 
 import isthmus as im
@@ -24,6 +23,7 @@ from isthmus.generation.server import ServingEngine
 from isthmus.generation.tiers import Tiers
 from isthmus.model import VisionLanguageModel
 from isthmus.prompt import Example, Prompt
+from isthmus.reasoning.question import STOPS
 from isthmus.templates import template_named
 
 FUSIONS: dict[str, Any] = {
