@@ -3,7 +3,7 @@
     python benchmarks/closed_labels.py [--quick] [--threads 2] [--labels 1000]
 
 The same SmolLM2-135M with the same gated cross-attention blocks (as in `decode.py`, gates open)
-scores labels of one to five tokens behind a prompt with a picture. Visual tokens are given to all,
+scores labels of one to five tokens behind a prompt with an image. Visual tokens are given to all,
 so no encoder is timed. Four ways, in turn:
 
     ours            the engine: prompt once, then the labels' token tree in few passes
@@ -38,11 +38,11 @@ from decode import EVERY, GATE, VISUAL_TOKENS, VISUAL_WIDTH, ours
 from torch import Tensor
 
 import isthmus as im
-from isthmus.backbones.states import as_states, states_in
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import fork
 from isthmus.generation.rows import Encoded, Rows, symbols_of
 from isthmus.generation.score import Tree, score_trees, tree_of
+from isthmus.model.backbones.states import as_states, states_in
 
 TEXT = "<image>Question: What is in the picture? Answer:"
 ADJECTIVES = [
@@ -124,9 +124,9 @@ class Ways:
     def tree(self, tokens: list[list[int]]) -> list[float]:
         """Ours."""
         ids, layouts = self.ids[0].tolist(), (self.model.layout,)
-        symbols = symbols_of(self.model, ids, ("picture",), layouts)
-        prompt = Encoded(tuple(ids), symbols, ("picture",), layouts)
-        rows = Rows(self.model, [prompt], {"picture": self.visual[0]})
+        symbols = symbols_of(self.model, ids, ("image",), layouts)
+        prompt = Encoded(tuple(ids), symbols, ("image",), layouts)
+        rows = Rows(self.model, [prompt], {"image": self.visual[0]})
         tree: Tree = tree_of(tokens)
         return score_trees(rows, rows.prefill(), [tree])[0]
 

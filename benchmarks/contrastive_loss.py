@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.align.losses import clip_loss, siglip_loss
+from isthmus.training.losses.contrastive import clip_loss, siglip_loss
 
 MATRICES = 8
 """N x N matrices that open_clip's losses hold at their peak, rounded up."""
@@ -40,14 +40,14 @@ KINDS = ("clip", "siglip")
 
 
 def inputs(pairs: int, width: int) -> list[Tensor]:
-    """Pictures, texts, factor, bias."""
+    """Images, texts, factor, bias."""
     made = torch.Generator().manual_seed(0)
     found = [F.normalize(torch.randn(pairs, width, generator=made), dim=-1) for _ in range(2)]
     return [t.requires_grad_() for t in (*found, torch.tensor(14.3), torch.tensor(-10.0))]
 
 
 def way(kind: str, ours: bool) -> Callable[..., Tensor]:
-    """A loss of pictures, texts, factor and bias."""
+    """A loss of images, texts, factor and bias."""
     if ours:
         return siglip_loss if kind == "siglip" else lambda i, t, s, b: clip_loss(i, t, s)
     from open_clip.loss import ClipLoss, SigLipLoss  # which the processes that time ours do without

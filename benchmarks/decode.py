@@ -1,15 +1,15 @@
-"""Decoding with pictures in context, beside the bare language model and beside OpenFlamingo.
+"""Decoding with images in context, beside the bare language model and beside OpenFlamingo.
 
     python benchmarks/decode.py [--quick] [--threads 2] [--tokens 32]
 
 All three decode the same number of tokens greedily with the same SmolLM2-135M weights in fp32.
 Ours and OpenFlamingo's have the same random gated blocks before every 4th layer (8 heads of 64,
-feed-forward 4x, gates open), 64 visual tokens of width 1024 a picture, and the same prompt with 1,
-8 or 32 pictures in it. Visual tokens are given to both, so no encoder is timed. The three take
-turns. The first ratio is of the shipped default, with its own blocks and one picture.
+feed-forward 4x, gates open), 64 visual tokens of width 1024 an image, and the same prompt with 1,
+8 or 32 images in it. Visual tokens are given to both, so no encoder is timed. The three take
+turns. The first ratio is of the shipped default, with its own blocks and one image.
 
-    ratio decode             the shipped default with a picture over the bare model's `generate`
-    ratio openflamingo_N     ours over OpenFlamingo's with N pictures in context
+    ratio decode             the shipped default with an image over the bare model's `generate`
+    ratio openflamingo_N     ours over OpenFlamingo's with N images in context
 
 The floor is reading all weights once per token at this machine's reading speed. Without
 open-flamingo 2.0.1 (`pip install --no-deps open-flamingo==2.0.1 einops einops-exts`) its part is
@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.backbones.vision import FeatureShape
+from isthmus.model.backbones.vision import FeatureShape
 
 VISUAL_WIDTH, VISUAL_TOKENS, EVERY, GATE = 1024, 64, 4, 0.5
 
@@ -64,13 +64,13 @@ def decoding_time(generate: Callable[[int], object], tokens: int) -> float:
 
 @torch.inference_mode()
 def compare(
-    model: im.VisionLanguageModel, other: Any, pictures: int, tokens: int, repeats: int
+    model: im.VisionLanguageModel, other: Any, images: int, tokens: int, repeats: int
 ) -> dict[str, list[float]]:
     """Tokens per second of each of the three, in turn, repeated; `other` None is left out."""
-    prompt = "".join(f"<image>Output: picture number {i}.<|endofchunk|>" for i in range(pictures))
-    ids = torch.tensor([model.encode_text(prompt + "Output:", pictures)])
+    prompt = "".join(f"<image>Output: picture number {i}.<|endofchunk|>" for i in range(images))
+    ids = torch.tensor([model.encode_text(prompt + "Output:", images)])
     mask = torch.ones_like(ids)
-    visual = torch.randn(pictures, VISUAL_TOKENS, VISUAL_WIDTH)
+    visual = torch.randn(images, VISUAL_TOKENS, VISUAL_WIDTH)
     batch = im.Batch(input_ids=ids, attention_mask=mask, features=visual)
     plain = ids.masked_fill(ids >= model.special_tokens.image_id, 1)
 
@@ -112,10 +112,10 @@ def compare(
 
 @torch.inference_mode()
 def shipped(tokens: int, repeats: int) -> list[float]:
-    """Speed of the shipped default with a picture, over the bare model's on as long a prompt."""
+    """Speed of the shipped default with an image, over the bare model's on as long a prompt."""
     model = im.load("tiny")
-    picture = Image.new("RGB", (260, 260), (200, 30, 30))
-    batch = model.prepare(["<image>Question: What is in the picture? Answer:"], [[picture]])
+    image = Image.new("RGB", (260, 260), (200, 30, 30))
+    batch = model.prepare(["<image>Question: What is in the picture? Answer:"], [[image]])
     pixels = batch.pixels
     assert pixels is not None
     batch = im.Batch(
@@ -147,7 +147,7 @@ def shipped(tokens: int, repeats: int) -> list[float]:
 def main() -> None:
     """Prints a table and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="1 and 8 pictures, 1 turn")
+    parser.add_argument("--quick", action="store_true", help="1 and 8 images, 1 turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=32)
     options = parser.parse_args()
@@ -159,16 +159,16 @@ def main() -> None:
     if openflamingo.is_installed():
         other = openflamingo.model_with_blocks(model, every=EVERY, width=VISUAL_WIDTH, gate=GATE)
     ratios = {"decode": shipped(tokens, repeats)}
-    print(f"{'pictures':<10}{'who':<14}{'median tokens/s':>16}{'min':>8}{'max':>8}")
-    for pictures in (1, 8) if options.quick else (1, 8, 32):
-        speeds = compare(model, other, pictures, tokens, repeats)
+    print(f"{'images':<10}{'who':<14}{'median tokens/s':>16}{'min':>8}{'max':>8}")
+    for images in (1, 8) if options.quick else (1, 8, 32):
+        speeds = compare(model, other, images, tokens, repeats)
         for name, values in speeds.items():
             median = statistics.median(values)
             low, high = min(values), max(values)
-            print(f"{pictures:<10}{name:<14}{median:>16.1f}{low:>8.1f}{high:>8.1f}", flush=True)
+            print(f"{images:<10}{name:<14}{median:>16.1f}{low:>8.1f}{high:>8.1f}", flush=True)
         if other is not None:
             of_other = [a / b for a, b in zip(speeds["ours"], speeds["openflamingo"], strict=True)]
-            ratios[f"openflamingo_{pictures}"] = of_other
+            ratios[f"openflamingo_{images}"] = of_other
     size = sum(p.numel() for p in model.language.parameters()) * 4
     size += sum(p.numel() for b in model.fusion.blocks.values() for p in b.parameters()) * 4
     big = torch.randn(64 * 1024 * 1024)

@@ -3,7 +3,7 @@
     python benchmarks/feature_cache.py [--quick] [--model tiny] [--threads 2] [--precision bf16]
 
 Both stages of the recipe, at its batch sizes, forward, backward and AdamW, the same batches on
-both sides, taking turns. Pictures are JPEG files, painted here. Opening and preprocessing them
+both sides, taking turns. Images are JPEG files, painted here. Opening and preprocessing them
 belongs to the side without a cache, reading rows to the side with one.
 
     ratio feature_cache            the whole training, 1,200 steps of stage 1 and 700 of stage 2,
@@ -12,9 +12,9 @@ belongs to the side without a cache, reading rows to the side with one.
                                    connector's classifier without running the language model
     ratio feature_cache_language   a step of stage 2 (`recipes/tiny/hybrid.toml`), most of which is
                                    the language model
-    ratio feature_lookup           the picture side of stage 2's step alone
+    ratio feature_lookup           the image side of stage 2's step alone
 
-The recipe also draws features that were never pictures; here every sample is a picture. `--quick`
+The recipe also draws features that were never images; here every sample is an image. `--quick`
 takes small batches in fp32, which is fast on any CPU, unless another precision is asked for.
 """
 
@@ -33,14 +33,14 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.batch import IGNORED, pad
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import Picture
-from isthmus.prompt import END_TAG
-from isthmus.templates import template_named
+from isthmus.data.records import ImageRef
+from isthmus.model.batch import IGNORED, pad
+from isthmus.prompts.prompt import END_TAG
+from isthmus.prompts.templates import template_named
 
 QUESTION = "What is in the picture?"
-# Steps and samples a step of the recipe's two stages, and its training pictures
+# Steps and samples a step of the recipe's two stages, and its training images
 CONCEPTS, LANGUAGE, PICTURES = (1200, 384), (700, 64), 17_179
 ANSWERS = ("a cat", "a red bell pepper", "a rocket", "a cup of coffee on a saucer")
 FREEZE = (
@@ -51,28 +51,28 @@ FREEZE = (
 )
 
 
-def paint(folder: Path, count: int) -> list[Picture]:
+def paint(folder: Path, count: int) -> list[ImageRef]:
     """JPEG files of 500 x 400 pixels, cut out of one of the examples."""
-    source = im.open_picture(Path(__file__).parent.parent / "examples" / "cat.jpg")
+    source = im.open_image(Path(__file__).parent.parent / "examples" / "cat.jpg")
     source = source.resize((800, 700))
     random = np.random.default_rng(0)
-    pictures = []
+    images = []
     for i in range(count):
         x, y = (int(v) for v in random.integers(0, 300, 2))
         source.crop((x, y, x + 500, y + 400)).save(folder / f"{i}.jpg", quality=90)
-        pictures.append(Picture(folder / f"{i}.jpg"))
-    return pictures
+        images.append(ImageRef(folder / f"{i}.jpg"))
+    return images
 
 
 def texts(model: im.VisionLanguageModel, batch: int) -> im.Batch:
-    """Prompts with their answers, labels on the answers, without pictures."""
+    """Prompts with their answers, labels on the answers, without images."""
     prompt = template_named(model.config.template)(
         [], im.Example(Image.new("RGB", (1, 1)), QUESTION)
     )
     rows, lengths = [], []
     for i in range(batch):
         answer = model.special_tokens.encode(f" {ANSWERS[i % len(ANSWERS)]}{END_TAG}")
-        rows.append([*model.encode_text(prompt.text, pictures=1), *answer])
+        rows.append([*model.encode_text(prompt.text, images=1), *answer])
         lengths.append(len(answer))
     ids, mask = pad(rows, model.pad_id, "left")
     labels = torch.full_like(ids, IGNORED)
@@ -120,18 +120,18 @@ def main() -> None:
     text = texts(model, small)
 
     with tempfile.TemporaryDirectory() as folder:
-        pictures = paint(Path(folder), large)
+        images = paint(Path(folder), large)
         cache = FeatureCache(Path(folder) / "cache", PatchFeatures(model.vision))
         started = time.perf_counter()
-        cache.fill(pictures, quiet=True)
-        filling = len(pictures) / (time.perf_counter() - started)
+        cache.fill(images, quiet=True)
+        filling = len(images) / (time.perf_counter() - started)
 
         def look_up(count: int) -> torch.Tensor:
-            return cache.get(pictures[:count])
+            return cache.get(images[:count])
 
         def open_(count: int) -> torch.Tensor:
-            opened = [im.open_picture(p.path) for p in pictures[:count]]
-            return torch.stack([model.vision.preprocess(picture) for picture in opened])
+            opened = [im.open_image(p.path) for p in images[:count]]
+            return torch.stack([model.vision.preprocess(image) for image in opened])
 
         def encode(count: int) -> torch.Tensor:
             parts = torch.split(open_(count), 64)
@@ -187,9 +187,9 @@ def main() -> None:
     }
     whole["cached"] += PICTURES / filling
     print(f"whole training: {whole['cached']:.0f} s cached, {whole['computed']:.0f} s computed")
-    for part in ("pictures", "language", "concepts"):
+    for part in ("images", "language", "concepts"):
         ratio = medians[f"{part}, computed"] / medians[f"{part}, cached"]
-        name = "feature_lookup" if part == "pictures" else f"feature_cache_{part}"
+        name = "feature_lookup" if part == "images" else f"feature_cache_{part}"
         print(f"ratio {name} {ratio:.2f}")
     print(f"ratio feature_cache {whole['computed'] / whole['cached']:.2f}")
 

@@ -49,7 +49,7 @@ def one(fusion: str, precision: str, checkpointing: int, rows: int) -> None:
     import transformers
 
     import isthmus as im
-    from isthmus.backbones.tiny import byte_tokenizer
+    from isthmus.model.backbones.tiny import byte_tokenizer
     from isthmus.training.memory import Load, memory
     from isthmus.training.optim import optimizer_for
     from isthmus.training.vlm import freeze_in_half
@@ -87,7 +87,7 @@ def one(fusion: str, precision: str, checkpointing: int, rows: int) -> None:
     batch = im.Batch(
         input_ids=ids, attention_mask=torch.ones_like(ids), features=features, labels=labels
     )
-    load = Load(rows=rows, tokens=LENGTH, pictures=rows, labelled=rows * LENGTH // 2)
+    load = Load(rows=rows, tokens=LENGTH, images=rows, labelled=rows * LENGTH // 2)
     expected = sum(memory(model, config, load).values())
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     for _ in range(3):

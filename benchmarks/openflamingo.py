@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets import fetch_asset
+from isthmus.assets.registry import fetch_asset
 
 try:
     from open_flamingo.src.flamingo_lm import FlamingoLMMixin

@@ -1,7 +1,7 @@
 """OpenFlamingo 2.0.1's model and training step around given features, for `train_step.py`.
 
 The step is that of `train_one_epoch` in `open_flamingo/train/train_utils.py`, the optimiser's
-groups are those of `open_flamingo/train/train.py`, and pictures are filled up as in
+groups are those of `open_flamingo/train/train.py`, and images are filled up as in
 `open_flamingo/train/data.py`.
 """
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.config import TrainConfig
-from isthmus.connectors.resampler import PerceiverResampler, ResamplerLayer
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.config.model import TrainConfig
+from isthmus.model.connectors.resampler import PerceiverResampler, ResamplerLayer
+from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 
 WIDTH, EVERY = 1024, 4
 MOST_PICTURES = 6
@@ -34,7 +34,7 @@ class Samples:
     Attributes:
         ids: (B, L), padded on the right.
         mask: (B, L), 0 at padding.
-        features: (B, T, N, D) of T pictures a row.
+        features: (B, T, N, D) of T images a row.
         documents: Whether rows are documents, whose labels need a search for chunks.
     """
 

@@ -71,7 +71,7 @@ def timed(search: Callable[[np.ndarray], Any], queries: np.ndarray, turns: int) 
 
 def build(folder: Path, count: int) -> None:
     """Writes ours."""
-    from isthmus.align.segments import VectorSegments
+    from isthmus.search.segments import VectorSegments
 
     made, first = VectorSegments(folder, WIDTH, []), 0
     started = time.perf_counter()
@@ -91,7 +91,7 @@ def way(name: str, folder: Path, count: int, turns: int) -> None:
     before = resident()[0]
     started = time.perf_counter()
     if name == "ours":
-        from isthmus.align.segments import VectorSegments
+        from isthmus.search.segments import VectorSegments
 
         before = resident()[0]  # the library itself is not counted, nor numpy below
         started = time.perf_counter()
@@ -125,12 +125,12 @@ def way(name: str, folder: Path, count: int, turns: int) -> None:
 
 
 def update(files: int) -> tuple[float, float]:
-    """Seconds to index pictures, and to look at them again."""
+    """Seconds to index images, and to look at them again."""
     import torch
     from PIL import Image
 
-    from isthmus.align.dual_encoder import DualEncoder
-    from isthmus.align.search import PictureIndex
+    from isthmus.model.clip.dual_encoder import DualEncoder
+    from isthmus.search.index import ImageIndex
 
     torch.manual_seed(0)
     model = DualEncoder.join("tiny-vit", "tiny-text", width=16)
@@ -141,7 +141,7 @@ def update(files: int) -> tuple[float, float]:
         for i in range(files):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(photos / f"{i}.png")
-        with PictureIndex(Path(place) / "index", model) as index:
+        with ImageIndex(Path(place) / "index", model) as index:
             seconds = []
             for _ in range(2):
                 started = time.perf_counter()

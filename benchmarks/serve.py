@@ -13,9 +13,9 @@ does not start here is left out.
     ratio serve_first_token_N  median seconds to the first text, theirs over ours
     ratio serve_replicas       with `--replicas 2`, which measures this alone: tokens a second of 16
                                clients, two replicas that share the threads over one process
-    ratio serve_first_picture  232 ms over ours: a picture and a question, over HTTP, `tiny`
+    ratio serve_first_image  232 ms over ours: an image and a question, over HTTP, `tiny`
 
-The picture is a new one each time; the same picture again, its tokens known, stands beside it.
+The image is a new one each time; the same image again, its tokens known, stands beside it.
 """
 
 from __future__ import annotations
@@ -148,13 +148,13 @@ def load(
     return time.perf_counter() - started, firsts, answers
 
 
-def first_picture(url: str, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds to the first text with a new picture, and with the same picture again."""
-    picture = im.open_picture(PICTURE)
+def first_image(url: str, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds to the first text with a new image, and with the same image again."""
+    image = im.open_image(PICTURE)
 
     def body(shift: int) -> dict[str, Any]:
         data = io.BytesIO()
-        picture.crop((shift, shift, picture.width, picture.height)).save(data, "JPEG", quality=90)
+        image.crop((shift, shift, image.width, image.height)).save(data, "JPEG", quality=90)
         shown = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
         content = [
             {"type": "image_url", "image_url": {"url": shown}},
@@ -288,7 +288,7 @@ def main() -> None:
             of = {name: [1000 * s for s in firsts[name, clients]] for name in ways}
             tell(f"serve_first_token_{clients}", of, "ms", -1, min)
         with server([*ours, "tiny", *port], options.port, options.threads, "tiny") as url:
-            new, again = first_picture(url, 5 if options.quick else 30)
+            new, again = first_image(url, 5 if options.quick else 30)
         middle = statistics.median(new)
         print(
             f"ratio serve_first_picture {AIM / middle:.2f} ({1000 * middle:.0f} ms, "

@@ -3,7 +3,7 @@
     python benchmarks/soak.py [--quick] [--minutes 10] [--clients 32] [--model tiny] [--threads 2]
 
 A process of `isthmus serve` with a queue of 16, a batch of 8 and 128 MB for what it keeps, and 32
-clients that hardly wait: whole and streamed answers, pictures new and known, several pictures,
+clients that hardly wait: whole and streamed answers, images new and known, several images,
 demonstrations, steps, clients that leave in the middle, wrong requests, decompression bombs, bodies
 that are no JSON. After every fifth of the time all clients pause.
 
@@ -49,8 +49,8 @@ def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def picture(rng: random.Random, kinds: int) -> str:
-    """One of so many pictures."""
+def image(rng: random.Random, kinds: int) -> str:
+    """One of so many images."""
     seed = rng.randrange(kinds)
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
     data = io.BytesIO()
@@ -74,13 +74,13 @@ def body_of(rng: random.Random, kind: str) -> dict[str, Any]:
     """A request of a kind."""
     text: Any = rng.choice(["Hello", "What is the moon?", "Name three fruits.", "x" * 500])
     asked: dict[str, Any] = {"max_tokens": rng.choice([1, 8, 24]), "seed": rng.randrange(9)}
-    if kind in ("picture", "several", "bomb"):
+    if kind in ("image", "several", "bomb"):
         count = {"several": 3}.get(kind, 1)
-        shown = [bomb() if kind == "bomb" else picture(rng, 400) for _ in range(count)]
+        shown = [bomb() if kind == "bomb" else image(rng, 400) for _ in range(count)]
         parts = [{"type": "image_url", "image_url": {"url": one}} for one in shown]
         text = [*parts, {"type": "text", "text": "What is in the picture?"}]
     if kind == "shots":
-        asked["shots"] = [{"pictures": [picture(rng, 8)], "question": "What?", "answer": "noise"}]
+        asked["shots"] = [{"images": [image(rng, 8)], "question": "What?", "answer": "noise"}]
         asked["reasoning"] = rng.random() < 0.5
     if kind == "wrong":
         asked |= rng.choice([{"model": "other"}, {"n": 99}, {"temperature": -1}, {"stop": [""]}])
@@ -89,7 +89,7 @@ def body_of(rng: random.Random, kind: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **asked}
 
 
-KINDS = ["plain"] * 4 + ["drawn", "stream", "stream", "leave", "picture", "picture", "several"]
+KINDS = ["plain"] * 4 + ["drawn", "stream", "stream", "leave", "image", "image", "several"]
 KINDS += ["shots", "wrong", "bomb", "garbage"]
 
 

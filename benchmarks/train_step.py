@@ -4,15 +4,15 @@
 
 Both train a resampler (6 layers, 64 latents of 1024) and gated blocks before every 4th layer of the
 same frozen SmolLM2-135M, with copied weights, gates open, on the same tokens and labels. Features
-of the pictures are given, so no encoder is timed. A step is labels, forward, loss, backward,
+of the images are given, so no encoder is timed. A step is labels, forward, loss, backward,
 clipping, AdamW and clearing the gradients. The ways take turns. Asserted before anything is timed:
 equal numbers of trained parameters, and equal losses to 1e-4.
 
 Two kinds of batch, as OpenFlamingo 2.0.1 trains on (`open_flamingo/train/data.py`):
 
-    documents   256 tokens with 3 pictures (MMC4). Theirs fills up to 6 pictures with zeros
+    documents   256 tokens with 3 images (MMC4). Theirs fills up to 6 images with zeros
                 (`preprocess_interleaved`, `--mmc4_max_num_images` is 6), and resamples all 6.
-    pairs       1 picture and 8 to 32 tokens (LAION, captions cut at 32), both padded to the longest
+    pairs       1 image and 8 to 32 tokens (LAION, captions cut at 32), both padded to the longest
                 of the batch (`preprocess_laion_text`).
 
 Their step is that of `train_one_epoch` in `open_flamingo/train/train_utils.py`: labels masked row
@@ -25,7 +25,7 @@ one process, so DDP is left out.
     ratio train_step             ours over theirs, documents
     ratio train_step_pairs       the same, pairs
     ratio train_step_mixture     one batch of each in a step, as theirs does it
-    ratio train_step_unpadded    documents, without their filling up of pictures
+    ratio train_step_unpadded    documents, without their filling up of images
 
 All of it under bf16 autocast, as OpenFlamingo-9B was trained (`--precision amp_bf16`; Awadalla et
 al. 2023, section 3.2), and on the CPU once more in fp32 (`..._fp32`). In ours the frozen language
@@ -68,8 +68,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import isthmus as im
-from isthmus.backbones.vision import FeatureShape
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.model.backbones.vision import FeatureShape
+from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.training.optim import optimizer_for
 from isthmus.training.vlm import freeze_in_half
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.answers import AnswerKind
 from isthmus.evaluation.tasks.text import arithmetic, parity
-from isthmus.prompt import END_TAG, Example
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import END_TAG, Example
+from isthmus.prompts.templates import CONCLUSION
 from isthmus.reasoning.wording import trigger_named
-from isthmus.templates import CONCLUSION
 
 TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003

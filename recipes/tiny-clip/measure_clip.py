@@ -1,11 +1,11 @@
-"""Measures a dual encoder on pictures that were never trained on.
+"""Measures a dual encoder on images that were never trained on.
 
     python recipes/tiny-clip/measure_clip.py --model tiny --data DATA [--out results.json]
 
-Zero-shot: a picture's label is chosen among all names of its test; it is right if it is the
-picture's name or a listed synonym. Every test with four sets of templates. Digits, the lecture's
-example of what the internet has no pictures of, and Grocery's coarse names: zero-shot, and then
-with 1, 4 and 16 labelled pictures of each (digits that are then not measured, Grocery's training
+Zero-shot: an image's label is chosen among all names of its test; it is right if it is the
+image's name or a listed synonym. Every test with four sets of templates. Digits, the lecture's
+example of what the internet has no images of, and Grocery's coarse names: zero-shot, and then
+with 1, 4 and 16 labelled images of each (digits that are then not measured, Grocery's training
 photographs), by the remedies of `ZeroShotClassifier.fit` (CoOp for digits alone, since it is
 slow), over three draws. Intervals are Wilson's at 95%; the baseline always gives the test's most
 frequent name.
@@ -33,10 +33,10 @@ from PIL import Image
 from torch import Tensor
 
 import isthmus as im
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_clip
-from isthmus.align.zeroshot import Method
+from isthmus.classification.zero_shot import Method
 from isthmus.evaluation.metrics import wilson
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
 
 TESTS = {
     "twemoji-861": "test-twemoji",
@@ -81,14 +81,14 @@ def measure(model: DualEncoder, test: str, root: Path) -> dict[str, Any]:
         key = "name" if test.endswith("43") else "fine"
         rows = [{**row, "name": row[key], "names": [row[key]]} for row in rows]
         labels = {row[key] for row in records_of(root, "train-grocery")}
-    features = model.encode_pictures([root / row["image"] for row in rows])
+    features = model.encode_images([root / row["image"] for row in rows])
     right = [{row["name"], *row["names"]} for row in rows]
     majority = Counter(row["name"] for row in rows).most_common(1)[0][1] / len(rows)
     told = {"test": test, "n": len(rows), "labels": len(labels), "majority": majority}
     told |= {"zero_shot": zero_shot(model, features, right, sorted(labels))}
     if test == SHOPS:
         shown = records_of(root, "train-grocery")
-        pool = model.encode_pictures([root / row["image"] for row in shown])
+        pool = model.encode_images([root / row["image"] for row in shown])
         both = (pool, [row["name"] for row in shown]), (features, [row["name"] for row in rows])
         told |= {"few_shot": few_shot(model, sorted(labels), "one", METHODS[:-1], *both)}
     return told
@@ -102,18 +102,18 @@ def digits() -> tuple[list[Image.Image], list[str]]:
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as file:
             packed = file.read("sklearn/datasets/data/digits.csv.gz")
-    pictures, labels = [], []
+    images, labels = [], []
     for row in csv.reader(gzip.decompress(packed).decode().splitlines()):
         numbers = np.array(row, dtype=float)
         dark = (255 - numbers[:64].reshape(8, 8) * (255 / 16)).astype(np.uint8)
         large = Image.fromarray(dark).resize((128, 128), Image.Resampling.BICUBIC)
-        pictures.append(large.convert("RGB"))
+        images.append(large.convert("RGB"))
         labels.append(DIGITS[int(numbers[64])])
-    return pictures, labels
+    return images, labels
 
 
 Shown = tuple[Tensor, Sequence[str]]
-"""Features of pictures, and their labels."""
+"""Features of images, and their labels."""
 
 
 def few_shot(
@@ -138,8 +138,8 @@ def few_shot(
                 torch.manual_seed(draw)
                 fitted = im.ZeroShotClassifier(model, labels, templates=templates, cache=False)
                 fitted.fit(features[shown], [names[i] for i in shown], method=method)
-                pictures, right = test or (features[rest], [names[i] for i in rest])
-                shares.append(fitted.score(pictures, right))
+                images, right = test or (features[rest], [names[i] for i in rest])
+                shares.append(fitted.score(images, right))
             told = {"shots": shots, "method": method, "mean": float(np.mean(shares))}
             found.append({**told, "least": min(shares), "most": max(shares)})
             print(f"{shots} each, {method:<14}{np.mean(shares):6.1%}", flush=True)
@@ -148,8 +148,8 @@ def few_shot(
 
 def measure_digits(model: DualEncoder) -> dict[str, Any]:
     """Zero-shot and every remedy."""
-    pictures, names = digits()
-    features = model.encode_pictures(pictures)
+    images, names = digits()
+    features = model.encode_images(images)
     labels = list(DIGITS)
     targets = np.array([labels.index(name) for name in names])
     plain = zero_shot(model, features, [{name} for name in names], labels)

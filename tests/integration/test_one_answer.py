@@ -33,9 +33,9 @@ def noise(seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def uri(picture: Image.Image) -> str:
+def uri(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -111,7 +111,7 @@ def body_of(way: str, samples: int) -> dict[str, Any]:
     image = {"type": "image_url", "image_url": {"url": uri(PICTURE)}}
     shown = [
         {
-            "pictures": [uri(SHOT)],
+            "images": [uri(SHOT)],
             "question": shot.question,
             "answer": shot.answer,
             "rationale": shot.rationale,

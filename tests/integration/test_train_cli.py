@@ -57,7 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Captions beside pictures, as a newcomer has them."""
+    """Captions beside images, as a newcomer has them."""
     folder = tmp_path / "photos"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -94,12 +94,12 @@ def test_the_plan_costs_nothing(run: Any, photos: Path, tmp_path: Path) -> None:
     code, said, errors = run("train", config, "--dry-run")
     assert code == 0, errors
     assert "4 visual tokens" not in said
-    assert "a picture becomes 16 visual tokens" in said
+    assert "an image becomes 16 visual tokens" in said
     assert "6 of 4 samples" in said
     assert "photos 4.0" in said  # 24 samples of 6 records
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run.toml"]
     code, said, _ = run("train", config, "--dry-run", "--json")
-    assert json.loads(said)["pictures"] == 6
+    assert json.loads(said)["images"] == 6
 
 
 def test_what_is_missing_is_said(run: Any, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import isthmus as im
 from isthmus import testing
-from isthmus.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
-from isthmus.batch import Batch
 from isthmus.generation.decode import generate, text_of
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.tiny import END, VOCABULARY, byte_tokenizer, tiny_language_model
+from isthmus.model.batch import Batch
+from isthmus.model.vlm import VisionLanguageModel
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -53,16 +53,16 @@ def joined(family: str, fusion: str, ends: list[int] | None = None) -> VisionLan
     return model
 
 
-def pictures(count: int) -> list[Tensor]:
+def images(count: int) -> list[Tensor]:
     return list(torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(7)))
 
 
-TEXTS = ["<image>one<|endofchunk|>a<image>two", "no picture here", "so <image>three"]
+TEXTS = ["<image>one<|endofchunk|>a<image>two", "no image here", "so <image>three"]
 
 
 def rows_of_all_kinds(model: VisionLanguageModel) -> tuple[Batch, list[Batch]]:
-    """Rows with 2, 0 and 1 pictures as one padded batch, and each alone."""
-    own = pictures(3)
+    """Rows with 2, 0 and 1 images as one padded batch, and each alone."""
+    own = images(3)
     per_row = [own[:2], [], own[2:]]
     alone = [model.prepare([t], [p]) for t, p in zip(TEXTS, per_row, strict=True)]
     return model.prepare(TEXTS, per_row), alone
@@ -103,7 +103,7 @@ def test_text_alone_decodes_as_the_bare_model(
     assert torch.equal(got, expected[:, text.input_ids.shape[1] :])
 
 
-# --- With pictures -----------------------------------------------------------------------------
+# --- With images -----------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -185,7 +185,7 @@ def test_beams_of_a_batch_equal_beams_of_each_row(fusion: str, mode: str) -> Non
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_several_samples_of_a_row_equal_the_row_repeated(fusion: str) -> None:
     model = joined("llama", fusion, MANY_ENDS)
-    own = pictures(3)
+    own = images(3)
     per_row = [own[:2], [], own[2:]]
     batch = model.prepare(TEXTS, per_row)
     repeated = model.prepare(
@@ -220,7 +220,7 @@ def test_a_stop_string_ends_its_row_alone() -> None:
 
 def test_the_earliest_of_several_stop_strings_cuts_the_text() -> None:
     model = joined("llama", "last")
-    own = pictures(1)
+    own = images(1)
     whole = ask_letters(model, own, stop=()).text
     assert len(whole) > 12
     late, early = whole[9:11], whole[4:6]
@@ -261,7 +261,7 @@ def says_only(model: VisionLanguageModel, tokens: list[int]) -> Iterator[None]:
 
 
 def opened(own: list[Tensor]) -> list[Any]:
-    """Pictures as files hold them."""
+    """Images as files hold them."""
     from PIL import Image
 
     return [
@@ -275,7 +275,7 @@ def opened(own: list[Tensor]) -> list[Any]:
 def test_streamed_pieces_are_the_answer(fusion: str, count: int) -> None:
     """Of any bytes at all, so that tokens are parts of characters and whole answers are odd."""
     model = joined("llama", fusion)
-    own = opened(pictures(count))
+    own = opened(images(count))
     for question in ("What?", "Where is it?", "Who, then?"):
         with says_only(model, [i for i in range(VOCABULARY) if i != END]):
             pieces = list(im.stream(model, own, question, **LONG))
@@ -287,7 +287,7 @@ def test_streamed_pieces_are_the_answer(fusion: str, count: int) -> None:
 @pytest.mark.parametrize("place", [slice(0, 1), slice(5, 6), slice(4, 9), slice(17, 21)])
 def test_streaming_stops_where_asking_does(place: slice) -> None:
     """At strings of one letter and of more, which arrive in several pieces."""
-    model, own = joined("llama", "last"), pictures(1)
+    model, own = joined("llama", "last"), images(1)
     whole = ask_letters(model, own, stop=()).text
     stop = ("never said", whole[place])
     expected = ask_letters(model, own, stop=stop).text
@@ -298,14 +298,14 @@ def test_streaming_stops_where_asking_does(place: slice) -> None:
 
 
 def test_an_answer_comes_in_pieces() -> None:
-    model, own = joined("llama", "last"), opened(pictures(1))
+    model, own = joined("llama", "last"), opened(images(1))
     with says_only(model, [97, 98, 32]):
         pieces = list(im.stream(model, own, "What?", **LONG))
     assert len([p for p in pieces if p]) > 1
 
 
 def test_a_failure_while_streaming_reaches_the_reader() -> None:
-    model, own = joined("llama", "last"), opened(pictures(1))
+    model, own = joined("llama", "last"), opened(images(1))
     handle = model.language.model.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(im.stream(model, own, "What?"))

@@ -16,13 +16,13 @@ def ask(
         list[str],
         typer.Argument(
             metavar="PICTURE... QUESTION",
-            help="Pictures (paths, or - for stdin), then the question.",
+            help="Images (paths, or - for stdin), then the question.",
         ),
     ],
     model: Model = "tiny",
     json_: Json = False,
     stream: Annotated[bool, typer.Option(help="Print the answer while it is decoded.")] = False,
-    allow_url: Annotated[bool, typer.Option(help="Let pictures be http(s) addresses.")] = False,
+    allow_url: Annotated[bool, typer.Option(help="Let images be http(s) addresses.")] = False,
     shots: Annotated[
         Path | None, typer.Option(help="A file of demonstrations, as `isthmus rationales` writes.")
     ] = None,
@@ -66,17 +66,17 @@ def ask(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Ask a question about one or several pictures; prints the answer and nothing else."""
-    from isthmus.answers.closed import closed_answers
+    """Ask a question about one or several images; prints the answer and nothing else."""
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
     from isthmus.errors import InputError
+    from isthmus.prompts.answers.closed import closed_answers
 
     check_machine(device, dtype)
     if len(arguments) < 2:
         raise InputError(
-            f'got only "{arguments[0]}": expected at least one picture and then the question, '
-            'as in: isthmus ask cat.jpg "What is in the picture?"'
+            f'got only "{arguments[0]}": expected at least one image and then the question, '
+            'as in: isthmus ask cat.jpg "What is in the image?"'
         )
     if stream and json_:
         raise InputError("--stream cannot go with --json: leave one of them out")
@@ -99,23 +99,22 @@ def ask(
     }
     more: dict[str, Any] = {"samples": samples, "max_rationale_tokens": max_rationale_tokens}
     planned = _planned(reasoning, trigger, demonstrations, {**options, **more})
-    pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
+    images = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
     from dataclasses import asdict
 
-    from isthmus import checkpoint, inference
+    from isthmus.model import checkpoint
+    from isthmus.reasoning import inference
 
     use_machine(device, dtype, threads)
     loaded = checkpoint.load_vlm(model, device=device, dtype=dtype)
     if stream:
-        pieces = inference.stream(loaded, pictures, question, shots=demonstrations, **options)
+        pieces = inference.stream(loaded, images, question, shots=demonstrations, **options)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
-    answer = inference.ask(
-        loaded, pictures, question, shots=demonstrations, reasoning=planned, **how
-    )
+    answer = inference.ask(loaded, images, question, shots=demonstrations, reasoning=planned, **how)
     if json_:
         print_json({**asdict(answer), "prompt": answer.prompt, "model": model})
     else:
@@ -126,7 +125,7 @@ def _demonstrations(path: Path | None) -> list[Any]:
     """The demonstrations of a file; none without one."""
     if path is None:
         return []
-    from isthmus.prompting.example_file import read_examples
+    from isthmus.demonstrations.example_file import read_examples
 
     return read_examples(path)
 
@@ -142,15 +141,15 @@ def _planned(way: str, trigger: str, shots: list[Any], options: dict[str, Any]) 
 
 
 def _open(source: str, allow_url: bool) -> Any:
-    """A picture from a path, from stdin, or, if allowed, from an address."""
+    """An image from a path, from stdin, or, if allowed, from an address."""
     from isthmus.errors import InputError
-    from isthmus.images import open_picture
     from isthmus.media.fetch import Fetcher, is_url
+    from isthmus.media.image import open_image
 
     if is_url(source):
         if not allow_url:
             raise InputError(
                 f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
             )
-        return open_picture(Fetcher(None, plain=True).fetch(source))
-    return open_picture(sys.stdin.buffer if source == "-" else source)
+        return open_image(Fetcher(None, plain=True).fetch(source))
+    return open_image(sys.stdin.buffer if source == "-" else source)

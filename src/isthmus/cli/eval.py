@@ -117,9 +117,9 @@ def _number(text: str, option: str) -> int:
 def _list(json_: bool) -> None:
     """Prints what can be asked for."""
     from isthmus.cli.output import print_json
+    from isthmus.config.registry import TASK_MAKERS
     from isthmus.evaluation.arms import CONTROLS, WAYS
     from isthmus.evaluation.tasks import TASKS
-    from isthmus.registry import TASK_MAKERS
 
     rows = {
         "tasks": {

@@ -72,7 +72,7 @@ def rationales(
     from rich.console import Console
     from rich.progress import Progress
 
-    from isthmus.prompting.rationale_file import write_rationales
+    from isthmus.demonstrations.rationale_file import write_rationales
 
     console = Console(stderr=True)
     hush = quiet or json_ or not console.is_terminal

@@ -23,7 +23,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Pictures with captions, or a file of records; with CONFIG the folder that its "
+            help="Images with captions, or a file of records; with CONFIG the folder that its "
             "data sets' paths are relative to (default: the config's)."
         ),
     ] = None,
@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Train the strip between two frozen parts, or a CLIP; a stopped run goes on where it was.
 
-    A CONFIG with a table [dual_encoder] trains a dual encoder on pictures and their names.
+    A CONFIG with a table [dual_encoder] trains a dual encoder on images and their names.
 
     Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 143 stopped by SIGTERM after saving.
     """

@@ -1,11 +1,11 @@
-"""Folders of pictures, whatever says what is in them. Pure: no torch.
+"""Folders of images, whatever says what is in them. Pure: no torch.
 
-What a picture is paired with, the first of these that there is:
+What an image is paired with, the first of these that there is:
 
 1. `metadata.jsonl`, `metadata.csv`, `captions.jsonl` or `captions.csv` in its folder or one above:
    rows with `file_name` (Hugging Face's imagefolder) or `image`, relative to that file;
 2. `cat.txt`, `cat.json` or `cat.caption` beside `cat.jpg`, in this order;
-3. the name of its folder, underscores made spaces: what is in the picture. Names such as `train`
+3. the name of its folder, underscores made spaces: what is in the image. Names such as `train`
    and `images` name nothing.
 
 Endings are the same in capitals. Hidden files and folders are left out, and so is what systems put
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.data.interleaved import plain
-from isthmus.data.records import Picture, Record, as_records, entries_of, frames
-from isthmus.data.rows import is_picture, to_record
+from isthmus.data.records import ImageRef, Record, as_records, entries_of, frames
+from isthmus.data.rows import is_image, to_record
 from isthmus.errors import ConfigError, InputError
-from isthmus.images import ENDINGS, Source
+from isthmus.media.image import ENDINGS, Source
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ SYSTEM = frozenset(
 )
 """Folders of NAS systems, archives and file systems, in small letters."""
 BESIDE = (".txt", ".json", ".caption")
-"""Endings of a text beside a picture: the first that is found is taken."""
+"""Endings of a text beside an image: the first that is found is taken."""
 NO_NAMES = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "images", "pictures", "data")
 )
-"""Folders that say which pictures, and not what is in them."""
+"""Folders that say which images, and not what is in them."""
 
 
 def is_left_out(name: str) -> bool:
@@ -64,57 +64,57 @@ def is_left_out(name: str) -> bool:
 
 
 def read_folder(folder: Path, read_list: Callable[[Path], Sequence[Record]]) -> Sequence[Record]:
-    """The records of a tree of pictures, in the order of their paths.
+    """The records of a tree of images, in the order of their paths.
 
     Args:
         folder: The tree's root.
-        read_list: Reads a JSONL or CSV file whose pictures are relative to it.
+        read_list: Reads a JSONL or CSV file whose images are relative to it.
 
     Returns:
         The records. What is wrong with one, or that nothing says what is in a picture, is raised
         when it is asked for.
 
     Raises:
-        ConfigError: If there is no picture, or a list as a whole cannot be read.
+        ConfigError: If there is no image, or a list as a whole cannot be read.
     """
     records: list[Record | str] = []
     listed: set[Path] = set()
-    pictures: list[tuple[Path, Path | None]] = []
+    images: list[tuple[Path, Path | None]] = []
     texts: dict[Path, Path] = {}
     for inside, files, list_file in walk(folder):
         if list_file is not None and list_file.parent == inside:
             rows = list(entries_of(read_list(list_file)))
             records.extend(rows)
             found = [r for r in rows if isinstance(r, Record)]
-            listed.update(_normal(p.path) for r in found for m in r.pictures for p in frames(m))
-        own = [file for file in files if is_picture(file)]
+            listed.update(_normal(p.path) for r in found for m in r.images for p in frames(m))
+        own = [file for file in files if is_image(file)]
         texts |= _beside(own, files)
-        pictures.extend((file, list_file) for file in own)
-    if not pictures and not records:
-        raise ConfigError(f"no pictures in {folder}: expected a folder tree of pictures")
+        images.extend((file, list_file) for file in own)
+    if not images and not records:
+        raise ConfigError(f"no images in {folder}: expected a folder tree of images")
 
     with_texts = {p.parent for p in texts}
     left_out: list[Path] = []
-    for picture, list_file in pictures:
-        if _normal(picture) in listed:
+    for image, list_file in images:
+        if _normal(image) in listed:
             continue
-        if picture in texts:
-            records.append(_tried(_captioned, picture, texts[picture]))
-        elif list_file is not None or picture.parent in with_texts:
+        if image in texts:
+            records.append(_tried(_captioned, image, texts[image]))
+        elif list_file is not None or image.parent in with_texts:
             # Its neighbours have texts of their own: the folder's name is not meant as one
-            left_out.append(picture)
+            left_out.append(image)
         else:
-            records.append(_tried(_named, picture, folder))
+            records.append(_tried(_named, image, folder))
     if left_out:
         first = ", ".join(str(p) for p in left_out[:3])
-        log.warning("%s: %d pictures have no text, left out: %s", folder, len(left_out), first)
+        log.warning("%s: %d images have no text, left out: %s", folder, len(left_out), first)
     return as_records(records)
 
 
-def _tried(make: Callable[[Path, Path], Record], picture: Path, other: Path) -> Record | str:
+def _tried(make: Callable[[Path, Path], Record], image: Path, other: Path) -> Record | str:
     """A record, or what is wrong with it."""
     try:
-        return make(picture, other)
+        return make(image, other)
     except ConfigError as error:
         return str(error)
 
@@ -151,8 +151,8 @@ def walk(
         yield inside, kept, lists[inside]
 
 
-def pictures_in(folder: Path, *, but: Path | None = None, links: bool = True) -> Iterator[Path]:
-    """The pictures of a tree, folder by folder, by name.
+def images_in(folder: Path, *, but: Path | None = None, links: bool = True) -> Iterator[Path]:
+    """The images of a tree, folder by folder, by name.
 
     Args:
         folder: The tree's root.
@@ -160,26 +160,26 @@ def pictures_in(folder: Path, *, but: Path | None = None, links: bool = True) ->
         links: As for `walk`.
     """
     for _, files, _ in walk(folder, but=but, links=links):
-        yield from filter(is_picture, files)
+        yield from filter(is_image, files)
 
 
-def pictures_of(sources: Iterable[Source]) -> list[Source]:
-    """Pictures as they are, and those in folders in the order of their paths.
+def images_of(sources: Iterable[Source]) -> list[Source]:
+    """Images as they are, and those in folders in the order of their paths.
 
     Args:
-        sources: Pictures and folders of them. Hidden files and folders in a folder are passed over.
+        sources: Images and folders of them. Hidden files and folders in a folder are passed over.
 
     Raises:
-        InputError: If there is no picture in a folder.
+        InputError: If there is no image in a folder.
     """
     found: list[Source] = []
     for source in sources:
         if not isinstance(source, (str, Path)) or not Path(source).is_dir():
             found.append(source)
             continue
-        inside = list(pictures_in(Path(source)))
+        inside = list(images_in(Path(source)))
         if not inside:
-            raise InputError(f"no pictures in {source}: expected {', '.join(ENDINGS)}")
+            raise InputError(f"no images in {source}: expected {', '.join(ENDINGS)}")
         found += sorted(inside)
     return found
 
@@ -189,21 +189,21 @@ def _normal(path: Path) -> Path:
     return Path(os.path.normpath(path))
 
 
-def _beside(pictures: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
-    """The text beside each picture of a folder that has one, given the folder's files."""
+def _beside(images: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
+    """The text beside each image of a folder that has one, given the folder's files."""
     texts: dict[tuple[str, str], Path] = {}
     for file in files:
         texts.setdefault((file.stem, file.suffix.lower()), file)
     found = {}
-    for picture in pictures:
-        own = (texts.get((picture.stem, ending)) for ending in BESIDE)
+    for image in images:
+        own = (texts.get((image.stem, ending)) for ending in BESIDE)
         if (text := next(filter(None, own), None)) is not None:
-            found[picture] = text
+            found[image] = text
     return found
 
 
-def _captioned(picture: Path, text: Path) -> Record:
-    """The record of a picture with a text beside it."""
+def _captioned(image: Path, text: Path) -> Record:
+    """The record of an image with a text beside it."""
     try:
         content = text.read_text(encoding="utf-8-sig")
         row: Any = (
@@ -215,25 +215,23 @@ def _captioned(picture: Path, text: Path) -> Record:
         row = {"text": row}
     if isinstance(row, dict):
         row = {k: v for k, v in row.items() if k not in ("images", "file_name")}
-        row["image"] = picture.name
-    return to_record(row, lambda name: Picture(picture.parent / name), str(text))
+        row["image"] = image.name
+    return to_record(row, lambda name: ImageRef(image.parent / name), str(text))
 
 
-def _named(picture: Path, root: Path) -> Record:
-    """The record of a picture that its folder names."""
-    folder = picture.parent
+def _named(image: Path, root: Path) -> Record:
+    """The record of an image that its folder names."""
+    folder = image.parent
     name = folder.name.replace("_", " ").strip()
     if folder == root or name.lower() in NO_NAMES:
         kinds = (".jsonl", ".json", ".csv", ".tsv")
         tables = [p.name for p in sorted(root.iterdir()) if p.suffix.lower() in kinds]
         hint = f"; if {tables[0]} tells of them, name it and not the folder" if tables else ""
         raise ConfigError(
-            f"nothing says what is in {picture}: expected {picture.stem}.txt, .json or .caption "
+            f"nothing says what is in {image}: expected {image.stem}.txt, .json or .caption "
             f"beside it, a metadata.jsonl or captions.csv, or a folder for each class{hint}"
         )
     try:
-        return Record.of(
-            Picture(picture), "", plain(name, "its folder's name"), origin=str(picture)
-        )
+        return Record.of(ImageRef(image), "", plain(name, "its folder's name"), origin=str(image))
     except ValueError as error:
-        raise ConfigError(f"{picture} is no record ({error}): rename the folder") from error
+        raise ConfigError(f"{image} is no record ({error}): rename the folder") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from isthmus.errors import ConfigError
-from isthmus.prompt import lone_surrogate
+from isthmus.prompts.prompt import lone_surrogate
 
 EXPECTED = '{"question": "...", "answer": "..."}'
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")

@@ -2,8 +2,8 @@
 
 | source | how it is read |
 |---|---|
-| a folder of pictures | `folders`: texts beside them, a list, or a folder for each class |
-| a folder of shards, JSONL or Parquet files and no pictures | all of them, in order |
+| a folder of images | `folders`: texts beside them, a list, or a folder for each class |
+| a folder of shards, JSONL or Parquet files and no images | all of them, in order |
 | `.jsonl`, `.json` (a list), `.csv`, `.tsv`, `.parquet` | `rows`: one record a row |
 | `.tar`, `shards/{000..009}.tar`, `shards/*.tar` | `shards`, lazily |
 | a `datasets.Dataset`, or a folder that `save_to_disk` wrote | as a table, lazily |
@@ -21,8 +21,8 @@ from typing import Any, cast
 
 from isthmus.data.folders import LISTS, is_left_out, read_folder, walk
 from isthmus.data.json_lines import json_lines, not_utf8, opened
-from isthmus.data.records import LazyRecords, Picture, ReadRecords, Record, as_records
-from isthmus.data.rows import ANSWERS, EXPECTED, ONE_PICTURE, is_picture, to_record
+from isthmus.data.records import ImageRef, LazyRecords, ReadRecords, Record, as_records
+from isthmus.data.rows import ANSWERS, EXPECTED, ONE_PICTURE, is_image, to_record
 from isthmus.data.shards import Shards, find_files
 from isthmus.data.tables import Joined, from_dataset, from_parquet, from_saved
 from isthmus.errors import ConfigError
@@ -32,22 +32,22 @@ CSV_PICTURES = (*ONE_PICTURE, "filepath", "video")
 CSV_TEXTS = (*ANSWERS, "title")
 MOST_FIELD = 2**31 - 1
 """Characters of a field; more than a C long of Windows cannot be said."""
-FORMS = f"a folder of pictures, tar shards, or a file of the kind {', '.join(TABLES)}"
+FORMS = f"a folder of images, tar shards, or a file of the kind {', '.join(TABLES)}"
 
 
 def read_data(source: str | Path | Any, *, root: str | Path | None = None) -> Sequence[Record]:
     """Reads a data set of any form.
 
-    Pictures are not opened; shards, Parquet files and `datasets.Dataset` read a record's text when
+    Images are not opened; shards, Parquet files and `datasets.Dataset` read a record's text when
     it is asked for. A record that is none costs no other: what is wrong with it is raised when it
     is asked for.
 
     Args:
         source: A path (see the table above), a brace pattern or a glob, a `datasets.Dataset`, or
             a sequence of records.
-        root: What `source` and the pictures' paths in a JSON, CSV or Parquet file are relative to;
-            None is the current folder for `source` and the file's own for pictures. Lists in a
-            folder of pictures are relative to themselves in any case.
+        root: What `source` and the images' paths in a JSON, CSV or Parquet file are relative to;
+            None is the current folder for `source` and the file's own for images. Lists in a
+            folder of images are relative to themselves in any case.
 
     Raises:
         ConfigError: If it is missing, empty or of no known form, or a file of which no line is a
@@ -102,7 +102,7 @@ def read_records(path: str | Path, root: str | Path | None = None) -> list[Recor
 
     Args:
         path: The file.
-        root: What the pictures' paths are relative to; None is the file's own folder.
+        root: What the images' paths are relative to; None is the file's own folder.
 
     Raises:
         ConfigError: If the file is missing, or a line is no record; the message names the line.
@@ -140,10 +140,10 @@ def _file(path: Path, root: Path) -> Sequence[Record]:
 
 
 def _folder(folder: Path, root: Path | None) -> Sequence[Record]:
-    """The records of a folder: of its pictures, or else of the files in it."""
+    """The records of a folder: of its images, or else of the files in it."""
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return from_saved(folder, root or folder)
-    if any(any(map(is_picture, files)) for _, files, _ in walk(folder)):
+    if any(any(map(is_image, files)) for _, files, _ in walk(folder)):
         return read_folder(folder, lambda path: _file(path, path.parent))
     files = [p for p in sorted(folder.iterdir()) if not is_left_out(p.name)]
     for kind in (".tar", ".parquet", ".jsonl"):
@@ -156,8 +156,8 @@ def _folder(folder: Path, root: Path | None) -> Sequence[Record]:
 # --- Files of rows -------------------------------------------------------------------------------
 
 
-def _finder(root: Path) -> Callable[[str], Picture]:
-    return lambda name: Picture(root / name)
+def _finder(root: Path) -> Callable[[str], ImageRef]:
+    return lambda name: ImageRef(root / name)
 
 
 def _read(rows: Iterable[tuple[str, Any]], path: Path, root: Path) -> Sequence[Record]:
@@ -197,7 +197,7 @@ def _csv(path: Path, root: Path) -> Sequence[Record]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Each row of a CSV file as an object, and where it stands."""
-    before = csv.field_size_limit(MOST_FIELD)  # a picture in a field is longer than csv's 128 KiB
+    before = csv.field_size_limit(MOST_FIELD)  # an image in a field is longer than csv's 128 KiB
     try:
         with opened(path, newline="") as file:  # line breaks inside of quotes are the text's own
             first = file.readline()
@@ -252,12 +252,12 @@ def _columns(reader: Iterator[list[str]], path: Path) -> list[str]:
     if wrong := next(filter(None, map(not_utf8, columns)), ""):
         raise ConfigError(f"{path}, line 1 is {wrong}")
     told = (
-        f"expected a line that names the columns, one for the picture ({', '.join(CSV_PICTURES)}) "
+        f"expected a line that names the columns, one for the image ({', '.join(CSV_PICTURES)}) "
         f"and one for its text ({', '.join(CSV_TEXTS)})"
     )
     if not columns:
         raise ConfigError(f"{path} is empty: {told}")
-    pictures, texts = set(columns) & set(CSV_PICTURES), set(columns) & set(CSV_TEXTS)
-    if not texts or (not pictures and not {"text", "question"} & set(columns)):
+    images, texts = set(columns) & set(CSV_PICTURES), set(columns) & set(CSV_TEXTS)
+    if not texts or (not images and not {"text", "question"} & set(columns)):
         raise ConfigError(f"{path} has the columns {', '.join(columns):.300}: {told}")
     return columns

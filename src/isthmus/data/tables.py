@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from isthmus.data.records import LazyRecords, Picture, Record
+from isthmus.data.records import ImageRef, LazyRecords, Record
 from isthmus.data.rows import to_record
 from isthmus.errors import ConfigError, MissingExtraError
 
@@ -29,7 +29,7 @@ class Rows(LazyRecords):
     Args:
         table: The rows.
         name: What to call the table in messages.
-        root: What pictures' paths are relative to.
+        root: What images' paths are relative to.
         labels: Names of the classes of an integer column `label`.
     """
 
@@ -47,11 +47,11 @@ class Rows(LazyRecords):
         try:
             # Columns that other rows use are None here
             row = {k: v for k, v in self._table[index].items() if v is not None}
-        except (OSError, ValueError) as error:  # a picture that the table decodes is damaged
+        except (OSError, ValueError) as error:  # an image that the table decodes is damaged
             raise ConfigError(f"{origin} cannot be read: {error}") from error
         if self._labels and isinstance(row.get("label"), int) and row["label"] >= 0:
             row["name"] = self._labels[row.pop("label")].replace("_", " ")
-        return to_record(row, lambda name: Picture(self._root / name), origin)
+        return to_record(row, lambda name: ImageRef(self._root / name), origin)
 
 
 class Joined(LazyRecords):
@@ -90,7 +90,7 @@ class _Arrow:
 
 
 def from_parquet(path: Path, root: Path) -> Rows:
-    """The records of a Parquet file; pictures are paths, or structs of `bytes` and `path`.
+    """The records of a Parquet file; images are paths, or structs of `bytes` and `path`.
 
     Raises:
         ConfigError: If the file is damaged or empty.

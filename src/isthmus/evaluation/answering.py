@@ -8,24 +8,24 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from isthmus.answers import same_answer
+from isthmus.demonstrations.calibrate import Method, calibrated
+from isthmus.demonstrations.order import Norm
+from isthmus.demonstrations.rationales import Worked, auto_cot
 from isthmus.evaluation import controls
 from isthmus.evaluation.arms import NEEDS_RATIONALE, Arm
 from isthmus.evaluation.metrics import majority, vqa_accuracy
 from isthmus.evaluation.records import Answered
 from isthmus.evaluation.task import Item, Task, letters
 from isthmus.generation.engine import ChoiceScores, Engine
-from isthmus.images import content_hash
-from isthmus.prompt import Example, Prompt, with_choices
-from isthmus.prompting.calibrate import Method, calibrated
-from isthmus.prompting.order import Norm
-from isthmus.prompting.rationales import Worked, auto_cot
+from isthmus.media.image import content_hash
+from isthmus.prompts.answers import same_answer
+from isthmus.prompts.prompt import Example, Prompt, with_choices
+from isthmus.prompts.templates import template_named
 from isthmus.reasoning.drivers import run
 from isthmus.reasoning.method import Reasoning
 from isthmus.reasoning.programs import WAYS
 from isthmus.reasoning.question import Asked, Question
 from isthmus.reasoning.vote import program_for
-from isthmus.templates import template_named
 
 TRIGGER = "step-by-step"
 """What arms reason after where nothing else is asked for, whatever a question's language."""
@@ -89,9 +89,9 @@ def worth(task: Task, item: Item, parsed: str | None) -> float:
     return float(any(same_answer(parsed, right, task.kind) for right in item.answers))
 
 
-def reference(picture: Any) -> str:
-    """The path of a picture, or the hash of its pixels."""
-    return str(picture) if isinstance(picture, (str, Path)) else content_hash(picture)
+def reference(image: Any) -> str:
+    """The path of an image, or the hash of its pixels."""
+    return str(image) if isinstance(image, (str, Path)) else content_hash(image)
 
 
 class Asker:
@@ -311,7 +311,7 @@ class Asker:
             arm=self.arm.id,
             item=item.id,
             prompt=prompt,
-            pictures=tuple(reference(p) for p in question.pictures),
+            images=tuple(reference(p) for p in question.images),
             text="",
             parsed=parsed,
             expected=item.example.answer or "",

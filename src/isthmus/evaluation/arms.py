@@ -15,8 +15,8 @@ demonstrations whose rationales the model wrote; over questions that it makes it
 WAYS: tuple[str, ...] = get_args(Way)
 
 CONTROLS = {
-    "blank": "the question's pictures are grey: what remains is guessed from the text",
-    "blank-shots": "the demonstrations' pictures are grey",
+    "blank": "the question's images are grey: what remains is guessed from the text",
+    "blank-shots": "the demonstrations' images are grey",
     "shuffled": "the demonstrations' answers are shuffled among them",
     "filler": "dots as long as the rationale in its place: the compute of steps without words",
     "answer-first": "the answer before the rationale, which then cannot help it",
@@ -128,11 +128,11 @@ def _why_not(task: Task, arm: Arm) -> str:
         return "its demonstrations belong to each question"
     if arm.control in ("shuffled", "blank-shots") and arm.shots == 0:
         return "there are no demonstrations to change"
-    pictured = item.example.pictures
+    pictured = item.example.images
     if arm.control == "blank" and not pictured:
-        return "its questions have no pictures"
-    if arm.control == "blank-shots" and not any(d.pictures for d in demonstrations or ()):
-        return "its demonstrations have no pictures"
+        return "its questions have no images"
+    if arm.control == "blank-shots" and not any(d.images for d in demonstrations or ()):
+        return "its demonstrations have no images"
     if arm.control in NEEDS_RATIONALE and arm.reasoning != "cot":
         return "only worked demonstrations (cot) have rationales to change"
     return ""

@@ -14,8 +14,8 @@ from isthmus.evaluation.metrics import bootstrap_mean, wilson
 from isthmus.evaluation.records import PICTURES, Answered
 from isthmus.evaluation.results import Results, Row, cells, headings, percent
 from isthmus.files import write_text
-from isthmus.pages.charts import Line, chart
-from isthmus.pages.page import page
+from isthmus.reports.charts import Line, chart
+from isthmus.reports.page import page
 
 REPORT = "report.html"
 EXAMPLES = 8
@@ -52,7 +52,7 @@ def write_report(results: Results, answered: Sequence[Answered], folder: Path) -
     Args:
         results: What came out.
         answered: All records.
-        folder: The evaluation's folder, which holds the pictures of the first questions.
+        folder: The evaluation's folder, which holds the images of the first questions.
 
     Returns:
         The page's path.
@@ -187,18 +187,18 @@ def _questions(rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answered]], fo
         if controlled:
             said += f"<details><summary>controls</summary>{controlled}</details>"
         tags = record.prompt.count("<image>")
-        own = record.pictures[tags - _last_pictures(record) :]
-        pictures = "".join(_picture(folder, ref) for ref in own)
+        own = record.images[tags - _last_images(record) :]
+        images = "".join(_image(folder, ref) for ref in own)
         parts.append(
-            f'<div class="question"><div style="flex:0 1 auto">{pictures}</div><div>'
+            f'<div class="question"><div style="flex:0 1 auto">{images}</div><div>'
             f"<p>{escape(record.question or 'caption')}</p>"
             f'<p class="label">right: {escape(record.expected)}</p>{said}</div></div>'
         )
     return f"<details open><summary>{len(first)} questions</summary>{''.join(parts)}</details>"
 
 
-def _last_pictures(record: Answered) -> int:
-    """How many pictures belong to the question itself, which stands at the end of the prompt."""
+def _last_images(record: Answered) -> int:
+    """How many images belong to the question itself, which stands at the end of the prompt."""
     end = record.prompt.rfind("<image>")
     count = 0
     while end >= 0:
@@ -226,19 +226,19 @@ def _said(arm: Arm, record: Answered) -> str:
     )
 
 
-def picture_name(ref: str) -> str:
-    """The file name under which a picture is kept for the report.
+def image_name(ref: str) -> str:
+    """The file name under which an image is kept for the report.
 
     Args:
-        ref: The picture's path or hash, as records have it.
+        ref: The image's path or hash, as records have it.
     """
     digest = hashlib.sha256(ref.encode(errors="backslashreplace"))
     return f"{digest.hexdigest()[:24]}.png"
 
 
-def _picture(folder: Path, ref: str) -> str:
-    """A kept picture, in the page itself."""
-    file = folder / PICTURES / picture_name(ref)
+def _image(folder: Path, ref: str) -> str:
+    """A kept image, in the page itself."""
+    file = folder / PICTURES / image_name(ref)
     if not file.is_file():
         return ""
     data = base64.b64encode(file.read_bytes()).decode("ascii")

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.answers import same_answer
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.metrics import (
     bootstrap_difference,
@@ -20,6 +19,7 @@ from isthmus.evaluation.metrics import (
 )
 from isthmus.evaluation.records import Answered
 from isthmus.evaluation.task import Task
+from isthmus.prompts.answers import same_answer
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,32 @@ from typing import Any
 
 import torch
 
-from isthmus.backbones.fingerprint import fingerprint
-from isthmus.checkpoint import load_vlm
+from isthmus.demonstrations.calibrate import METHODS
+from isthmus.demonstrations.example_file import read_examples, write_examples
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
 from isthmus.evaluation.records import PICTURES, Records
-from isthmus.evaluation.report import picture_name, write_report
+from isthmus.evaluation.report import image_name, write_report
 from isthmus.evaluation.results import Results, Row, row_of
 from isthmus.evaluation.selection import Shots, check_selection
 from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
 from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import Progress
-from isthmus.prompt import Example
-from isthmus.prompting.calibrate import METHODS
-from isthmus.prompting.example_file import read_examples, write_examples
+from isthmus.media.image import open_image
+from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.checkpoint import load_vlm
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example
 from isthmus.reasoning.method import Reasoning
+from isthmus.reports.progress import Progress
 
 RESULTS, TABLE = "results.json", "results.md"
 CHUNK = 32
 """Questions that are answered and written together."""
 SHOWN = 8
-"""Questions of each task whose pictures are kept for the report."""
+"""Questions of each task whose images are kept for the report."""
 SHOWN_SIDE = 256
 
 
@@ -206,7 +206,7 @@ def _task(tasks: Sequence[Task], arm: Arm) -> Task:
 def _described(task: Task) -> dict[str, Any]:
     """What makes a task this one: its size and a hash of its questions and answers.
 
-    Episodes draw dozens of pictures each, so only the first of them are looked at.
+    Episodes draw dozens of images each, so only the first of them are looked at.
     """
     digest = hashlib.sha256()
     looked_at = task.items[:16] if task.episodic else task.items
@@ -239,18 +239,18 @@ def _run(asker: Asker, shots: Shots, records: Records, bar: Progress) -> None:
             continue
         answered = asker.ask(left, [shots.of(item) for item in left])
         if records.folder is not None and number == 0:
-            _keep_pictures(asker, left[:SHOWN], records.folder)
+            _keep_images(asker, left[:SHOWN], records.folder)
         records.add(answered)
         bar.advance(len(left))
 
 
-def _keep_pictures(asker: Asker, items: Sequence[Item], folder: Path) -> None:
+def _keep_images(asker: Asker, items: Sequence[Item], folder: Path) -> None:
     """Keeps what the first questions show, small, for the report."""
     for item in items:
-        for picture in asker.prompt(item, ()).pictures:
-            small = open_picture(picture)
+        for image in asker.prompt(item, ()).images:
+            small = open_image(image)
             small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-            target = folder / PICTURES / picture_name(reference(picture))
+            target = folder / PICTURES / image_name(reference(image))
             if not target.is_file():
                 write_atomically(target, lambda p, s=small: s.save(p, "PNG"))  # type: ignore[misc]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
-from isthmus.answers import AnswerKind
 from isthmus.errors import ConfigError
-from isthmus.prompt import Example
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import Example
 
 Metric = Literal["accuracy", "vqa", "exact", "characters"]
 """What an answer counts for: right or wrong by its kind; VQA accuracy over several people's
@@ -30,7 +30,7 @@ class Item:
 
     Attributes:
         id: Its name, unique within the task: records refer to it.
-        example: Pictures, question, right answer and, where there is one, the rationale.
+        example: Images, question, right answer and, where there is one, the rationale.
         choices: The answers to choose from, if the question is closed.
         accepted: Other right answers; for the metric "vqa" the answers of all people asked.
         shots: Demonstrations of this item alone, the first k of which are shown; None where they

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from isthmus.generation.prefix import bytes_of
 from isthmus.generation.rows import Rows
-from isthmus.model import VisionLanguageModel
+from isthmus.model.vlm import VisionLanguageModel
 
 
 class Apart:

@@ -27,8 +27,8 @@ from isthmus.generation.sampling import Draw, choose, penalized
 from isthmus.generation.structure import takes_lanes
 from isthmus.generation.text_stream import TokenTexts
 from isthmus.generation.tiers import Tiers
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class RunningBatch:
                     return
             try:
                 if job.prefill is None:
-                    job.prefill = self.prefiller.begin(job.prompt, job.pictures)
+                    job.prefill = self.prefiller.begin(job.prompt, job.images)
                     job.cached = job.prefill.cached
                 before = job.prefill.left
                 # with nobody to hold up, there is no reason for pieces
@@ -119,7 +119,7 @@ class RunningBatch:
                 left -= before - job.prefill.left
                 if done is None:
                     continue
-                job.prefill, job.pictures = None, {}
+                job.prefill, job.images = None, {}
                 if self.shares:  # others may write to no states that are copied on joining
                     self.prefiller.keep(job.prompt.symbols, done[0].states)
                 self.enter([job], *done)
@@ -302,8 +302,8 @@ class RunningBatch:
             cached_tokens=prefiller.cached,
             decoded_tokens=self.decoded,
             steps=self.steps,
-            pictures_encoded=prefiller.visual.encoded,
-            pictures_found=prefiller.visual.found,
+            images_encoded=prefiller.visual.encoded,
+            images_found=prefiller.visual.found,
             prefix_hits=prefiller.hits,
             prefix_misses=prefiller.misses,
             evictions=prefiller.prefixes.evictions,

@@ -34,7 +34,7 @@ class Constraint:
         """Logits (V,) in which tokens that may not follow are -inf."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
-        mask = torch.zeros(len(logits), dtype=torch.bool)  # pictures' own tokens stand behind
+        mask = torch.zeros(len(logits), dtype=torch.bool)  # images' own tokens stand behind
         mask[: len(allowed)] = torch.from_numpy(allowed)
         return logits.masked_fill(~mask.to(logits.device), -torch.inf)
 

@@ -1,8 +1,8 @@
 """Decoding on Transformers' own machinery: greedy, beams, sampling, stop strings, streaming.
 
-The language model's `generate` runs as it is; the pictures reach it through the hooks that
+The language model's `generate` runs as it is; the images reach it through the hooks that
 `special_tokens` and `fusion` have placed. What the model keeps while it decodes is the language
-model's own cache and, with cross-attention, the K and V of the one picture in sight.
+model's own cache and, with cross-attention, the K and V of the one image in sight.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from isthmus.batch import Batch
 from isthmus.errors import PromptError
 from isthmus.generation.text_stream import read
-from isthmus.model import VisionLanguageModel
+from isthmus.model.batch import Batch
+from isthmus.model.vlm import VisionLanguageModel
 
 
 class _Stopped(StoppingCriteria):
@@ -66,7 +66,7 @@ def generate(
     """Generates a continuation of each prompt.
 
     A row ends at `<|endofchunk|>`, at the language model's own end of text, or at a stop string.
-    A row without pictures is decoded exactly as the bare language model would.
+    A row without images is decoded exactly as the bare language model would.
 
     Args:
         model: The model.
@@ -81,7 +81,7 @@ def generate(
         (B * num_return_sequences, L_new) ids of the new tokens alone.
 
     Raises:
-        PromptError: If tags and pictures do not match, or a stop string is empty.
+        PromptError: If tags and images do not match, or a stop string is empty.
 
     Example:
         >>> import isthmus as im

@@ -7,13 +7,13 @@ from threading import Lock
 from typing import Any
 
 from isthmus.errors import PromptError
-from isthmus.generation.pictures import content_of
+from isthmus.generation.images import content_of
 from isthmus.generation.prefix import boundary, common
 from isthmus.generation.rows import Encoded, symbols_of
-from isthmus.layout import Layout
-from isthmus.medium import layouts_of
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.layout import Layout
+from isthmus.model.medium import layouts_of
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 _NO_LIMIT = 10**6
 """Tokenizers without a limit say some enormous number."""
@@ -50,11 +50,11 @@ class PromptEncoder:
             layouts: The layouts of its images, where they are known.
 
         Raises:
-            PictureError: If an image has to be opened for its layout and cannot be.
+            ImageError: If an image has to be opened for its layout and cannot be.
             PromptError: If tags and images do not match, or the model sees none.
         """
         if layouts is None:
-            layouts = layouts_of(self.model, prompt.pictures)
+            layouts = layouts_of(self.model, prompt.images)
         with self._tokenizing:
             return tuple(self.model.encode_text(prompt.spans, layouts))
 
@@ -71,18 +71,18 @@ class PromptEncoder:
 
         Raises:
             PromptError: If the prompt is empty, too long, or does not fit its images.
-            PictureError: If an image cannot be read.
+            ImageError: If an image cannot be read.
         """
         known = {} if known is None else known
-        for picture in prompt.pictures:
-            if id(picture) not in known:
-                known[id(picture)] = content_of(picture)
-        contents = [known[id(p)] for p in prompt.pictures]
+        for image in prompt.images:
+            if id(image) not in known:
+                known[id(image)] = content_of(image)
+        contents = [known[id(p)] for p in prompt.images]
         hashes = tuple(key for key, _ in contents)
         layouts = tuple(layouts_of(self.model, [source for _, source in contents]))
         ids = self.tokens(prompt, layouts)
         if not ids:
-            raise PromptError("the prompt is empty: expected a text or a picture")
+            raise PromptError("the prompt is empty: expected a text or an image")
         if len(ids) + answer > self.context_length:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and the model's context "
@@ -92,7 +92,7 @@ class PromptEncoder:
         shared = 0
         if prompt.shared:
             start = prompt.beginning(prompt.shared)
-            shown = layouts[: len(start.pictures)]
+            shown = layouts[: len(start.images)]
             own = symbols_of(self.model, self.tokens(start, shown), hashes, shown)
             # the text's last token may look different when it goes on
             shared = boundary(symbols, min(common(own, symbols), len(ids) - 1), layouts)

@@ -34,8 +34,8 @@ from isthmus.generation.score import (
 from isthmus.generation.structure import takes_trees
 from isthmus.generation.text_stream import TextStream
 from isthmus.generation.ticket import Mailbox
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
 
@@ -114,7 +114,7 @@ class Engine:
             seed: Of the drawing.
 
         Raises:
-            PromptError: If tags and pictures do not match, a stop string is empty, or the model's
+            PromptError: If tags and images do not match, a stop string is empty, or the model's
                 context has no room for a prompt.
             ConfigError: If options contradict each other, or one is out of range.
         """
@@ -152,8 +152,8 @@ class Engine:
             Their completions, in the requests' order.
 
         Raises:
-            PromptError: If a prompt is empty, too long, or does not fit its pictures.
-            PictureError: If a picture cannot be read.
+            PromptError: If a prompt is empty, too long, or does not fit its images.
+            ImageError: If an image cannot be read.
         """
         started = time.perf_counter()
         prompts, which = self._encode_all(requests)
@@ -192,8 +192,8 @@ class Engine:
         Whoever stops reading ends it.
 
         Raises:
-            PromptError: If the prompt is empty, too long, or does not fit its pictures.
-            PictureError: If a picture cannot be read.
+            PromptError: If the prompt is empty, too long, or does not fit its images.
+            ImageError: If an image cannot be read.
         """
         [prompt], _ = self._encode_all([request])
         job = self._job(request, *prompt, whole=False)
@@ -249,7 +249,7 @@ class Engine:
         self,
         request: GenerationRequest,
         prompt: Encoded,
-        pictures: dict[str, Any],
+        images: dict[str, Any],
         whole: bool = True,
     ) -> Job:
         seed = SystemRandom().getrandbits(64) if request.seed is None else request.seed
@@ -259,7 +259,7 @@ class Engine:
             request=request,
             sink=Mailbox(),
             prompt=prompt,
-            pictures=pictures,
+            images=images,
             most=min(request.max_new_tokens, self._encode.context_length - len(prompt.ids)),
             text=TextStream(decode, request.stop, whole=whole),
             chance=Random(seed),

@@ -35,7 +35,7 @@ class Job:
     Attributes:
         request: What was asked for.
         sink: Where its events go.
-        prompt, pictures: Its prompt's tokens, and its images by their hashes until it runs.
+        prompt, images: Its prompt's tokens, and its images by their hashes until it runs.
         most: Most tokens of its text.
         text: Makes text of its tokens.
         chance: Its random numbers.
@@ -50,7 +50,7 @@ class Job:
     request: GenerationRequest
     sink: Sink
     prompt: Encoded
-    pictures: dict[str, Any]
+    images: dict[str, Any]
     most: int
     text: TextStream
     chance: random.Random

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from isthmus.backbones.states import as_states
-from isthmus.fusion.sight import Sight, together
 from isthmus.generation.rows import Rows
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.states import as_states
+from isthmus.model.fusion.sight import Sight, together
+from isthmus.model.vlm import VisionLanguageModel
 
 GROWTH = 1.5
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isthmus.speedups import onednn
+from isthmus.config.speedups import onednn
 
 _TYPES = (torch.float32, torch.bfloat16)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from isthmus.generation.pictures import VisualTokens
+from isthmus.generation.images import VisualTokens
 from isthmus.generation.prefix import (
     Prefix,
     PrefixStore,
@@ -20,7 +20,7 @@ from isthmus.generation.prefix import (
     fork,
 )
 from isthmus.generation.rows import Encoded, Rows, seen_after
-from isthmus.model import VisionLanguageModel
+from isthmus.model.vlm import VisionLanguageModel
 
 
 @dataclass(eq=False)
@@ -29,15 +29,15 @@ class Prefill:
 
     Attributes:
         prompt: The prompt.
-        pictures: Its pictures by their hashes.
+        images: Its images by their hashes.
         states: What the language model keeps of the first tokens.
         past: How many these are.
         cached: How many of them were known.
-        visual: Visual tokens of pictures that were needed so far, by their hashes.
+        visual: Visual tokens of images that were needed so far, by their hashes.
     """
 
     prompt: Encoded
-    pictures: dict[str, Any]
+    images: dict[str, Any]
     states: Any = None
     past: int = 0
     cached: int = 0
@@ -67,14 +67,14 @@ class Prefiller:
         self.visual = VisualTokens(model, memory // 2)
         self.hits = self.misses = self.computed = self.cached = 0
 
-    def begin(self, prompt: Encoded, pictures: dict[str, Any]) -> Prefill:
+    def begin(self, prompt: Encoded, images: dict[str, Any]) -> Prefill:
         """Finds what is known of a prompt."""
-        job = self._begin(prompt, pictures)
+        job = self._begin(prompt, images)
         self._known([prompt], job.past)
         return job
 
-    def _begin(self, prompt: Encoded, pictures: dict[str, Any]) -> Prefill:
-        job = Prefill(prompt, pictures)
+    def _begin(self, prompt: Encoded, images: dict[str, Any]) -> Prefill:
+        job = Prefill(prompt, images)
         near = self.prefixes.nearest(prompt.symbols)
         if near is not None:
             prefix, shared = near
@@ -98,7 +98,7 @@ class Prefiller:
         end = boundary(prompt.symbols, last, prompt.layouts, down=False)
         part = prompt.first(end) if end < len(prompt.ids) else prompt
         needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
-        job.visual |= self.visual.of([(h, job.pictures[h]) for h in part.pictures if h in needed])
+        job.visual |= self.visual.of([(h, job.images[h]) for h in part.images if h in needed])
         rows = Rows(self.model, [part], job.visual, job.states, job.past)
         logits = rows.prefill()
         self.computed += end - job.past
@@ -146,14 +146,14 @@ class Prefiller:
                 self.computed += sum(len(p.ids) - past for p, _ in chosen)
                 yield numbers, rows, past
 
-    def _shared(self, prompt: Encoded, pictures: dict[str, Any]) -> Prefix | None:
+    def _shared(self, prompt: Encoded, images: dict[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
         if not prompt.shared:
             return None
         part = prompt.first(prompt.shared)
         found = self.prefixes.get(part.symbols)
         if found is None:
-            job = self._begin(part, pictures)
+            job = self._begin(part, images)
             self.advance(job, job.left)
             found = Prefix(part.symbols, job.states, bytes_of(job.states))
             self.keep(part.symbols, job.states)

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers.cache_utils import DynamicLayer
 
-from isthmus.layout import Layout, whole_images
+from isthmus.model.layout import Layout, whole_images
 
 Symbols = tuple[int | str, ...]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 
 Reason = Literal["stop", "length", "cancelled", "deadline"]
 
@@ -17,7 +17,7 @@ class GenerationRequest:
     """A prompt, and how it is to be continued.
 
     Attributes:
-        prompt: The rendered prompt with its pictures.
+        prompt: The rendered prompt with its images.
         max_new_tokens: Most tokens of the continuation, less where the context ends earlier; 0
             generates nothing.
         temperature: 0 takes the likeliest token.

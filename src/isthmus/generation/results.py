@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.generation.requests import Reason, TokenLogprob
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Statistics:
         decoded_tokens: Tokens that were generated.
         scored_tokens: Nodes of closed answers' trees that were computed.
         steps: Decoding steps, of however many rows.
-        pictures_encoded, pictures_found: Pictures that were encoded, and that were known.
+        images_encoded, images_found: Images that were encoded, and that were known.
         prefix_hits, prefix_misses: Prompts whose beginning was known, and was not.
         evictions: Prefixes that had to go.
         bytes: Bytes that prefixes and visual tokens take.
@@ -126,8 +126,8 @@ class Statistics:
     decoded_tokens: int = 0
     scored_tokens: int = 0
     steps: int = 0
-    pictures_encoded: int = 0
-    pictures_found: int = 0
+    images_encoded: int = 0
+    images_found: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
     evictions: int = 0

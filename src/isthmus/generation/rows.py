@@ -1,6 +1,6 @@
 """Prompts on their way through the language model: one batch of live rows.
 
-Letters: B rows, N tokens of a shared prefix, L tokens of the longest row behind it, P pictures.
+Letters: B rows, N tokens of a shared prefix, L tokens of the longest row behind it, P images.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.backbones.states import as_states, states_in
-from isthmus.fusion.sight import Sight, first_of_each
 from isthmus.generation.prefix import Symbols
-from isthmus.layout import Layout, starts, whole_images
-from isthmus.medium import stacked
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.fusion.sight import Sight, first_of_each
+from isthmus.model.layout import Layout, starts, whole_images
+from isthmus.model.medium import stacked
+from isthmus.model.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Encoded:
     Attributes:
         ids: Token ids, each image's layout among them.
         symbols: The ids, hashes of images in place of their layouts.
-        pictures: Hashes of its images, in their order.
+        images: Hashes of its images, in their order.
         layouts: Their layouts.
         shared: How many tokens other prompts share; they end in no layout.
     """
 
     ids: tuple[int, ...]
     symbols: Symbols
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     layouts: tuple[Layout, ...]
     shared: int = 0
 
@@ -47,20 +47,20 @@ class Encoded:
         """The first so many tokens as a prompt of their own."""
         shown = self.images_before(count)
         return Encoded(
-            self.ids[:count], self.symbols[:count], self.pictures[:shown], self.layouts[:shown]
+            self.ids[:count], self.symbols[:count], self.images[:shown], self.layouts[:shown]
         )
 
 
 def seen_after(model: VisionLanguageModel, prompt: Encoded, past: int) -> tuple[str, ...]:
-    """Hashes of the pictures that tokens behind the first `past` may see.
+    """Hashes of the images that tokens behind the first `past` may see.
 
     Those whose tags stand there; the last one before, which they see until a tag of their own, if
-    the fusion shows it; and all of them where tokens see every picture before them.
+    the fusion shows it; and all of them where tokens see every image before them.
     """
     if model.fusion.sees == "previous":
-        return prompt.pictures
+        return prompt.images
     before = prompt.images_before(past)
-    return prompt.pictures[max(0, before - (model.fusion.sees == "last")) :]
+    return prompt.images[max(0, before - (model.fusion.sees == "last")) :]
 
 
 def symbols_of(
@@ -83,7 +83,7 @@ class Rows:
     Args:
         model: The model.
         prompts: The prompts, whose first `past` symbols are the same.
-        visual: Visual tokens (M, D_visual) of their pictures, by hash.
+        visual: Visual tokens (M, D_visual) of their images, by hash.
         states: The language model's cache after those symbols, with as many rows; None for none.
         past: How many symbols it holds.
 
@@ -114,20 +114,20 @@ class Rows:
         self._may_end: Tensor | None = None
         self._sight: Sight | None = None
         self._new: list[Tensor] = []
-        if any(p.pictures for p in prompts):
+        if any(p.images for p in prompts):
             self._look(prompts, visual, past)
 
     def _look(self, prompts: Sequence[Encoded], visual: Mapping[str, Tensor], past: int) -> None:
         """Finds out which row sees what; `past` as above."""
         model, device = self.model, self.model.device
-        self._may_end = torch.tensor([bool(p.pictures) for p in prompts], device=device)
+        self._may_end = torch.tensor([bool(p.images) for p in prompts], device=device)
         before = [p.images_before(past) for p in prompts]
         behind = list(zip(prompts, before, strict=True))
         if model.fusion.in_text:
-            self._new = [visual[h] for p, n in behind for h in p.pictures[n:]]
+            self._new = [visual[h] for p, n in behind for h in p.images[n:]]
         if model.fusion.sees == "nothing":
             return
-        # each row's pictures are numbered from 0; then the ones that are seen from here on get
+        # each row's images are numbered from 0; then the ones that are seen from here on get
         # places in one stack, in the order of rows
         places = [layout.places for p, n in behind for layout in p.layouts[n:]]
         tags = first_of_each(self._ids == model.special_tokens.image_id, places)
@@ -137,7 +137,7 @@ class Rows:
         stack: list[Tensor] = []
         for row, prompt in enumerate(prompts):
             hashes = seen_after(model, prompt, past)
-            first = len(prompt.pictures) - len(hashes)
+            first = len(prompt.images) - len(hashes)
             here = ordinal[row]
             seen[row, past:] = torch.where(here < 0, here, here - first + len(stack))
             begin[row] = len(stack)

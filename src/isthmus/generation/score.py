@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.backbones.span_tokens import SpanTokenizer, pieces
 from isthmus.generation.rows import Rows
-from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt, Span, joined, skip
+from isthmus.model.backbones.span_tokens import SpanTokenizer, pieces
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Prompt, Span, joined, skip
 
 _TO_LAST_TAG = re.compile(f".*(?:{re.escape(IMAGE_TAG)}|{re.escape(END_TAG)})", re.DOTALL)
 NODES_AT_ONCE = 256

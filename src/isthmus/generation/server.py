@@ -35,8 +35,8 @@ from isthmus.generation.requests import (
 from isthmus.generation.results import Statistics
 from isthmus.generation.text_stream import TextStream
 from isthmus.generation.ticket import Ticket
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 __all__ = [
     "Delta",
@@ -129,26 +129,26 @@ class ServingEngine:
         """Tokens of a prompt, visual tokens in the text included.
 
         Raises:
-            PromptError: If tags and pictures do not match, or the model sees none.
+            PromptError: If tags and images do not match, or the model sees none.
         """
         return len(self._encode.tokens(prompt))
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queues a request; what is wrong with it is said here.
 
-        From any thread. Pictures are read and hashed before it returns: an asyncio loop should let
+        From any thread. Images are read and hashed before it returns: an asyncio loop should let
         a thread do it.
 
         Raises:
-            PromptError: If the prompt is empty, too long, or does not fit its pictures.
+            PromptError: If the prompt is empty, too long, or does not fit its images.
             InputError: If a schema cannot be followed.
-            PictureError: If a picture cannot be read.
+            ImageError: If an image cannot be read.
             QueueFull: If as many requests wait as may.
             EngineClosed: If the engine has been closed.
         """
         submitted = time.perf_counter()
         self._check_open()
-        prompt, pictures = self._encode(request.prompt)
+        prompt, images = self._encode(request.prompt)
         room = self.context_length - len(prompt.ids)
         ticket = Ticket(self._left)
         schema = request.json_schema
@@ -157,7 +157,7 @@ class ServingEngine:
             request=request,
             sink=ticket,
             prompt=prompt,
-            pictures=pictures,
+            images=images,
             most=min(request.max_new_tokens, room),
             text=TextStream(self.model.special_tokens.decode, request.stop),
             chance=random.Random(seed),

@@ -21,13 +21,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from isthmus.backbones.language import LanguageModel
-from isthmus.backbones.states import as_states, states_in
-from isthmus.config import LanguageConfig
+from isthmus.config.model import LanguageConfig
 from isthmus.generation.lanes import Lanes
 from isthmus.generation.prefix import can_be_cut
 from isthmus.generation.rows import Encoded, Rows
-from isthmus.model import VisionLanguageModel, bare_language_model
+from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.vlm import VisionLanguageModel, bare_language_model
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def twin_of(language: LanguageModel) -> LanguageModel | None:
     positions. It must tell two prompts apart whose tokens are swapped.
 
     Example:
-        >>> from isthmus.backbones.language import load_language
+        >>> from isthmus.model.backbones.language import load_language
         >>> twin = twin_of(load_language("tiny-lm"))
         >>> twin.vocab_rows
         64

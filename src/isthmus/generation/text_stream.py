@@ -142,7 +142,7 @@ class TokenTexts:
         first_own: The first id that is not the tokenizer's.
 
     Example:
-        >>> from isthmus.backbones.tiny import byte_tokenizer
+        >>> from isthmus.model.backbones.tiny import byte_tokenizer
         >>> TokenTexts(byte_tokenizer(), ("<image>",), 259)(226)
         ('�', (226,))
     """

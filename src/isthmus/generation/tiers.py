@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from isthmus.generation.lanes import Lanes
 from isthmus.generation.rows import Rows
-from isthmus.model import VisionLanguageModel
+from isthmus.model.vlm import VisionLanguageModel
 
 SHORT = 1024
 """Tokens of the longest row that joins the lowest tier."""
@@ -85,7 +85,7 @@ class Tiers:
             start = end
         if len(found) == 1 and order == list(range(len(ids))):
             return found[0]
-        # a tier without pictures has no columns for our two tokens
+        # a tier without images has no columns for our two tokens
         widest = max(t.shape[1] for t in found)
         logits = [F.pad(t, (0, widest - t.shape[1]), value=-torch.inf) for t in found]
         back = torch.tensor(order, device=logits[0].device).argsort()

@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 
-from isthmus.errors import PictureError
+from isthmus.errors import ImageError
 
 TYPES = ("png", "jpeg", "jpg", "webp", "gif", "bmp", "x-ms-bmp")
 _HEAD = re.compile(
@@ -19,7 +19,7 @@ MOST_HEAD = 2_000
 """Characters before the comma; an address without one may be megabytes long."""
 
 
-class DataURIError(PictureError):
+class DataURIError(ImageError):
     """A text is no `data:` address of an image, or its base64 is damaged.
 
     Args:
@@ -55,7 +55,7 @@ def bytes_of(uri: str) -> bytes:
     head = _HEAD.match(uri[:MOST_HEAD])
     if head is None:
         raise DataURIError(
-            'expected a picture as "data:image/png;base64,..." (png, jpeg, webp, gif or bmp)'
+            'expected an image as "data:image/png;base64,..." (png, jpeg, webp, gif or bmp)'
         )
     try:
         written = uri[head.end() :].encode("ascii")
@@ -64,10 +64,10 @@ def bytes_of(uri: str) -> bytes:
             raise binascii.Error
     except (binascii.Error, UnicodeEncodeError):
         raise DataURIError(
-            "the picture's base64 is malformed: expected A-Z, a-z, 0-9, + and /, padded with =, "
+            "the image's base64 is malformed: expected A-Z, a-z, 0-9, + and /, padded with =, "
             "without line breaks",
             malformed=True,
         ) from None
     if not data:
-        raise DataURIError("the picture is empty: expected its bytes", malformed=True)
+        raise DataURIError("the image is empty: expected its bytes", malformed=True)
     return data

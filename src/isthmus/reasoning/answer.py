@@ -14,7 +14,7 @@ class Answer:
         text: The answer: as the model wrote it where it was asked at once; where steps or a vote
             led to it, what was found in what the model wrote, if anything was.
         written: The answer as the model wrote it, always.
-        prompts: Every exact prompt in its order, `<image>` where a picture stands; with several
+        prompts: Every exact prompt in its order, `<image>` where an image stands; with several
             chains, those of the chain that won.
         prompt_tokens: Tokens of all prompts, visual tokens included; the first prompt, which all
             chains share, counts once.

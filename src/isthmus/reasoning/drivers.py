@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from isthmus.errors import PromptError
 from isthmus.generation.requests import Finished
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.method import Reasoning, check_shots
 from isthmus.reasoning.programs import Call, Program, Written, advance
@@ -123,7 +123,7 @@ def solve(
 
     Example:
         >>> import isthmus as im
-        >>> from isthmus.templates import qa
+        >>> from isthmus.prompts.templates import qa
         >>> engine = im.Engine(im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline()))
         >>> how = Reasoning("zero-cot", max_rationale_tokens=2, max_new_tokens=2)
         >>> [answer] = solve(engine, [Example((), "2 + 3?")], [[]], how, Asked(qa, "number"))

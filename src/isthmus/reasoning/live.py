@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from isthmus.errors import InputError, Interrupted, QueueFull
 from isthmus.generation.requests import Delta, Finished, GenerationRequest, TokenLogprob
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.programs import Call, Program, Written, advance
 from isthmus.reasoning.shown import NOTHING, Shown, received

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from isthmus.errors import ConfigError, suggestion
 from isthmus.generation.requests import GenerationRequest
-from isthmus.prompt import Example, Prompt
+from isthmus.prompts.prompt import Example, Prompt
 from isthmus.reasoning.wording import Trigger, is_korean, trigger_named
 
 Way = Literal["none", "cot", "zero-cot", "least-to-most"]

@@ -4,9 +4,9 @@ A program is a generator. It yields calls that may be computed together, is sent
 in the same order, and returns an `Answer`. It holds no engine, so that the same program runs in a
 script, in an evaluation and in a server.
 
-    >>> from isthmus.prompt import Example
+    >>> from isthmus.prompts.prompt import Example
     >>> from isthmus.reasoning.question import Asked
-    >>> from isthmus.templates import qa
+    >>> from isthmus.prompts.templates import qa
     >>> question = Asked(qa, "number").question(Example((), "2 + 3?"))
     >>> [call] = next(zero_shot(question, Reasoning("zero-cot")))
     >>> call.request.prompt.text
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from isthmus.generation.requests import GenerationRequest
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.decompose import BREAK_DOWN, parts_of
 from isthmus.reasoning.method import Reasoning, Way

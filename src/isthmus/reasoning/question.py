@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isthmus.answers import AnswerKind, extract
-from isthmus.prompt import Example, Prompt, without_tags
-from isthmus.templates import Template
+from isthmus.prompts.answers import AnswerKind, extract
+from isthmus.prompts.prompt import Example, Prompt, without_tags
+from isthmus.prompts.templates import Template
 
 STOPS = ("\n", "Question:", "Q:")
 """What ends an answer: a base language model left to itself goes on with the pattern."""
@@ -50,13 +50,13 @@ class Question:
         return self._made[key]
 
     @property
-    def pictures(self) -> tuple[Any, ...]:
-        """The pictures of its prompts."""
+    def images(self) -> tuple[Any, ...]:
+        """The images of its prompts."""
         made = next(iter(self._made.values()), None) or self.prompt()
-        return made.pictures
+        return made.images
 
     def cleaned(self, text: str) -> str:
-        """What the model wrote, fit for a prompt: nothing in it stands for a picture or a turn."""
+        """What the model wrote, fit for a prompt: nothing in it stands for an image or a turn."""
         return without_tags(text, self.markers).strip()
 
     def found(self, text: str, after: tuple[str, ...]) -> str | None:
@@ -81,7 +81,7 @@ class Asked:
         instruction: Stands before everything.
 
     Example:
-        >>> from isthmus.templates import qa
+        >>> from isthmus.prompts.templates import qa
         >>> Asked(qa, "number").question(Example((), "2 + 3?")).prompt("Well,").text
         'Q: 2 + 3?\\nA: Well,'
     """
@@ -102,7 +102,7 @@ class Asked:
         """A question with its demonstrations.
 
         Args:
-            query: The question and its pictures.
+            query: The question and its images.
             shots: The demonstrations.
             stop: Strings that end an answer at once.
             markers: Strings that nothing a model wrote may bring into a prompt.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
-from isthmus.answers import AnswerKind, same_answer
+from isthmus.prompts.answers import AnswerKind, same_answer
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.method import Reasoning
 from isthmus.reasoning.programs import WAYS, Call, Program, Written
@@ -39,9 +39,9 @@ def program_for(question: Question, how: Reasoning) -> Program:
     """The program that answers a question: one chain, or several that vote.
 
     Example:
-        >>> from isthmus.prompt import Example
+        >>> from isthmus.prompts.prompt import Example
         >>> from isthmus.reasoning.question import Asked
-        >>> from isthmus.templates import qa
+        >>> from isthmus.prompts.templates import qa
         >>> question = Asked(qa, "number").question(Example((), "2 + 3?"))
         >>> calls = next(program_for(question, Reasoning("zero-cot", samples=3)))
         >>> [call.request.seed for call in calls]

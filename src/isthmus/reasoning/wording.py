@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from isthmus.answers import AnswerKind
 from isthmus.errors import ConfigError, suggestion
-from isthmus.templates import CONCLUSION
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.templates import CONCLUSION
 
 
 @dataclass(frozen=True)

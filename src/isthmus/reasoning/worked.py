@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 
 def _worked(question: str, rationale: str, answer: str) -> Example:

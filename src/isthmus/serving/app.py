@@ -17,11 +17,11 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import isthmus
-from isthmus.align.dual_encoder import DualEncoder
 from isthmus.errors import IsthmusError
 from isthmus.generation.server import ServingEngine
 from isthmus.media.fetch import Fetcher
-from isthmus.model import VisionLanguageModel
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reasoning.live import AnswerStream
 from isthmus.serving.bodies import M, parsed
 from isthmus.serving.completions import Service, make_service
@@ -54,7 +54,7 @@ def create_app(
         settings: Limits, key and names.
         engine: Of the model, where another part of the program uses it too; it is left open at
             the end. None makes one.
-        fetcher: Fetches pictures by address, in place of what the settings say.
+        fetcher: Fetches images by address, in place of what the settings say.
 
     Returns:
         The application, to be run by any ASGI server; setting `state.closing`, an event, makes it
@@ -72,7 +72,7 @@ def create_app(
     settings = settings or ServerSettings()
     own = engine is None
     service = make_service(model, settings, engine=engine, fetcher=fetcher)
-    engine, metrics, reader = service.engine, service.metrics, service.pictures
+    engine, metrics, reader = service.engine, service.metrics, service.images
     dual = None if dual_encoder is None else DualService(dual_encoder, reader, settings)
     metrics.watch(engine)
 
@@ -152,13 +152,13 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
 
     @app.post("/v1/embeddings", **_documented(EmbeddingRequest))
     async def embeddings(request: Request) -> Any:
-        """The vectors of texts, and of pictures as data URIs."""
+        """The vectors of texts, and of images as data URIs."""
         asked = await _parsed(request, EmbeddingRequest)
         return JSONResponse(await _unless_gone(request, _dual(dual).embed(asked), most))
 
     @app.post("/v1/classify", **_documented(ClassifyRequest))
     async def classify(request: Request) -> Any:
-        """The labels of pictures, whatever labels are asked for."""
+        """The labels of images, whatever labels are asked for."""
         asked = await _parsed(request, ClassifyRequest)
         return JSONResponse(await _unless_gone(request, _dual(dual).classify(asked), most))
 

@@ -13,19 +13,19 @@ from typing import Any
 from isthmus.errors import PromptError
 from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.media.fetch import Fetcher
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Example, Prompt
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example, Prompt
+from isthmus.prompts.templates import shown_answer
 from isthmus.reasoning.live import AnswerStream
 from isthmus.reasoning.method import Reasoning, reasoning_for
 from isthmus.reasoning.question import Question
 from isthmus.reasoning.vote import program_for
 from isthmus.serving.conversation import Conversations, Turn
-from isthmus.serving.media import PictureReader
+from isthmus.serving.media import ImageReader
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal
 from isthmus.serving.schemas import OTHER_FORMS, UNSERVED, ChatRequest, ReasoningOptions
 from isthmus.serving.settings import ServerSettings
-from isthmus.templates import shown_answer
 
 _SEEDS = 1 << 32
 _BETWEEN_CHOICES = 998_244_353
@@ -41,7 +41,7 @@ class Service:
     Attributes:
         engine: Generates.
         talk: Makes prompts of conversations.
-        pictures: Reads pictures.
+        images: Reads images.
         sees: Whether the model sees any.
         settings: Limits.
         metrics: Counts answers.
@@ -50,7 +50,7 @@ class Service:
 
     engine: ServingEngine
     talk: Conversations
-    pictures: PictureReader
+    images: ImageReader
     settings: ServerSettings
     metrics: Metrics
     sees: bool = True
@@ -147,10 +147,10 @@ class Service:
         self.metrics.answered(end.first_token_s, end.total_s, tokens)
 
     async def _read(self, asked: ChatRequest) -> tuple[list[Turn], list[Example]]:
-        """Turns and demonstrations, their pictures read."""
+        """Turns and demonstrations, their images read."""
         places: list[tuple[str, str]] = []
         for i, shot in enumerate(asked.shots):
-            places += [(f"shots.{i}.pictures.{j}", url) for j, url in enumerate(shot.pictures)]
+            places += [(f"shots.{i}.images.{j}", url) for j, url in enumerate(shot.images)]
         for i, message in enumerate(asked.messages):
             if isinstance(message.content, str) or message.content is None:
                 if message.content is None and message.role != "assistant":
@@ -166,12 +166,12 @@ class Service:
                     place = f"messages.{i}.content.{j}.image_url.url"
                     if message.role != "user":
                         raise Refusal(
-                            400, "pictures go into the user's messages", "invalid_value", place
+                            400, "images go into the user's messages", "invalid_value", place
                         )
                     places.append((place, part.image_url.url))
-        pictures = iter(await self._pictures(places))
+        images = iter(await self._images(places))
         shots = [
-            Example(tuple(next(pictures) for _ in s.pictures), s.question, s.answer, s.rationale)
+            Example(tuple(next(images) for _ in s.images), s.question, s.answer, s.rationale)
             for s in asked.shots
         ]
         turns = []
@@ -179,22 +179,22 @@ class Service:
             content = message.content
             parts: tuple[Any, ...] = (content or "",)
             if isinstance(content, list):
-                parts = tuple(p.text if p.type == "text" else next(pictures) for p in content)
+                parts = tuple(p.text if p.type == "text" else next(images) for p in content)
             role = "system" if message.role == "developer" else message.role
             turns.append(Turn(role, parts))
         return turns, shots
 
-    async def _pictures(self, places: Sequence[tuple[str, str]]) -> list[Any]:
+    async def _images(self, places: Sequence[tuple[str, str]]) -> list[Any]:
         if not places:
             return []
         if not self.sees:
             raise Refusal(
                 400,
-                f"{self.settings.model_name} is a language model alone and sees no pictures",
+                f"{self.settings.model_name} is a language model alone and sees no images",
                 "unsupported_value",
                 places[0][0],
             )
-        return await self.pictures.read(places)
+        return await self.images.read(places)
 
     def _question(
         self, asked: ChatRequest, turns: Sequence[Turn], shots: Sequence[Example]
@@ -302,7 +302,7 @@ def make_service(
         model: The model.
         settings: Limits.
         engine: Of the model, where there is one already; None makes one.
-        fetcher: Fetches pictures by address, in place of what the settings say.
+        fetcher: Fetches images by address, in place of what the settings say.
 
     Raises:
         ConfigError: If the settings' template is unknown, or needs what the tokenizer lacks.
@@ -317,9 +317,9 @@ def make_service(
         )
     fetcher = fetcher or Fetcher(settings.media_domains, settings.media_timeout, settings.max_media)
     sees = not model.text_only
-    prepare: Any = model.vision.preprocess if sees else lambda picture: picture
-    reader = PictureReader(
-        prepare, fetcher, max_pictures=settings.max_pictures, max_pixels=settings.max_pixels
+    prepare: Any = model.vision.preprocess if sees else lambda image: image
+    reader = ImageReader(
+        prepare, fetcher, max_images=settings.max_images, max_pixels=settings.max_pixels
     )
     markers = tuple(model.language.tokenizer.all_special_tokens)
     return Service(engine, talk, reader, settings, Metrics(), sees, markers)

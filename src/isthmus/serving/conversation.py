@@ -1,4 +1,4 @@
-"""A conversation as a prompt: turns in, one text with its pictures out.
+"""A conversation as a prompt: turns in, one text with its images out.
 
 Whatever the template, the prompt of a later turn begins with the prompt of the one before and the
 answer to it, so that an engine which keeps prefixes computes only what is new.
@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
+from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
+from isthmus.prompts.templates import Template, refuse_tags, template_named
 from isthmus.reasoning.question import STOPS
-from isthmus.templates import Template, refuse_tags, template_named
 
 Role = Literal["system", "user", "assistant"]
 _GAP = "\U0010fffe"
-"""Where a picture stands inside a text while the template renders; it is no character."""
+"""Where an image stands inside a text while the template renders; it is no character."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Turn:
 
     Attributes:
         role: Who: "system", "user" or "assistant".
-        parts: Texts and pictures in their order; whatever is no text is a picture.
+        parts: Texts and images in their order; whatever is no text is an image.
     """
 
     role: Role
     parts: tuple[Any, ...]
 
     @property
-    def pictures(self) -> tuple[Any, ...]:
-        """Its pictures."""
+    def images(self) -> tuple[Any, ...]:
+        """Its images."""
         return tuple(p for p in self.parts if not isinstance(p, str))
 
     @property
@@ -98,11 +98,11 @@ class Form:
         query = self._example(asked[-1], None)
         lead = f"{begun} {lead}" if begun and lead else begun or lead
         made = self._template(context, query, instruction=instruction, lead=lead)
-        pictures = tuple(p for s in shots for p in s.pictures)
-        pictures += tuple(p for said in asked for p in said.pictures)
+        images = tuple(p for s in shots for p in s.images)
+        images += tuple(p for said in asked for p in said.images)
         shared = len(made.text[: made.shared].replace(_GAP, IMAGE_TAG))
         spans = [part for span in made.spans for part in _with_images(span)]
-        return Prompt.of(spans, pictures, shared, made.junction)
+        return Prompt.of(spans, images, shared, made.junction)
 
     def _paired(self, turns: Sequence[Turn]) -> tuple[str, list[Turn], list[str | None], str]:
         """Instruction, the user's turns, the answers to them, and a beginning of the last one."""
@@ -141,17 +141,17 @@ class Form:
         return "\n\n".join(instructions), asked, answers, begun
 
     def _shot(self, shot: Example) -> Example:
-        """A demonstration, in whose question tags may say where its pictures stand."""
-        if IMAGE_TAG not in shot.question or not shot.pictures:
+        """A demonstration, in whose question tags may say where its images stand."""
+        if IMAGE_TAG not in shot.question or not shot.images:
             return shot
-        said = _placed(Turn("user", (*shot.pictures, shot.question)))
+        said = _placed(Turn("user", (*shot.images, shot.question)))
         return replace(self._example(said, shot.answer), rationale=shot.rationale)
 
     def _example(self, said: Turn, answer: str | None) -> Example:
         """A turn of the user's as the template takes it.
 
-        Pictures before the text stand where the template puts pictures. Those behind it stay there
-        in a chat; the other templates were learned with pictures first.
+        Images before the text stand where the template puts images. Those behind it stay there
+        in a chat; the other templates were learned with images first.
         """
         parts = list(said.parts)
         if not self.is_chat and parts and not isinstance(parts[-1], str):
@@ -170,20 +170,20 @@ class Form:
 
 
 def _placed(turn: Turn) -> Turn:
-    """A turn whose pictures stand where `<image>` does in its text, if it does.
+    """A turn whose images stand where `<image>` does in its text, if it does.
 
-    Harnesses such as lm-eval send the text with its tags, and the pictures beside it.
+    Harnesses such as lm-eval send the text with its tags, and the images beside it.
 
     Raises:
-        PromptError: If there are not as many tags as pictures.
+        PromptError: If there are not as many tags as images.
     """
     first, *rest = turn.text.split(IMAGE_TAG)
-    if not rest or not turn.pictures:
+    if not rest or not turn.images:
         return turn
-    if len(rest) != len(turn.pictures):
+    if len(rest) != len(turn.images):
         raise PromptError(
-            f"a message has {len(rest)} {IMAGE_TAG} tags in its text and {len(turn.pictures)} "
-            "pictures beside it: expected a tag for each picture, or none"
+            f"a message has {len(rest)} {IMAGE_TAG} tags in its text and {len(turn.images)} "
+            "images beside it: expected a tag for each image, or none"
         )
     parts: list[Any] = []
     said = False
@@ -192,7 +192,7 @@ def _placed(turn: Turn) -> Turn:
         text = text if said else text.lstrip()
         said = said or bool(text)
         parts += [text] * bool(text)
-        parts += turn.pictures[number : number + 1]
+        parts += turn.images[number : number + 1]
     return replace(turn, parts=tuple(parts))
 
 
@@ -209,7 +209,7 @@ class Conversations:
     """Chooses the form in which a model reads a conversation.
 
     A language model was taught chats, its own way; what joins it to a vision encoder was taught
-    pictures in the model's template. So a conversation with a picture takes that template, and one
+    images in the model's template. So a conversation with an image takes that template, and one
     without the chat template, where there is one that can be rendered.
 
     Args:
@@ -236,5 +236,5 @@ class Conversations:
 
     def form(self, turns: Sequence[Turn], shots: Sequence[Example] = ()) -> Form:
         """The form for a conversation and the demonstrations before it."""
-        seen = any(t.pictures for t in turns) or any(s.pictures for s in shots)
+        seen = any(t.images for t in turns) or any(s.images for s in shots)
         return self._shown if seen else self._told

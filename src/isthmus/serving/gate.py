@@ -125,7 +125,7 @@ class Gate:
         """The whole body, within its limits of size and time, and of all bodies together."""
         most = self.settings.max_body
         too_large = Refusal(
-            413, f"the body has more than {most:,} bytes: send smaller pictures", "body_too_large"
+            413, f"the body has more than {most:,} bytes: send smaller images", "body_too_large"
         )
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > most:

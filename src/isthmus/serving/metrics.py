@@ -19,8 +19,8 @@ _GAUGES = {
     "rows_together": "1 if rows are decoded in one pass, 0 if one by one.",
 }
 _COUNTERS = {
-    "pictures_encoded": "Pictures that were encoded.",
-    "pictures_found": "Pictures whose visual tokens were there already.",
+    "images_encoded": "Images that were encoded.",
+    "images_found": "Images whose visual tokens were there already.",
     "prefix_hits": "Prompts that began with a known prefix.",
     "prefix_misses": "Prompts that did not.",
     "prefill_tokens": "Tokens of prompts that were computed.",

@@ -6,7 +6,7 @@
 401 authentication_error    no key, or a wrong one
 404, 405                    no such route, model, or method
 408, 413, 415               the body is too slow, too large, or no JSON
-422                         a picture that cannot be read
+422                         an image that cannot be read
 429 rate_limit_error        too many requests wait; come back after Retry-After seconds
 500 server_error            ours; nothing of it is told
 503 server_error            shutting down, or out of time
@@ -19,11 +19,11 @@ from typing import Any
 from isthmus.errors import (
     EngineClosed,
     FetchError,
+    ImageError,
     InputError,
     Interrupted,
     IsthmusError,
     MissingExtraError,
-    PictureError,
     QueueFull,
 )
 
@@ -96,7 +96,7 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(503, "the server is shutting down", "shutting_down")
     if isinstance(error, FetchError) and error.refused:
         return Refusal(400, str(error), "invalid_image_url")
-    if isinstance(error, PictureError):
+    if isinstance(error, ImageError):
         return Refusal(422, str(error), "invalid_image")
     if isinstance(error, MissingExtraError):
         return Refusal(500, "the server lacks a part that this needs", "internal_error")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from isthmus.answers import AnswerKind
+from isthmus.prompts.answers import AnswerKind
 
 MOST_STOPS = 4
 MOST_CHOICES = 8
@@ -54,7 +54,7 @@ class TextPart(Lenient):
 
 
 class ImageUrl(Lenient):
-    """A picture as a data URI, or as an https address where the server allows its host."""
+    """An image as a data URI, or as an https address where the server allows its host."""
 
     url: str
     detail: str | None = None
@@ -66,7 +66,7 @@ def _with_url(value: Any) -> Any:
 
 
 class ImagePart(Lenient):
-    """A picture within a message."""
+    """An image within a message."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageUrl, BeforeValidator(_with_url)]
@@ -83,10 +83,10 @@ class Message(Lenient):
 
 
 class Shot(Exact):
-    """A demonstration: pictures, question, answer, and the steps to it."""
+    """A demonstration: images, question, answer, and the steps to it."""
 
-    pictures: Annotated[list[str], Field(max_length=64)] = Field(
-        default_factory=list, description="Pictures as data URIs."
+    images: Annotated[list[str], Field(max_length=64)] = Field(
+        default_factory=list, description="Images as data URIs."
     )
     question: Text = ""
     answer: Text
@@ -216,7 +216,7 @@ class ChatRequest(Lenient):
         "that there is to say, or true (auto).",
     )
     return_prompt: bool = Field(
-        default=False, description="Return the exact prompts, <image> where a picture stood."
+        default=False, description="Return the exact prompts, <image> where an image stood."
     )
 
 
@@ -234,7 +234,7 @@ def _no_token_ids(value: Any) -> Any:
 
 
 class EmbeddingRequest(Lenient):
-    """A request for the vectors of texts, and of pictures as data URIs."""
+    """A request for the vectors of texts, and of images as data URIs."""
 
     model: str | None = None
     input: Annotated[
@@ -249,10 +249,10 @@ class EmbeddingRequest(Lenient):
 
 
 class ClassifyRequest(Lenient):
-    """A request for the labels of pictures."""
+    """A request for the labels of images."""
 
     model: str | None = None
-    images: Annotated[list[str], Field(min_length=1)] = Field(description="Pictures as data URIs.")
+    images: Annotated[list[str], Field(min_length=1)] = Field(description="Images as data URIs.")
     labels: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
     templates: (
         Annotated[str, Field(max_length=1000)]
@@ -265,7 +265,7 @@ class ClassifyRequest(Lenient):
     multi_label: bool = False
     threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
     top: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="How many labels of each picture are returned; all by default."
+        default=None, description="How many labels of each image are returned; all by default."
     )
 
 

@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.config import TrainConfig
-from isthmus.config_file import to_mapping
+from isthmus.config.file import to_mapping
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
 from isthmus.errors import ConfigError, TrainingError, TrainingStopped
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import Progress as ProgressLine
-from isthmus.progress import Rates
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reports.progress import Progress as ProgressLine
+from isthmus.reports.progress import Rates
 from isthmus.training.clip import dual_encoder_trainee
 from isthmus.training.feed import Augment, DataSet, augmented
 from isthmus.training.log import RunLog
@@ -184,7 +184,7 @@ def run_steps(
             rates.add(samples=result.samples, tokens=result.tokens)
             progress.advance(amount=result.samples, loss=f"{result.loss:.3f}")
             if log is not None and result.broken:
-                named = [{"picture": p, "why": w} for p, w in result.broken]
+                named = [{"image": p, "why": w} for p, w in result.broken]
                 log.write({"step": step, "broken": named})
             if last or step % config.log_every == 0:
                 entry = {**result.entry(trainee.optimizer), **trainee.entry()}

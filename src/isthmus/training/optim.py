@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 
 PLACES = ("latents", "queries", "rows", "embedding", "positions", "frames")
 """Endings of the names of positions and offsets, which are no maps."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.machine import precision_for
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

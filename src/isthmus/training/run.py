@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.align.saved import load_clip
-from isthmus.checkpoint import describe, load_strip, locate
-from isthmus.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from isthmus.config_file import model_from_mapping, read_run, run_from_mapping, to_mapping
+from isthmus.config.clip import DualEncoderConfig
+from isthmus.config.file import model_from_mapping, read_run, run_from_mapping, to_mapping
+from isthmus.config.model import DataConfig, ModelConfig, RunConfig, TrainConfig
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
-from isthmus.dual_encoder_config import DualEncoderConfig
 from isthmus.errors import ConfigError
-from isthmus.model import VisionLanguageModel, compose
+from isthmus.model.checkpoint import describe, load_strip, locate
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
+from isthmus.model.vlm import VisionLanguageModel, compose
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairSet
@@ -33,7 +33,7 @@ def default_run(data: str | Path, records: int) -> RunConfig:
     """What is done where there is data and no configuration: the shipped default learns more.
 
     Its names stay as they are; its free tokens and gated blocks are trained on. A tenth of the
-    pictures, where there are enough, is kept aside to see what was learned.
+    images, where there are enough, is kept aside to see what was learned.
 
     Args:
         data: Where the data is.
@@ -90,7 +90,7 @@ def data_sets(
             (),
             config.weight,
             config.loss_weight,
-            config.next_picture,
+            config.next_image,
             config.questions,
             name=name,
         )
@@ -107,7 +107,7 @@ def pair_sets(
     """Data sets of a dual encoder, for training and for evaluation; else as `data_sets`."""
     training, evaluation = [], []
     for config, name, own, aside in _read(configs, root, seed):
-        _refuse(config, ("loss_weight", "questions", "next_picture"), "a vision-language model")
+        _refuse(config, ("loss_weight", "questions", "next_image"), "a vision-language model")
         templates = config.templates[0] if len(config.templates) == 1 else config.templates
         if len(aside):
             evaluation.append(PairSet(aside, templates, name=name))

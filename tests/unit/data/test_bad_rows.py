@@ -49,7 +49,7 @@ def test_a_file_with_three_bad_lines_has_three_findings(folder: Path) -> None:
         f"{path}, line 5",
         f"{path}, line 12",
     ]
-    assert ["gone.png" in t.why for t in report.broken_pictures] == [True]
+    assert ["gone.png" in t.why for t in report.broken_images] == [True]
     found = CliRunner().invoke(app, ["data", "check", str(path), "--quiet"])
     assert found.exit_code == 1
     for told in ("line 5", "line 12", "gone.png"):
@@ -124,7 +124,7 @@ def test_what_a_row_has_is_said(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"it has img_path, sentence; expected"):
         read_data(path)
     path = write(folder / "r.jsonl", {"img_path": "0.png", "text": "a dog"})
-    with pytest.raises(ConfigError, match=r'no picture, though "img_path" names one'):
+    with pytest.raises(ConfigError, match=r'no image, though "img_path" names one'):
         read_data(path)  # and is not read as words alone
 
 
@@ -146,7 +146,7 @@ def test_other_files_of_rows(folder: Path, name: str) -> None:
     assert path.name in report.broken_records[0].why
 
 
-def test_a_text_beside_a_picture_that_is_none(tmp_path: Path) -> None:
+def test_a_text_beside_a_image_that_is_none(tmp_path: Path) -> None:
     for name in "ab":
         Image.new("RGB", (300, 240), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "a.json").write_text("{")
@@ -187,7 +187,7 @@ def test_byte_order_marks_even_where_files_were_joined(folder: Path) -> None:
     line = b"\xef\xbb\xbf" + json.dumps(GOOD[0]).encode()
     assert len(read_data(write(folder / "r.jsonl", line, line))) == 2
     (folder / "0.txt").write_bytes(b"\xef\xbb\xbfa dog")
-    assert next(r for r in read_data(folder) if "0.png" in str(r.pictures[0])).answer == "a dog"
+    assert next(r for r in read_data(folder) if "0.png" in str(r.images[0])).answer == "a dog"
 
 
 @pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\u0085"])
@@ -206,12 +206,12 @@ def test_lines_end_at_line_feeds_alone(folder: Path, odd: str) -> None:
 # --- Tables --------------------------------------------------------------------------------------
 
 
-def test_a_picture_in_a_field_may_be_large(folder: Path) -> None:
+def test_a_image_in_a_field_may_be_large(folder: Path) -> None:
     data = os.urandom(300_000)
     address = "data:image/png;base64," + base64.b64encode(data).decode()
     (folder / "t.tsv").write_text(f"image\ttext\n{address}\ta dog\n")
     (record,) = read_data(folder / "t.tsv")
-    assert record.pictures[0].read() == data  # type: ignore[union-attr]
+    assert record.images[0].read() == data  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("between", [";", "\t", ","])
@@ -223,7 +223,7 @@ def test_names_and_separators_of_columns(folder: Path, between: str, columns: st
         table = folder / f"t.{ending}"
         table.write_text(f"{columns}\n0.png|a dog\n".replace("|", between))
         (record,) = read_data(table)
-        assert (record.answer, record.pictures[0].path) == ("a dog", folder / "0.png")  # type: ignore[union-attr]
+        assert (record.answer, record.images[0].path) == ("a dog", folder / "0.png")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("header", ["path,description", "bild;words", "img,text", "a|b"])
@@ -232,7 +232,7 @@ def test_columns_that_say_nothing_are_listed(folder: Path, header: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_data(folder / "t.csv")
     told = str(caught.value)
-    if header == "img,text":  # words alone may be what is meant, unless something is a picture
+    if header == "img,text":  # words alone may be what is meant, unless something is an image
         assert "names one" in told
         return
     for name in ("image", "filepath", "text", "caption", *re.split("[,;|]", header)):

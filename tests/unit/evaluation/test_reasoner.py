@@ -14,8 +14,8 @@ from isthmus.evaluation.answering import Asker, Style
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.task import Item, Task
 from isthmus.generation.engine import Completion, Engine
-from isthmus.prompt import END_TAG, Example
-from isthmus.templates import template_named
+from isthmus.prompts.prompt import END_TAG, Example
+from isthmus.prompts.templates import template_named
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "reasoner"
 SHOTS = [Example((), f"{i} + 1?", str(i + 1), f"{i} and 1.") for i in range(3)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.demonstrations.calibrate import contextual
 from isthmus.errors import ConfigError
 from isthmus.evaluation import runner
 from isthmus.evaluation.answering import TRIGGER, Asker, Style
@@ -20,8 +21,7 @@ from isthmus.evaluation.task import Item, Task
 from isthmus.evaluation.tasks.episodes import fast_binding
 from isthmus.evaluation.tasks.text import parity
 from isthmus.generation.engine import Completion, Engine
-from isthmus.prompt import Example, Prompt
-from isthmus.prompting.calibrate import contextual
+from isthmus.prompts.prompt import Example, Prompt
 from isthmus.reasoning.method import Reasoning
 
 
@@ -152,7 +152,7 @@ def test_closed_answers_are_scored_as_the_engine_scores_them(engine: Engine) -> 
         assert record.parsed == max(record.scores, key=lambda o: record.scores[o])
         assert record.right == float(record.parsed == item.example.answer)
         assert (record.prompt, record.expected) == (prompt.text, item.example.answer)
-        assert len(record.pictures) == 3
+        assert len(record.images) == 3
 
 
 def test_scores_are_calibrated_against_the_same_shots(engine: Engine) -> None:
@@ -170,7 +170,7 @@ def test_scores_are_calibrated_against_the_same_shots(engine: Engine) -> None:
             [
                 Prompt.of(
                     [s._replace(text=s.text.replace(gap, text)) for s in prompt.spans],
-                    prompt.pictures,
+                    prompt.images,
                 )
             ],
             [" even", " odd"],

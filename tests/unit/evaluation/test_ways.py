@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 import isthmus as im
+from isthmus.demonstrations.example_file import read_examples
 from isthmus.evaluation.runner import evaluate
 from isthmus.generation.engine import Completion, Engine
 from isthmus.generation.requests import GenerationRequest
-from isthmus.prompting.example_file import read_examples
 
 
 class Says(Engine):

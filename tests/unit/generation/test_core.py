@@ -12,7 +12,6 @@ from PIL import Image
 
 import isthmus as im
 from isthmus import testing
-from isthmus.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
 from isthmus.errors import PromptError
 from isthmus.generation.apart import Apart
 from isthmus.generation.decoding import Decoding
@@ -21,10 +20,11 @@ from isthmus.generation.requests import Delta, Finished, GenerationRequest
 from isthmus.generation.rows import Encoded, Rows
 from isthmus.generation.server import ServingEngine
 from isthmus.generation.tiers import Tiers
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Example, Prompt
+from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example, Prompt
+from isthmus.prompts.templates import template_named
 from isthmus.reasoning.question import STOPS
-from isthmus.templates import template_named
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -48,30 +48,30 @@ def model_of(family: str = "llama", fusion: str = "hybrid") -> VisionLanguageMod
     return made.eval()
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(number))
     return Image.fromarray(noise.to(torch.uint8).numpy())
 
 
-PICTURES = [picture(n) for n in range(3)]
+PICTURES = [image(n) for n in range(3)]
 START = "<image>Q: 1? A: 2<|endofchunk|>"
 
 
 def random_request(chance: random.Random) -> GenerationRequest:
     """A prompt of images and texts, half of them with a beginning that others share."""
-    text, pictures = "", []
+    text, images = "", []
     if chance.random() < 0.5:
-        text, pictures = START, [PICTURES[0]]
+        text, images = START, [PICTURES[0]]
     shared = len(text)
     for _ in range(chance.randint(1, 3)):
         if chance.random() < 0.4:
             text += "<image>"
-            pictures.append(chance.choice(PICTURES))
+            images.append(chance.choice(PICTURES))
         else:
             text += chance.choice(("Q: a", "b? A:", "Why", "a longer question than that"))
     warm: dict[str, Any] = {"temperature": 1.0, "seed": chance.randint(0, 99)}
     return GenerationRequest(
-        prompt=Prompt(text, tuple(pictures), shared),
+        prompt=Prompt(text, tuple(images), shared),
         max_new_tokens=chance.randint(0, 9),
         stop=chance.choice(((), ("e", "\n"))),
         **chance.choice(({}, warm, {**warm, "top_p": 0.8}, {**warm, "top_k": 5})),

@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import isthmus as im
-from isthmus.backbones.tiny import byte_tokenizer
+from isthmus.config.speedups import onednn
 from isthmus.generation.packed import PackedLinears
 from isthmus.generation.requests import GenerationRequest, TokenLogprob
 from isthmus.generation.sampling import Draw, choose, penalized
 from isthmus.generation.server import ServingEngine
 from isthmus.generation.text_stream import TextStream, TokenTexts
 from isthmus.machine import probe
-from isthmus.prompt import Prompt
-from isthmus.speedups import onednn
+from isthmus.model.backbones.tiny import byte_tokenizer
+from isthmus.prompts.prompt import Prompt
 
 
 def of_bytes(ids: list[int]) -> str:

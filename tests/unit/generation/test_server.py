@@ -18,8 +18,6 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus import testing
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
-from isthmus.batch import Batch
 from isthmus.errors import ConfigError, EngineClosed, PromptError, QueueFull
 from isthmus.generation import tiers
 from isthmus.generation.apart import Apart
@@ -30,9 +28,11 @@ from isthmus.generation.server import (
     GenerationRequest,
     ServingEngine,
 )
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.media.image import open_image
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
+from isthmus.model.batch import Batch
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -69,7 +69,7 @@ def language_model(family: str) -> Any:
 
 
 def model_of(family: str, fusion: str) -> VisionLanguageModel:
-    """A tiny model whose pictures count."""
+    """A tiny model whose images count."""
     torch.manual_seed(0)
     model = im.compose(
         "tiny-vit",
@@ -86,25 +86,25 @@ def model_of(family: str, fusion: str) -> VisionLanguageModel:
     return model.eval()
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(number))
     return Image.fromarray(noise.to(torch.uint8).numpy())
 
 
 PROMPTS = [
     Prompt("What is it?"),
-    Prompt("<image>What is it?", (picture(1),)),
-    Prompt("<image>Q: a? A: b<|endofchunk|><image>Q: c? A:", (picture(1), picture(2))),
-    Prompt("<image><image>Two of them, and a question that is longer.", (picture(3), picture(1))),
-    Prompt("<image>", (picture(4),)),
+    Prompt("<image>What is it?", (image(1),)),
+    Prompt("<image>Q: a? A: b<|endofchunk|><image>Q: c? A:", (image(1), image(2))),
+    Prompt("<image><image>Two of them, and a question that is longer.", (image(3), image(1))),
+    Prompt("<image>", (image(4),)),
     Prompt("x"),
-    Prompt("<image>Q: a? A: b<|endofchunk|><image>Q: d? A:", (picture(1), picture(5))),
-    Prompt("A text without a picture, long enough to need several pieces."),
+    Prompt("<image>Q: a? A: b<|endofchunk|><image>Q: d? A:", (image(1), image(5))),
+    Prompt("A text without an image, long enough to need several pieces."),
 ]
 
 
 def naive_ids(model: VisionLanguageModel, prompt: Prompt, most: int) -> torch.Tensor:
-    batch = model.prepare([prompt.text], [[open_picture(p) for p in prompt.pictures]])
+    batch = model.prepare([prompt.text], [[open_image(p) for p in prompt.images]])
     return generate(model, batch, max_new_tokens=most)[0]
 
 
@@ -168,15 +168,15 @@ def test_batched_is_alone(family: str, fusion: str, monkeypatch: pytest.MonkeyPa
         for prompt, n, text in zip(PROMPTS, most, expected, strict=True):
             assert engine.submit(request(prompt, max_new_tokens=n)).result()[0] == text
         statistics = engine.statistics()
-    assert statistics.pictures_encoded == 5
+    assert statistics.images_encoded == 5
     if family not in ALONE:
         assert statistics.steps < statistics.decoded_tokens - 3 * len(PROMPTS)  # they were batched
         assert statistics.cached_tokens > statistics.prefill_tokens
 
 
-def test_pictures_count_in_these_tests(model: VisionLanguageModel) -> None:
+def test_images_count_in_these_tests(model: VisionLanguageModel) -> None:
     asked = PROMPTS[1]
-    assert naive(model, asked) != naive(model, Prompt(asked.text, (picture(77),)))
+    assert naive(model, asked) != naive(model, Prompt(asked.text, (image(77),)))
 
 
 @pytest.mark.parametrize("fusion", ["previous", "hybrid"])
@@ -208,7 +208,7 @@ def test_without_a_seed_two_texts_differ(engine: ServingEngine) -> None:
 def test_log_probabilities_are_the_models(model: VisionLanguageModel) -> None:
     prompt = PROMPTS[2]
     ids = naive_ids(model, prompt, 8)
-    batch = model.prepare([prompt.text], [[open_picture(p) for p in prompt.pictures]])
+    batch = model.prepare([prompt.text], [[open_image(p) for p in prompt.images]])
     whole = torch.cat([batch.input_ids, ids[None]], dim=1)
     with torch.inference_mode():
         logits = model(
@@ -298,7 +298,7 @@ def test_the_next_turn_computes_only_what_is_new(
     text, _, done = engine.submit(request(first, max_new_tokens=6)).result()
     ids = naive_ids(model, first, 6).tolist()
     assume_same = model.special_tokens.encode(text)
-    turn = Prompt(first.text + text + " And <image>?", (*first.pictures, picture(9)))
+    turn = Prompt(first.text + text + " And <image>?", (*first.images, image(9)))
     expected = naive(model, turn)
     known, _, after = engine.submit(request(turn)).result()
     assert known == expected
@@ -356,7 +356,7 @@ def test_a_finished_request_leaves_nothing_behind(model: VisionLanguageModel) ->
     engine = ServingEngine(model, max_batch=3)
     refs = []
     for number in range(4):
-        shown = picture(100 + number)
+        shown = image(100 + number)
         prompt = Prompt("<image>Well?", (shown,))
         ticket = engine.submit(request(prompt, logprobs=1))
         ticket.result()

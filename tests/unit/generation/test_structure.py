@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 import isthmus as im
-from isthmus.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
 from isthmus.generation import structure
 from isthmus.generation.engine import Engine
 from isthmus.generation.lanes import Lanes
 from isthmus.generation.requests import GenerationRequest
 from isthmus.generation.server import ServingEngine
 from isthmus.generation.structure import takes_lanes, takes_trees, twin_of
-from isthmus.model import VisionLanguageModel, bare_language_model
-from isthmus.prompt import Prompt
+from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
+from isthmus.model.vlm import VisionLanguageModel, bare_language_model
+from isthmus.prompts.prompt import Prompt
 
 SLIDING = ("gemma2", "gemma3")
 

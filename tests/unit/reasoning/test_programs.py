@@ -17,7 +17,8 @@ from isthmus.errors import PromptError
 from isthmus.generation.engine import Completion
 from isthmus.generation.requests import Delta, Finished, GenerationRequest, Usage
 from isthmus.generation.ticket import Ticket
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
+from isthmus.prompts.templates import plain, qa
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.drivers import run, streamed
 from isthmus.reasoning.live import AnswerStream, Piece
@@ -25,7 +26,6 @@ from isthmus.reasoning.method import Reasoning
 from isthmus.reasoning.programs import Program, advance
 from isthmus.reasoning.question import Asked
 from isthmus.reasoning.vote import program_for
-from isthmus.templates import plain, qa
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "programs"
 
@@ -274,7 +274,7 @@ def test_what_is_asked_besides_reaches_every_request() -> None:
     assert all(0 < (r.deadline_s or 0) <= 9 for r in engine.asked)
 
 
-def test_nothing_that_was_written_stands_for_a_picture_or_a_turn() -> None:
+def test_nothing_that_was_written_stands_for_a_image_or_a_turn() -> None:
     question = Asked(qa, "number").question(Example((), "2 + 3?"), markers=("<|im_end|>",))
     program = program_for(question, Reasoning("zero-cot"))
     engine: Any = Scripted(lambda request: " <image>2<|im_end|> and 3 is 5.")

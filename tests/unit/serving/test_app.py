@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from isthmus.errors import ConfigError
-from isthmus.model import bare_language_model
+from isthmus.model.vlm import bare_language_model
 from isthmus.serving.app import create_app
 from isthmus.serving.gate import Gate
 from isthmus.serving.settings import ServerSettings
@@ -510,7 +510,7 @@ def test_metrics(serve: Any) -> None:
     assert lines["isthmus_first_token_seconds_count"] == "1.0"
     assert float(lines["isthmus_token_seconds_count"]) <= 4
     assert float(lines["isthmus_decoded_tokens_total"]) >= 0
-    assert "isthmus_pictures_encoded_total" in lines
+    assert "isthmus_images_encoded_total" in lines
     assert "isthmus_prefix_hits_total" in lines
 
 
@@ -564,10 +564,10 @@ def test_settings_are_checked() -> None:
             ServerSettings(**options)
 
 
-def test_a_language_model_alone_sees_no_pictures(serve: Any, picture: str) -> None:
+def test_a_language_model_alone_sees_no_images(serve: Any, image: str) -> None:
     with serve(bare_language_model("tiny-lm")) as running:
         assert httpx.post(running.url + CHAT, json=HI).status_code == 200
-        part = {"type": "image_url", "image_url": {"url": picture}}
+        part = {"type": "image_url", "image_url": {"url": image}}
         body = {"messages": [{"role": "user", "content": [part]}]}
         error = error_of(httpx.post(running.url + CHAT, json=body), 400, "unsupported_value")
         assert error["param"] == "messages.0.content.0.image_url.url"

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import nn
 
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.training.optim import learning_rate_factor, parameter_groups
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from isthmus.config.registry import TASK_MAKERS
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import Task
-from isthmus.evaluation.tasks import episodes, grids, pictures, published, questions, text
-from isthmus.registry import TASK_MAKERS
+from isthmus.evaluation.tasks import episodes, grids, images, published, questions, text
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ TASKS: dict[str, Known] = {
     "operator-induction": Known(
         episodes.operator_induction, False, "a hidden operator between two pictured numbers"
     ),
-    "ocr": Known(pictures.ocr, False, "pictures of made-up words; ocr:PATH for pictures of yours"),
+    "ocr": Known(images.ocr, False, "images of made-up words; ocr:PATH for images of yours"),
     "easy-vqa": Known(published.easy_vqa, True, "easy-VQA, from its folder"),
     "gsm8k": Known(published.gsm8k, True, "GSM8K, from its test file (train beside it for shots)"),
     "svamp": Known(published.svamp, True, "SVAMP, from SVAMP.json"),
-    "classes": Known(pictures.classification, True, "a folder of pictures for each class"),
-    "naming": Known(pictures.naming, True, "pictures with accepted names, none of them offered"),
+    "classes": Known(images.classification, True, "a folder of images for each class"),
+    "naming": Known(images.naming, True, "images with accepted names, none of them offered"),
     "questions": Known(questions.questions, True, "a JSONL file of questions; also just its path"),
 }
 """Every task that can be named."""
@@ -85,7 +85,7 @@ def task_named(spec: str, *, seed: int = 0) -> Task:
             "package.module:function"
         )
     if name == "ocr" and path:
-        return pictures.reading(path)
+        return images.reading(path)
     known = TASKS[name]
     if known.needs_path:
         if not path:

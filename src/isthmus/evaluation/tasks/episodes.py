@@ -10,7 +10,7 @@ from __future__ import annotations
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
 from isthmus.evaluation.tasks.drawing import Creature, chosen, draw_text, generator
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 NAMES = (
     "dax",
@@ -38,7 +38,7 @@ MOST_SHOTS = 40
 def fast_binding(
     seed: int = 0, n: int = 500, *, ways: int = 2, size: int = 96, shots: int = MOST_SHOTS
 ) -> Task:
-    """Which of a few made-up names a made-up thing has, told by pictures of each with its name.
+    """Which of a few made-up names a made-up thing has, told by images of each with its name.
 
     Demonstrations go round the names in turn, in an order of their own each round, so any multiple
     of the ways is balanced.
@@ -111,9 +111,9 @@ def operator_induction(
 
         def shown(a: int, b: int) -> Example:
             result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-            picture = draw_text(f"{a} ? {b}", (size, size // 2), size // 3)
+            image = draw_text(f"{a} ? {b}", (size, size // 2), size // 3)
             why = f"The operator is {OPERATORS[sign]}. {a} {sign} {b} = {result}."
-            return Example(picture, "What is the result?", str(result), why)
+            return Example(image, "What is the result?", str(result), why)
 
         order = rng.permutation(len(pairs))[: shots + 1]
         query, *own = (shown(*pairs[i]) for i in order)

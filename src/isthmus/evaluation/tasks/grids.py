@@ -13,7 +13,7 @@ import numpy as np
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
 from isthmus.evaluation.tasks.drawing import COLOURS, SHAPES, draw_grid, generator
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 Cells = list[list[tuple[str, str] | None]]
 Thing = tuple[str, str]

@@ -10,7 +10,7 @@ from typing import Any
 from isthmus.data.json_lines import lines_of
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 EASY_VQA_SUPPORT = 512
 SVAMP_SUPPORT_EVERY = 10
@@ -27,7 +27,7 @@ def _read_json(file: Path, what: str) -> Any:
 
 
 def easy_vqa(path: str | Path) -> Task:
-    """easy-VQA's test questions: one coloured shape in each picture, 13 possible answers.
+    """easy-VQA's test questions: one coloured shape in each image, 13 possible answers.
 
     Every so many of its training questions, 512 in all, are the support set.
 
@@ -51,13 +51,13 @@ def easy_vqa(path: str | Path) -> Task:
             isinstance(r, list) and len(r) == 3 and isinstance(r[0], str) for r in rows[split]
         )
         if not whole:
-            raise ConfigError(f"{file} is not easy-VQA's: expected [question, answer, picture]")
+            raise ConfigError(f"{file} is not easy-VQA's: expected [question, answer, image]")
     labels = tuple(sorted({str(r[1]) for r in rows["test"]} | {str(r[1]) for r in rows["train"]}))
 
     def item(split: str, number: int) -> Item:
-        question, answer, picture = rows[split][number]
+        question, answer, image = rows[split][number]
         example = Example(
-            root / split / "images" / f"{picture}.png",
+            root / split / "images" / f"{image}.png",
             question[:1].upper() + question[1:],
             str(answer),
         )

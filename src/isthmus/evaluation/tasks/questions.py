@@ -7,7 +7,7 @@ One question a line:
 | `question` | what is asked (needed) |
 | `answer` | the right answer (needed); of a multiple choice its letter or its text |
 | `choices` | the answers to choose from, as a list; then the question is a multiple choice |
-| `image`, `images` | a picture or several, paths relative to the file; none for text alone |
+| `image`, `images` | an image or several, paths relative to the file; none for text alone |
 | `aliases` | other right answers, as a list |
 | `answers` | the answers of several people, as a list, for VQA accuracy; `answer` may be missing |
 | `rationale` | the steps that lead to the answer, for chain-of-thought demonstrations |
@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.answers import AnswerKind
 from isthmus.data.json_lines import EXPECTED, lines_of
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import LETTERS, Item, Metric, Task
-from isthmus.prompt import END_TAG, IMAGE_TAG, Example
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Example
 
 FIELDS = (
     "id question answer choices image images aliases answers rationale split source".split()  # noqa: SIM905
@@ -55,19 +55,19 @@ def _text(row: dict[str, Any], key: str, where: str) -> str | None:
     raise ConfigError(f'{where}: "{key}" is {value!r}: expected a text')
 
 
-def _pictures(row: dict[str, Any], root: Path, where: str) -> tuple[Path, ...]:
-    """The row's pictures, all of which must be there: hours later is too late to find out."""
+def _images(row: dict[str, Any], root: Path, where: str) -> tuple[Path, ...]:
+    """The row's images, all of which must be there: hours later is too late to find out."""
     names = row.get("images", row.get("image"))
     if names is None:
         return ()
     listed = [names] if isinstance(names, str) else names
     if not isinstance(listed, list) or not all(isinstance(n, str) for n in listed):
-        raise ConfigError(f"{where}: the pictures are {names!r}: expected a path or a list of them")
+        raise ConfigError(f"{where}: the images are {names!r}: expected a path or a list of them")
     found = tuple(root / n for n in listed)
     for path in found:
         if not path.is_file():
             raise ConfigError(
-                f"{where}: no picture at {path}; paths are relative to the folder of the questions"
+                f"{where}: no image at {path}; paths are relative to the folder of the questions"
             )
     return found
 
@@ -117,7 +117,7 @@ def to_item(row: dict[str, Any], where: str, default_id: str, root: Path) -> tup
     if choices:
         answer = _letter(answer, choices, where)
     accepted = people or _strings(row, "aliases", where)
-    example = Example(_pictures(row, root, where), question, answer, rationale)
+    example = Example(_images(row, root, where), question, answer, rationale)
     identity = _text(row, "id", where) or default_id
     return split, Item(identity, example, choices=choices, accepted=accepted)
 

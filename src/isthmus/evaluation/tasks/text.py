@@ -14,7 +14,7 @@ import numpy as np
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task
 from isthmus.evaluation.tasks.drawing import generator
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 TEST, SUPPORT = 0, 1
 WORDS = ("even", "odd")

@@ -1,0 +1,1 @@
+"""Prompts, templates, wordings and the parsers of answers. No torch."""
