@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from isthmus.demonstrations.chains import STOPS
 from PIL import Image
 
 import isthmus as im
@@ -25,6 +24,7 @@ from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example, Prompt
 from isthmus.prompts.templates import template_named
+from isthmus.reasoning.question import STOPS
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
