@@ -41,7 +41,7 @@ from isthmus.prompts.templates import template_named
 
 QUESTION = "What is in the picture?"
 # Steps and samples a step of the recipe's two stages, and its training images
-CONCEPTS, LANGUAGE, PICTURES = (1200, 384), (700, 64), 17_179
+CONCEPTS, LANGUAGE, IMAGES = (1200, 384), (700, 64), 17_179
 ANSWERS = ("a cat", "a red bell pepper", "a rocket", "a cup of coffee on a saucer")
 FREEZE = (
     "special_tokens.input_rows",
@@ -168,8 +168,8 @@ def main() -> None:
             "language, computed": lambda i: step(None, open_(small)),
             "concepts, cached": lambda i: concepts(look_up(large)),
             "concepts, computed": lambda i: concepts(encode(large)),
-            "pictures, cached": lambda i: look_up(small),
-            "pictures, computed": lambda i: encode(small),
+            "images, cached": lambda i: look_up(small),
+            "images, computed": lambda i: encode(small),
         }
         times = turns(sides, repeats)
 
@@ -179,13 +179,13 @@ def main() -> None:
         low, high = min(t) * 1e3, max(t) * 1e3
         rate = (large if name.startswith("concepts") else small) / medians[name]
         print(f"{name:<22}{medians[name] * 1e3:>10.1f}{low:>9.1f}{high:>9.1f}{rate:>11.1f}")
-    print(f"filling the cache: {filling:.1f} pictures/s")
+    print(f"filling the cache: {filling:.1f} images/s")
     whole = {
         side: CONCEPTS[0] * medians[f"concepts, {side}"] * CONCEPTS[1] / large
         + LANGUAGE[0] * medians[f"language, {side}"] * LANGUAGE[1] / small
         for side in ("cached", "computed")
     }
-    whole["cached"] += PICTURES / filling
+    whole["cached"] += IMAGES / filling
     print(f"whole training: {whole['cached']:.0f} s cached, {whole['computed']:.0f} s computed")
     for part in ("images", "language", "concepts"):
         ratio = medians[f"{part}, computed"] / medians[f"{part}, cached"]

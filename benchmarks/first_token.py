@@ -22,7 +22,7 @@ import isthmus as im
 from isthmus.prompts.templates import template_named
 
 AIM = 0.232
-PICTURE = Path(__file__).parent.parent / "examples" / "cat.jpg"
+IMAGE = Path(__file__).parent.parent / "examples" / "cat.jpg"
 QUESTION = "What is in the picture?"
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     repeats = 3 if options.quick else 30
     model = im.load(options.model)
-    image = im.open_image(PICTURE)
+    image = im.open_image(IMAGE)
     prompt = template_named(model.config.template)([], im.Example(image, QUESTION)).text
 
     pixels = model.vision.preprocess(image)[None]

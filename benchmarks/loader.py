@@ -86,7 +86,7 @@ def main() -> None:
 
     sides = {"isthmus": ours, "PIL loop": bare}
     ratios = []
-    print(f"{'files':<7}{'side':<12}{'median pictures/s':>18}{'min':>8}{'max':>8}")
+    print(f"{'files':<7}{'side':<12}{'median images/s':>18}{'min':>8}{'max':>8}")
     with tempfile.TemporaryDirectory() as folder:
         files = paint(Path(folder), 1 if options.quick else 8)
         for kind, paths in files.items():

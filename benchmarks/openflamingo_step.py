@@ -22,7 +22,7 @@ from isthmus.model.connectors.resampler import PerceiverResampler, ResamplerLaye
 from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 
 WIDTH, EVERY = 1024, 4
-MOST_PICTURES = 6
+MOST_IMAGES = 6
 IGNORED, PAD = -100, 0
 CONFIG = TrainConfig(lr=1e-4, weight_decay=0.1, clip=1.0)
 
@@ -140,11 +140,11 @@ def their_labels(samples: Samples, image: int, end: int) -> Tensor:
 
 
 def their_loss(other: Any, samples: Samples, *, fill: bool) -> Tensor:
-    """The loss of a batch; `fill` makes documents have MOST_PICTURES, as their loader does."""
+    """The loss of a batch; `fill` makes documents have MOST_IMAGES, as their loader does."""
     labels = their_labels(samples, other.media_token_id, other.eoc_token_id)
     vision = samples.features[:, :, None, None]  # (B, T, F, C, N, D) in place of (.., C, H, W)
     if fill and samples.documents:
-        missing = MOST_PICTURES - vision.shape[1]
+        missing = MOST_IMAGES - vision.shape[1]
         vision = torch.cat(
             [vision, torch.zeros_like(vision[:, :1]).repeat_interleave(missing, 1)], 1
         )

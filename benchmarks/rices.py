@@ -9,7 +9,7 @@ The other encodes support set and queries in each run, as OpenFlamingo's evaluat
 features computed beforehand, though here at least in batches. Images are JPEG files, painted
 here, and opening them belongs to encoding them.
 
-    ratio rices_images   images encoded in all runs
+    ratio rices_images     images encoded in all runs
     ratio rices            seconds of all runs
     ratio rices_again      seconds of a run after the first, medians
 """
@@ -86,13 +86,13 @@ def main() -> None:
                 found[side], images, seconds = choose(encoder, cache, support, queries)
                 encoded[side] += images
                 times[side].append(seconds)
-                print(f"run {run + 1}, {side}: {images} pictures encoded, {seconds:.2f} s")
+                print(f"run {run + 1}, {side}: {images} images encoded, {seconds:.2f} s")
             assert found["once"] == found["anew"], "both sides must choose the same shots"
 
-    print(f"{count} support pictures, {asked} queries, {SHOTS} shots, {options.runs} runs")
+    print(f"{count} support images, {asked} queries, {SHOTS} shots, {options.runs} runs")
     for side, taken in times.items():
-        print(f"{side}: {encoded[side]} pictures encoded, {sum(taken):.1f} s")
-    print(f"ratio rices_pictures {encoded['anew'] / encoded['once']:.2f}")
+        print(f"{side}: {encoded[side]} images encoded, {sum(taken):.1f} s")
+    print(f"ratio rices_images {encoded['anew'] / encoded['once']:.2f}")
     print(f"ratio rices {sum(times['anew']) / sum(times['once']):.2f}")
     if options.runs > 1:
         again = {side: statistics.median(taken[1:]) for side, taken in times.items()}

@@ -53,7 +53,7 @@ QUESTIONS = [
     for thing in THINGS.split(",")
     for ask in ("What is", "How would you explain to a child", "What would I need to know about")
 ]
-PICTURE = Path(__file__).parent.parent / "examples" / "cat.jpg"
+IMAGE = Path(__file__).parent.parent / "examples" / "cat.jpg"
 
 
 class NotServing(RuntimeError):
@@ -150,7 +150,7 @@ def load(
 
 def first_image(url: str, repeats: int) -> tuple[list[float], list[float]]:
     """Seconds to the first text with a new image, and with the same image again."""
-    image = im.open_image(PICTURE)
+    image = im.open_image(IMAGE)
 
     def body(shift: int) -> dict[str, Any]:
         data = io.BytesIO()

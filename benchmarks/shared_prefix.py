@@ -85,7 +85,7 @@ def main() -> None:
     answered = engine.generate(asked, max_new_tokens=NEW_TOKENS)
     results = {id(p): r for p, r in zip(asked, answered, strict=True)}
     ours = (time.perf_counter() - started) / len(asked)
-    slow: dict[str, list[float]] = {"afresh": [], "pictures known": []}
+    slow: dict[str, list[float]] = {"afresh": [], "images known": []}
     for prompt in sample:
         started = time.perf_counter()
         expected = afresh(prompt)
@@ -94,7 +94,7 @@ def main() -> None:
         with torch.inference_mode():
             pixels = torch.stack([model.vision.preprocess(p) for p in prompt.images])
             visual = model.connector(model.encode_pixels(pixels))
-        slow["pictures known"].append(known(prompt, visual))
+        slow["images known"].append(known(prompt, visual))
     tokens = results[id(asked[0])].prompt_tokens
     print(
         f"{len(asked)} queries, {options.shots} demonstrations, {tokens} tokens a prompt; the slow "
@@ -110,7 +110,7 @@ def main() -> None:
     found = engine.statistics
     print(
         f"ours: {found.prefill_tokens} prompt tokens computed, {found.cached_tokens} found; "
-        f"{found.images_encoded} pictures encoded; {found.bytes / 1e6:.0f} MB kept"
+        f"{found.images_encoded} images encoded; {found.bytes / 1e6:.0f} MB kept"
     )
     one = [statistics.median(slow[name]) / ours for name in slow]
     print(f"ratio shared_prefix {one[0]:.2f}")

@@ -74,7 +74,7 @@ from isthmus.training.optim import optimizer_for
 from isthmus.training.vlm import freeze_in_half
 
 PATCHES, GATE = 256, 0.5
-LENGTH, QUICK_LENGTH, PICTURES = 256, 64, 3
+LENGTH, QUICK_LENGTH, IMAGES = 256, 64, 3
 SHORTEST_PAIR, LONGEST_PAIR = 8, 32
 
 
@@ -84,15 +84,15 @@ def words(count: int) -> Tensor:
 
 
 def documents(rows: int, length: int, image: int, end: int, eos: int) -> Samples:
-    """Rows of tokens: <image> words <|endofchunk|>, PICTURES times, and the end of text."""
+    """Rows of tokens: <image> words <|endofchunk|>, IMAGES times, and the end of text."""
     ids = torch.empty(rows, length, dtype=torch.long)
     for row in ids:
         row[:] = words(length)
-        starts = [i * (length - 1) // PICTURES for i in range(PICTURES)]
+        starts = [i * (length - 1) // IMAGES for i in range(IMAGES)]
         row[starts] = image
         row[[s - 1 for s in [*starts[1:], length - 1]]] = end
         row[-1] = eos
-    features = torch.randn(rows, PICTURES, PATCHES, WIDTH)
+    features = torch.randn(rows, IMAGES, PATCHES, WIDTH)
     return Samples(ids, torch.ones_like(ids), features, documents=True)
 
 

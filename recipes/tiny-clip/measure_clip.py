@@ -1,6 +1,6 @@
 """Measures a dual encoder on images that were never trained on.
 
-    python recipes/tiny-clip/measure_clip.py --model tiny --data DATA [--out results.json]
+    python recipes/tiny-clip/measure_clip.py --model tiny-clip --data DATA [--out results.json]
 
 Zero-shot: an image's label is chosen among all names of its test; it is right if it is the
 image's name or a listed synonym. Every test with four sets of templates. Digits, the lecture's

@@ -109,7 +109,7 @@ def signature(image: Image.Image) -> NDArray[np.float32]:
 
 
 def save(image: Image.Image, root: Path, name: str) -> str:
-    """Saves an image as `images/NAME.png`; returns that path."""
+    """Saves an image as `pictures/NAME.png`; returns that path."""
     path = f"pictures/{name}.png"
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     image.save(root / path)

@@ -17,7 +17,7 @@ def available() -> dict[str, dict[str, str]]:
 
     Example:
         >>> available()["connectors"]["mlp"][:3]
-        'Two'
+        'Lin'
     """
     return {
         "models": dict(SHIPPED),

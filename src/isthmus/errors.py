@@ -4,7 +4,7 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
 
     IsthmusError
     ├── InputError (ValueError)        what was handed in cannot be used
-    │   ├── ImageError               not an image, truncated, too large, missing
+    │   ├── ImageError                 not an image, truncated, too large, missing
     │   │   └── FetchError             an image's address may not be fetched, or cannot be
     │   ├── PromptError                <image> tags and images do not match, and the like
     │   └── ConfigError                unknown key or part, value out of range

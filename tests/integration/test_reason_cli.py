@@ -72,8 +72,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_what_ask_refuses_before_a_model_is_loaded(
 def questions(folder: Path, *answers: str | None, **rest: Any) -> Path:
     rows = []
     for what, answer in zip(SUMS, answers, strict=True):
-        row = {"image": "picture.png", "question": f"What is {what}?", "answer": answer, **rest}
+        row = {"image": "image.png", "question": f"What is {what}?", "answer": answer, **rest}
         rows.append(json.dumps({key: value for key, value in row.items() if value is not None}))
     (folder / "questions.jsonl").write_text("\n".join(rows))
     return folder / "questions.jsonl"
@@ -274,4 +274,4 @@ def test_what_rationales_refuses_before_a_model_is_loaded(
 def test_a_missing_image_is_named_with_its_line(run: Any, image: Path) -> None:
     data = questions(image.parent, "5", "2", "7")
     image.unlink()
-    refused(run("rationales", "--data", data, "--out", "a.toml"), "line 1", "picture.png")
+    refused(run("rationales", "--data", data, "--out", "a.toml"), "line 1", "image.png")

@@ -1,4 +1,4 @@
-"""`isthmus ask PICTURE... QUESTION`."""
+"""`isthmus ask IMAGE... QUESTION`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ask(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="PICTURE... QUESTION",
+            metavar="IMAGE... QUESTION",
             help="Images (paths, or - for stdin), then the question.",
         ),
     ],
@@ -88,6 +88,8 @@ def ask(
         reasoning = "zero-cot"
     if stream and (reasoning != "none" or samples > 1):
         raise InputError("--reasoning and --samples cannot go with --stream: leave one of them out")
+    if stream and (kind != "text" or choices):
+        raise InputError("--kind and --choices cannot go with --stream: leave one of them out")
     how: dict[str, Any] = {"kind": kind, "choices": closed_answers(kind, choices.split(","))}
     demonstrations = _demonstrations(shots)
     options: dict[str, Any] = {
@@ -104,7 +106,7 @@ def ask(
     from dataclasses import asdict
 
     from isthmus.model import checkpoint
-    from isthmus.reasoning import inference as inference
+    from isthmus.reasoning import inference
 
     use_machine(device, dtype, threads)
     loaded = checkpoint.load_vlm(model, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""`isthmus classify PICTURE... --labels a,b,c`."""
+"""`isthmus classify IMAGE... --labels a,b,c`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def classify(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE...", help="Images or folders of them, or - for stdin."),
+        typer.Argument(metavar="IMAGE...", help="Images or folders of them, or - for stdin."),
     ],
     labels: Annotated[str, typer.Option(help="The labels, with commas between.")] = "",
     labels_file: Annotated[

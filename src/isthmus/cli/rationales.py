@@ -25,7 +25,7 @@ def rationales(
         str,
         typer.Option(
             help="The answers of a choice or label, with commas between; a choice may have "
-            '"options" of its own in the data instead.'
+            '"choices" of its own in the data instead.'
         ),
     ] = "",
     trigger: Annotated[

@@ -116,8 +116,8 @@ class TrainConfig(Config):
     """How a model is trained: the strip of a vision-language model, or a dual encoder.
 
     `contrastive` is for dual encoders. `objective`, `micro_batch_size`, `mixture`, `pack`,
-    `max_tokens`, `lr_connector`, `lr_lora`, `gradient_checkpointing`, `augment`, `sharding` and
-    `init` are for vision-language models.
+    `max_tokens`, `lr_connector`, `lr_lora`, `attention`, `gradient_checkpointing`, `augment`,
+    `sample_answers`, `sharding` and `init` are for vision-language models.
     """
 
     objective: Literal["language", "concepts"] = "language"

@@ -44,7 +44,7 @@ from isthmus.media.fetch import is_url
 from isthmus.media.image import ENDINGS, open_image
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
-ONE_PICTURE = ("features", "image", "file_name")
+ONE_IMAGE = ("features", "image", "file_name")
 CLIP = ("video", "frames")
 CHATS = ("conversations", "messages")
 ANSWERS = ("answer", "name", "text", "caption")
@@ -84,7 +84,7 @@ def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
     def image(value: Any) -> ImageRef:
         return to_image(value, find, origin)
 
-    if row.get("filepath") is not None and not any(row.get(k) for k in (*ONE_PICTURE, "images")):
+    if row.get("filepath") is not None and not any(row.get(k) for k in (*ONE_IMAGE, "images")):
         row["image"] = row.pop("filepath")
         if not any(row.get(key) is not None for key in (*ANSWERS, "names")):
             row["text"] = row.pop("title", None)
@@ -108,7 +108,7 @@ def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
         odd = [k for k, v in row.items() if isinstance(v, str) and v.lower().endswith(ENDINGS)]
         if odd := [key for key in odd if key not in ("question", *ANSWERS)]:
             raise ValueError(
-                f'no image, though "{odd[0]}" names one: call it {" or ".join(ONE_PICTURE[1:])}'
+                f'no image, though "{odd[0]}" names one: call it {" or ".join(ONE_IMAGE[1:])}'
             )
     told = {key for key in ("question", "answer", "name", "names") if row.get(key) is not None}
     if isinstance(text, str) and not told and (not media or (several and IMAGE_TAG in text)):
@@ -155,7 +155,7 @@ def _strings(value: Any) -> Sequence[Any]:
 
 def _media(row: dict[str, Any], image: Callable[[Any], ImageRef]) -> list[Medium]:
     """Takes images and clips out of a row."""
-    single = [value for key in ONE_PICTURE if (value := row.pop(key, None)) is not None]
+    single = [value for key in ONE_IMAGE if (value := row.pop(key, None)) is not None]
     several = _strings(row.pop("images", None))
     clips = [value for key in CLIP if (value := row.pop(key, None)) is not None]
     if single and several:

@@ -22,13 +22,13 @@ from typing import Any, cast
 from isthmus.data.folders import LISTS, is_left_out, read_folder, walk
 from isthmus.data.json_lines import json_lines, not_utf8, opened
 from isthmus.data.records import ImageRef, LazyRecords, ReadRecords, Record, as_records
-from isthmus.data.rows import ANSWERS, EXPECTED, ONE_PICTURE, is_image, to_record
+from isthmus.data.rows import ANSWERS, EXPECTED, ONE_IMAGE, is_image, to_record
 from isthmus.data.shards import Shards, find_files
 from isthmus.data.tables import Joined, from_dataset, from_parquet, from_saved
 from isthmus.errors import ConfigError
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-CSV_PICTURES = (*ONE_PICTURE, "filepath", "video")
+CSV_IMAGES = (*ONE_IMAGE, "filepath", "video")
 CSV_TEXTS = (*ANSWERS, "title")
 MOST_FIELD = 2**31 - 1
 """Characters of a field; more than a C long of Windows cannot be said."""
@@ -238,7 +238,7 @@ def _delimiter(header: str, path: Path) -> str:
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     for candidate in (usual, ",", ";", "\t"):
         names = next(csv.reader([header], delimiter=candidate), [])
-        if any(name.strip() in (*CSV_PICTURES, *CSV_TEXTS) for name in names):
+        if any(name.strip() in (*CSV_IMAGES, *CSV_TEXTS) for name in names):
             return candidate
     return usual
 
@@ -252,12 +252,12 @@ def _columns(reader: Iterator[list[str]], path: Path) -> list[str]:
     if wrong := next(filter(None, map(not_utf8, columns)), ""):
         raise ConfigError(f"{path}, line 1 is {wrong}")
     told = (
-        f"expected a line that names the columns, one for the image ({', '.join(CSV_PICTURES)}) "
+        f"expected a line that names the columns, one for the image ({', '.join(CSV_IMAGES)}) "
         f"and one for its text ({', '.join(CSV_TEXTS)})"
     )
     if not columns:
         raise ConfigError(f"{path} is empty: {told}")
-    images, texts = set(columns) & set(CSV_PICTURES), set(columns) & set(CSV_TEXTS)
+    images, texts = set(columns) & set(CSV_IMAGES), set(columns) & set(CSV_TEXTS)
     if not texts or (not images and not {"text", "question"} & set(columns)):
         raise ConfigError(f"{path} has the columns {', '.join(columns):.300}: {told}")
     return columns

@@ -17,7 +17,7 @@ from typing import Any
 from isthmus.errors import ConfigError
 from isthmus.files import write_text
 
-CONFIG, RECORDS, PICTURES = "config.json", "records.jsonl", "images"
+CONFIG, RECORDS, IMAGES = "config.json", "records.jsonl", "images"
 
 
 @dataclass(frozen=True)

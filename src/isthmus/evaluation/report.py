@@ -11,7 +11,7 @@ from pathlib import Path
 
 from isthmus.evaluation.arms import CONTROLS, Arm
 from isthmus.evaluation.metrics import bootstrap_mean, wilson
-from isthmus.evaluation.records import PICTURES, Answered
+from isthmus.evaluation.records import IMAGES, Answered
 from isthmus.evaluation.results import Results, Row, cells, headings, percent
 from isthmus.files import write_text
 from isthmus.reports.charts import Line, chart
@@ -238,7 +238,7 @@ def image_name(ref: str) -> str:
 
 def _image(folder: Path, ref: str) -> str:
     """A kept image, in the page itself."""
-    file = folder / PICTURES / image_name(ref)
+    file = folder / IMAGES / image_name(ref)
     if not file.is_file():
         return ""
     data = base64.b64encode(file.read_bytes()).decode("ascii")

@@ -16,7 +16,7 @@ from isthmus.demonstrations.example_file import read_examples, write_examples
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
-from isthmus.evaluation.records import PICTURES, Records
+from isthmus.evaluation.records import IMAGES, Records
 from isthmus.evaluation.report import image_name, write_report
 from isthmus.evaluation.results import Results, Row, row_of
 from isthmus.evaluation.selection import Shots, check_selection
@@ -250,7 +250,7 @@ def _keep_images(asker: Asker, items: Sequence[Item], folder: Path) -> None:
         for image in asker.prompt(item, ()).images:
             small = open_image(image)
             small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-            target = folder / PICTURES / image_name(reference(image))
+            target = folder / IMAGES / image_name(reference(image))
             if not target.is_file():
                 write_atomically(target, lambda p, s=small: s.save(p, "PNG"))  # type: ignore[misc]
 

@@ -77,7 +77,7 @@ class Shots:
         task: The task.
         arm: The arm.
         select: A name in `SELECTORS`.
-        order: A name in `prompting.order.ORDERS`.
+        order: A name in `demonstrations.order.ORDERS`.
         written: Demonstrations that the model wrote, for Auto-CoT; they are fixed.
 
     Raises:

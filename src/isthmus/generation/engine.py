@@ -119,6 +119,8 @@ class Engine:
                 context has no room for a prompt.
             ConfigError: If options contradict each other, or one is out of range.
         """
+        if samples < 1:
+            raise ConfigError(f"samples is {samples}: expected at least 1")
         if samples > 1 and temperature <= 0:
             raise ConfigError(
                 f"{samples} samples at temperature 0 would all be the same: set temperature above 0"

@@ -107,6 +107,7 @@ def boundary(
         down: Whether the place before the image is taken, or the one behind it.
 
     Example:
+        >>> from isthmus.model.layout import HOLE, Layout
         >>> symbols, layouts = [7, "a", "a", "a", 8], [Layout((HOLE,) * 3)]
         >>> boundary(symbols, 2, layouts), boundary(symbols, 2, layouts, down=False)
         (1, 4)

@@ -112,7 +112,7 @@ class Statistics:
         rows_together: Whether rows of different requests are decoded in one pass, or row by row
             since the language model's structure forbids it (`structure.takes_lanes`); None as long
             as that was of no matter.
-        seconds: Seconds spent in calls of an `Engine`.
+        seconds: Seconds spent in `generate`, `run` and `score` of an `Engine`.
     """
 
     queued: int = 0

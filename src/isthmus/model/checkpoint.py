@@ -12,7 +12,7 @@ two other parts would run, and be wrong. Files are written under a temporary nam
 renamed, the JSON last, so a half-written model is never seen.
 
 This file has the folder and vision-language models, whose weights are connector, fusion, special
-tokens and LoRA; `align.saved` has dual encoders, `saving` both.
+tokens and LoRA; `clip.checkpoint` has dual encoders, `saving` both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ KINDS = {
     "clip": "a dual encoder, for classify, search and serve --dual-encoder",
 }
 """What a saved model can be."""
-_STRIP = ("connector.", "fusion.", "special_tokens.")
+STRIP = ("connector.", "fusion.", "special_tokens.")
 
 
 def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if name.startswith(_STRIP) or "lora_" in name
+        if name.startswith(STRIP) or "lora_" in name
     }
 
 

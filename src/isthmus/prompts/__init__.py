@@ -1,1 +1,1 @@
-"""Prompts, templates, wordings and the parsers of answers. No torch."""
+"""Prompts, templates, the chat format and the parsers of answers. No torch."""

@@ -19,14 +19,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from isthmus.errors import ConfigError, suggestion
-from isthmus.generation.requests import GenerationRequest
+from isthmus.generation.requests import GenerationRequest, sample_seed
 from isthmus.prompts.prompt import Example, Prompt
 from isthmus.reasoning.wording import Trigger, is_korean, trigger_named
 
 Way = Literal["none", "cot", "zero-cot", "least-to-most"]
 TEMPERATURE = 0.7
 """Of several chains, where none is given (Wang et al. 2022, section 3.1)."""
-_BETWEEN_SEEDS = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,11 @@ class Reasoning:
             ("top_k", self.top_k >= 0, "0 or more"),
             ("max_rationale_tokens", self.max_rationale_tokens >= 1, "at least 1"),
             ("max_new_tokens", self.max_new_tokens >= 0, "0 or more"),
+            (
+                "max_chain_tokens",
+                self.max_chain_tokens is None or self.max_chain_tokens >= 1,
+                "None, or at least 1",
+            ),
         ):
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected {expected}")
@@ -123,7 +127,7 @@ class Reasoning:
             temperature=self.drawn_at,
             top_p=self.top_p,
             top_k=self.top_k,
-            seed=self.seed + chain * _BETWEEN_SEEDS,
+            seed=sample_seed(self.seed, chain),
         )
 
 

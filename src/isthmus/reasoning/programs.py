@@ -176,8 +176,12 @@ class _Chain:
 def at_once(question: Question, how: Reasoning, number: int = 0) -> Program:
     """One prompt, whose continuation is the answer."""
     chain = _Chain(question, how, number)
+    prompt = question.prompt()
+    if how.max_new_tokens < 1:  # nothing is asked for, which is no error
+        chain.prompts.append(prompt)
+        return chain.unfinished("")
     text = yield from chain.write(
-        question.prompt(), how.max_new_tokens, question.stop, "answer", drawn=True, live=True
+        prompt, how.max_new_tokens, question.stop, "answer", drawn=True, live=True
     )
     return chain.answer(text.strip(), ("",), as_written=True)
 

@@ -83,7 +83,7 @@ class Asked:
     Example:
         >>> from isthmus.prompts.templates import qa
         >>> Asked(qa, "number").question(Example((), "2 + 3?")).prompt("Well,").text
-        'Q: 2 + 3?\\nA: Well,'
+        'Q: 2 + 3?\nA: Well,'
     """
 
     template: Template

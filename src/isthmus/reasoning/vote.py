@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from isthmus.prompts.answers import AnswerKind, same_answer
 from isthmus.reasoning.answer import Answer
 from isthmus.reasoning.method import Reasoning
-from isthmus.reasoning.programs import WAYS, Call, Program, Written
+from isthmus.reasoning.programs import WAYS, Call, Program, Written, advance
 from isthmus.reasoning.question import Question
 
 
@@ -67,21 +67,21 @@ def together(
     answers: dict[int, Answer] = {}
     waiting: dict[int, list[Call]] = {}
 
-    def advance(number: int, written: Sequence[Written] | None) -> None:
-        try:
-            program = programs[number]
-            waiting[number] = next(program) if written is None else program.send(written)
-        except StopIteration as end:
-            waiting.pop(number, None)
-            answers[number] = end.value
+    def go_on(number: int, written: Sequence[Written] | None) -> None:
+        waiting.pop(number, None)
+        step = advance(programs[number], written)
+        if isinstance(step, Answer):
+            answers[number] = step
+        else:
+            waiting[number] = step
 
     for number in range(len(programs)):
-        advance(number, None)
+        go_on(number, None)
     while waiting:
         written = yield [call for calls in waiting.values() for call in calls]
         start = 0
         for number, calls in list(waiting.items()):
-            advance(number, written[start : start + len(calls)])
+            go_on(number, written[start : start + len(calls)])
             start += len(calls)
     return [answers[number] for number in range(len(programs))]
 

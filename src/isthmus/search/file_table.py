@@ -38,7 +38,8 @@ class FileTable:
 
     Example:
         >>> import tempfile
-        >>> table = FileTable(tempfile.mkdtemp())
+        >>> from pathlib import Path
+        >>> table = FileTable(Path(tempfile.mkdtemp()))
         >>> table.add_contents({b"hash": 1})
         >>> table.note(b"/a.png", 10, 0, content=1)
         >>> table.number(b"hash"), table.paths(1)

@@ -85,11 +85,6 @@ class VectorSegments:
         return sum(len(index) for index in self._parts())
 
     @property
-    def unwritten(self) -> int:
-        """How many vectors are not on disk."""
-        return self._unwritten
-
-    @property
     def last_number(self) -> int:
         """The highest number of all; 0 if there is none."""
         return max((int(np.max(index.keys)) for index in self._parts() if len(index)), default=0)

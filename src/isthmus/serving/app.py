@@ -197,7 +197,7 @@ def _dual(found: DualService | None) -> DualService:
     if found is None:
         raise Refusal(
             404,
-            "this server has no dual encoder: start it with --dual-encoder tiny (or another)",
+            "this server has no dual encoder: start it with --dual-encoder tiny-clip (or another)",
             "model_not_found",
             "model",
         )

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from isthmus.errors import PromptError
+from isthmus.generation.requests import SEEDS
 from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.media.fetch import Fetcher
 from isthmus.model.vlm import VisionLanguageModel
@@ -27,7 +28,7 @@ from isthmus.serving.refusals import Refusal
 from isthmus.serving.schemas import OTHER_FORMS, UNSERVED, ChatRequest, ReasoningOptions
 from isthmus.serving.settings import ServerSettings
 
-_SEEDS = 1 << 32
+_DRAWN_SEEDS = 1 << 32
 _BETWEEN_CHOICES = 998_244_353
 """Far from the steps between the chains of a vote, so that no two draw alike."""
 _CHARACTERS = 64
@@ -78,7 +79,10 @@ class Service:
                     "missing_parameter",
                     "response_format.json_schema",
                 )
-            if asked.reasoning and asked.reasoning != "none":
+            options = asked.reasoning
+            way = options.way if isinstance(options, ReasoningOptions) else options
+            votes = isinstance(options, ReasoningOptions) and options.samples > 1
+            if votes or (options and way != "none"):
                 raise Refusal(
                     400,
                     "steps are free text: leave reasoning or response_format out",
@@ -249,15 +253,18 @@ class Service:
         most = asked.max_completion_tokens or asked.max_tokens or self.settings.max_new_tokens
         # As `ask`: the likeliest text; several of it would all be the same
         drawn = 1.0 if (asked.n or 1) > 1 and options.samples == 1 else None
+        reasoning = reasoning_for(way, shots)
+        # As `ask`: an answer after its steps is short, one at once may be long
+        usual = most if reasoning.way == "none" else reasoning.max_new_tokens
         reasoning = replace(
-            reasoning_for(way, shots),
+            reasoning,
             trigger=options.trigger,
             samples=options.samples,
             temperature=drawn if asked.temperature is None else asked.temperature,
             top_p=max(1e-6, 1.0 if asked.top_p is None else asked.top_p),
             top_k=max(0, asked.top_k or 0),
             max_rationale_tokens=min(options.max_rationale_tokens, most),
-            max_new_tokens=min(options.max_new_tokens or most, most),
+            max_new_tokens=min(options.max_new_tokens or usual, most),
             max_chain_tokens=most,
         )
         if reasoning.way != "none":
@@ -266,8 +273,8 @@ class Service:
 
     def _seeds(self, asked: ChatRequest) -> list[int]:
         """The seed of each choice."""
-        first = secrets.randbelow(_SEEDS) if asked.seed is None else asked.seed
-        return [(first + number * _BETWEEN_CHOICES) % _SEEDS for number in range(asked.n or 1)]
+        first = secrets.randbelow(_DRAWN_SEEDS) if asked.seed is None else asked.seed
+        return [(first + number * _BETWEEN_CHOICES) % SEEDS for number in range(asked.n or 1)]
 
 
 def _adapted(asked: ChatRequest, request: GenerationRequest) -> GenerationRequest:

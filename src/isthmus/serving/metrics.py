@@ -94,9 +94,7 @@ class _EngineCollector:
         """One family for each number."""
         found = self.engine.statistics()
         for name, about in _GAUGES.items():
-            if hasattr(found, name):
-                value = float(getattr(found, name) or 0)
-                yield GaugeMetricFamily(f"isthmus_{name}", about, value=value)
+            value = float(getattr(found, name) or 0)
+            yield GaugeMetricFamily(f"isthmus_{name}", about, value=value)
         for name, about in _COUNTERS.items():
-            if hasattr(found, name):
-                yield CounterMetricFamily(f"isthmus_{name}", about, value=getattr(found, name))
+            yield CounterMetricFamily(f"isthmus_{name}", about, value=getattr(found, name))

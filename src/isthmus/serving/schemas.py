@@ -96,7 +96,7 @@ class Shot(Exact):
 class ReasoningOptions(Exact):
     """How to reach an answer in steps, or by a vote."""
 
-    way: Literal["none", "cot", "zero-cot", "least-to-most"] | None = Field(
+    way: Literal["none", "cot", "zero-cot", "least-to-most", "auto"] | None = Field(
         default=None,
         description="At once (none), like the demonstrations' steps (cot), after a trigger "
         "(zero-cot), or over smaller questions (least-to-most); by default cot where a "

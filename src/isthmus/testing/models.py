@@ -16,12 +16,10 @@ from isthmus.data.records import ImageRef
 from isthmus.data.samples import Sample, collate
 from isthmus.generation.decode import generate
 from isthmus.model.batch import Batch
-from isthmus.model.checkpoint import load_vlm, save_vlm
+from isthmus.model.checkpoint import STRIP, load_vlm, save_vlm
 from isthmus.model.layout import expand
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.testing.connectors import check_gradients, close
-
-STRIP = ("connector.", "fusion.", "special_tokens.")
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
 from isthmus.training.trainee import Evaluation, Pass
 
-PICTURES_AT_ONCE = 256
+IMAGES_AT_ONCE = 256
 """Images of one pass in an evaluation."""
 NOT_FOR_PAIRS = (
     "objective",
@@ -63,6 +63,7 @@ NOT_FOR_PAIRS = (
     "augment",
     "sharding",
     "init",
+    "sample_answers",
 )
 """Fields of TrainConfig that say nothing of a dual encoder."""
 
@@ -225,21 +226,11 @@ def one_set(records: Any, name: str) -> PairSet:
 
 
 def check_options(config: TrainConfig) -> None:
-    """Refuses numbers with which no step could be made, and what would be ignored.
+    """Refuses what would be ignored.
 
     Raises:
-        ConfigError: If one is out of range, or not for dual encoders.
+        ConfigError: If a field that is set is not for dual encoders.
     """
-    own = config.contrastive
-    if own.views < 0:
-        raise ConfigError(f"train.contrastive.views is {own.views}: expected at least 0")
-    if own.chunk is not None and own.chunk < 1:
-        raise ConfigError(f"train.contrastive.chunk is {own.chunk}: expected at least 1")
-    if not 0 < own.least_scale <= own.most_scale:
-        raise ConfigError(
-            f"train.contrastive.least_scale is {own.least_scale} and most_scale {own.most_scale}: "
-            "expected the first above 0 and no larger than the second"
-        )
     plain = TrainConfig()
     for key in NOT_FOR_PAIRS:
         if getattr(config, key) != getattr(plain, key):
@@ -309,8 +300,8 @@ def zero_shot_accuracy(
         weights = F.normalize(sums.index_add_(0, owner.to(vectors.device), vectors), dim=-1)
         classes, right = list(labels), 0
         own = range(processes.rank, len(data.records), processes.count)
-        for start in range(0, len(own), PICTURES_AT_ONCE):
-            drawn = [feed.pair(number, i, (0, 0, 0, 0)) for i in own[start:][:PICTURES_AT_ONCE]]
+        for start in range(0, len(own), IMAGES_AT_ONCE):
+            drawn = [feed.pair(number, i, (0, 0, 0, 0)) for i in own[start:][:IMAGES_AT_ONCE]]
             usable = [p for p in map(feed.opened, drawn) if not p.why_not]
             if usable:
                 best = (images(usable).float() @ weights.T).argmax(dim=1).tolist()

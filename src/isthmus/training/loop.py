@@ -22,7 +22,7 @@ from torch import nn
 from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.errors import ConfigError, TrainingError, TrainingStopped
+from isthmus.errors import TrainingError, TrainingStopped
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import Progress, Rates
@@ -98,7 +98,6 @@ def train(
         >>> model = im.train(model, records, config, tempfile.mkdtemp(), quiet=True)
     """
     folder = Path(out)
-    _check(config)
     processes = Processes(model.device)
     hush = quiet or not processes.is_main
     if not hush:
@@ -258,16 +257,6 @@ def asked_to_stop() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _check(config: TrainConfig) -> None:
-    """Refuses counts with which no step could be made."""
-    for key in ("steps", "batch_size", "log_every", "save_every", "keep", "max_tokens"):
-        if (value := getattr(config, key)) < 1:
-            raise ConfigError(f"train.{key} is {value}: expected at least 1")
-    for key in ("evaluate_every", "workers", "warmup"):
-        if (value := getattr(config, key)) < 0:
-            raise ConfigError(f"train.{key} is {value}: expected at least 0")
 
 
 def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:

@@ -34,10 +34,10 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.config.model import TrainConfig
+from isthmus.model.checkpoint import STRIP
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.precision import decided
 
-STRIP = ("connector.", "fusion.", "special_tokens.")
 FP32 = 4
 
 

@@ -154,11 +154,13 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
     m = config.model
     model: VisionLanguageModel | DualEncoder
     if isinstance(m, ModelConfig):
-        model = compose(m.vision, m.language, m.connector, m.fusion, template=m.template)
+        model = compose(
+            m.vision, m.language, m.connector, m.fusion, template=m.template, device=device
+        )
         if config.train.init is not None:
             load_strip(model, locate(config.train.init), partly=True)
     elif m.name is not None:
-        model = load_clip(m.name)
+        model = load_clip(m.name, device=device)
     else:
         assert m.vision is not None
         assert m.text is not None

@@ -83,7 +83,7 @@ def test_a_image_in_memory_is_written_beside_the_file(tmp_path: Path) -> None:
         ('\n[[example]]\nanswer = "1"\n\n[[example]]\nanswer = 2\n', r"line 5: answer must be"),
         ('[[example]]\nanswer = "1\n', r"not TOML.*line 2"),
         ('[[example]]\nanswer = "1"\nquestoin = "?"', r'line 1: unknown key "questoin"'),
-        ('[[example]]\nanswer = "1"\npictures = "a.png"', r"line 1: images must be a list"),
+        ('[[example]]\nanswer = "1"\nimages = "a.png"', r"line 1: images must be a list"),
         ('[[example]] # a\nanswer = "1"\n[[ example ]]\nanser = "1"\n', r"line 3: unknown key"),
         (
             '[[example]]\nanswer = "1"\nrationale = """\n[[example]]"""\n[[example]]\n',
