@@ -47,7 +47,7 @@ def refused(schema: Any, body: Any) -> Refusal:
         (
             {"messages": [HI], "reasoning": {"way": "x"}},
             "reasoning.way",
-            "'zero-cot' or 'least-to-most'",
+            "'least-to-most' or 'auto'",
         ),
         ({"messages": [HI], "reasoning": {"wya": 1}}, "reasoning.wya", "not permitted"),
         ({"messages": [HI], "temperature": 3}, "temperature", "expected less than or equal to 2"),
