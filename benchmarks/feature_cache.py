@@ -3,7 +3,7 @@
     python benchmarks/feature_cache.py [--quick] [--model tiny] [--threads 2] [--precision bf16]
 
 Both stages of the recipe, at its batch sizes, forward, backward and AdamW, the same batches on
-both sides, taking turns. Pictures are JPEG files, painted here. Opening and preprocessing them
+both sides, taking turns. Images are JPEG files, painted here. Opening and preprocessing them
 belongs to the side without a cache, reading rows to the side with one.
 
     ratio feature_cache            the whole training, 1,200 steps of stage 1 and 700 of stage 2,
@@ -12,9 +12,10 @@ belongs to the side without a cache, reading rows to the side with one.
                                    connector's classifier without running the language model
     ratio feature_cache_language   a step of stage 2 (`recipes/tiny/hybrid.toml`), most of which is
                                    the language model
-    ratio feature_lookup           the picture side of stage 2's step alone
+    ratio feature_lookup           the image side of stage 2's step alone
 
-The recipe also draws features that were never pictures; here every sample is a picture.
+The recipe also draws features that were never images; here every sample is an image. `--quick`
+takes small batches in fp32, which is fast on any CPU, unless another precision is asked for.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import Picture
-from isthmus.model import IGNORED, pad
-from isthmus.prompt import END_TAG
-from isthmus.templates import template_named
+from isthmus.data.records import ImageRef
+from isthmus.model.batch import IGNORED, pad
+from isthmus.prompts.prompt import END_TAG
+from isthmus.prompts.templates import template_named
 
 QUESTION = "What is in the picture?"
-# Steps and samples a step of the recipe's two stages, and its training pictures
-CONCEPTS, LANGUAGE, PICTURES = (1200, 384), (700, 64), 17_179
+# Steps and samples a step of the recipe's two stages, and its training images
+CONCEPTS, LANGUAGE, IMAGES = (1200, 384), (700, 64), 17_179
 ANSWERS = ("a cat", "a red bell pepper", "a rocket", "a cup of coffee on a saucer")
 FREEZE = (
     "special_tokens.input_rows",
@@ -50,34 +51,34 @@ FREEZE = (
 )
 
 
-def paint(folder: Path, count: int) -> list[Picture]:
+def paint(folder: Path, count: int) -> list[ImageRef]:
     """JPEG files of 500 x 400 pixels, cut out of one of the examples."""
-    source = im.open_picture(Path(__file__).parent.parent / "examples" / "cat.jpg")
+    source = im.open_image(Path(__file__).parent.parent / "examples" / "cat.jpg")
     source = source.resize((800, 700))
     random = np.random.default_rng(0)
-    pictures = []
+    images = []
     for i in range(count):
         x, y = (int(v) for v in random.integers(0, 300, 2))
         source.crop((x, y, x + 500, y + 400)).save(folder / f"{i}.jpg", quality=90)
-        pictures.append(Picture(folder / f"{i}.jpg"))
-    return pictures
+        images.append(ImageRef(folder / f"{i}.jpg"))
+    return images
 
 
 def texts(model: im.VisionLanguageModel, batch: int) -> im.Batch:
-    """Prompts with their answers, labels on the answers, without pictures."""
+    """Prompts with their answers, labels on the answers, without images."""
     prompt = template_named(model.config.template)(
         [], im.Example(Image.new("RGB", (1, 1)), QUESTION)
     )
     rows, lengths = [], []
     for i in range(batch):
         answer = model.special_tokens.encode(f" {ANSWERS[i % len(ANSWERS)]}{END_TAG}")
-        rows.append([*model.encode_text(prompt.text, pictures=1), *answer])
+        rows.append([*model.encode_text(prompt.text, images=1), *answer])
         lengths.append(len(answer))
     ids, mask = pad(rows, model.pad_id, "left")
     labels = torch.full_like(ids, IGNORED)
     for i, length in enumerate(lengths):
         labels[i, -length:] = ids[i, -length:]
-    return im.Batch(ids, mask, labels=labels)
+    return im.Batch(input_ids=ids, attention_mask=mask, labels=labels)
 
 
 def turns(sides: dict[str, Callable[[int], object]], repeats: int) -> dict[str, list[float]]:
@@ -98,17 +99,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     repeats = 1 if options.quick else 7
-    small, large = (8, 48) if options.quick else (LANGUAGE[1], CONCEPTS[1])
+    small, large = (2, 8) if options.quick else (LANGUAGE[1], CONCEPTS[1])
 
     model = im.load(options.model).train()
     for name, parameter in model.named_parameters():
         if name.startswith(FREEZE):
             parameter.requires_grad_(False)
-    half = options.precision == "bf16"
+    half = (options.precision or ("fp32" if options.quick else "bf16")) == "bf16"
     if half:  # as the training loop does it on a CPU
         model.language.model.set_attn_implementation("eager")
         for parameter in model.language.parameters():
@@ -119,25 +120,31 @@ def main() -> None:
     text = texts(model, small)
 
     with tempfile.TemporaryDirectory() as folder:
-        pictures = paint(Path(folder), large)
+        images = paint(Path(folder), large)
         cache = FeatureCache(Path(folder) / "cache", PatchFeatures(model.vision))
         started = time.perf_counter()
-        cache.fill(pictures, quiet=True)
-        filling = len(pictures) / (time.perf_counter() - started)
+        cache.fill(images, quiet=True)
+        filling = len(images) / (time.perf_counter() - started)
 
         def look_up(count: int) -> torch.Tensor:
-            return cache.get(pictures[:count])
+            return cache.get(images[:count])
 
         def open_(count: int) -> torch.Tensor:
-            opened = [im.open_picture(p.path) for p in pictures[:count]]
-            return torch.stack([model.vision.preprocess(picture) for picture in opened])
+            opened = [im.open_image(p.path) for p in images[:count]]
+            return torch.stack([model.vision.preprocess(image) for image in opened])
 
         def encode(count: int) -> torch.Tensor:
-            parts = open_(count).split(64)
+            parts = torch.split(open_(count), 64)
             return torch.cat([model.vision(part) for part in parts])
 
         def step(features: torch.Tensor | None, pixels: torch.Tensor | None) -> None:
-            batch = im.Batch(text.input_ids, text.attention_mask, pixels, features, text.labels)
+            batch = im.Batch(
+                input_ids=text.input_ids,
+                attention_mask=text.attention_mask,
+                pixels=pixels,
+                features=features,
+                labels=text.labels,
+            )
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = model(batch).loss
@@ -152,7 +159,8 @@ def main() -> None:
 
         def concepts(features: torch.Tensor) -> None:
             still.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(classifier.logits(features), targets).backward()
+            loss = torch.nn.functional.cross_entropy(classifier.logits(features), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
             still.step()
 
         sides: dict[str, Callable[[int], object]] = {
@@ -160,8 +168,8 @@ def main() -> None:
             "language, computed": lambda i: step(None, open_(small)),
             "concepts, cached": lambda i: concepts(look_up(large)),
             "concepts, computed": lambda i: concepts(encode(large)),
-            "pictures, cached": lambda i: look_up(small),
-            "pictures, computed": lambda i: encode(small),
+            "images, cached": lambda i: look_up(small),
+            "images, computed": lambda i: encode(small),
         }
         times = turns(sides, repeats)
 
@@ -171,17 +179,17 @@ def main() -> None:
         low, high = min(t) * 1e3, max(t) * 1e3
         rate = (large if name.startswith("concepts") else small) / medians[name]
         print(f"{name:<22}{medians[name] * 1e3:>10.1f}{low:>9.1f}{high:>9.1f}{rate:>11.1f}")
-    print(f"filling the cache: {filling:.1f} pictures/s")
+    print(f"filling the cache: {filling:.1f} images/s")
     whole = {
         side: CONCEPTS[0] * medians[f"concepts, {side}"] * CONCEPTS[1] / large
         + LANGUAGE[0] * medians[f"language, {side}"] * LANGUAGE[1] / small
         for side in ("cached", "computed")
     }
-    whole["cached"] += PICTURES / filling
+    whole["cached"] += IMAGES / filling
     print(f"whole training: {whole['cached']:.0f} s cached, {whole['computed']:.0f} s computed")
-    for part in ("pictures", "language", "concepts"):
+    for part in ("images", "language", "concepts"):
         ratio = medians[f"{part}, computed"] / medians[f"{part}, cached"]
-        name = "feature_lookup" if part == "pictures" else f"feature_cache_{part}"
+        name = "feature_lookup" if part == "images" else f"feature_cache_{part}"
         print(f"ratio {name} {ratio:.2f}")
     print(f"ratio feature_cache {whole['computed'] / whole['cached']:.2f}")
 

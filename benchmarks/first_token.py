@@ -3,7 +3,7 @@
     python benchmarks/first_token.py [--quick] [--model tiny] [--threads 2]
 
 Parts: preprocessing, vision encoder, connector, prefill (embedding, language model, gated blocks),
-and one further decoded token. `total` is `generate` with one new token, from picture to token.
+and one further decoded token. `total` is `generate` with one new token, from image to token.
 The floor is arithmetic and memory traffic at what this machine reaches on plain matrix products
 and copies, measured beside it. The aim is the 232 ms that GPT-4o is said to answer in.
 """
@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 import isthmus as im
-from isthmus.templates import template_named
+from isthmus.prompts.templates import template_named
 
 AIM = 0.232
-PICTURE = Path(__file__).parent.parent / "examples" / "cat.jpg"
+IMAGE = Path(__file__).parent.parent / "examples" / "cat.jpg"
 QUESTION = "What is in the picture?"
 
 
@@ -54,14 +54,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    repeats = 5 if options.quick else 30
+    repeats = 3 if options.quick else 30
     model = im.load(options.model)
-    picture = im.open_picture(PICTURE)
-    prompt = template_named(model.config.template)([], im.Example(picture, QUESTION)).text
+    image = im.open_image(IMAGE)
+    prompt = template_named(model.config.template)([], im.Example(image, QUESTION)).text
 
-    pixels = model.vision.preprocess(picture)[None]
+    pixels = model.vision.preprocess(image)[None]
     features = model.vision(pixels)
-    batch = model.prepare([prompt], [[picture]])
+    batch = model.prepare([prompt], [[image]])
 
     @torch.inference_mode()
     def connect() -> object:
@@ -69,18 +69,23 @@ def main() -> None:
 
     @torch.inference_mode()
     def prefill() -> object:
-        return model(im.Batch(batch.input_ids, batch.attention_mask, features=features), last=1)
+        return model(
+            im.Batch(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, features=features
+            ),
+            last=1,
+        )
 
     def answer(tokens: int) -> object:
         return im.generate(
             model,
-            model.prepare([prompt], [[picture]]),
+            model.prepare([prompt], [[image]]),
             max_new_tokens=tokens,
             min_new_tokens=tokens,
         )
 
     parts = {
-        "preprocessing": lambda: model.vision.preprocess(picture),
+        "preprocessing": lambda: model.vision.preprocess(image),
         "vision encoder": lambda: model.vision(pixels),
         "connector": connect,
         "connector + prefill": prefill,

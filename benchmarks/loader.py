@@ -1,8 +1,8 @@
-"""Pictures per second into the encoder's pixels, beside a bare loop of PIL.
+"""Images per second into the encoder's pixels, beside a bare loop of PIL.
 
     python benchmarks/loader.py [--quick] [--vision asset:efficientnet-lite2] [--workers 2]
 
-Ours: `prefetch` with threads, `open_picture` (header checked, formats allow-listed, orientation,
+Ours: `prefetch` with threads, `open_image` (header checked, formats allow-listed, orientation,
 transparency) and the encoder's own preprocessing, normalised. The peer: `Image.open`, `convert`,
 `resize` to the encoder's size, in a loop, without normalisation. JPEG and PNG files of camera
 size are made from `examples/*.jpg`, and both sides read the same files, taking turns.
@@ -14,16 +14,16 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.backbones.vision import load_vision
-from isthmus.config import VisionConfig
-from isthmus.data.prefetch import prefetch
+from isthmus.config.model import VisionConfig
+from isthmus.media.prefetch import prefetch
+from isthmus.model.backbones.vision import load_vision
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = ((640, 480), (1024, 768))
@@ -33,9 +33,9 @@ def paint(folder: Path, copies: int) -> dict[str, list[Path]]:
     """Files of each format, in two sizes."""
     files: dict[str, list[Path]] = {"JPEG": [], "PNG": []}
     for source in sorted(EXAMPLES.glob("*.jpg")):
-        picture = im.open_picture(source)
+        image = im.open_image(source)
         for size in SIZES:
-            resized = picture.resize(size)
+            resized = image.resize(size)
             for copy in range(copies):
                 stem = folder / f"{source.stem}-{size[0]}-{copy}"
                 resized.save(stem.with_suffix(".jpg"), quality=90)
@@ -46,9 +46,9 @@ def paint(folder: Path, copies: int) -> dict[str, list[Path]]:
 
 
 def rates(
-    sides: dict[str, Callable[[Sequence[Path]], int]], files: Sequence[Path], repeats: int
+    sides: Mapping[str, Callable[[Sequence[Path]], int]], files: Sequence[Path], repeats: int
 ) -> dict[str, list[float]]:
-    """Pictures per second of each side's runs, one after the other, after one that warms up."""
+    """Images per second of each side's runs, one after the other, after one that warms up."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(repeats + 1):
         for name, work in sides.items():
@@ -73,20 +73,20 @@ def main() -> None:
 
     def ours(files: Sequence[Path]) -> int:
         def work(path: Path) -> torch.Tensor:
-            return encoder.preprocess(im.open_picture(path))
+            return encoder.preprocess(im.open_image(path))
 
         opened = prefetch(files, work, workers=options.workers, ahead=32)
         return sum(pixels.shape[0] == 3 for pixels in opened)
 
     def bare(files: Sequence[Path]) -> int:
         for path in files:
-            with Image.open(path) as picture:
-                picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            with Image.open(path) as image:
+                image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
         return len(files)
 
     sides = {"isthmus": ours, "PIL loop": bare}
     ratios = []
-    print(f"{'files':<7}{'side':<12}{'median pictures/s':>18}{'min':>8}{'max':>8}")
+    print(f"{'files':<7}{'side':<12}{'median images/s':>18}{'min':>8}{'max':>8}")
     with tempfile.TemporaryDirectory() as folder:
         files = paint(Path(folder), 1 if options.quick else 8)
         for kind, paths in files.items():

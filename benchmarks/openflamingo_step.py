@@ -1,7 +1,7 @@
 """OpenFlamingo 2.0.1's model and training step around given features, for `train_step.py`.
 
 The step is that of `train_one_epoch` in `open_flamingo/train/train_utils.py`, the optimiser's
-groups are those of `open_flamingo/train/train.py`, and pictures are filled up as in
+groups are those of `open_flamingo/train/train.py`, and images are filled up as in
 `open_flamingo/train/data.py`.
 """
 
@@ -12,20 +12,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import openflamingo
 import torch
-from open_flamingo.src.flamingo import Flamingo
-from open_flamingo.src.flamingo_lm import FlamingoLMMixin
-from open_flamingo.src.utils import extend_instance
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.assets import fetch_asset
-from isthmus.config import TrainConfig
-from isthmus.connectors.resampler import PerceiverResampler, ResamplerLayer
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.config.model import TrainConfig
+from isthmus.model.connectors.resampler import PerceiverResampler, ResamplerLayer
+from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 
 WIDTH, EVERY = 1024, 4
-MOST_PICTURES = 6
+MOST_IMAGES = 6
 IGNORED, PAD = -100, 0
 CONFIG = TrainConfig(lr=1e-4, weight_decay=0.1, clip=1.0)
 
@@ -37,7 +34,7 @@ class Samples:
     Attributes:
         ids: (B, L), padded on the right.
         mask: (B, L), 0 at padding.
-        features: (B, T, N, D) of T pictures a row.
+        features: (B, T, N, D) of T images a row.
         documents: Whether rows are documents, whose labels need a search for chunks.
     """
 
@@ -60,14 +57,6 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 Step = Callable[[list[Samples]], None]
 
 
-class CurrentMixin(FlamingoLMMixin):
-    """OpenFlamingo's mixin beside a current Transformers, which leaves out a mask of ones."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **rest: Any) -> Any:
-        """As theirs, with a mask that may be missing."""
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **rest)
-
-
 class Given(nn.Module):
     """In place of open_clip's model: its visual tower hands on features made before."""
 
@@ -86,15 +75,10 @@ class Tower(nn.Module):
 
 def their_model(model: im.VisionLanguageModel) -> nn.Module:
     """OpenFlamingo's own model around the same language model, with copied weights."""
-    from transformers import AutoModelForCausalLM
+    from open_flamingo.src.flamingo import Flamingo
 
     tokens = model.special_tokens
-    lm = AutoModelForCausalLM.from_pretrained(
-        fetch_asset("smollm2-135m-instruct"), dtype=torch.float32
-    )
-    extend_instance(lm, CurrentMixin)
-    lm.set_decoder_layers_attr_name("model.layers")
-    lm.resize_token_embeddings(tokens.end_id + 1, mean_resizing=False)
+    lm = openflamingo.bare_model(tokens.end_id + 1)
     other: Any = Flamingo(Given(), lm, tokens.end_id, tokens.image_id, WIDTH, EVERY)
     # as their factory does with freeze_lm_embeddings
     other.requires_grad_(False)
@@ -156,11 +140,11 @@ def their_labels(samples: Samples, image: int, end: int) -> Tensor:
 
 
 def their_loss(other: Any, samples: Samples, *, fill: bool) -> Tensor:
-    """The loss of a batch; `fill` makes documents have MOST_PICTURES, as their loader does."""
+    """The loss of a batch; `fill` makes documents have MOST_IMAGES, as their loader does."""
     labels = their_labels(samples, other.media_token_id, other.eoc_token_id)
     vision = samples.features[:, :, None, None]  # (B, T, F, C, N, D) in place of (.., C, H, W)
     if fill and samples.documents:
-        missing = MOST_PICTURES - vision.shape[1]
+        missing = MOST_IMAGES - vision.shape[1]
         vision = torch.cat(
             [vision, torch.zeros_like(vision[:, :1]).repeat_interleave(missing, 1)], 1
         )
@@ -187,7 +171,7 @@ def their_step(other: nn.Module, autocast: Autocast, *, fill: bool) -> Step:
                 loss = their_loss(other, samples, fill=fill)
             if samples.documents and torch.isnan(loss):
                 raise FloatingPointError("the loss is not a number")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(other.parameters(), CONFIG.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

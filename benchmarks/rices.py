@@ -1,4 +1,4 @@
-"""Choosing 32 shots by RICES, each picture encoded once, against encoding anew in every run.
+"""Choosing 32 shots by RICES, each image encoded once, against encoding anew in every run.
 
     python benchmarks/rices.py [--quick] [--model tiny] [--support 2000] [--queries 200] [--runs 3]
                                [--threads 2]
@@ -6,10 +6,10 @@
 Both sides choose the same shots with the same encoder, for the same queries over the same support
 set, in several runs, such as other numbers of shots or other seeds. One keeps vectors in a folder.
 The other encodes support set and queries in each run, as OpenFlamingo's evaluation does without
-features computed beforehand, though here at least in batches. Pictures are JPEG files, painted
+features computed beforehand, though here at least in batches. Images are JPEG files, painted
 here, and opening them belongs to encoding them.
 
-    ratio rices_pictures   pictures encoded in all runs
+    ratio rices_images     images encoded in all runs
     ratio rices            seconds of all runs
     ratio rices_again      seconds of a run after the first, medians
 """
@@ -26,17 +26,17 @@ import numpy as np
 import torch
 
 import isthmus as im
-from isthmus.backbones.vision import VisionEncoder
-from isthmus.prompt import Example
-from isthmus.prompting.embed import PictureEmbedder
-from isthmus.prompting.retrieve import Nearest
+from isthmus.demonstrations.embed import ImageEmbedder
+from isthmus.demonstrations.retrieve import Nearest
+from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.prompts.prompt import Example
 
 SHOTS = 32
 
 
 def paint(folder: Path, count: int) -> list[Example]:
     """JPEG files of 500 x 400 pixels, cut out of one of the examples, no two alike."""
-    source = im.open_picture(Path(__file__).parent.parent / "examples" / "cat.jpg")
+    source = im.open_image(Path(__file__).parent.parent / "examples" / "cat.jpg")
     source = source.resize((800, 700))
     places = np.random.default_rng(0).choice(300 * 300, count, replace=False)
     examples = []
@@ -50,9 +50,9 @@ def paint(folder: Path, count: int) -> list[Example]:
 def choose(
     encoder: VisionEncoder, folder: Path | None, support: list[Example], queries: list[Example]
 ) -> tuple[list[list[Example]], int, float]:
-    """The shots of each query, pictures encoded and seconds."""
+    """The shots of each query, images encoded and seconds."""
     started = time.perf_counter()
-    embed = PictureEmbedder(encoder, folder)
+    embed = ImageEmbedder(encoder, folder)
     near = Nearest(support, embed)
     embed(queries)
     shots = [near.select(query, SHOTS) for query in queries]
@@ -83,19 +83,19 @@ def main() -> None:
         for run in range(options.runs):
             found = {}
             for side, cache in (("once", folder / "cache"), ("anew", None)):
-                found[side], pictures, seconds = choose(encoder, cache, support, queries)
-                encoded[side] += pictures
+                found[side], images, seconds = choose(encoder, cache, support, queries)
+                encoded[side] += images
                 times[side].append(seconds)
-                print(f"run {run + 1}, {side}: {pictures} pictures encoded, {seconds:.2f} s")
+                print(f"run {run + 1}, {side}: {images} images encoded, {seconds:.2f} s")
             assert found["once"] == found["anew"], "both sides must choose the same shots"
 
-    print(f"{count} support pictures, {asked} queries, {SHOTS} shots, {options.runs} runs")
-    for side, seconds in times.items():
-        print(f"{side}: {encoded[side]} pictures encoded, {sum(seconds):.1f} s")
-    print(f"ratio rices_pictures {encoded['anew'] / encoded['once']:.2f}")
+    print(f"{count} support images, {asked} queries, {SHOTS} shots, {options.runs} runs")
+    for side, taken in times.items():
+        print(f"{side}: {encoded[side]} images encoded, {sum(taken):.1f} s")
+    print(f"ratio rices_images {encoded['anew'] / encoded['once']:.2f}")
     print(f"ratio rices {sum(times['anew']) / sum(times['once']):.2f}")
     if options.runs > 1:
-        again = {side: statistics.median(seconds[1:]) for side, seconds in times.items()}
+        again = {side: statistics.median(taken[1:]) for side, taken in times.items()}
         print(f"ratio rices_again {again['anew'] / again['once']:.2f}")
 
 

@@ -71,7 +71,7 @@ def timed(search: Callable[[np.ndarray], Any], queries: np.ndarray, turns: int) 
 
 def build(folder: Path, count: int) -> None:
     """Writes ours."""
-    from isthmus.align.segments import VectorSegments
+    from isthmus.search.segments import VectorSegments
 
     made, first = VectorSegments(folder, WIDTH, []), 0
     started = time.perf_counter()
@@ -91,7 +91,7 @@ def way(name: str, folder: Path, count: int, turns: int) -> None:
     before = resident()[0]
     started = time.perf_counter()
     if name == "ours":
-        from isthmus.align.segments import VectorSegments
+        from isthmus.search.segments import VectorSegments
 
         before = resident()[0]  # the library itself is not counted, nor numpy below
         started = time.perf_counter()
@@ -125,12 +125,12 @@ def way(name: str, folder: Path, count: int, turns: int) -> None:
 
 
 def update(files: int) -> tuple[float, float]:
-    """Seconds to index pictures, and to look at them again."""
+    """Seconds to index images, and to look at them again."""
     import torch
     from PIL import Image
 
-    from isthmus.align.dual_encoder import DualEncoder
-    from isthmus.align.search import PictureIndex
+    from isthmus.model.clip.dual_encoder import DualEncoder
+    from isthmus.search.index import ImageIndex
 
     torch.manual_seed(0)
     model = DualEncoder.join("tiny-vit", "tiny-text", width=16)
@@ -141,7 +141,7 @@ def update(files: int) -> tuple[float, float]:
         for i in range(files):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(photos / f"{i}.png")
-        with PictureIndex(Path(place) / "index", model) as index:
+        with ImageIndex(Path(place) / "index", model) as index:
             seconds = []
             for _ in range(2):
                 started = time.perf_counter()
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--way", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    count = 50_000 if options.quick else options.vectors
+    count = 10_000 if options.quick else options.vectors
     if options.way == "build":
         return build(options.folder, count)
     if options.way:
@@ -207,7 +207,7 @@ def main() -> None:
     assert ours["recall"] >= 0.9, ours["recall"]
     print(f"ratio search_numpy {theirs['median'] / ours['median']:.1f}")
     print(f"ratio search_memory {theirs['own'] / max(1.0, ours['own']):.1f}")
-    first, again = update(1000 if options.quick else 10_000)
+    first, again = update(200 if options.quick else 10_000)
     print(f"files: afresh {first:.2f} s, known {again:.3f} s")
     print(f"ratio search_update {first / again:.0f}")
 

@@ -2,14 +2,14 @@
 
     python benchmarks/shared_prefix.py [--quick] [--threads 2] [--queries 500] [--shots 32]
 
-The shipped default answers questions about one picture each, behind the same 32 demonstrations with
-a picture each, greedily with up to 4 tokens. "ours" is the engine, from pictures to texts, with
-nothing known at the start. "afresh" encodes all 33 pictures and computes the whole prompt for each
-query; "pictures known" computes the whole prompt, but is given every picture's visual tokens. The
+The shipped default answers questions about one image each, behind the same 32 demonstrations with
+an image each, greedily with up to 4 tokens. "ours" is the engine, from images to texts, with
+nothing known at the start. "afresh" encodes all 33 images and computes the whole prompt for each
+query; "images known" computes the whole prompt, but is given every image's visual tokens. The
 slow ways are timed on a sample of the queries, in turn. Asserted: equal tokens.
 
     ratio shared_prefix               ours over afresh, queries a second
-    ratio shared_prefix_no_encoding   ours over pictures known
+    ratio shared_prefix_no_encoding   ours over images known
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from isthmus.generation.engine import Engine
 NEW_TOKENS = 4
 
 
-def picture(number: int) -> Image.Image:
-    """A picture of its own, of the size of a small photograph."""
+def image(number: int) -> Image.Image:
+    """An image of its own, of the size of a small photograph."""
     noise = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
 
@@ -40,10 +40,10 @@ def prompts(queries: int, shots: int) -> list[im.Prompt]:
         f"<image>Question: What is in the picture? Answer: thing {i}<|endofchunk|>"
         for i in range(shots)
     )
-    shown = tuple(picture(i) for i in range(shots))
+    shown = tuple(image(i) for i in range(shots))
     question = "<image>Question: What is in the picture? Answer:"
     return [
-        im.Prompt(start + question, (*shown, picture(1000 + i)), shared=len(start))
+        im.Prompt(start + question, (*shown, image(1000 + i)), shared=len(start))
         for i in range(queries)
     ]
 
@@ -65,14 +65,16 @@ def main() -> None:
     sample = asked[:: max(1, len(asked) // options.sample)][: options.sample]
 
     def afresh(prompt: im.Prompt) -> list[int]:
-        batch = model.prepare([prompt.text], [list(prompt.pictures)])
+        batch = model.prepare([prompt.text], [list(prompt.images)])
         row: list[int] = im.generate(model, batch, max_new_tokens=NEW_TOKENS)[0].tolist()
         return row
 
     @torch.inference_mode()
     def known(prompt: im.Prompt, visual: torch.Tensor) -> float:
-        batch = model.prepare([prompt.text], [list(prompt.pictures)])
-        given = im.Batch(batch.input_ids, batch.attention_mask, visual=visual)
+        batch = model.prepare([prompt.text], [list(prompt.images)])
+        given = im.Batch(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, visual=visual
+        )
         started = time.perf_counter()
         im.generate(model, given, max_new_tokens=NEW_TOKENS)
         return time.perf_counter() - started
@@ -83,16 +85,16 @@ def main() -> None:
     answered = engine.generate(asked, max_new_tokens=NEW_TOKENS)
     results = {id(p): r for p, r in zip(asked, answered, strict=True)}
     ours = (time.perf_counter() - started) / len(asked)
-    slow: dict[str, list[float]] = {"afresh": [], "pictures known": []}
+    slow: dict[str, list[float]] = {"afresh": [], "images known": []}
     for prompt in sample:
         started = time.perf_counter()
         expected = afresh(prompt)
         slow["afresh"].append(time.perf_counter() - started)
         assert list(results[id(prompt)].completions[0].ids) == expected, "the answers differ"
         with torch.inference_mode():
-            pixels = torch.stack([model.vision.preprocess(p) for p in prompt.pictures])
-            visual = model.connector(model.encode_pictures(pixels))
-        slow["pictures known"].append(known(prompt, visual))
+            pixels = torch.stack([model.vision.preprocess(p) for p in prompt.images])
+            visual = model.connector(model.encode_pixels(pixels))
+        slow["images known"].append(known(prompt, visual))
     tokens = results[id(asked[0])].prompt_tokens
     print(
         f"{len(asked)} queries, {options.shots} demonstrations, {tokens} tokens a prompt; the slow "
@@ -108,7 +110,7 @@ def main() -> None:
     found = engine.statistics
     print(
         f"ours: {found.prefill_tokens} prompt tokens computed, {found.cached_tokens} found; "
-        f"{found.pictures_encoded} pictures encoded; {found.bytes / 1e6:.0f} MB kept"
+        f"{found.images_encoded} images encoded; {found.bytes / 1e6:.0f} MB kept"
     )
     one = [statistics.median(slow[name]) / ours for name in slow]
     print(f"ratio shared_prefix {one[0]:.2f}")

@@ -1,9 +1,9 @@
 """The server at its limit for ten minutes: does anything break, leak, or get lost?
 
-    python benchmarks/soak.py [--minutes 10] [--clients 32] [--model tiny] [--threads 2]
+    python benchmarks/soak.py [--quick] [--minutes 10] [--clients 32] [--model tiny] [--threads 2]
 
 A process of `isthmus serve` with a queue of 16, a batch of 8 and 128 MB for what it keeps, and 32
-clients that hardly wait: whole and streamed answers, pictures new and known, several pictures,
+clients that hardly wait: whole and streamed answers, images new and known, several images,
 demonstrations, steps, clients that leave in the middle, wrong requests, decompression bombs, bodies
 that are no JSON. After every fifth of the time all clients pause.
 
@@ -12,6 +12,8 @@ server is well at the end; and its own memory after the whole is at most a tenth
 the first fifth, which filled its caches.
 
     ratio soak_memory   memory at the end over memory after the first fifth
+
+`--quick` is 15 seconds of 4 clients, too short for its caches to fill: memory is not asserted.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def picture(rng: random.Random, kinds: int) -> str:
-    """One of so many pictures."""
+def image(rng: random.Random, kinds: int) -> str:
+    """One of so many images."""
     seed = rng.randrange(kinds)
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
     data = io.BytesIO()
@@ -72,13 +74,13 @@ def body_of(rng: random.Random, kind: str) -> dict[str, Any]:
     """A request of a kind."""
     text: Any = rng.choice(["Hello", "What is the moon?", "Name three fruits.", "x" * 500])
     asked: dict[str, Any] = {"max_tokens": rng.choice([1, 8, 24]), "seed": rng.randrange(9)}
-    if kind in ("picture", "several", "bomb"):
+    if kind in ("image", "several", "bomb"):
         count = {"several": 3}.get(kind, 1)
-        shown = [bomb() if kind == "bomb" else picture(rng, 400) for _ in range(count)]
+        shown = [bomb() if kind == "bomb" else image(rng, 400) for _ in range(count)]
         parts = [{"type": "image_url", "image_url": {"url": one}} for one in shown]
         text = [*parts, {"type": "text", "text": "What is in the picture?"}]
     if kind == "shots":
-        asked["shots"] = [{"pictures": [picture(rng, 8)], "question": "What?", "answer": "noise"}]
+        asked["shots"] = [{"images": [image(rng, 8)], "question": "What?", "answer": "noise"}]
         asked["reasoning"] = rng.random() < 0.5
     if kind == "wrong":
         asked |= rng.choice([{"model": "other"}, {"n": 99}, {"temperature": -1}, {"stop": [""]}])
@@ -87,7 +89,7 @@ def body_of(rng: random.Random, kind: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **asked}
 
 
-KINDS = ["plain"] * 4 + ["drawn", "stream", "stream", "leave", "picture", "picture", "several"]
+KINDS = ["plain"] * 4 + ["drawn", "stream", "stream", "leave", "image", "image", "several"]
 KINDS += ["shots", "wrong", "bomb", "garbage"]
 
 
@@ -160,11 +162,14 @@ def memory(process: int) -> float:
 def main() -> None:
     """Runs it, prints what came back, and asserts."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="15 seconds, 4 clients")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.quick:
+        options.minutes, options.clients = 0.25, 4
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -185,7 +190,7 @@ def main() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        time.sleep(2)  # what was left is let go
+        time.sleep(0.2 if options.quick else 2)  # what was left is let go
 
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -220,9 +225,9 @@ def main() -> None:
     print(f"ratio soak_memory {last / first:.3f}")
     assert not broken, broken[:5]
     assert well
-    assert ended in (0, -15), said[-2000:]  # uvicorn ends by the signal that it was sent
+    assert ended in (0, -15, 143), said[-2000:]  # by the signal that it was sent, as shells say it
     assert "Traceback" not in said, said[-2000:]
-    assert last <= 1.1 * first, (first, last)
+    assert options.quick or last <= 1.1 * first, (first, last)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Classifying pictures with 1,000 labels x 80 templates, beside two other ways with the same model.
+"""Classifying images with 1,000 labels x 80 templates, beside two other ways with the same model.
 
-    python benchmarks/zero_shot.py [--quick] [--threads 2] [--labels 1000] [--pictures 200]
+    python benchmarks/zero_shot.py [--quick] [--threads 2] [--labels 1000] [--images 200]
 
 One Transformers CLIP with random weights and OpenAI's tokenizer (its merges come with open_clip)
 serves all ways. Its vision tower is ViT-B/32's shape made smaller, its text tower has 6 layers of
 256 (`--layers`, `--width`; 12 and 512 are ViT-B/32's), so that the whole runs in minutes on two
 cores: what counts are numbers of tokens, and those are real.
 
-    ours            weights from all prompts in one go, padding trimmed; then the pictures
+    ours            weights from all prompts in one go, padding trimmed; then the images
     clip_benchmark  CLIP_benchmark 1.6.2's way: one class a call, its 80 prompts padded to 77
     pipeline        Transformers' zero-shot-image-classification: the text tower anew for every
-                    picture, one template a call, so 80 calls a picture for the ensemble
+                    image, one template a call, so 80 calls an image for the ensemble
     untrimmed       ours with padding to 77
     cached          ours with the weights on disk
 
-The slow ways are timed on a sample of labels and pictures and scaled up, and so is `untrimmed`;
+The slow ways are timed on a sample of labels and images and scaled up, and so is `untrimmed`;
 `ours` runs whole. Asserted: equal weights to 1e-5, equal probabilities to 1e-4.
 
     ratio zero_shot_clip_benchmark         whole job, CLIP_benchmark's over ours
@@ -34,16 +34,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 import transformers
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
 from torch.nn import functional as F
 
 import isthmus as im
-from isthmus.align.classifier_cache import zero_shot_weights
-from isthmus.align.templates import prompts_of
+from isthmus.classification.classifier_cache import zero_shot_weights
+from isthmus.classification.templates import prompts_of
 
 CONTEXT = 77
 ONE = "This is a photo of {}."
@@ -51,6 +49,8 @@ ONE = "This is a photo of {}."
 
 def tokenizer() -> Any:
     """OpenAI's, as Transformers has it."""
+    import open_clip
+
     simple = open_clip.tokenizer.SimpleTokenizer()
     merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
     renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
@@ -86,13 +86,13 @@ def clip_benchmark_weights(model: Any, words: Any, prompts: Sequence[Sequence[st
     return torch.stack(found)
 
 
-def clip_benchmark_pictures(
-    model: Any, processor: Any, pictures: Sequence[Image.Image], weights: Any
+def clip_benchmark_images(
+    model: Any, processor: Any, images: Sequence[Image.Image], weights: Any
 ) -> Any:
     """Features in batches of 64, logits with a factor of 100."""
     logits = []
-    for i in range(0, len(pictures), 64):
-        pixels = processor(images=pictures[i : i + 64], return_tensors="pt")["pixel_values"]
+    for i in range(0, len(images), 64):
+        pixels = processor(images=images[i : i + 64], return_tensors="pt")["pixel_values"]
         features = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
         logits.append(100.0 * features @ weights.T)
     return torch.cat(logits)
@@ -112,20 +112,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--labels", type=int, default=1000)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     options = parser.parse_args()
+    try:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    except ImportError as error:
+        print(f"needs open_clip, which is not installed ({error}): pip install open_clip_torch")
+        return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    count, many, sample, turns = options.labels, options.pictures, 20, 3
+    count, many, sample, turns = options.labels, options.images, 20, 3
     if options.quick:
-        count, many, sample, turns = 60, 20, 3, 1
+        count, many, sample, turns = 20, 10, 3, 1
     names = list(dict.fromkeys(IMAGENET_CLASSNAMES))
     names += [f"{name} in the rain" for name in names]
     labels = names[:count]
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 255, (300, 400, 3), np.uint8)) for _ in range(many)]
+    images = [Image.fromarray(rng.integers(0, 255, (300, 400, 3), np.uint8)) for _ in range(many)]
     model, words, processor = build(options.width, options.layers)
     dual = im.load(model, tokenizer=words, preprocess=processor)
     prompts = prompts_of(labels, "imagenet-80")
@@ -136,20 +141,20 @@ def main() -> None:
 
     def ours(templates: str, cache: Any = False) -> Any:
         made = im.ZeroShotClassifier(dual, labels, templates, cache=cache)
-        return made.predict_proba(pictures)
+        return made.predict_proba(images)
 
     reference = clip_benchmark_weights(model, words, some)
     worst = float((zero_shot_weights(dual, some) - reference).abs().max())
     assert worst <= 1e-5, f"weights differ by {worst}"
-    theirs = pipe(pictures[0], candidate_labels=labels, hypothesis_template=ONE)
+    theirs = pipe(images[0], candidate_labels=labels, hypothesis_template=ONE)
     scores = {found["label"]: found["score"] for found in theirs}
-    mine = im.ZeroShotClassifier(dual, labels, ONE, cache=False).predict_proba(pictures[:1])[0]
+    mine = im.ZeroShotClassifier(dual, labels, ONE, cache=False).predict_proba(images[:1])[0]
     gap = max(abs(scores[name] - float(p)) for name, p in zip(labels, mine, strict=True))
     assert gap <= 1e-4, f"probabilities differ by {gap}"
     print(f"weights equal to {worst:.0e}, probabilities to {gap:.0e}")
 
     spread = torch.zeros(count, options.width)
-    few = pictures[: max(1, min(3, sample // 5))]
+    few = images[: max(1, min(3, sample // 5))]
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         ours("imagenet-80", folder)
@@ -164,7 +169,7 @@ def main() -> None:
             }
             text = seconds(lambda: clip_benchmark_weights(model, words, some)) * count / len(some)
             turn["clip_benchmark"] = text + seconds(
-                lambda: clip_benchmark_pictures(model, processor, pictures, spread)
+                lambda: clip_benchmark_images(model, processor, images, spread)
             )
             call = seconds(lambda: pipe(few, candidate_labels=labels, hypothesis_template=ONE))
             turn["pipeline, one template"] = call / len(few) * many

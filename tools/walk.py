@@ -116,9 +116,9 @@ def http() -> Walk:
     from isthmus.serving.app import create_app
 
     walk = Walk()
-    picture = base64.b64encode(PHOTO.read_bytes()).decode()
+    image = base64.b64encode(PHOTO.read_bytes()).decode()
     content = [
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
         {"type": "text", "text": QUESTION},
     ]
     body = {

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from isthmus.evaluation.tasks.text import arithmetic, parity
-from isthmus.prompt import END_TAG, Example
-from isthmus.triggers import AnswerKind, trigger_named
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import END_TAG, Example
+from isthmus.prompts.template import CONCLUSION
+from isthmus.reasoning.wording import trigger_named
 
 TRIGGER = trigger_named("step-by-step")
 TRAINING_SEED = 1_000_003
@@ -130,7 +132,7 @@ def episode(examples: list[Example], render: Callable[..., Any], reasoned: bool)
     before = ""
     for k, example in enumerate(examples):
         query = replace(example, answer=None, rationale=None)
-        text = render(examples[:k], query, reason=reasoned).text
+        text = render(examples[:k], query, conclusion=CONCLUSION if reasoned else "").text
         if not text.startswith(before):
             raise ValueError(f"the template changes what stood before: {text!r}")
         pieces.append((text[len(before) :], 0.0))

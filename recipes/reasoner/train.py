@@ -5,7 +5,7 @@
 A Llama of four layers, 0.9 million parameters, on two generated tasks of `isthmus eval`: arithmetic
 modulo 7 and the parity of digits. It is here to show what prompts do, on a laptop's CPU, and knows
 nothing else: it is joined to a vision encoder with random weights since every model has one, and is
-never shown a picture. A run that was stopped goes on behind its last checkpoint.
+never shown an image. A run that was stopped goes on behind its last checkpoint.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import isthmus as im
-from isthmus.batch import pad
-from isthmus.cross_entropy import token_losses
 from isthmus.evaluation.tasks import task_named
 from isthmus.files import write_atomically
-from isthmus.prompt import END_TAG
-from isthmus.templates import template_named
+from isthmus.model.batch import pad
+from isthmus.model.cross_entropy import token_losses
+from isthmus.prompts.prompt import END_TAG
+from isthmus.prompts.templates import template_named
 
 WIDTH, LAYERS, HEADS = 128, 4, 4
 INIT = WIDTH**-0.5
@@ -115,7 +115,7 @@ def compose(folder: Path) -> im.VisionLanguageModel:
 def encode(model: im.VisionLanguageModel, text: Text) -> tuple[list[int], list[int], list[float]]:
     """Token ids of a text, what is to be predicted for each, and what that counts for.
 
-    A text ends as the language model's own do: without pictures it has no `<|endofchunk|>`.
+    A text ends as the language model's own do: without images it has no `<|endofchunk|>`.
     """
     tags = model.special_tokens
     end = model.language.end_ids()[0]
@@ -169,7 +169,7 @@ def loss_of(
     for i, row in enumerate(rows):
         weights[i, : len(row[3])] = torch.tensor(row[3])
     after = weights[:, 1:] > 0
-    batch = im.Batch(ids, mask)
+    batch = im.Batch(input_ids=ids, attention_mask=mask)
     places = model.language.places(mask, None)
     with model.in_sight(batch, chosen=F.pad(after, (0, 1))) as embeddings:
         logits = model.language.model(inputs_embeds=embeddings, use_cache=False, **places).logits
@@ -193,7 +193,8 @@ def optimizers_of(model: im.VisionLanguageModel, lr: float) -> list[torch.optim.
 
     Muon learns more from each text, and texts are what a CPU has no time for.
     """
-    inner, rest = [], []
+    inner: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.trained_parameters().items():
         layered = ".layers." in name
         (inner if layered and parameter.ndim == 2 else rest).append(parameter)
@@ -254,7 +255,7 @@ def main() -> None:
                     group["lr"] = peak * schedule(step)
             loss, tokens = loss_of(model, rows, parts)
             model.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.trained_parameters().values(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()

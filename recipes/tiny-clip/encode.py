@@ -1,8 +1,8 @@
-"""Encodes the training pictures once.
+"""Encodes the training images once.
 
     python recipes/tiny-clip/encode.py --data DATA
 
-reads DATA/records/train-*.jsonl and the pictures that `recipes/tiny/prepare.py` made, and writes
+reads DATA/records/train-*.jsonl and the images that `recipes/tiny/prepare.py` made, and writes
 DATA/stages/NAME.safetensors: `features` (n, 2120) float16, the mean and the maximum of every stage
 of the encoder, then its classifier's 1,000 scores. About ten minutes on one CPU core.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isthmus.align.joined import pooled_features
-from isthmus.backbones.vision import VisionConfig, VisionEncoder, load_vision
+from isthmus.config.model import VisionConfig
 from isthmus.files import write_atomically
-from isthmus.images import open_picture
+from isthmus.media.image import open_image
+from isthmus.model.backbones.vision import VisionEncoder, load_vision
+from isthmus.model.clip.joined import pooled_features
 
 VISION = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
 SOURCES = ("train-emoji", "train-openclipart", "train-tuxpaint-drawings", "train-gcompris-words")
@@ -38,11 +40,11 @@ def records_of(root: Path, name: str) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def encoded(encoder: VisionEncoder, pictures: list[Path], label: str) -> Tensor:
-    """What all stages see and the classifier says, (n, 2120), of pictures."""
+def encoded(encoder: VisionEncoder, images: list[Path], label: str) -> Tensor:
+    """What all stages see and the classifier says, (n, 2120), of images."""
     found = []
-    for i in track(range(0, len(pictures), BATCH), description=label):
-        pixels = [encoder.preprocess(open_picture(path)) for path in pictures[i : i + BATCH]]
+    for i in track(range(0, len(images), BATCH), description=label):
+        pixels = [encoder.preprocess(open_image(path)) for path in images[i : i + BATCH]]
         found.append(pooled_features(encoder, torch.stack(pixels), "stages", classes=True))
     return torch.cat(found)
 
@@ -60,7 +62,7 @@ def main() -> None:
         paths = [root / row["image"] for row in records_of(root, name)]
         features = encoded(encoder, paths, name).half()
         file = root / "stages" / f"{name}.safetensors"
-        write_atomically(file, lambda p, f=features: save_file({"features": f}, p))
+        write_atomically(file, partial(save_file, {"features": features}))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ LONGEST_PHRASE = 5
 
 
 def author_words(svg: str) -> set[str]:
-    """The words of the names of who drew a picture, from its metadata."""
+    """The words of the names of who drew an image, from its metadata."""
     names = " ".join(TITLE.findall(" ".join(CREATOR.findall(svg))))
     return set(words.clean(names).split())
 
@@ -87,7 +87,7 @@ def clipart_name(stem: str, svg: str, net: words.WordNet) -> str | None:
 
 
 def openclipart(root: Path) -> Iterator[dict[str, Any]]:
-    """Records of the pictures of things, each once, less what is Tux Paint's too."""
+    """Records of the images of things, each once, less what is Tux Paint's too."""
     net = words.wordnet(packages.fetch("wordnet-base", root))
     base = packages.fetch("openclipart-svg", root) / "usr/share/openclipart/svg"
     stamps_art = np.stack(list(_stamp_signatures(root)))
@@ -101,14 +101,14 @@ def openclipart(root: Path) -> Iterator[dict[str, Any]]:
             continue
         seen.add(digest)
         try:
-            picture = drawings.render_cropped(svg)
+            image = drawings.render_cropped(svg)
         except ValueError:
             continue
-        apart = np.abs(stamps_art - drawings.signature(picture)).mean(axis=1).min()
-        if drawings.is_blank(picture) or apart <= NEAR:
+        apart = np.abs(stamps_art - drawings.signature(image)).mean(axis=1).min()
+        if drawings.is_blank(image) or apart <= NEAR:
             continue
         yield {
-            "image": drawings.save(picture, root, f"openclipart/{place}"),
+            "image": drawings.save(image, root, f"openclipart/{place}"),
             "name": name,
             "names": words.accepted(name, net, place.split("/")[0]),
             "source": "openclipart",
@@ -124,7 +124,7 @@ def _stamps(root: Path) -> Iterator[tuple[Path, Path]]:
             yield path, base
 
 
-def _stamp_picture(path: Path) -> Image.Image | None:
+def _stamp_image(path: Path) -> Image.Image | None:
     """A stamp over white, cut to what is drawn; None if it cannot be drawn."""
     if path.suffix == ".png":
         with Image.open(path) as opened:
@@ -137,9 +137,9 @@ def _stamp_picture(path: Path) -> Image.Image | None:
 
 def _stamp_signatures(root: Path) -> Iterator[np.ndarray]:
     for path, _ in _stamps(root):
-        picture = _stamp_picture(path)
-        if picture is not None:
-            yield drawings.signature(picture)
+        image = _stamp_image(path)
+        if image is not None:
+            yield drawings.signature(image)
 
 
 def stamp_names(sentence: str, stem: str, domain: str, net: words.WordNet) -> list[str]:
@@ -203,13 +203,13 @@ def stamps(root: Path, photo_list: Path | None, *, photos: bool) -> Iterator[dic
             or UNSAID_STAMPS.search(str(place))
         ):
             continue
-        picture = _stamp_picture(path)
+        image = _stamp_image(path)
         sentence = text.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
         names = stamp_names(sentence, path.stem, place.parts[0], net)
-        if picture is None or not names or drawings.is_blank(picture):
+        if image is None or not names or drawings.is_blank(image):
             continue
         yield {
-            "image": drawings.save(picture, root, f"tuxpaint/{place.with_suffix('')}"),
+            "image": drawings.save(image, root, f"tuxpaint/{place.with_suffix('')}"),
             "name": names[0],
             "names": names,
             "source": "tuxpaint",

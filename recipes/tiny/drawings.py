@@ -1,4 +1,4 @@
-"""Rendering and saving pictures, and writing records."""
+"""Rendering and saving images, and writing records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from isthmus.files import write_text
 SIDE = 260
 """The vision encoder's own input size in pixels."""
 LEAST_INK = 0.003
-"""Pictures with less than this share of pixels that are not white are blank."""
+"""Images with less than this share of pixels that are not white are blank."""
 WHITE = 247
 PIXELS = {"pt": 1.25, "mm": 90 / 25.4, "cm": 90 / 2.54, "in": 90.0}
 """Pixels in a unit, at the 90 an inch that drawing programs of the time meant."""
@@ -68,7 +68,7 @@ def render_cropped(svg: str) -> Image.Image:
 
 
 def cropped(layer: Image.Image, box: tuple[int, int, int, int] | None = None) -> Image.Image:
-    """A picture over white, cut to what is drawn and a margin."""
+    """An image over white, cut to what is drawn and a margin."""
     left, top, right, bottom = box or _drawn(layer) or (0, 0, *layer.size)
     edge = round(MARGIN * max(right - left, bottom - top))
     # beyond its edges a crop is transparent, and so becomes white
@@ -89,30 +89,30 @@ def _flat(layer: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def over_white(picture: Image.Image) -> Image.Image:
+def over_white(image: Image.Image) -> Image.Image:
     """RGB over white, no side longer than `SIDE`."""
-    layer = picture.convert("RGBA")
+    layer = image.convert("RGBA")
     layer.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return _flat(layer)
 
 
-def is_blank(picture: Image.Image) -> bool:
+def is_blank(image: Image.Image) -> bool:
     """Whether there is next to nothing on the white."""
-    return float((np.asarray(picture).min(axis=-1) < WHITE).mean()) < LEAST_INK
+    return float((np.asarray(image).min(axis=-1) < WHITE).mean()) < LEAST_INK
 
 
-def signature(picture: Image.Image) -> NDArray[np.float32]:
-    """A picture as 16 x 16 colours, its shape last: near copies are near."""
-    small = picture.resize((16, 16), Image.Resampling.BOX)
-    shape = 1000 * np.log(picture.width / picture.height)
+def signature(image: Image.Image) -> NDArray[np.float32]:
+    """An image as 16 x 16 colours, its shape last: near copies are near."""
+    small = image.resize((16, 16), Image.Resampling.BOX)
+    shape = 1000 * np.log(image.width / image.height)
     return np.append(np.asarray(small, np.float32).ravel(), np.float32(shape))
 
 
-def save(picture: Image.Image, root: Path, name: str) -> str:
-    """Saves a picture as `pictures/NAME.png`; returns that path."""
+def save(image: Image.Image, root: Path, name: str) -> str:
+    """Saves an image as `pictures/NAME.png`; returns that path."""
     path = f"pictures/{name}.png"
     (root / path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(root / path)
+    image.save(root / path)
     return path
 
 

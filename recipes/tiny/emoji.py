@@ -91,7 +91,7 @@ class Emoji:
         return slugs
 
     def record(self, code: str, image: str, source: str) -> dict[str, Any]:
-        """The record of a picture of an emoji."""
+        """The record of an image of an emoji."""
         label, group = self.by_code[code]
         return _record(names_of(label, group, self.net), image, source, group, code)
 
@@ -131,7 +131,7 @@ class Style:
         icons: dict[str, dict[str, Any]] = self.file["icons"]
         return icons
 
-    def picture(self, icon: str) -> Image.Image:
+    def drawing(self, icon: str) -> Image.Image:
         """An icon over white; some icons have a size of their own."""
         drawing = self.icons[icon]
         width, height = (drawing.get(k, self.file[k]) for k in ("width", "height"))
@@ -142,11 +142,11 @@ class Style:
         )
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Records of the pictures that are emoji."""
+        """Records of the images that are emoji."""
         for code in sorted(self.emoji.by_code.keys() & self.named.keys()):
-            picture = self.picture(self.named[code])
-            if not drawings.is_blank(picture):
-                path = drawings.save(picture, self.root, f"{self.name}/{code}")
+            drawing = self.drawing(self.named[code])
+            if not drawings.is_blank(drawing):
+                path = drawings.save(drawing, self.root, f"{self.name}/{code}")
                 yield self.emoji.record(code, path, self.name)
 
     def extras(self) -> Iterator[str]:
@@ -167,21 +167,21 @@ class Style:
             head = label.split()[0 if words.HEAD_FIRST.search(label) else -1]
             if len(label.split()) > MOST_WORDS or not net.is_thing(head):
                 continue
-            picture = self.picture(icon)
-            if not drawings.is_blank(picture):
-                path = drawings.save(picture, self.root, f"{self.name}/{icon}")
+            drawing = self.drawing(icon)
+            if not drawings.is_blank(drawing):
+                path = drawings.save(drawing, self.root, f"{self.name}/{icon}")
                 names = words.accepted(label, net)
                 yield _record(names, path, f"{self.name}-extra", None, f"{self.name}:{icon}")
 
 
 def fluent_3d_records(emoji: Emoji, root: Path) -> Iterator[dict[str, Any]]:
-    """Fluent's 3D pictures; its flags are another font's art and are left out."""
+    """Fluent's 3D images; its flags are another font's art and are left out."""
     assets = packages.fetch("@lobehub/fluent-emoji-3d", root) / "package/assets"
     paths = {_key(path.stem): path for path in sorted(assets.glob("*.webp"))}
     for code, path in sorted(paths.items()):
         if code in emoji.by_code and emoji.by_code[code][1] != "flags":
-            with Image.open(path) as picture:
-                image = drawings.save(drawings.over_white(picture), root, f"fluent-3d/{code}")
+            with Image.open(path) as drawing:
+                image = drawings.save(drawings.over_white(drawing), root, f"fluent-3d/{code}")
             yield emoji.record(code, image, "fluent-3d")
 
 
@@ -204,7 +204,7 @@ def twemoji(root: Path) -> Iterator[dict[str, Any]]:
 def fxemoji(root: Path) -> Iterator[dict[str, Any]]:
     """Records of FxEmoji, never trained on.
 
-    Its other pictures are left out: their only names are the font's own, without spaces and such as
+    Its other images are left out: their only names are the font's own, without spaces and such as
     nobody says ("lowerleftpencil").
     """
     yield from Style("fxemoji", Emoji(root), root).records()

@@ -78,7 +78,7 @@ def _files(root: Path) -> Path:
     return packages.fetch("gcompris-qt-data", root) / "usr/share/gcompris-qt/rcc"
 
 
-def _picture(content: bytes, place: str) -> Image.Image:
+def _image(content: bytes, place: str) -> Image.Image:
     """A resource over white."""
     if place.endswith(".svg"):
         return drawings.render(content.decode("utf-8"))
@@ -87,11 +87,11 @@ def _picture(content: bytes, place: str) -> Image.Image:
 
 
 def _record(
-    picture: Image.Image, place: str, name: str, domain: str, net: words.WordNet, root: Path
+    image: Image.Image, place: str, name: str, domain: str, net: words.WordNet, root: Path
 ) -> dict[str, Any]:
     short = place.removeprefix("/gcompris/src/activities/").rsplit(".", 1)[0]
     return {
-        "image": drawings.save(picture, root, f"gcompris/{short}"),
+        "image": drawings.save(image, root, f"gcompris/{short}"),
         "name": name,
         "names": words.accepted(name, net, domain),
         "source": "gcompris",
@@ -104,9 +104,9 @@ def word_drawings(root: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(_files(root).glob("*.rcc")):
         for place, content in resources(path):
             name = words.clean_file(Path(place).stem)
-            is_picture = place.endswith((".png", ".svg", ".webp", ".jpg"))
-            if "/words" in place and is_picture and name not in NOT_WORDS:
-                yield _record(_picture(content, place), place, name, "animals", net, root)
+            is_image = place.endswith((".png", ".svg", ".webp", ".jpg"))
+            if "/words" in place and is_image and name not in NOT_WORDS:
+                yield _record(_image(content, place), place, name, "animals", net, root)
 
 
 def photographs(root: Path) -> Iterator[dict[str, Any]]:
@@ -122,7 +122,7 @@ def photographs(root: Path) -> Iterator[dict[str, Any]]:
             name = words.clean_file(Path(place).stem)
             name = WHOLE.get(name, name)
             domain = "animals" if "/fishes/" in place else "tools"
-            yield _record(_picture(content, place), place, name, domain, net, root)
+            yield _record(_image(content, place), place, name, domain, net, root)
 
 
 def _explored(root: Path) -> Iterator[dict[str, Any]]:
@@ -135,4 +135,4 @@ def _explored(root: Path) -> Iterator[dict[str, Any]]:
                 title, place = found["title"].split(",")[0], found["image"]
                 name = words.without_article(words.clean(title))
                 domain = "animals" if "animals" in stem else ""
-                yield _record(_picture(files[place], place), place, name, domain, net, root)
+                yield _record(_image(files[place], place), place, name, domain, net, root)

@@ -1,4 +1,4 @@
-"""Measures a model on the pictures that were never trained on.
+"""Measures a model on the images that were never trained on.
 
     python recipes/tiny/measure.py --model tiny --data FOLDER [--out results.json] [--limit N]
 
@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
 import isthmus as im
-from isthmus.batch import Batch, pad
 from isthmus.data.features import FeatureCache, PatchFeatures
+from isthmus.data.records import frames
+from isthmus.evaluation.metrics import wilson
 from isthmus.generation.decode import text_of
-from isthmus.inference import STOPS
-from isthmus.templates import template_named
+from isthmus.model.batch import Batch, pad
+from isthmus.prompts.templates import template_named
+from isthmus.reasoning.question import STOPS
 
 QUESTION = "What is in the picture?"
 TESTS = {
@@ -37,7 +39,7 @@ TESTS = {
     "grocery-coarse": "test-grocery-val",
     "easy-vqa": "test-easyvqa",
 }
-# Training pictures, to choose between ways without a look at a test
+# Training images, to choose between ways without a look at a test
 DEVELOPMENT = {
     "dev-emoji": "train-emoji",
     "dev-grocery": "train-grocery",
@@ -50,14 +52,6 @@ def normalised(text: str) -> str:
     """Lower case, no article in front, no punctuation."""
     words = re.sub(r"[^a-z0-9' ]+", " ", text.lower()).split()
     return " ".join(words[1:] if words and words[0] in ("a", "an", "the") else words)
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a share (Wilson 1927)."""
-    share, scale = right / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    return centre - half, centre + half
 
 
 def records_of(test: str, root: Path) -> list[im.Record]:
@@ -76,25 +70,25 @@ def answers(
     steps = range(0, len(records), BATCH)
     for i in track(steps, description=label):
         chunk = records[i : i + BATCH]
-        shown = [r.pictures[0] for r in chunk]
+        shown = [frames(r.images[0])[0] for r in chunk]
         prompts = [
             template([], im.Example(p, r.question or QUESTION)).text
             for p, r in zip(shown, chunk, strict=True)
         ]
         ids, mask = pad([model.encode_text(p, 1) for p in prompts], model.pad_id, "left")
-        batch = Batch(ids, mask, features=cache.get(shown))
+        batch = Batch(input_ids=ids, attention_mask=mask, features=cache.get(shown))
         rows = im.generate(model, batch, max_new_tokens=12, stop=STOPS)
         yield from (text_of(model, row, STOPS) for row in rows)
 
 
 def measure(
     model: im.VisionLanguageModel, test: str, root: Path, cache: FeatureCache, limit: int | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Accuracy of a model on one test, with its interval and baseline."""
     records = records_of(test, root)
     if limit is not None:
         records = records[:: max(1, len(records) // limit)][:limit]
-    cache.fill([r.pictures[0] for r in records])
+    cache.fill([frames(r.images[0])[0] for r in records])
     right = anywhere = empty = 0
     examples = []
     for record, answer in zip(records, answers(model, records, cache, test), strict=True):
@@ -102,8 +96,8 @@ def measure(
         right += got in names
         anywhere += any(re.search(rf"\b{re.escape(n)}\b", got) for n in names)
         empty += not got
-        picture = Path(str(record.pictures[0])).name
-        examples.append({"picture": picture, "answer": answer, "name": record.answer})
+        image = Path(str(record.images[0])).name
+        examples.append({"image": image, "answer": answer, "name": record.answer})
     n = len(records)
     majority = Counter(r.answer for r in records).most_common(1)[0]
     low, high = wilson(right, n)
@@ -134,11 +128,11 @@ def main() -> None:
     for test in options.tests:
         row = measure(model, test, options.data, cache, options.limit)
         results.append(row)
-        low, high = row["interval"]  # type: ignore[misc]
+        low, high = row["interval"]
         print(
             f"{test:<18}n={row['n']:<6}exact {row['accuracy']:6.1%} [{low:.1%}, {high:.1%}]  "
             f"anywhere {row['anywhere']:6.1%}  empty {row['empty']:.1%}  "
-            f"majority {row['baseline']['accuracy']:.1%}",  # type: ignore[index]
+            f"majority {row['baseline']['accuracy']:.1%}",
             flush=True,
         )
         if options.out is not None:

@@ -1,4 +1,4 @@
-"""Prepares the data of the shipped default: pictures and records, from packages.
+"""Prepares the data of the shipped default: images and records, from packages.
 
     pip install pillow numpy resvg-py timm
     python recipes/tiny/prepare.py --out FOLDER [--grocery GROCERY] [--photo-list LIST]
@@ -96,9 +96,9 @@ def print_counts(path: Path) -> None:
         groups[record.get("source", path.stem)].append(record)
     for source, records in groups.items():
         published = PUBLISHED.get(path.stem, PUBLISHED.get(source, 0))
-        pictures = len({r.get("image", r.get("index")) for r in records})
+        images = len({r.get("image", r.get("index")) for r in records})
         names = len({r.get("name", r.get("answer")) for r in records})
-        print(f"{path.stem:<25}{source:<19}{len(records):>8}{pictures:>9}{names:>7}{published:>10}")
+        print(f"{path.stem:<25}{source:<19}{len(records):>8}{images:>9}{names:>7}{published:>10}")
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def main() -> None:
             started = time.monotonic()
             count = drawings.write_records(make(), path)
             print(f"{name}: {count} records, {time.monotonic() - started:.0f} s", flush=True)
-    print(f"\n{'file':<25}{'source':<19}{'records':>8}{'pictures':>9}{'names':>7}{'published':>10}")
+    print(f"\n{'file':<25}{'source':<19}{'records':>8}{'images':>9}{'names':>7}{'published':>10}")
     for name, _ in chosen:
         path = root / "records" / f"{name}.jsonl"
         if path.is_file():

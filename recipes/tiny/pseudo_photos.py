@@ -1,4 +1,4 @@
-"""Pictures of 1,000 photographed things without a photograph: features made from class vectors.
+"""Images of 1,000 photographed things without a photograph: features made from class vectors.
 
 The encoder's own ImageNet head holds, for each class, the direction in feature space that means
 it. A pseudo-photo is a real feature map (of a drawing in the training sources) whose pooled vector
@@ -27,8 +27,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from isthmus import VisionConfig, load_vision, read_records
-from isthmus.assets import fetch_asset
+from isthmus.assets.registry import fetch_asset
 from isthmus.data.features import FeatureCache, PatchFeatures
+from isthmus.data.records import frames
 
 ENCODER = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
 BACKGROUNDS = ("train-emoji.jsonl", "train-openclipart.jsonl", "train-grocery.jsonl")
@@ -46,7 +47,7 @@ def pseudo_map(
     """A feature map (N, D) that the head takes for class `own` with a margin.
 
     Args:
-        background: (N, D) features of a real picture, non-negative.
+        background: (N, D) features of a real image, non-negative.
         own: The class.
         weight: (C, D) the head's weight.
         bias: (C,) its bias.
@@ -77,28 +78,29 @@ def main() -> None:
     root: Path = options.data
     lines = (root / "records" / "imagenet-names.jsonl").read_text(encoding="utf-8").splitlines()
     names = [json.loads(line) for line in lines]
-    pictures = sorted(
+    images = sorted(
         {
-            record.pictures[0]
+            image
             for file in BACKGROUNDS
             if (root / "records" / file).is_file()
             for record in read_records(root / "records" / file, root)
+            for image in frames(record.images[0])
         },
         key=str,
     )
     cache = FeatureCache(root / "features", PatchFeatures(load_vision(ENCODER)))
-    cache.fill(pictures)
+    cache.fill(images)
     weight, bias = class_vectors()
     generator = np.random.default_rng(options.seed)
     (root / "pseudo").mkdir(exist_ok=True)
     with (root / "records" / "train-imagenet-head.jsonl").open("w", encoding="utf-8") as out:
         for entry in names:
             for copy in range(options.per_class):
-                picture = pictures[generator.integers(len(pictures))]
+                image = images[generator.integers(len(images))]
                 mix = float(generator.uniform(0.2, 0.7))
                 margin = float(options.margin * generator.uniform(0.5, 2.0))
                 features = pseudo_map(
-                    cache.get([picture])[0], entry["index"], weight, bias, mix, margin
+                    cache.get([image])[0], entry["index"], weight, bias, mix, margin
                 )
                 path = f"pseudo/{entry['index']:04d}-{copy}.npy"
                 np.save(root / path, features.numpy().astype(np.float16))

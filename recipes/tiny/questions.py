@@ -16,7 +16,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 
 
 def _easy_vqa(root: Path, split: str) -> list[list[Any]]:
-    """Question, answer and picture of each row of a split; its pictures are copied."""
+    """Question, answer and image of each row of a split; its images are copied."""
     base = packages.fetch("easy-vqa", root) / "easy_vqa/data" / split
     target = root / "pictures/easy-vqa" / split
     if not target.is_dir():
@@ -38,7 +38,7 @@ def easy_vqa(root: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def easy_vqa_names(root: Path) -> Iterator[dict[str, Any]]:
-    """Colour and shape of each training picture, where its training questions give them away.
+    """Colour and shape of each training image, where its training questions give them away.
 
     A question with a colour or a shape for an answer says all it names ("what color is the
     circle?", "teal"); of the others a "yes" confirms, or of three shapes (eight colours) all others

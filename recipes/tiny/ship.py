@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import isthmus as im
-from isthmus.checkpoint import describe
+from isthmus.model.checkpoint import describe
 
 PACKAGE = Path(__file__).parent.parent.parent / "src" / "isthmus" / "weights" / "tiny"
 

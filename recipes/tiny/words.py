@@ -1,6 +1,6 @@
-"""Names: what a picture may rightly be called. One rule for training and test.
+"""Names: what an image may rightly be called. One rule for training and test.
 
-The first accepted name of a picture is its source's own label. The others come from that label and
+The first accepted name of an image is its source's own label. The others come from that label and
 from WordNet 3.0, never from loose tags:
 
 1. Lower case, no accents, `_` and `-` as spaces, nothing in brackets. Words of file names are
@@ -40,7 +40,7 @@ DOMAINS = {
     "activities": ("06",),
     "travel-places": ("06", "17"),
 }
-"""The files in which a group of pictures looks first."""
+"""The files in which a group of images looks first."""
 PLAIN = frozenset(
     """
     red green blue yellow brown black white pink purple orange grey gray silver golden colorful dark

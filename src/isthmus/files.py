@@ -60,8 +60,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, as `write_atomically` does."""
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    """Writes a text file in UTF-8, as `write_atomically` does.
+
+    Half of a surrogate pair, as a file's name may hold, is written with a backslash.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda p: p.write_bytes(data))
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -69,9 +73,7 @@ def write_json(path: Path, values: Any) -> None:
 
     Half of a surrogate pair, as a file's name may hold, is written as JSON's escape of it.
     """
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    data = text.encode("utf-8", "backslashreplace")
-    write_atomically(path, lambda p: p.write_bytes(data))
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync(path: Path) -> None:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from isthmus.config.speedups import onednn
 from isthmus.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Machine:
         threads: Threads that PyTorch computes with.
         half: Data types narrower than float32 that each device has instructions for.
         packed: Data types whose linear layers can be packed for oneDNN on the CPU (see
-            `serving.packed`); empty where PyTorch lacks the operators.
+            `generation.packed`); empty where PyTorch lacks the operators.
     """
 
     devices: tuple[str, ...]
@@ -306,15 +307,15 @@ def _packed() -> tuple[str, ...]:
     """Data types whose linear layers oneDNN's private operators take on this CPU."""
     import torch
 
-    found = []
-    for name in ("float32", "bfloat16"):
+    found: list[str] = []
+    operators = onednn()
+    for name in ("float32", "bfloat16") if operators else ():
+        assert operators is not None
+        reorder, linear = operators
         weight = torch.ones(4, 8, dtype=getattr(torch, name))
         try:
             with torch.inference_mode():
-                operators: Any = torch.ops.mkldnn
-                packed = operators._reorder_linear_weight.default(weight, None)
-                linear = operators._linear_pointwise.default
-                linear(weight[:1], packed, None, "none", [], "")
+                linear(weight[:1], reorder(weight, None), None, "none", [], "")
         except (RuntimeError, AttributeError, NotImplementedError, TypeError):
             continue
         found.append(name)

@@ -9,8 +9,8 @@ import torch
 
 import isthmus as im
 from isthmus import testing
-from isthmus.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
-from isthmus.model import VisionLanguageModel
+from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
+from isthmus.model.vlm import VisionLanguageModel
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -73,7 +73,7 @@ def test_the_language_model_stays_free(by_family: VisionLanguageModel) -> None:
     testing.check_language_model_is_free(by_family)
 
 
-def test_a_token_sees_only_pictures_before_it(by_family: VisionLanguageModel) -> None:
+def test_a_token_sees_only_images_before_it(by_family: VisionLanguageModel) -> None:
     testing.check_sight(by_family)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.config import TrainConfig
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairSet
 
@@ -22,10 +22,10 @@ RUNS = {
 }
 
 
-def main(pictures: Path, out: Path) -> None:
+def main(images: Path, out: Path) -> None:
     """Both runs: a batch that two processes cannot share evenly, two records of one name."""
     torch.set_num_threads(1)
-    paths = sorted(pictures.glob("*.png"))
+    paths = sorted(images.glob("*.png"))
     records = [Record.of(p, "", p.stem, names=(p.stem, f"dark {p.stem}")) for p in paths]
     records.append(Record.of(paths[0], "", paths[1].stem))
     data = [PairSet(records, "imagenet-7")]

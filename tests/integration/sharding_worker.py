@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 import isthmus as im
-from isthmus.registry import CONNECTORS
+from isthmus.config.registry import CONNECTORS
 from isthmus.training.smoke import WIDTH
 
 FUSIONS: dict[str, Any] = {
@@ -25,10 +25,10 @@ def connector(name: str) -> Any:
     return CONNECTORS.find(name)().toy()
 
 
-def main(pictures: Path, out: Path) -> None:
+def main(images: Path, out: Path) -> None:
     """Writes every design's losses, and its trained parameters."""
     torch.set_num_threads(1)
-    records = [im.Record.of(p, "What is it?", p.stem) for p in sorted(pictures.glob("*.png"))]
+    records = [im.Record.of(p, "What is it?", p.stem) for p in sorted(images.glob("*.png"))]
     found: dict[str, list[float]] = {}
     config = im.TrainConfig(
         steps=2, batch_size=4, warmup=1, lr=1e-3, sharding="fsdp", workers=0, feature_cache=False

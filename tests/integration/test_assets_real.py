@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus import assets
+from isthmus.assets import registry as assets
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture goes in, an answer streams out."""
+"""The page in a real browser: an image goes in, an answer streams out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.chat.session import Reply, Session
+from isthmus.serving.chat.session import Reply, Session
 from isthmus.serving.completions import make_service
 from isthmus.serving.settings import ServerSettings
 
@@ -52,7 +52,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "model": im.save(model, folder / "mine"),
         "dual": im.save(dual, folder / "dual"),
-        "picture": folder / "noise.png",
+        "image": folder / "noise.png",
     }
 
 
@@ -71,10 +71,10 @@ def address(parts: dict[str, Path]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def expected(parts: dict[str, Path]) -> str:
-    """What the model says of the picture; asked before Playwright runs an event loop."""
+    """What the model says of the image; asked before Playwright runs an event loop."""
 
     async def whole(service: Any) -> Reply:
-        shown = [parts["picture"].read_bytes()]
+        shown = [parts["image"].read_bytes()]
         *_, last = [reply async for reply in Session().ask(service, "What is it?", shown)]
         return last
 
@@ -89,7 +89,7 @@ def letters(text: str) -> str:
     return "".join(c for c in text if c.isalnum())
 
 
-def test_a_picture_a_question_an_answer(
+def test_a_image_a_question_an_answer(
     browser: Any, address: str, parts: dict[str, Path], expected: str
 ) -> None:
     expect = sync_api.expect
@@ -98,7 +98,7 @@ def test_a_picture_a_question_an_answer(
     fetched: list[str] = []
     page.on("request", lambda request: fetched.append(request.url))
     page.goto(address)
-    page.locator("#question input[type=file]").set_input_files(parts["picture"])
+    page.locator("#question input[type=file]").set_input_files(parts["image"])
     expect(page.locator("#question img")).to_be_visible(timeout=PATIENCE_MS)
     page.fill("#question textarea", "What is it?")
     page.keyboard.press("Enter")
@@ -128,11 +128,11 @@ def test_a_picture_a_question_an_answer(
 
     # labels
     page.get_by_role("tab", name="Labels").click()
-    page.locator("#sorted input[type=file]").set_input_files(parts["picture"])
+    page.locator("#sorted input[type=file]").set_input_files(parts["image"])
     page.fill("#names textarea", "cat\ndog")
     page.get_by_role("button", name="Sort").click()
     classifier = im.ZeroShotClassifier(im.load(parts["dual"]), ["cat", "dog"], "one", cache=False)
-    best = str(classifier.predict([parts["picture"]])[0])
+    best = str(classifier.predict([parts["image"]])[0])
     expect(page.locator("#verdict h2")).to_have_text(best, timeout=PATIENCE_MS)
     expect(page.locator("#bars")).to_contain_text("%")
 
@@ -158,7 +158,7 @@ def test_on_a_phone_in_korean(browser: Any, address: str) -> None:
     assert box["y"] + box["height"] <= 844  # the question is on the first screen
 
 
-def test_what_is_no_picture_is_said_and_the_page_goes_on(
+def test_what_is_no_image_is_said_and_the_page_goes_on(
     browser: Any, address: str, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")

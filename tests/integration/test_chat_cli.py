@@ -23,7 +23,7 @@ def test_the_shell_answers_what_is_piped_in(tmp_path: Path) -> None:
     command.append(str(im.save(model, tmp_path / "mine")))
     ended = subprocess.run(
         command,
-        input="/picture nowhere.png\nWhat?\n",
+        input="/image nowhere.png\nWhat?\n",
         env={**os.environ, "PYTHONPATH": str(SRC), "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         encoding="utf-8",

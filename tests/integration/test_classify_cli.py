@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 
 import isthmus as im
 from isthmus.cli import main
-from isthmus.pages.sheet import CELL, contact_sheet
+from isthmus.reports.sheet import CELL, contact_sheet
 
 LABELS = ["cat", "great white shark", "ice cream"]
 
@@ -28,15 +28,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(3):
         Image.fromarray(rng.integers(0, 255, (30, 20 + 30 * i, 3), np.uint8)).save(
             folder / f"{i}.png"
         )
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -55,14 +55,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     return call
 
 
-def test_json_and_table_are_python_s_answers(run: Any, model: Path, pictures: Path) -> None:
-    files = [str(pictures / f"{i}.png") for i in range(3)]
+def test_json_and_table_are_python_s_answers(run: Any, model: Path, images: Path) -> None:
+    files = [str(images / f"{i}.png") for i in range(3)]
     made = im.ZeroShotClassifier(model, LABELS, "one", cache=False)
-    arguments = (pictures, "--labels", ", ".join(LABELS), "--templates", "one", "--model", model)
+    arguments = (images, "--labels", ", ".join(LABELS), "--templates", "one", "--model", model)
     code, out, err = run(*arguments, "--top", 2, "--json")
     assert (code, err) == (0, "")
     found = [json.loads(line) for line in out.splitlines()]
-    assert [f["picture"] for f in found] == files
+    assert [f["image"] for f in found] == files
     assert [f["label"] for f in found] == made.predict(files).tolist()
     for f, expected in zip(found, made.top(files, 2), strict=True):
         assert [t["label"] for t in f["top"]] == [name for name, _ in expected]
@@ -77,29 +77,27 @@ def test_json_and_table_are_python_s_answers(run: Any, model: Path, pictures: Pa
 
 
 def test_labels_of_a_file_stdin_threshold_and_several(
-    run: Any, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, model: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (pictures / "labels.txt").write_text("cat\n\n ice cream \n")
-    monkeypatch.setattr(
-        sys, "stdin", io.TextIOWrapper(io.BytesIO((pictures / "1.png").read_bytes()))
-    )
-    told = ("--labels-file", pictures / "labels.txt", "--model", model, "--json")
+    (images / "labels.txt").write_text("cat\n\n ice cream \n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((images / "1.png").read_bytes())))
+    told = ("--labels-file", images / "labels.txt", "--model", model, "--json")
     code, out, _ = run("-", *told, "--threshold", 1)
     assert code == 0
     assert json.loads(out)["label"] == "none of these"
     assert {t["label"] for t in json.loads(out)["top"]} == {"cat", "ice cream"}
-    code, out, _ = run(pictures / "1.png", *told, "--multi-label", "--threshold", 0)
+    code, out, _ = run(images / "1.png", *told, "--multi-label", "--threshold", 0)
     assert json.loads(out)["labels"] == ["cat", "ice cream"]
 
 
-def test_the_sheet_shows_every_picture_and_its_label(run: Any, model: Path, pictures: Path) -> None:
-    out = pictures / "made" / "sheet.png"
-    arguments = (pictures, "--labels", "cat,dog", "--model", model, "--json", "--sheet", out)
+def test_the_sheet_shows_every_image_and_its_label(run: Any, model: Path, images: Path) -> None:
+    out = images / "made" / "sheet.png"
+    arguments = (images, "--labels", "cat,dog", "--model", model, "--json", "--sheet", out)
     code, printed, _ = run(*arguments)
     assert code == 0
     label = json.loads(printed.splitlines()[0])["label"]
     shown = Image.open(out)
-    first = Image.open(pictures / "0.png").convert("RGB")
+    first = Image.open(images / "0.png").convert("RGB")
     scaled = first.resize((first.width * CELL // first.height, CELL), Image.Resampling.LANCZOS)
     left = 14 + (CELL - scaled.width) // 2
     region = shown.crop((left, 14, left + scaled.width, 14 + CELL))
@@ -129,28 +127,28 @@ def test_a_long_line_is_shortened_to_its_place() -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    run: Any, model: Path, pictures: Path, arguments: tuple[str, ...], message: str
+    run: Any, model: Path, images: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    code, out, err = run(pictures / "0.png", *arguments, "--model", model)
+    code, out, err = run(images / "0.png", *arguments, "--model", model)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
 
 
-def test_bad_pictures_and_models_are_one_line(run: Any, model: Path, pictures: Path) -> None:
+def test_bad_images_and_models_are_one_line(run: Any, model: Path, images: Path) -> None:
     told = ("--labels", "cat", "--model", model)
-    (pictures / "empty").mkdir()
-    (pictures / "3.png").write_bytes((pictures / "2.png").read_bytes()[:200])
+    (images / "empty").mkdir()
+    (images / "3.png").write_bytes((images / "2.png").read_bytes()[:200])
     for arguments, message in (
         (("nowhere.png", *told), "no file at nowhere.png"),
-        ((pictures / "empty", *told), "no pictures in"),
+        ((images / "empty", *told), "no images in"),
         (
-            (pictures / "0.png", "--labels", "cat", "--model", "tiny-clp"),
+            (images / "0.png", "--labels", "cat", "--model", "tiny-clp"),
             'did you mean "tiny-clip"',
         ),
-        ((pictures / "3.png", *told), "3.png is truncated"),
-        (("-", pictures, *told), "goes alone"),
+        ((images / "3.png", *told), "3.png is truncated"),
+        (("-", images, *told), "goes alone"),
     ):
         code, out, err = run(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), arguments

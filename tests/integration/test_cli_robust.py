@@ -37,11 +37,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A picture, what macOS leaves beside it, and one that is cut short."""
-    inside = tmp_path / "pictures"
+    """An image, what macOS leaves beside it, and one that is cut short."""
+    inside = tmp_path / "images"
     inside.mkdir()
     Image.linear_gradient("L").convert("RGB").save(inside / "a.jpg")
-    (inside / "._a.jpg").write_bytes(b"\0\5\26\7 no picture")
+    (inside / "._a.jpg").write_bytes(b"\0\5\26\7 no image")
     return inside
 
 
@@ -108,7 +108,7 @@ def test_a_file_s_name_that_is_no_utf_8(run: Any, encoder: Path, folder: Path) -
         code, out, _ = run(*arguments, *told)
         assert code == 0
         assert "\\udce9" in out
-        assert os.fsencode(json.loads(out)["picture"]) == name
+        assert os.fsencode(json.loads(out)["image"]) == name
         code, out, _ = run(*arguments, "--model", encoder)
         assert code == 0
         assert "caf\\udce9" in out.replace("\n", "")
@@ -143,7 +143,7 @@ def test_json_stays_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_classify_passes_over_what_macos_leaves(run: Any, encoder: Path, folder: Path) -> None:
     code, out, err = run("classify", folder, "--labels", "cat,dog", "--model", encoder, "--json")
     assert (code, err) == (0, "")
-    assert [json.loads(line)["picture"] for line in out.splitlines()] == [str(folder / "a.jpg")]
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(folder / "a.jpg")]
 
 
 def test_one_bad_file_costs_no_other_result(run: Any, encoder: Path, folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_one_bad_file_costs_no_other_result(run: Any, encoder: Path, folder: Pat
     code, out, err = run("classify", folder, folder / "nowhere.png", *told, "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 1
-    assert [Path(row["picture"]).name for row in rows] == ["a.jpg", "b.jpg", "c.png", "nowhere.png"]
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.jpg", "c.png", "nowhere.png"]
     assert [("error" in row, "label" in row) for row in rows] == [
         (False, True),
         (True, False),
@@ -173,18 +173,18 @@ def test_one_bad_file_costs_no_other_result(run: Any, encoder: Path, folder: Pat
 
 
 def test_results_do_not_depend_on_a_bad_neighbour(encoder: Path, folder: Path) -> None:
-    pictures = [folder / "a.jpg", folder / "nowhere.png", Image.new("RGB", (9, 9))]
-    found = list(im.classify_pictures(pictures, ["cat", "dog"], model=encoder, batch_size=2))
+    images = [folder / "a.jpg", folder / "nowhere.png", Image.new("RGB", (9, 9))]
+    found = list(im.classify_images(images, ["cat", "dog"], model=encoder, batch_size=2))
     made = im.ZeroShotClassifier(encoder, ["cat", "dog"])
-    expected = made.top([pictures[0], pictures[2]], 5)
+    expected = made.top([images[0], images[2]], 5)
     assert [f.error != "" for f in found] == [False, True, False]
     for got, wanted in zip((found[0], found[2]), expected, strict=True):
         assert [name for name, _ in got.top] == [name for name, _ in wanted]
         assert [p for _, p in got.top] == pytest.approx([p for _, p in wanted], abs=1e-4)
 
 
-def test_features_says_which_pictures_are_broken(run: Any, folder: Path) -> None:
-    (folder / "b.jpg").write_bytes(b"no picture")
+def test_features_says_which_images_are_broken(run: Any, folder: Path) -> None:
+    (folder / "b.jpg").write_bytes(b"no image")
     lines = [json.dumps({"image": n, "text": "a cat"}) for n in ("a.jpg", "b.jpg")]
     (folder / "data.jsonl").write_text("\n".join(lines))
     arguments = ("features", folder / "data.jsonl", "--vision", "tiny-vit", "--out", folder / "f")

@@ -17,23 +17,23 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from isthmus.align.saved import load_clip
 from isthmus.cli import main
+from isthmus.model.clip.checkpoint import load_clip
 
 WORKER = Path(__file__).with_name("contrastive_worker.py")
 NAMES = ("red", "green", "blue", "white", "black", "gray")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each name, as a newcomer has them."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for i, name in enumerate(NAMES):
         noise = np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
         for place in (folder, folder / "classes" / name):
             place.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(noise).resize((32, 32), Image.Resampling.NEAREST)
-            picture.save(place / f"{name}.png")
+            image = Image.fromarray(noise).resize((32, 32), Image.Resampling.NEAREST)
+            image.save(place / f"{name}.png")
     return folder
 
 
@@ -43,10 +43,10 @@ def logged(folder: Path, key: str) -> dict[int, Any]:
 
 
 @pytest.fixture(scope="module")
-def outs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def outs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Runs of one process, and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    runpy.run_path(str(WORKER))["main"](pictures, one)
+    runpy.run_path(str(WORKER))["main"](images, one)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -54,7 +54,7 @@ def outs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     running = []
     for rank in range(2):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        command = [sys.executable, str(WORKER), str(pictures), str(two)]
+        command = [sys.executable, str(WORKER), str(images), str(two)]
         env = {**os.environ, **common, **ranks}
         running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     for process in running:
@@ -118,8 +118,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def config(pictures: Path) -> Path:
-    path = pictures / "clip.toml"
+def config(images: Path) -> Path:
+    path = images / "clip.toml"
     path.write_text(TOML)
     return path
 
@@ -132,7 +132,7 @@ def test_a_configuration_file_trains(run: Any, config: Path, tmp_path: Path) -> 
     model = load_clip(out)
     with torch.no_grad():
         shown = [config.parent / f"{name}.png" for name in NAMES]
-        scores = model.encode_pictures(shown) @ model.encode_texts(NAMES).T
+        scores = model.encode_images(shown) @ model.encode_texts(NAMES).T
     assert scores.argmax(1).tolist() == list(range(6))
     # The same command again has nothing left to do, and more steps go on
     steps = ("--set", "train.steps=101", "--set", "train.seed=1")
@@ -147,7 +147,7 @@ def test_the_plan_and_the_smoke_run(run: Any, config: Path, tmp_path: Path) -> N
     assert (plan["steps"], plan["batch_size"]) == (100, 6)
     assert (plan["pairs"], plan["names"]) == ({"classes-0": 6}, {"classes-0": 6})
     assert plan["epochs"] == {"classes-0": 100.0}
-    assert (plan["pictures"], plan["texts"]) == (6, 12)
+    assert (plan["images"], plan["texts"]) == (6, 12)
     assert plan["cache"] == 4 * 32 * (6 + 12)
     # 32 -> 16 beside 32 -> 32 -> 16; 32 -> 16; the temperature
     heads = (32 * 16 + 16) + (32 * 32 + 32) + (32 * 16 + 16) + (32 * 16 + 16)

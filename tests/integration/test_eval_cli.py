@@ -62,7 +62,7 @@ def test_a_table_and_a_report(run: Any, model: Path, tmp_path: Path) -> None:
         (["--tasks", "parity", "--shots", "a"], '"a" is no number'),
         (["--tasks", "parity", "--shots", ","], "expected numbers with commas"),
         (["--tasks", "no/such.jsonl"], "cannot read questions"),
-        (["--tasks", "parity", "--reason", "think"], "unknown way to reason"),
+        (["--tasks", "parity", "--reasoning", "think"], "unknown way to reason"),
         (["nothing", "--tasks", "parity"], 'no model "nothing"'),
     ],
 )
@@ -79,7 +79,7 @@ def test_the_list_names_everything(run: Any) -> None:
     assert code == 0
     found = json.loads(printed)
     assert {"counting", "gsm8k:PATH"} <= found["tasks"].keys()
-    assert "cot" in found["reason"]
+    assert "cot" in found["reasoning"]
     assert run("--list")[0] == 0
 
 

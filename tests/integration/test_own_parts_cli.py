@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from isthmus.config_base import Config, Count
+from isthmus.config.base import Config, Count
 from isthmus.evaluation.task import Item, Task
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 
 class Map(nn.Module):
@@ -94,8 +94,8 @@ def trained(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_asked_with_its_own_connector(site: Path, trained: Path) -> None:
     told = json.loads((trained / "isthmus.json").read_text())["config"]["connector"]
     assert told == {"type": "mean", "tokens": 2}  # the entry point's name, which outlives a move
-    picture = trained.parent / "red.png"
-    ran = isthmus(site, "ask", picture, "Colour?", "--model", trained, "--json")
+    image = trained.parent / "red.png"
+    ran = isthmus(site, "ask", image, "Colour?", "--model", trained, "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["prompt_tokens"] == 2 + len("Question: Colour? Answer:")
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from isthmus.registry import CONNECTORS
+from isthmus.config.registry import CONNECTORS
 
 WORKER = Path(__file__).with_name("training_worker.py")
 EVERY_DESIGN = Path(__file__).with_name("sharding_worker.py")
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for i, name in enumerate(("red", "green", "blue", "white", "black", "gray")):
         noise = Image.effect_noise((32, 32), 40 + 20 * i).convert("RGB")
         noise.rotate(i * 45).save(folder / f"{name}.png")
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def start(
-    pictures: Path, out: Path, processes: int, worker: Path = WORKER, **options: Any
+    images: Path, out: Path, processes: int, worker: Path = WORKER, **options: Any
 ) -> list[int]:
     """Runs a worker in so many processes; their exit codes."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -45,7 +45,7 @@ def start(
     for rank in range(processes):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         env = {**os.environ, **common, **(ranks if processes > 1 else {}), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(worker), str(pictures), str(out), json.dumps(options)]
+        command = [sys.executable, str(worker), str(images), str(out), json.dumps(options)]
         running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     ends = []
     for process in running:
@@ -67,15 +67,15 @@ def held_out(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def two(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of two processes."""
     out = tmp_path_factory.mktemp("two")
-    assert start(pictures, out, 2) == [0, 0]
+    assert start(images, out, 2) == [0, 0]
     return out
 
 
-def test_two_processes_have_the_losses_of_one(pictures: Path, two: Path, tmp_path: Path) -> None:
-    assert start(pictures, tmp_path, 1) == [0]
+def test_two_processes_have_the_losses_of_one(images: Path, two: Path, tmp_path: Path) -> None:
+    assert start(images, tmp_path, 1) == [0]
     one = losses(tmp_path)
     assert len(one) == 6
     # Adam divides small differences of summing order by small gradients, so they grow with steps
@@ -84,8 +84,8 @@ def test_two_processes_have_the_losses_of_one(pictures: Path, two: Path, tmp_pat
     assert held_out(two) == pytest.approx(held_out(tmp_path), abs=2e-3)
 
 
-def test_sharded_parameters_change_nothing(pictures: Path, two: Path, tmp_path: Path) -> None:
-    assert start(pictures, tmp_path, 2, sharding="fsdp") == [0, 0]
+def test_sharded_parameters_change_nothing(images: Path, two: Path, tmp_path: Path) -> None:
+    assert start(images, tmp_path, 2, sharding="fsdp") == [0, 0]
     assert losses(tmp_path) == pytest.approx(losses(two), abs=1e-4)
     whole, sharded = (load_file(f / "model.safetensors") for f in (two, tmp_path))
     assert whole.keys() == sharded.keys()
@@ -94,20 +94,20 @@ def test_sharded_parameters_change_nothing(pictures: Path, two: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_killed_and_started_again(pictures: Path, two: Path, tmp_path: Path, sharding: str) -> None:
-    ends = start(pictures, tmp_path, 2, sharding=sharding, kill_at=5)
+def test_killed_and_started_again(images: Path, two: Path, tmp_path: Path, sharding: str) -> None:
+    ends = start(images, tmp_path, 2, sharding=sharding, kill_at=5)
     assert ends == [-9, -9]
-    assert start(pictures, tmp_path, 2, sharding=sharding) == [0, 0]
+    assert start(images, tmp_path, 2, sharding=sharding) == [0, 0]
     tolerance = 0.0 if sharding == "ddp" else 1e-4
     assert losses(tmp_path) == pytest.approx(losses(two), abs=tolerance)
 
 
-def test_every_connector_and_fusion_in_shards(pictures: Path, tmp_path: Path) -> None:
+def test_every_connector_and_fusion_in_shards(images: Path, tmp_path: Path) -> None:
     """Each design has the losses and the weights of one process."""
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         out.mkdir()
-        assert start(pictures, out, processes, EVERY_DESIGN) == [0] * processes
+        assert start(images, out, processes, EVERY_DESIGN) == [0] * processes
     expected = json.loads((one / "losses.json").read_text())
     assert len(expected) == 2 * len(CONNECTORS.built_in())
     found = json.loads((two / "losses.json").read_text())
@@ -120,19 +120,19 @@ def test_every_connector_and_fusion_in_shards(pictures: Path, tmp_path: Path) ->
             assert float((tensor - sharded[key]).abs().max()) < 3e-3, (name, key)
 
 
-def test_adapters_in_shards(pictures: Path, tmp_path: Path) -> None:
+def test_adapters_in_shards(images: Path, tmp_path: Path) -> None:
     for name, sharding in (("whole", "ddp"), ("shards", "fsdp")):
         options = {"lora": 2, "precision": "bf16", "sharding": sharding}
-        assert start(pictures, tmp_path / name, 2, **options) == [0, 0]
+        assert start(images, tmp_path / name, 2, **options) == [0, 0]
     assert losses(tmp_path / "shards") == pytest.approx(losses(tmp_path / "whole"), abs=2e-2)
 
 
-def test_a_single_process_killed_and_started_again(pictures: Path, tmp_path: Path) -> None:
-    assert start(pictures, tmp_path / "whole", 1, pack=128, mixture="accumulate") == [0]
-    assert start(pictures, tmp_path / "cut", 1, pack=128, mixture="accumulate", kill_at=3) == [-9]
-    assert start(pictures, tmp_path / "cut", 1, pack=128, mixture="accumulate") == [0]
+def test_a_single_process_killed_and_started_again(images: Path, tmp_path: Path) -> None:
+    assert start(images, tmp_path / "whole", 1, pack=128, mixture="accumulate") == [0]
+    assert start(images, tmp_path / "cut", 1, pack=128, mixture="accumulate", kill_at=3) == [-9]
+    assert start(images, tmp_path / "cut", 1, pack=128, mixture="accumulate") == [0]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
-def test_a_step_that_cannot_be_shared_evenly(pictures: Path, tmp_path: Path) -> None:
-    assert start(pictures, tmp_path, 2, batch_size=7) == [1, 1]
+def test_a_step_that_cannot_be_shared_evenly(images: Path, tmp_path: Path) -> None:
+    assert start(images, tmp_path, 2, batch_size=7) == [1, 1]

@@ -12,9 +12,9 @@ from PIL import Image
 from torch.nn import functional
 
 import isthmus as im
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.cli import main
-from isthmus.prompting.example_file import read_worked
+from isthmus.demonstrations.example_file import read_worked
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 
 SUMS = {"2 + 3": 5, "1 + 1": 2, "4 + 3": 7}
 STEPS = "Let's think step by step."
@@ -71,9 +71,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 @pytest.fixture
@@ -100,10 +100,10 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 # --- ask ----------------------------------------------------------------------------------------
 
 
-def test_ask_in_two_stages(run: Any, model: Path, picture: Path) -> None:
-    arguments = ("ask", picture, "What is 2 + 3?", "--model", model, "--kind", "number")
-    assert run(*arguments, "--reason", "zero-cot")[:2] == (0, "5\n")
-    code, out, _ = run(*arguments, "--reason", "zero-cot", "--samples", 4, "--json")
+def test_ask_in_two_stages(run: Any, model: Path, image: Path) -> None:
+    arguments = ("ask", image, "What is 2 + 3?", "--model", model, "--kind", "number")
+    assert run(*arguments, "--reasoning", "zero-cot")[:2] == (0, "5\n")
+    code, out, _ = run(*arguments, "--reasoning", "zero-cot", "--samples", 4, "--json")
     answer = json.loads(out)
     first = f"{asked('2 + 3')} {STEPS}"
     second = f"{first} That makes 5. {EXTRACTION}"
@@ -124,14 +124,14 @@ def test_ask_in_two_stages(run: Any, model: Path, picture: Path) -> None:
     assert answer["new_tokens"] == 4 * (len(chain) + len(" 5.\n"))
 
 
-def test_ask_after_worked_examples(run: Any, model: Path, picture: Path) -> None:
-    file = picture.parent / "shots.toml"
+def test_ask_after_worked_examples(run: Any, model: Path, image: Path) -> None:
+    file = image.parent / "shots.toml"
     file.write_text(
-        '[[example]]\npictures = ["picture.png"]\nquestion = "What is 1 + 1?"\n'
+        '[[example]]\nimages = ["image.png"]\nquestion = "What is 1 + 1?"\n'
         'rationale = "One more."\nanswer = "2"\n'
     )
-    arguments = ("ask", picture, "What is 2 + 3?", "--model", model, "--shots", file, "--json")
-    few = ("--reason", "cot", "--kind", "number", "--max-step-tokens", 3)
+    arguments = ("ask", image, "What is 2 + 3?", "--model", model, "--shots", file, "--json")
+    few = ("--reasoning", "cot", "--kind", "number", "--max-rationale-tokens", 3)
     shot = f"{asked('1 + 1')} One more. The answer is 2.<|endofchunk|>"
     answer = json.loads(run(*arguments, *few)[1])
     assert answer["prompts"] == [shot + asked("2 + 3")]
@@ -144,9 +144,9 @@ def test_ask_after_worked_examples(run: Any, model: Path, picture: Path) -> None
     assert plain["prompt"] == shot.replace(" One more. The answer is 2.", " 2") + asked("2 + 3")
 
 
-def test_ask_speaks_the_questions_language(run: Any, model: Path, picture: Path) -> None:
-    arguments = ("ask", picture, "몇 개야?", "--model", model, "--max-new-tokens", 2, "--json")
-    options = ("--reason", "zero-cot", "--max-step-tokens", 2)
+def test_ask_speaks_the_questions_language(run: Any, model: Path, image: Path) -> None:
+    arguments = ("ask", image, "몇 개야?", "--model", model, "--max-new-tokens", 2, "--json")
+    options = ("--reasoning", "zero-cot", "--max-rationale-tokens", 2)
     assert json.loads(run(*arguments, *options)[1])["prompts"][0].endswith(" 차근차근 생각해봐.")
     own = json.loads(run(*arguments, *options, "--trigger", "하나씩.")[1])["prompts"]
     assert own[0].endswith("Answer: 하나씩.")
@@ -156,11 +156,12 @@ def test_ask_speaks_the_questions_language(run: Any, model: Path, picture: Path)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--reason", "zero-cto"), 'did you mean "zero-cot"'),
-        (("--reason", "cot"), "no demonstration has a rationale"),
+        (("--reasoning", "zero-cto"), 'did you mean "zero-cot"'),
+        (("--reasoning", "cot"), "no demonstration has a rationale"),
         (("--trigger", "logicaly"), 'did you mean "logically"'),
-        (("--reason", "zero-cot", "--stream"), "cannot go with --stream"),
-        (("--samples", 2, "--beams", 2), "cannot go with --beams"),
+        (("--reasoning", "zero-cot", "--stream"), "cannot go with --stream"),
+        (("--samples", 2, "--stream"), "cannot go with --stream"),
+        (("--samples", 2, "--temperature", 0), "would all be the same"),
         (("--kind", "nummer"), 'did you mean "number"'),
         (("--kind", "label"), "--choices"),
         (("--kind", "choice", "--choices", ",".join(map(str, range(27)))), "27 choices"),
@@ -168,9 +169,9 @@ def test_ask_speaks_the_questions_language(run: Any, model: Path, picture: Path)
     ],
 )
 def test_what_ask_refuses_before_a_model_is_loaded(
-    run: Any, picture: Path, options: tuple[object, ...], said: str
+    run: Any, image: Path, options: tuple[object, ...], said: str
 ) -> None:
-    refused(run("ask", picture, "What is 2 + 3?", "--model", "no-such-model", *options), said)
+    refused(run("ask", image, "What is 2 + 3?", "--model", "no-such-model", *options), said)
 
 
 # --- rationales ---------------------------------------------------------------------------------
@@ -179,15 +180,15 @@ def test_what_ask_refuses_before_a_model_is_loaded(
 def questions(folder: Path, *answers: str | None, **rest: Any) -> Path:
     rows = []
     for what, answer in zip(SUMS, answers, strict=True):
-        row = {"image": "picture.png", "question": f"What is {what}?", "answer": answer, **rest}
+        row = {"image": "image.png", "question": f"What is {what}?", "answer": answer, **rest}
         rows.append(json.dumps({key: value for key, value in row.items() if value is not None}))
     (folder / "questions.jsonl").write_text("\n".join(rows))
     return folder / "questions.jsonl"
 
 
-def test_rationales_without_answers(run: Any, model: Path, picture: Path) -> None:
-    data = questions(picture.parent, None, None, None)
-    out = picture.parent / "new" / "shots.toml"
+def test_rationales_without_answers(run: Any, model: Path, image: Path) -> None:
+    data = questions(image.parent, None, None, None)
+    out = image.parent / "new" / "shots.toml"
     arguments = ("rationales", "--model", model, "--data", data, "--out", out, "--kind", "number")
     assert run(*arguments) == (0, f"3 of 8 demonstrations in {out}\n", "")
     found = read_worked(out)
@@ -196,7 +197,7 @@ def test_rationales_without_answers(run: Any, model: Path, picture: Path) -> Non
     }
     for worked in found:
         assert worked.example.rationale == f"{STEPS} That makes {worked.example.answer}."
-        assert worked.example.pictures[0].resolve() == picture.resolve()
+        assert worked.example.images[0].resolve() == image.resolve()
         assert {**worked.made, "cluster": 0, "question": 0} == {
             "model": str(model),
             "by": "auto-cot",
@@ -206,14 +207,14 @@ def test_rationales_without_answers(run: Any, model: Path, picture: Path) -> Non
             "question": 0,
             "kept": "nearest to its cluster's centre that passed the filters",
         }
-    answer = ("ask", picture, "What is 2 + 3?", "--model", model, "--shots", out, "--json")
-    shown = json.loads(run(*answer, "--reason", "cot", "--max-step-tokens", 1)[1])
+    answer = ("ask", image, "What is 2 + 3?", "--model", model, "--shots", out, "--json")
+    shown = json.loads(run(*answer, "--reasoning", "cot", "--max-rationale-tokens", 1)[1])
     assert shown["prompt"].count("That makes") == 3
 
 
-def test_rationales_that_reach_known_answers(run: Any, model: Path, picture: Path) -> None:
-    data = questions(picture.parent, "5", "3", "7")  # 1 + 1 is not what the model has learned
-    out = picture.parent / "shots.toml"
+def test_rationales_that_reach_known_answers(run: Any, model: Path, image: Path) -> None:
+    data = questions(image.parent, "5", "3", "7")  # 1 + 1 is not what the model has learned
+    out = image.parent / "shots.toml"
     arguments = ("rationales", "--model", model, "--data", data, "--out", out, "--kind", "number")
     assert run(*arguments, "--attempts", 2)[:2] == (0, f"2 of 8 demonstrations in {out}\n")
     assert [(w.example.answer, w.example.rationale) for w in read_worked(out)] == [
@@ -232,17 +233,17 @@ def test_rationales_that_reach_known_answers(run: Any, model: Path, picture: Pat
     assert shown["examples"][0]["made"] == read_worked(out)[0].made
 
 
-def test_a_model_that_cannot_reason_is_told(run: Any, model: Path, picture: Path) -> None:
-    data, out = questions(picture.parent, "8", "8", "8"), picture.parent / "shots.toml"
+def test_a_model_that_cannot_reason_is_told(run: Any, model: Path, image: Path) -> None:
+    data, out = questions(image.parent, "8", "8", "8"), image.parent / "shots.toml"
     arguments = ("rationales", "--model", model, "--data", data, "--out", out, "--kind", "number")
     refused(run(*arguments, "--attempts", 1), "no chain of 3 questions held up", "--hint")
     assert not out.exists()
 
 
-def test_a_multiple_choice_shows_its_own_options(run: Any, model: Path, picture: Path) -> None:
-    from isthmus.prompting.rationale_file import lettered, read_questions, shown_question
+def test_a_multiple_choice_shows_its_own_choices(run: Any, model: Path, image: Path) -> None:
+    from isthmus.demonstrations.rationale_file import lettered, read_questions, shown_question
 
-    data = questions(picture.parent, "blue", "A", "blue", options=["red", "blue"])
+    data = questions(image.parent, "blue", "A", "blue", choices=["red", "blue"])
     records = read_questions(data, 2)
     pairs = [lettered(*shown_question(r, "choice", ()), r) for r in records]
     assert [(e.question, e.answer, options) for e, options in pairs] == [
@@ -263,14 +264,14 @@ def test_a_multiple_choice_shows_its_own_options(run: Any, model: Path, picture:
     ],
 )
 def test_what_rationales_refuses_before_a_model_is_loaded(
-    run: Any, picture: Path, options: tuple[object, ...], said: str
+    run: Any, image: Path, options: tuple[object, ...], said: str
 ) -> None:
-    data = questions(picture.parent, "5", "2", "7")
+    data = questions(image.parent, "5", "2", "7")
     arguments = ("rationales", "--model", "no-such-model", "--data", data, "--out", "a.toml")
     refused(run(*arguments, *options), said)
 
 
-def test_a_missing_picture_is_named_with_its_line(run: Any, picture: Path) -> None:
-    data = questions(picture.parent, "5", "2", "7")
-    picture.unlink()
-    refused(run("rationales", "--data", data, "--out", "a.toml"), "line 1", "picture.png")
+def test_a_missing_image_is_named_with_its_line(run: Any, image: Path) -> None:
+    data = questions(image.parent, "5", "2", "7")
+    image.unlink()
+    refused(run("rationales", "--data", data, "--out", "a.toml"), "line 1", "image.png")

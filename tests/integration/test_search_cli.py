@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.align.search import PictureIndex
 from isthmus.cli import main
+from isthmus.search.index import ImageIndex
 
 pytest.importorskip("usearch")
 
@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_words_and_pictures(
+def test_words_and_images(
     model: Path,
     photos: Path,
     tmp_path: Path,
@@ -56,16 +56,16 @@ def test_words_and_pictures(
     )
     told = capsys.readouterr()
     assert code == 0
-    assert told.err == "4 pictures new, 0 known, 0 gone\n"
+    assert told.err == "4 images new, 0 known, 0 gone\n"
     got = [json.loads(line) for line in told.out.splitlines()]
-    with PictureIndex(tmp_path / "own", im.load(model)) as index:
+    with ImageIndex(tmp_path / "own", im.load(model)) as index:
         index.add(photos)
         hits = index.search("a cat", 3)
-    assert [row["picture"] for row in got] == [str(hit.path) for hit in hits]
+    assert [row["image"] for row in got] == [str(hit.path) for hit in hits]
     assert [row["score"] for row in got] == pytest.approx([h.score for h in hits], abs=1e-5)
     with Image.open(sheet) as made:
         assert made.size == (442, 520)
-    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "broken.png").write_bytes(b"no image")
     assert run(monkeypatch, photos, "--like", photos / "2.png", "--model", model) == 0
     told = capsys.readouterr()
     assert "skipped" in told.err
@@ -109,7 +109,7 @@ def test_an_index_of_another_model(
 ) -> None:
     torch.manual_seed(5)
     other = im.DualEncoder.join("tiny-vit", "tiny-text", width=12)
-    with PictureIndex(tmp_path / "index", other) as index:
+    with ImageIndex(tmp_path / "index", other) as index:
         index.add(photos)
     code = run(monkeypatch, photos, "x", "--model", model, "--index", tmp_path / "index")
     assert code == 2

@@ -19,7 +19,7 @@ import torch
 
 import isthmus as im
 from isthmus.generation.engine import Engine
-from isthmus.prompt import Prompt
+from isthmus.prompts.prompt import Prompt
 from isthmus.serving.app import create_app
 from isthmus.serving.settings import ServerSettings
 
@@ -37,7 +37,7 @@ def _shared() -> Any:
 
 
 shared = _shared()
-picture_uri, picture_of = shared.picture_uri, shared.picture_of
+image_uri, image_of = shared.image_uri, shared.image_of
 
 
 @pytest.fixture(scope="module", params=["inline", "cross-attention"])
@@ -60,10 +60,10 @@ def client(running: Any) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def said(text: str, *pictures: str, role: str = "user") -> dict[str, Any]:
-    """A message: pictures, then a text."""
+def said(text: str, *images: str, role: str = "user") -> dict[str, Any]:
+    """A message: images, then a text."""
     parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": p, "detail": "auto"}} for p in pictures
+        {"type": "image_url", "image_url": {"url": p, "detail": "auto"}} for p in images
     ]
     return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
 
@@ -74,10 +74,10 @@ def ask(client: openai.OpenAI, *messages: Any, **options: Any) -> Any:
 
 
 def test_an_answer_is_what_ask_gives(client: openai.OpenAI, model: Any) -> None:
-    uris = [picture_uri(1), picture_uri(2)]
+    uris = [image_uri(1), image_uri(2)]
     for shown in ([], uris[:1], uris):
         served = ask(client, said("What is it?", *shown), extra_body={"return_prompt": True})
-        own = im.ask(model, [picture_of(u) for u in shown], "What is it?", max_new_tokens=12)
+        own = im.ask(model, [image_of(u) for u in shown], "What is it?", max_new_tokens=12)
         [choice] = served.choices
         assert choice.message.content.strip() == own.text
         assert choice.model_extra["prompts"] == [own.prompt]
@@ -86,14 +86,14 @@ def test_an_answer_is_what_ask_gives(client: openai.OpenAI, model: Any) -> None:
         assert served.usage.total_tokens == own.prompt_tokens + served.usage.completion_tokens
 
 
-def test_a_picture_changes_the_answer(client: openai.OpenAI) -> None:
-    texts = {ask(client, said("What?", picture_uri(n))).choices[0].message.content for n in (1, 2)}
+def test_a_image_changes_the_answer(client: openai.OpenAI) -> None:
+    texts = {ask(client, said("What?", image_uri(n))).choices[0].message.content for n in (1, 2)}
     assert len(texts) == 2
 
 
 def test_a_stream_is_openai_s(running: Any) -> None:
     body = {
-        "messages": [said("Hi", picture_uri())],
+        "messages": [said("Hi", image_uri())],
         "max_tokens": 9,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -127,7 +127,7 @@ def test_a_stream_is_openai_s(running: Any) -> None:
 
 
 def test_the_client_reads_the_stream(client: openai.OpenAI) -> None:
-    message = said("Hi", picture_uri(3))
+    message = said("Hi", image_uri(3))
     pieces = list(ask(client, message, stream=True))
     assert all(p.usage is None for p in pieces)
     text = "".join(c.delta.content or "" for p in pieces for c in p.choices)
@@ -135,11 +135,11 @@ def test_the_client_reads_the_stream(client: openai.OpenAI) -> None:
 
 
 def test_a_later_turn_begins_with_the_earlier_one(client: openai.OpenAI) -> None:
-    talk = [{"role": "system", "content": "Be brief."}, said("What?", picture_uri(1))]
+    talk = [{"role": "system", "content": "Be brief."}, said("What?", image_uri(1))]
     shown = {"return_prompt": True}
     first = ask(client, *talk, extra_body=shown)
     answer = first.choices[0].message.content
-    later = [*talk, {"role": "assistant", "content": answer}, said("And now?", picture_uri(2))]
+    later = [*talk, {"role": "assistant", "content": answer}, said("And now?", image_uri(2))]
     second = ask(client, *later, extra_body=shown)
     [before], [after] = (r.choices[0].model_extra["prompts"] for r in (first, second))
     assert after.startswith(before)
@@ -161,11 +161,11 @@ def test_developer_is_system(client: openai.OpenAI) -> None:
 
 
 def test_logprobs_are_the_models(client: openai.OpenAI, model: Any) -> None:
-    uri = picture_uri(4)
+    uri = image_uri(4)
     found = ask(client, said("What?", uri), logprobs=True, top_logprobs=3, max_tokens=6)
     choice = found.choices[0]
     tokens = choice.logprobs.content
-    prompt = Prompt("<image>Question: What? Answer:", (model.vision.preprocess(picture_of(uri)),))
+    prompt = Prompt("<image>Question: What? Answer:", (model.vision.preprocess(image_of(uri)),))
     [own] = Engine(model).generate([prompt], max_new_tokens=6)
     total = sum(t.logprob for t in tokens)
     assert len(tokens) in (len(own.completions[0].ids), len(own.completions[0].ids) - 1)
@@ -188,10 +188,10 @@ def test_logprobs_are_the_models(client: openai.OpenAI, model: Any) -> None:
 
 
 def test_stop_cuts_and_is_told(client: openai.OpenAI) -> None:
-    whole = ask(client, said("Tell me", picture_uri(1)), max_tokens=20).choices[0].message.content
+    whole = ask(client, said("Tell me", image_uri(1)), max_tokens=20).choices[0].message.content
     stop = whole[4:6]
     for given in (stop, ["nowhere", stop]):
-        cut = ask(client, said("Tell me", picture_uri(1)), max_tokens=20, stop=given).choices[0]
+        cut = ask(client, said("Tell me", image_uri(1)), max_tokens=20, stop=given).choices[0]
         assert cut.message.content == whole[: whole.index(stop)]
         assert cut.finish_reason == "stop"
     assert ask(client, said("Tell me"), max_tokens=2).choices[0].finish_reason == "length"
@@ -199,7 +199,7 @@ def test_stop_cuts_and_is_told(client: openai.OpenAI) -> None:
 
 def test_a_seed_gives_one_text(client: openai.OpenAI) -> None:
     def drawn(seed: int) -> str:
-        made = ask(client, said("Go on", picture_uri(1)), temperature=1.0, seed=seed)
+        made = ask(client, said("Go on", image_uri(1)), temperature=1.0, seed=seed)
         return made.choices[0].message.content
 
     assert drawn(7) == drawn(7)
@@ -226,23 +226,23 @@ def test_several_choices(client: openai.OpenAI) -> None:
 
 def test_shots_and_steps_are_the_library_s(client: openai.OpenAI, model: Any) -> None:
     shots = [
-        {"pictures": [picture_uri(5)], "question": "How many?", "answer": "2", "rationale": "1+1."}
+        {"images": [image_uri(5)], "question": "How many?", "answer": "2", "rationale": "1+1."}
     ]
-    examples = [im.Example(picture_of(picture_uri(5)), "How many?", "2", "1+1.")]
-    asked = said("How many?", picture_uri(6))
-    picture = picture_of(picture_uri(6))
+    examples = [im.Example(image_of(image_uri(5)), "How many?", "2", "1+1.")]
+    asked = said("How many?", image_uri(6))
+    image = image_of(image_uri(6))
     body: dict[str, Any] = {"shots": shots, "return_prompt": True}
     plain = ask(client, asked, extra_body=body).choices[0]
-    own = im.ask(model, picture, "How many?", shots=examples, max_new_tokens=12)
+    own = im.ask(model, image, "How many?", shots=examples, max_new_tokens=12)
     assert plain.model_extra["prompts"] == [own.prompt]
     assert plain.message.content.strip() == own.text
     assert "reasoning_content" not in plain.message.model_extra
     for way, given in (("cot", examples), ("zero-cot", [])):
-        how = im.Reasoning(way, max_step_tokens=10, max_new_tokens=6)  # type: ignore[arg-type]
-        own = im.ask(model, picture, "How many?", shots=given, reason=how)
+        how = im.Reasoning(way, max_rationale_tokens=10, max_new_tokens=6)  # type: ignore[arg-type]
+        own = im.ask(model, image, "How many?", shots=given, reasoning=how)
         body = {
             "shots": shots if given else [],
-            "reasoning": {"max_step_tokens": 10, "max_new_tokens": 6},
+            "reasoning": {"max_rationale_tokens": 10, "max_new_tokens": 6},
             "return_prompt": True,
         }
         made = ask(client, asked, extra_body=body, max_tokens=99)
@@ -264,7 +264,7 @@ def test_a_trigger_of_one_s_own_and_one_in_the_question_s_language(client: opena
         made = ask(client, said(text), extra_body=body, max_tokens=4)
         return made.choices[0].model_extra["prompts"][0]
 
-    assert lead("왜?", {"trigger": True}).endswith("차근차근 생각해봐.")
+    assert lead("왜?", {}).endswith("차근차근 생각해봐.")
     assert lead("Why?", True).endswith("Let's think step by step.")
     assert lead("Why?", {"trigger": "Count them."}).endswith("Count them.")
 
@@ -279,10 +279,10 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_embeddings_are_the_dual_encoder_s(client: openai.OpenAI) -> None:
     dual = shared.tiny_dual()
-    uri = picture_uri(1)
+    uri = image_uri(1)
     with torch.no_grad():
         cat, dog = dual.encode_texts(["a cat", "a dog"])
-        own = [cat, dual.encode_pictures([picture_of(uri)])[0], dog]
+        own = [cat, dual.encode_images([image_of(uri)])[0], dog]
     for form in ("float", "base64", None):
         options = {"encoding_format": form} if form else {}  # the client's own default is base64
         made = client.embeddings.create(model="clip", input=["a cat", uri, "a dog"], **options)
@@ -296,21 +296,21 @@ def test_embeddings_are_the_dual_encoder_s(client: openai.OpenAI) -> None:
 
 
 def test_classify_is_the_classifier_s(client: openai.OpenAI) -> None:
-    uris, labels = [picture_uri(n) for n in range(3)], ["cat", "dog", "ice cream"]
+    uris, labels = [image_uri(n) for n in range(3)], ["cat", "dog", "ice cream"]
     dual = shared.tiny_dual()
-    pictures = [picture_of(u) for u in uris]
+    images = [image_of(u) for u in uris]
     for options in ({}, {"threshold": 0.99}, {"multi_label": True}):
         own = im.ZeroShotClassifier(dual, labels, "one", cache=False, **options)
         body = {"images": uris, "labels": labels, "templates": "one", "top": 2, **options}
         made = client.post("/classify", body=body, cast_to=object)
         assert isinstance(made, dict)
         for i, found in enumerate(made["data"]):
-            best = own.top(pictures, 2)[i]
+            best = own.top(images, 2)[i]
             assert [s["label"] for s in found["scores"]] == [name for name, _ in best]
             assert [s["probability"] for s in found["scores"]] == pytest.approx(
                 [p for _, p in best], abs=1e-5
             )
-            held = own.predict(pictures)[i]
+            held = own.predict(images)[i]
             if "multi_label" in options:
                 expected = [n for n, h in zip(labels, held, strict=True) if h]
                 assert found["labels"] == (expected or ["none of these"])
@@ -325,8 +325,8 @@ def test_lmms_eval_s_request(client: openai.OpenAI) -> None:
     """Text first, then PNG data URIs; system-less; max_tokens and temperature."""
     content = [
         {"type": "text", "text": "What is shown?\nAnswer with one word."},
-        {"type": "image_url", "image_url": {"url": picture_uri(1)}},
-        {"type": "image_url", "image_url": {"url": picture_uri(2)}},
+        {"type": "image_url", "image_url": {"url": image_uri(1)}},
+        {"type": "image_url", "image_url": {"url": image_uri(2)}},
     ]
     payload: dict[str, Any] = {
         "model": "tiny",
@@ -337,7 +337,7 @@ def test_lmms_eval_s_request(client: openai.OpenAI) -> None:
     made = client.chat.completions.create(**payload, extra_body={"return_prompt": True})
     assert made.choices[0].message.content
     prompt = made.choices[0].model_extra["prompts"][0]
-    # the model learned pictures before the question
+    # the model learned images before the question
     assert prompt.startswith("<image><image>Question: What is shown?")
 
 
@@ -354,7 +354,7 @@ def test_vlmevalkit_s_request(running: Any) -> None:
                     {"type": "text", "text": "First:"},
                     {
                         "type": "image_url",
-                        "image_url": {"url": picture_uri(1, kind="JPEG"), "detail": "low"},
+                        "image_url": {"url": image_uri(1, kind="JPEG"), "detail": "low"},
                     },
                     {"type": "text", "text": "What?"},
                 ],

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.serving.engine import GenerationRequest, ServingEngine
+from isthmus.generation.server import GenerationRequest, ServingEngine
 
 pytest.importorskip("ray.serve")
 

@@ -57,7 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Captions beside pictures, as a newcomer has them."""
+    """Captions beside images, as a newcomer has them."""
     folder = tmp_path / "photos"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -94,12 +94,12 @@ def test_the_plan_costs_nothing(run: Any, photos: Path, tmp_path: Path) -> None:
     code, said, errors = run("train", config, "--dry-run")
     assert code == 0, errors
     assert "4 visual tokens" not in said
-    assert "a picture becomes 16 visual tokens" in said
+    assert "an image becomes 16 visual tokens" in said
     assert "6 of 4 samples" in said
     assert "photos 4.0" in said  # 24 samples of 6 records
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run.toml"]
     code, said, _ = run("train", config, "--dry-run", "--json")
-    assert json.loads(said)["pictures"] == 6
+    assert json.loads(said)["images"] == 6
 
 
 def test_what_is_missing_is_said(run: Any, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_log_gets_lines_and_sigterm_ends_with_its_code(photos: Path, tmp_path:
         process.send_signal(signal.SIGTERM)
         errors = process.communicate()[1]
     assert process.returncode == 143
-    assert re.match(r"training in \w+ \(.+\) on the CPU with 1 thread\n", said[0])
+    assert re.match(r"training in \w+ \(.+\) on the CPU with 1 thread, attention \w+\n", said[0])
     assert re.match(r"Training: [\d,]+ of 100,000, loss [\d.]+, [\d.]+ samples/s, ", said[-1])
     assert "the same command goes on from here" in errors
     assert im.load(out).trained_parameters()

@@ -11,27 +11,27 @@ from pathlib import Path
 import torch
 
 import isthmus as im
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import ImageRef, Record
 from isthmus.training.feed import DataSet
 from isthmus.training.loop import train
 
 
 def records(folder: Path) -> list[Record]:
-    """Pictures, a document, a clip-less chat and text without a picture."""
+    """Images, a document, a clip-less chat and text without an image."""
     made = [
-        Record.of(Picture(path), "What is it?", path.stem) for path in sorted(folder.glob("*.png"))
+        Record.of(ImageRef(path), "What is it?", path.stem) for path in sorted(folder.glob("*.png"))
     ]
-    first, second = made[0].pictures[0], made[1].pictures[0]
+    first, second = made[0].images[0], made[1].images[0]
     return [
         *made,
-        Record(text="a <image>b <image>cd", pictures_in_text=(first, second)),
-        Record(text="no picture here"),
+        Record(text="a <image>b <image>cd", images_in_text=(first, second)),
+        Record(text="no image here"),
         Record.of(None, "1 + 1?", "2"),
     ]
 
 
 def main() -> None:
-    pictures, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    images, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     kill_at = options.pop("kill_at", None)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -41,14 +41,14 @@ def main() -> None:
         im.Resampler(latents=4, depth=1, heads=2),
         im.CrossAttention(every=2, heads=2, gate=0.5),
     )
-    found = records(pictures)
+    found = records(images)
 
     def on_step(step: int, loss: float) -> None:
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     base = {"steps": 6, "batch_size": 8, "warmup": 2, "save_every": 2, "log_every": 1, "lr": 3e-3}
-    config = im.TrainConfig(**{**base, "evaluate_every": 3, "samples": 1, **options})
+    config = im.TrainConfig(**{**base, "evaluate_every": 3, "sample_answers": 1, **options})
     held = [DataSet(found[:3], name="aside")]
     train(model, [DataSet(found)], config, out, evaluation=held, quiet=True, on_step=on_step)
 

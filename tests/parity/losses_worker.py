@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from isthmus.align.losses import clip_loss, siglip_loss
+from isthmus.training.losses.contrastive import clip_loss, siglip_loss
 
 PAIRS, WIDTH = 24, 16
 NAMES = torch.arange(PAIRS) % 9
@@ -36,7 +36,7 @@ def uneven(rank: int) -> list[Tensor]:
 
 
 def all_losses(rank: int, processes: int) -> dict[str, list[Tensor]]:
-    """Loss, and gradients of pictures, texts, factor and bias, of each way."""
+    """Loss, and gradients of images, texts, factor and bias, of each way."""
     group = dist.group.WORLD if processes > 1 else None
     size = PAIRS // processes
     own = slice(rank * size, (rank + 1) * size)

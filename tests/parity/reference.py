@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from isthmus.connectors.resampler import PerceiverResampler
+from isthmus.model.connectors.resampler import PerceiverResampler
 
 TOLERANCE = 1e-5
 
@@ -86,8 +86,8 @@ def slow_resampler(resampler: PerceiverResampler, features: Tensor, activation: 
 
     Reads only the weights of `resampler`; all arithmetic is here.
     """
-    pictures = []
-    for picture in features.double().tolist():
+    images = []
+    for image in features.double().tolist():
         latents: list[Vector] = resampler.latents.double().tolist()
         for layer in resampler.layers:
             to_q = layer.attention.query_projection.weight.double().tolist()
@@ -97,7 +97,7 @@ def slow_resampler(resampler: PerceiverResampler, features: Tensor, activation: 
             narrow = layer.ffw[3].weight.double().tolist()
             inner = len(to_q)
             normed = [_norm(latent, layer.latent_norm) for latent in latents]
-            context = [_norm(patch, layer.patch_norm) for patch in picture] + normed
+            context = [_norm(patch, layer.patch_norm) for patch in image] + normed
             keys = [_apply(to_kv[:inner], c) for c in context]
             values = [_apply(to_kv[inner:], c) for c in context]
             moved = []
@@ -109,5 +109,5 @@ def slow_resampler(resampler: PerceiverResampler, features: Tensor, activation: 
                 ]
                 moved.append([a + b for a, b in zip(latent, _apply(narrow, hidden), strict=True)])
             latents = moved
-        pictures.append([_norm(latent, resampler.norm) for latent in latents])
-    return torch.tensor(pictures)
+        images.append([_norm(latent, resampler.norm) for latent in latents])
+    return torch.tensor(images)

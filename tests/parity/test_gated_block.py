@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.fusion.cross_attention import CrossAttention, GatedCrossAttentionBlock
-from isthmus.fusion.sight import Sight, first_picture, picture_of_token
+from isthmus.model.fusion.cross_attention import CrossAttention, GatedCrossAttentionBlock
+from isthmus.model.fusion.sight import Sight, first_image, image_of_token
 
 from .reference import TOLERANCE, copy, scramble
 
 WIDTH, VISUAL, HEADS, HEAD_DIM, TOKENS = 12, 10, 3, 4, 5
-# text before, two pictures with text; one at the start, another at the end; two side by side
+# text before, two images with text; one at the start, another at the end; two side by side
 TAGS = torch.tensor([[0, 1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 0, 0, 0]]).bool()
-MEDIA = torch.tensor([[0, 1], [2, 3], [4, 5]])  # picture numbers by row
+MEDIA = torch.tensor([[0, 1], [2, 3], [4, 5]])  # image numbers by row
 ROWS, PICTURES = MEDIA.shape[0], MEDIA.numel()
 
 
@@ -30,8 +30,8 @@ def block(sees: str) -> GatedCrossAttentionBlock:
 def sight_of(visual: Tensor) -> Sight:
     sight = Sight(
         visual=visual,
-        prompt=picture_of_token(TAGS, torch.ones_like(TAGS).long()),
-        begin=first_picture(TAGS),
+        prompt=image_of_token(TAGS, torch.ones_like(TAGS).long()),
+        begin=first_image(TAGS),
     )
     sight.advance(rows=ROWS, length=TAGS.shape[1], past=0)
     return sight
@@ -67,7 +67,7 @@ def test_equals_the_definition(sees: str) -> None:
     hidden, visual = torch.randn(ROWS, 7, WIDTH), torch.randn(PICTURES, TOKENS, VISUAL)
     got = ours(hidden, sight_of(visual), 0)
     torch.testing.assert_close(got, by_definition(ours, hidden, visual), rtol=0, atol=TOLERANCE)
-    assert torch.equal(got[0, 0], hidden[0, 0])  # before the first picture: untouched
+    assert torch.equal(got[0, 0], hidden[0, 0])  # before the first image: untouched
 
 
 def copy_block(ours: GatedCrossAttentionBlock, theirs: Any) -> None:
@@ -99,7 +99,7 @@ def open_flamingo(sees: str) -> nn.Module:
 def flamingo_pytorch(sees: str) -> nn.Module:
     library = pytest.importorskip("flamingo_pytorch")
     made: nn.Module = library.GatedCrossAttentionBlock(
-        dim=VISUAL,  # it has one width for text and pictures, and so have we in this comparison
+        dim=VISUAL,  # it has one width for text and images, and so have we in this comparison
         heads=HEADS,
         dim_head=HEAD_DIM,
         only_attend_immediate_media=sees == "last",
@@ -121,7 +121,7 @@ def test_equals_published_implementations(reference: Any, sees: str) -> None:
     inputs = [[t.clone().requires_grad_() for t in (hidden, visual)] for _ in range(2)]
     got = ours(inputs[0][0], sight_of(inputs[0][1]), 0)
     expected = theirs(inputs[1][0], inputs[1][1][MEDIA], media_locations=TAGS)
-    # where no picture has been seen, theirs still runs its feed-forward, or looks at all pictures
+    # where no image has been seen, theirs still runs its feed-forward, or looks at all images
     seeing = TAGS.cumsum(dim=1) > 0
     torch.testing.assert_close(got[seeing], expected[seeing], rtol=0, atol=TOLERANCE)
     assert torch.equal(got[~seeing], hidden[~seeing])  # ours leaves them bit for bit

@@ -13,10 +13,10 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
-from isthmus.align.classifier_cache import zero_shot_weights
-from isthmus.align.saved import load_clip, save_clip
-from isthmus.align.templates import prompts_of
+from isthmus.classification.classifier_cache import zero_shot_weights
+from isthmus.classification.templates import prompts_of
 from isthmus.errors import CheckpointError, ConfigError, PromptError
+from isthmus.model.clip.checkpoint import load_clip, save_clip
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -53,7 +53,7 @@ def build(form: str) -> Any:
     return model
 
 
-def pictures(count: int = 3) -> list[Image.Image]:
+def photos(count: int = 3) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     sizes = [(50, 70), (33, 32), (20, 90)][:count]
     return [Image.fromarray(rng.integers(0, 255, (*s, 3), np.uint8)) for s in sizes]
@@ -69,12 +69,12 @@ def test_features_logits_and_weights_equal_open_clip(form: str) -> None:
     theirs, tokenizer = build(form), open_clip.tokenizer.SimpleTokenizer()
     ours = load_clip(theirs, tokenizer=tokenizer)
     transform = open_clip.image_transform(32, is_train=False)
-    pixels = torch.stack([transform(p) for p in pictures()])
+    pixels = torch.stack([transform(p) for p in photos()])
     images, texts = (
         theirs.encode_image(pixels, normalize=True),
         theirs.encode_text(tokenizer(TEXTS), normalize=True),
     )
-    close(ours.encode_pictures(pictures()), images)
+    close(ours.encode_images(photos()), images)
     close(ours.encode_texts(TEXTS), texts)
     close(ours.encode_texts(TEXTS, trim=False), texts)
     close(ours.logits(images, texts), theirs.get_logits(pixels, tokenizer(TEXTS))[0])
@@ -157,13 +157,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_by_name_brings_its_own_preprocessing(folder: Path) -> None:
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     ours = load_clip(f"open_clip:local-dir:{folder}")
-    for picture in pictures():
-        assert torch.equal(ours.preprocess(picture), transform(picture))
-    pixels = torch.stack([transform(p) for p in pictures()])
-    close(ours.encode_pictures(pictures()), theirs.eval().encode_image(pixels, normalize=True))
+    for image in photos():
+        assert torch.equal(ours.preprocess(image), transform(image))
+    pixels = torch.stack([transform(p) for p in photos()])
+    close(ours.encode_images(photos()), theirs.eval().encode_image(pixels, normalize=True))
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     close(ours.encode_texts(TEXTS), theirs.encode_text(tokens, normalize=True))
-    assert not torch.equal(transform(pictures()[0]), build_transform()(pictures()[0]))
+    assert not torch.equal(transform(photos()[0]), build_transform()(photos()[0]))
 
 
 def build_transform() -> Any:
@@ -221,7 +221,7 @@ def test_siglip_of_open_clip_token_by_token(tmp_path: Path) -> None:
     close(ours.encode_texts(texts), theirs.encode_text(expected, normalize=True))
     pixels = torch.randn(2, 3, 32, 32)
     close(
-        ours.logits(ours.encode_images(pixels), ours.encode_texts(texts)),
+        ours.logits(ours.encode_pixels(pixels), ours.encode_texts(texts)),
         theirs.get_logits(pixels, expected)[0],
     )
     with pytest.raises(PromptError, match="at most 40"):

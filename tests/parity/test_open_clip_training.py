@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from isthmus.align.saved import load_clip
-from isthmus.config import TrainConfig
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.model.clip.checkpoint import load_clip
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairFeed, PairSet
 
@@ -35,7 +35,7 @@ TRAIN = TrainConfig(steps=5, batch_size=4, warmup=2, lr=3e-3, weight_decay=0.2, 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A saved open_clip model, and eight pictures."""
+    """A saved open_clip model, and eight images."""
     torch.manual_seed(0)
     told = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(told))
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def plain_loop(folder: Path, data: list[PairSet]) -> Any:
-    """Open pictures, tokenize, loss, clip, AdamW, clamp: nothing of ours but which pairs."""
+    """Open images, tokenize, loss, clip, AdamW, clamp: nothing of ours but which pairs."""
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer, loss = open_clip.get_tokenizer(f"local-dir:{folder}"), open_clip.loss.ClipLoss()
     named = dict(model.named_parameters())
@@ -64,7 +64,7 @@ def plain_loop(folder: Path, data: list[PairSet]) -> Any:
     feed = PairFeed(data, TRAIN, transform)
     for step in range(TRAIN.steps):
         pairs = list(feed.drawn(step))
-        pixels = torch.stack([transform(Image.open(p.picture.path)) for p in pairs])
+        pixels = torch.stack([transform(Image.open(p.image.path)) for p in pairs])
         image, text, scale = model(pixels, tokenizer([p.text for p in pairs]))
         optimizer.zero_grad()
         loss(image, text, scale).backward()
@@ -99,4 +99,4 @@ def test_training_is_the_plain_loop(folder: Path, chunk: int | None) -> None:
         image = theirs.encode_image(pixels, normalize=True)
         for model in (ours, again):
             torch.testing.assert_close(model.encode_texts(texts), expected, atol=1e-4, rtol=0)
-            torch.testing.assert_close(model.encode_images(pixels), image, atol=1e-4, rtol=0)
+            torch.testing.assert_close(model.encode_pixels(pixels), image, atol=1e-4, rtol=0)

@@ -13,9 +13,9 @@ from transformers import Idefics3Config, LlavaConfig
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from isthmus.connectors.c_abstractor import CAbstractorConnector, ResidualBlock
-from isthmus.connectors.mlp import MLPConnector
-from isthmus.connectors.pixel_shuffle import PixelShuffleConnector
+from isthmus.model.connectors.c_abstractor import CAbstractorConnector, ResidualBlock
+from isthmus.model.connectors.mlp import MLPConnector
+from isthmus.model.connectors.pixel_shuffle import PixelShuffleConnector
 
 from .reference import assert_parity, copy, scramble
 

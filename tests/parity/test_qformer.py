@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from isthmus.connectors.qformer import QFormerConnector, Sublayer
+from isthmus.model.connectors.qformer import QFormerConnector, Sublayer
 
 from .reference import assert_parity, copy, scramble
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import IdeficsConfig
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
-from isthmus.connectors.resampler import PerceiverResampler
+from isthmus.model.connectors.resampler import PerceiverResampler
 
 from .reference import TOLERANCE, assert_parity, copy, scramble, slow_resampler
 
@@ -83,13 +83,13 @@ def test_equals_flamingo_pytorch() -> None:
     ours = resampler()
     copy_flamingo(ours, theirs)
 
-    def rows(pictures: Tensor) -> Tensor:
-        """Three pictures of two rows, each resampled by itself.
+    def rows(images: Tensor) -> Tensor:
+        """Three images of two rows, each resampled by itself.
 
-        It adds an embedding of a picture's rank among its row's pictures, which is no part of the
+        It adds an embedding of an image's rank among its row's images, which is no part of the
         published resampler and stays outside ours.
         """
-        return ours((pictures + theirs.media_pos_emb[:3]).flatten(0, 1)).unflatten(0, (2, 3))
+        return ours((images + theirs.media_pos_emb[:3]).flatten(0, 1)).unflatten(0, (2, 3))
 
     assert_parity(rows, theirs, torch.randn(2, 3, 7, WIDTH))
 
@@ -104,15 +104,15 @@ def open_flamingo(**options: Any) -> nn.Module:
     return theirs
 
 
-def test_equals_open_flamingo_on_pictures() -> None:
+def test_equals_open_flamingo_on_images() -> None:
     theirs = open_flamingo()
     ours = resampler()
     copy_flamingo(ours, theirs)
 
-    def rows(pictures: Tensor) -> Tensor:
-        return ours(pictures.flatten(0, 2)).unflatten(0, (2, 3))
+    def rows(images: Tensor) -> Tensor:
+        return ours(images.flatten(0, 2)).unflatten(0, (2, 3))
 
-    assert_parity(rows, theirs, torch.randn(2, 3, 1, 7, WIDTH))  # rows, pictures, one frame each
+    assert_parity(rows, theirs, torch.randn(2, 3, 1, 7, WIDTH))  # rows, images, one frame each
 
 
 @pytest.mark.parametrize("frames", [2, 4])

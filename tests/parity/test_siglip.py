@@ -12,10 +12,10 @@ import transformers
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from isthmus.align.adapters import learned_context
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_clip
+from isthmus.classification.few_shot import learned_context
 from isthmus.errors import ConfigError, PromptError
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
 
 SIZES = {
     "hidden_size": 32,
@@ -109,7 +109,7 @@ def processor(kind: str) -> Any:
     return transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size["size"])
 
 
-def pictures() -> list[Image.Image]:
+def photos() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     sizes = [(50, 70), (33, 32), (20, 90)]
     return [Image.fromarray(rng.integers(0, 255, (*s, 3), np.uint8)) for s in sizes]
@@ -121,12 +121,12 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 @torch.no_grad()
 def assert_equal_models(ours: DualEncoder, theirs: Any, ids: torch.Tensor, images: Any) -> None:
-    pixels = images(images=pictures(), return_tensors="pt")["pixel_values"]
+    pixels = images(images=photos(), return_tensors="pt")["pixel_values"]
     out = theirs(input_ids=ids, pixel_values=pixels)
-    close(ours.encode_pictures(pictures()), out.image_embeds)
+    close(ours.encode_images(photos()), out.image_embeds)
     close(ours.encode_texts(TEXTS), out.text_embeds)
     close(
-        ours.logits(ours.encode_pictures(pictures()), ours.encode_texts(TEXTS)),
+        ours.logits(ours.encode_images(photos()), ours.encode_texts(TEXTS)),
         out.logits_per_image,
     )
     assert (out.text_embeds[0] - out.text_embeds[1]).abs().max() > 0.01
@@ -262,7 +262,7 @@ def test_clip_equals_transformers(legacy: bool, activation: str, tmp_path: Path)
     loaded = load_clip(tmp_path)
     assert loaded.fingerprint() == load_clip(f"hf:{tmp_path}").fingerprint()
     close(loaded.encode_texts(TEXTS), ours.encode_texts(TEXTS))
-    close(loaded.encode_pictures(pictures()), ours.encode_pictures(pictures()))
+    close(loaded.encode_images(photos()), ours.encode_images(photos()))
 
 
 def test_families_that_cannot_be_say_why(gemma_like_tokenizer: Any) -> None:
@@ -278,4 +278,4 @@ def test_families_that_cannot_be_say_why(gemma_like_tokenizer: Any) -> None:
         load_clip(siglip_model(70))
     bare = load_clip(siglip_model(70), tokenizer=gemma_like_tokenizer)
     with pytest.raises(ConfigError, match="without its preprocessing"):
-        bare.encode_pictures(pictures())
+        bare.encode_images(photos())

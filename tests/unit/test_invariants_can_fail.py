@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus import model as model_module
 from isthmus import testing
-from isthmus.backbones.language import LanguageModel, block_mask
-from isthmus.backbones.special_tokens import SpecialTokens
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model
-from isthmus.fusion import cross_attention, sight
-from isthmus.fusion.cross_attention import GatedCrossAttentionBlock
-from isthmus.fusion.inline import InlineFusion
-from isthmus.fusion.sight import Sight, picture_of_token
-from isthmus.model import VisionLanguageModel
+from isthmus.model import vlm as model_module
+from isthmus.model.backbones.language import LanguageModel, block_mask
+from isthmus.model.backbones.special_tokens import SpecialTokens
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
+from isthmus.model.fusion import cross_attention, sight
+from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
+from isthmus.model.fusion.inline import InlineFusion
+from isthmus.model.fusion.sight import Sight, image_of_token
+from isthmus.model.vlm import VisionLanguageModel
 
 Patch = pytest.MonkeyPatch
 
@@ -76,7 +76,7 @@ def test_a_gate_that_does_not_close(monkeypatch: Patch, gate: str) -> None:
         testing.check_closed_gates(model)
 
 
-def test_a_block_that_also_changes_tokens_without_a_picture(monkeypatch: Patch) -> None:
+def test_a_block_that_also_changes_tokens_without_a_image(monkeypatch: Patch) -> None:
     """As in implementations that mask the attention and forget the feed-forward."""
     model = made()
     testing.check_text_is_untouched(model)
@@ -112,7 +112,7 @@ def test_embeddings_that_are_almost_the_models(monkeypatch: Patch) -> None:
         testing.check_text_is_untouched(model)
 
 
-def test_pictures_that_stay_in_sight(monkeypatch: Patch) -> None:
+def test_images_that_stay_in_sight(monkeypatch: Patch) -> None:
     """What one prompt showed must be gone when the next one comes."""
     model = made()
     testing.check_text_is_untouched(model)
@@ -129,16 +129,16 @@ def test_pictures_that_stay_in_sight(monkeypatch: Patch) -> None:
         return show(seen, *rest)
 
     monkeypatch.setattr(model, "shown", once_shown_always_shown)
-    with pytest.raises(AssertionError, match="differs after pictures"):
+    with pytest.raises(AssertionError, match="differs after images"):
         testing.check_text_is_untouched(model)
 
 
-# --- 3: a token sees the pictures before it, and with "last" only the last ---------------------
+# --- 3: a token sees the images before it, and with "last" only the last ---------------------
 
 
 def seen_by(shift: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """`picture_of_token` with the number of the picture changed where there is one."""
-    right = sight.picture_of_token
+    """`image_of_token` with the number of the image changed where there is one."""
+    right = sight.image_of_token
 
     def wrong(is_image: Tensor, mask: Tensor, positions: Any = None) -> Tensor:
         numbers = right(is_image, mask)
@@ -149,15 +149,15 @@ def seen_by(shift: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tens
 
 
 SHIFTS: dict[str, Any] = {
-    "the next picture": (lambda n, tags: n + 1, "tokens before the changed picture: they differ"),
-    "the picture before": (lambda n, tags: n - 1, "the changed picture has no effect"),
-    # the tag itself still sees the picture before it
+    "the next image": (lambda n, tags: n + 1, "tokens before the changed image: they differ"),
+    "the image before": (lambda n, tags: n - 1, "the changed image has no effect"),
+    # the tag itself still sees the image before it
     "one token late": (
         lambda n, tags: n - tags.long(),
-        "tokens behind the second picture, the first changed: they differ",
+        "tokens behind the second image, the first changed: they differ",
     ),
-    "always the first": (lambda n, tags: n * 0, "the changed picture has no effect"),
-    "always the last": (lambda n, tags: n * 0 + 9, "tokens before the changed picture"),
+    "always the first": (lambda n, tags: n * 0, "the changed image has no effect"),
+    "always the last": (lambda n, tags: n * 0 + 9, "tokens before the changed image"),
 }
 
 
@@ -166,19 +166,19 @@ def test_sight_that_is_off(monkeypatch: Patch, name: str) -> None:
     model = made()
     testing.check_sight(model)
     shift, message = SHIFTS[name]
-    monkeypatch.setattr(model_module, "picture_of_token", seen_by(shift))
+    monkeypatch.setattr(model_module, "image_of_token", seen_by(shift))
     with pytest.raises(AssertionError, match=message):
         testing.check_sight(model)
 
 
-def test_last_that_sees_all_previous_pictures(monkeypatch: Patch) -> None:
+def test_last_that_sees_all_previous_images(monkeypatch: Patch) -> None:
     model = made()
     testing.check_sight(model)
     testing.check_sight(made(sees="previous"))  # there it is right
     monkeypatch.setattr(
         GatedCrossAttentionBlock, "_read_last", GatedCrossAttentionBlock._read_previous
     )
-    with pytest.raises(AssertionError, match="tokens behind the second picture"):
+    with pytest.raises(AssertionError, match="tokens behind the second image"):
         testing.check_sight(model)
 
 
@@ -187,13 +187,13 @@ def test_inline_tokens_in_the_wrong_order(monkeypatch: Patch) -> None:
     testing.check_sight(model)
     embed = InlineFusion.embed
 
-    def reversed_pictures(
+    def reversed_images(
         self: InlineFusion, embeddings: Tensor, is_image: Tensor, visual: Tensor
     ) -> Tensor:
         return embed(self, embeddings, is_image, visual.flip(0))
 
-    monkeypatch.setattr(InlineFusion, "embed", reversed_pictures)
-    with pytest.raises(AssertionError, match="tokens before the changed picture"):
+    monkeypatch.setattr(InlineFusion, "embed", reversed_images)
+    with pytest.raises(AssertionError, match="tokens before the changed image"):
         testing.check_sight(model)
 
 
@@ -231,23 +231,23 @@ def test_padding_that_is_attended_to(monkeypatch: Patch) -> None:
         testing.check_padding(model)
 
 
-def test_pictures_counted_without_the_rows_before(monkeypatch: Patch) -> None:
-    """The picture of the third row would be taken from the first."""
+def test_images_counted_without_the_rows_before(monkeypatch: Patch) -> None:
+    """The image of the third row would be taken from the first."""
     model = made()
     testing.check_padding(model)
-    right = sight.picture_of_token
+    right = sight.image_of_token
 
     def by_row(is_image: Tensor, mask: Tensor, positions: Any = None) -> Tensor:
         rows = [right(is_image[i : i + 1], mask[i : i + 1]) for i in range(len(mask))]
         return torch.cat(rows)
 
-    monkeypatch.setattr(model_module, "picture_of_token", by_row)
+    monkeypatch.setattr(model_module, "image_of_token", by_row)
     with pytest.raises(AssertionError, match="row 2 padded left and alone: they differ"):
         testing.check_padding(model)
 
 
-def test_an_end_of_chunk_for_rows_without_pictures(monkeypatch: Patch) -> None:
-    """A row may only end a chunk if it has a picture, whoever stands beside it."""
+def test_an_end_of_chunk_for_rows_without_images(monkeypatch: Patch) -> None:
+    """A row may only end a chunk if it has an image, whoever stands beside it."""
     model = made()
     testing.check_padding(model)
     add = SpecialTokens._add_columns
@@ -259,12 +259,12 @@ def test_an_end_of_chunk_for_rows_without_pictures(monkeypatch: Patch) -> None:
 
     monkeypatch.setattr(SpecialTokens, "_add_columns", for_all)
     broken = made()  # hooks hold the method as it was when they were made
-    with pytest.raises(AssertionError, match="a row without pictures may end a chunk"):
+    with pytest.raises(AssertionError, match="a row without images may end a chunk"):
         testing.check_padding(broken)
 
 
 def first_instead_of_last(self: Sight) -> None:
-    """`narrow` that keeps each row's first picture."""
+    """`narrow` that keeps each row's first image."""
     index = self.begin[:, 0].clamp(max=self.visual.shape[0] - 1)
     self.visual = self.visual[index]
     self.keys_values = {b: (k[index], v[index]) for b, (k, v) in self.keys_values.items()}
@@ -273,7 +273,7 @@ def first_instead_of_last(self: Sight) -> None:
 
 
 def keys_values_left_behind(self: Sight) -> None:
-    """`narrow` that renumbers the pictures and leaves K and V in the old order."""
+    """`narrow` that renumbers the images and leaves K and V in the old order."""
     last = self.last
     self.prompt = torch.where(last < 0, last, torch.arange(len(last)))[:, None]
 
@@ -371,7 +371,7 @@ def test_a_gradient_that_is_not_finite() -> None:
 
 def test_modules_that_are_used_are_the_ones_patched() -> None:
     """The names that the tests above replace are those the model looks up."""
-    assert model_module.picture_of_token is sight.picture_of_token
+    assert model_module.image_of_token is sight.image_of_token
     assert cross_attention.Sight is Sight
 
 
@@ -389,15 +389,15 @@ def test_packing_that_leaks(monkeypatch: Patch) -> None:
         testing.check_packing(model)
 
 
-def test_pictures_of_the_sample_before(monkeypatch: Patch) -> None:
-    """A packed sample without a picture must not see its neighbour's."""
+def test_images_of_the_sample_before(monkeypatch: Patch) -> None:
+    """A packed sample without an image must not see its neighbour's."""
     model = made()
     testing.check_packing(model)
 
     def across(tags: Tensor, mask: Tensor, positions: Any = None) -> Tensor:
-        return picture_of_token(tags, mask)
+        return image_of_token(tags, mask)
 
-    monkeypatch.setattr(model_module, "picture_of_token", across)
+    monkeypatch.setattr(model_module, "image_of_token", across)
     with pytest.raises(AssertionError, match=r"sample \d packed and alone: they differ"):
         testing.check_packing(model)
 

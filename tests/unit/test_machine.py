@@ -143,8 +143,8 @@ def test_a_dual_encoder_in_half_precision_keeps_its_temperature() -> None:
     half = im.load("tiny-clip", device="cpu", dtype="bfloat16")
     assert next(half.image.parameters()).dtype == torch.bfloat16
     assert torch.equal(half.logit_scale, whole.logit_scale)
-    picture = Image.linear_gradient("L").convert("RGB")
-    near = half.encode_pictures([picture]) @ whole.encode_pictures([picture]).T
+    image = Image.linear_gradient("L").convert("RGB")
+    near = half.encode_images([image]) @ whole.encode_images([image]).T
     assert float(near) == pytest.approx(1, abs=0.02)
 
 

@@ -1,5 +1,7 @@
 """The command line: one file per verb, each the twin of a Python function.
 
+A new file here is a new verb.
+
 Nothing heavy is imported here or at the top of a verb's file, so that `isthmus --help` answers at
 once. Every error raised on purpose, and every one of the machine (a full disk, a folder that may
 not be written), ends as one line on stderr and exit code 2. Exit code 1 says that a part failed
@@ -9,26 +11,14 @@ and the rest was done, or that the reader of the output left; 130 Ctrl-C, 143 SI
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import signal
 import sys
 from collections.abc import Iterator
 
 import typer
-
-from isthmus.cli.ask import ask
-from isthmus.cli.assets import assets
-from isthmus.cli.chat import chat
-from isthmus.cli.classify import classify
-from isthmus.cli.data import data
-from isthmus.cli.eval import eval_
-from isthmus.cli.features import features
-from isthmus.cli.info import info
-from isthmus.cli.list import list_
-from isthmus.cli.rationales import rationales
-from isthmus.cli.search import search
-from isthmus.cli.serve import serve
-from isthmus.cli.train import train
 
 INTERRUPTED, TERMINATED = 130, 143  # as shells report SIGINT and SIGTERM
 
@@ -39,19 +29,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(ask)
-app.command()(chat)
-app.command()(classify)
-app.command()(search)
-app.command()(train)
-app.command("eval")(eval_)
-app.command()(info)
-app.command("list")(list_)
-app.command()(assets)
-app.command()(features)
-app.command()(rationales)
-app.command()(serve)
-app.add_typer(data, name="data")
+FIRST = ("ask", "chat", "classify", "search", "train", "eval")
+"""What a newcomer looks for, and so the head of the help."""
+NO_VERBS = {"__main__", "options", "output"}
+
+
+def _add_verbs() -> None:
+    """Adds the verb of each file here: what is named as the file, with a "_" where Python has it.
+
+    A function is a command; a `typer.Typer` is a group of commands.
+    """
+    files = {module.name for module in pkgutil.iter_modules(__path__)} - NO_VERBS
+    for name in (*FIRST, *sorted(files - set(FIRST))):
+        file = importlib.import_module(f"{__name__}.{name}")
+        verb = getattr(file, name, None) or getattr(file, f"{name}_")
+        if isinstance(verb, typer.Typer):
+            app.add_typer(verb, name=name)
+        else:
+            app.command(name)(verb)
+
+
+_add_verbs()
 
 
 def main() -> None:

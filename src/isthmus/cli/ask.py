@@ -1,4 +1,4 @@
-"""`isthmus ask PICTURE... QUESTION`."""
+"""`isthmus ask IMAGE... QUESTION`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ def ask(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="PICTURE... QUESTION",
-            help="Pictures (paths, or - for stdin), then the question.",
+            metavar="IMAGE... QUESTION",
+            help="Images (paths, or - for stdin), then the question.",
         ),
     ],
     model: Model = "tiny",
     json_: Json = False,
     stream: Annotated[bool, typer.Option(help="Print the answer while it is decoded.")] = False,
-    allow_url: Annotated[bool, typer.Option(help="Let pictures be http(s) addresses.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
-    beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
+    allow_url: Annotated[bool, typer.Option(help="Let images be http(s) addresses.")] = False,
     shots: Annotated[
         Path | None, typer.Option(help="A file of demonstrations, as `isthmus rationales` writes.")
     ] = None,
-    reason: Annotated[
-        str, typer.Option(help="How to reach the answer: none, cot, zero-cot, least-to-most.")
+    reasoning: Annotated[
+        str,
+        typer.Option(
+            help="How to reach the answer: none, cot, zero-cot, least-to-most; auto is cot where "
+            "a demonstration has a rationale, else zero-cot."
+        ),
     ] = "none",
     trigger: Annotated[
         str,
@@ -39,8 +41,21 @@ def ask(
         ),
     ] = "",
     samples: Annotated[int, typer.Option(min=1, help="Chains whose answers vote.")] = 1,
-    max_step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Of what is drawn (default: 0, greedy; 0.7 for several)."),
+    ] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that hold this share.")
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0 for all.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
+    max_rationale_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of the steps.")
+    ] = 256,
     kind: Annotated[
         str, typer.Option(help="What the answer is: text, number, yes_no, choice, label.")
     ] = "text",
@@ -51,94 +66,92 @@ def ask(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Ask a question about one or several pictures; prints the answer and nothing else."""
-    from isthmus.answers.closed import closed_answers
+    """Ask a question about one or several images; prints the answer and nothing else."""
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
     from isthmus.errors import InputError
+    from isthmus.prompts.answers.closed import closed_answers
 
     check_machine(device, dtype)
     if len(arguments) < 2:
         raise InputError(
-            f'got only "{arguments[0]}": expected at least one picture and then the question, '
-            'as in: isthmus ask cat.jpg "What is in the picture?"'
+            f'got only "{arguments[0]}": expected at least one image and then the question, '
+            'as in: isthmus ask cat.jpg "What is in the image?"'
         )
-    if stream and (json_ or beams > 1):
-        raise InputError(
-            f"--stream cannot go with {'--json' if json_ else '--beams'}: leave one of them out"
-        )
+    if stream and json_:
+        raise InputError("--stream cannot go with --json: leave one of them out")
     *sources, question = arguments
     check_text(question, "the question")
     for text, what in ((trigger, "--trigger"), (choices, "--choices")):
         check_text(text, what)
-    reasoning = _reasoning(reason, trigger, question, samples, seed, max_step_tokens)
-    if reasoning and (stream or beams > 1):
-        raise InputError(
-            f"--reason and --samples cannot go with {'--stream' if stream else '--beams'}: "
-            "leave one of them out"
-        )
+    if trigger and reasoning == "none":
+        reasoning = "zero-cot"
+    if stream and (reasoning != "none" or samples > 1):
+        raise InputError("--reasoning and --samples cannot go with --stream: leave one of them out")
+    if stream and (kind != "text" or choices):
+        raise InputError("--kind and --choices cannot go with --stream: leave one of them out")
     how: dict[str, Any] = {"kind": kind, "choices": closed_answers(kind, choices.split(","))}
-    pictures = [_open(source, allow_url) for source in sources]  # before the model: fail early
+    demonstrations = _demonstrations(shots)
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+    }
+    more: dict[str, Any] = {"samples": samples, "max_rationale_tokens": max_rationale_tokens}
+    planned = _planned(reasoning, trigger, demonstrations, {**options, **more})
+    images = [_open(source, allow_url) for source in sources]  # before the model: fail early
 
-    from isthmus import checkpoint, inference
+    from dataclasses import asdict
 
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
-    if shots is not None:
-        from isthmus.prompting.example_file import read_examples
+    from isthmus.model import checkpoint
+    from isthmus.reasoning import inference
 
-        options["shots"] = read_examples(shots)
-    if reasoning:
-        from isthmus.prompting.reason import check_shots
-
-        check_shots(reasoning, options.get("shots", ()))
     use_machine(device, dtype, threads)
     loaded = checkpoint.load_vlm(model, device=device, dtype=dtype)
-    if beams > 1:
-        options["num_beams"] = beams
     if stream:
-        for piece in inference.stream(loaded, pictures, question, **options):
+        pieces = inference.stream(loaded, images, question, shots=demonstrations, **options)
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
-    answer = inference.ask(loaded, pictures, question, reason=reasoning, **how, **options)
+    answer = inference.ask(loaded, images, question, shots=demonstrations, reasoning=planned, **how)
     if json_:
-        print_json({**vars(answer), "model": model})
+        print_json({**asdict(answer), "prompt": answer.prompt, "model": model})
     else:
         print(answer.text)
 
 
-def _reasoning(
-    way: str, trigger: str, question: str, samples: int, seed: int, max_step_tokens: int
-) -> Any:
-    """How the answer is reached; False for at once, in the ordinary way."""
-    if way == "none" and samples == 1 and not trigger:
-        return False
-    from isthmus.prompting.reason import Reasoning, trigger_for
-    from isthmus.triggers import trigger_named
+def _demonstrations(path: Path | None) -> list[Any]:
+    """The demonstrations of a file; none without one."""
+    if path is None:
+        return []
+    from isthmus.demonstrations.example_file import read_examples
 
-    if trigger and way == "none":
-        way = "zero-cot"
-    name = trigger or trigger_for(question)
-    trigger_named(name)  # an unknown one is said before the model is loaded
-    return Reasoning(
-        way,  # type: ignore[arg-type]
-        name,
-        samples=samples,
-        seed=seed,
-        max_step_tokens=max_step_tokens,
-    )
+    return read_examples(path)
+
+
+def _planned(way: str, trigger: str, shots: list[Any], options: dict[str, Any]) -> Any:
+    """How the answer is reached; what is wrong with it is said before the model is loaded."""
+    from isthmus.reasoning.method import reasoning_for
+    from isthmus.reasoning.wording import trigger_named
+
+    if trigger:
+        trigger_named(trigger)
+    return reasoning_for(way, shots, trigger=trigger or None, **options)
 
 
 def _open(source: str, allow_url: bool) -> Any:
-    """A picture from a path, from stdin, or, if allowed, from an address."""
+    """An image from a path, from stdin, or, if allowed, from an address."""
     from isthmus.errors import InputError
-    from isthmus.images import open_picture
     from isthmus.media.fetch import Fetcher, is_url
+    from isthmus.media.image import open_image
 
     if is_url(source):
         if not allow_url:
             raise InputError(
                 f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
             )
-        return open_picture(Fetcher(None, plain=True).fetch(source))
-    return open_picture(sys.stdin.buffer if source == "-" else source)
+        return open_image(Fetcher(None, plain=True).fetch(source))
+    return open_image(sys.stdin.buffer if source == "-" else source)

@@ -10,7 +10,7 @@ import typer
 from isthmus.cli.options import Json
 
 if TYPE_CHECKING:
-    from isthmus.assets import AssetStatus
+    from isthmus.assets.registry import AssetStatus
 
 
 class Action(enum.StrEnum):
@@ -38,7 +38,7 @@ def assets(
 
     isthmus assets fetch --all
     """
-    from isthmus import assets as store
+    from isthmus.assets import registry as store
     from isthmus.cli.output import print_json
     from isthmus.errors import ConfigError, suggestion
 

@@ -35,14 +35,14 @@ def chat(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Talk to a model about pictures, on a page in the browser or in the shell.
+    """Talk to a model about images, on a page in the browser or in the shell.
 
     isthmus chat
 
     isthmus chat --terminal
     """
-    from isthmus.chat.launch import open_chat
     from isthmus.cli.options import check_machine, use_machine
+    from isthmus.serving.chat.launch import open_chat
 
     check_machine(device, dtype)
     use_machine(device, dtype, threads)

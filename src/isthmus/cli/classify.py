@@ -1,4 +1,4 @@
-"""`isthmus classify PICTURE... --labels a,b,c`."""
+"""`isthmus classify IMAGE... --labels a,b,c`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import typer
 from isthmus.cli.options import Device, Dtype, DualEncoder, Json, Quiet, Threads
 
 if TYPE_CHECKING:
-    from isthmus.align.classified import Classified
+    from isthmus.classification.classify import Classified
 
 
 def classify(
-    pictures: Annotated[
+    images: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE...", help="Pictures or folders of them, or - for stdin."),
+        typer.Argument(metavar="IMAGE...", help="Images or folders of them, or - for stdin."),
     ],
     labels: Annotated[str, typer.Option(help="The labels, with commas between.")] = "",
     labels_file: Annotated[
@@ -36,35 +36,35 @@ def classify(
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help='Below it a picture is "none of these"; with --multi-label, 0.5.'
+            min=0, max=1, help='Below it an image is "none of these"; with --multi-label, 0.5.'
         ),
     ] = None,
     multi_label: Annotated[
-        bool, typer.Option(help="A picture may have several labels, or none.")
+        bool, typer.Option(help="An image may have several labels, or none.")
     ] = False,
     model: DualEncoder = "tiny-clip",
     sheet: Annotated[
-        Path | None, typer.Option(help="Write the pictures and their labels as one PNG.")
+        Path | None, typer.Option(help="Write the images and their labels as one PNG.")
     ] = None,
     json_: Json = False,
     quiet: Quiet = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Sort pictures into any classes that can be named, without training.
+    """Sort images into any classes that can be named, without training.
 
     isthmus classify photos/ --labels "cat,dog,great white shark"
 
-    With --json a line for each picture. A picture that cannot be read costs no other's result: it
+    With --json a line for each image. An image that cannot be read costs no other's result: it
     is named on stderr, and the exit code is 1; 2 if there is no other.
     """
-    from isthmus.align.templates import checked_labels, prompts_of
+    from isthmus.classification.templates import checked_labels, prompts_of
     from isthmus.cli.options import check_machine, check_text, use_machine
-    from isthmus.data.folders import pictures_of
+    from isthmus.data.folders import images_of
     from isthmus.errors import InputError
-    from isthmus.images import Source, open_picture
+    from isthmus.media.image import Source, open_image
 
     check_machine(device, dtype)
     check_text(labels, "--labels")
@@ -75,18 +75,18 @@ def classify(
     prompts_of(names, templates)  # a mistake in them is said before anything is loaded
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise InputError(f"--sheet is {sheet}: expected a file that ends in .png")
-    if "-" in pictures and len(pictures) > 1:
-        raise InputError("- for stdin is one picture and goes alone")
-    sources: list[Source] = [open_picture(sys.stdin.buffer)] if pictures == ["-"] else []
-    sources = sources or pictures_of(pictures)
+    if "-" in images and len(images) > 1:
+        raise InputError("- for stdin is one image and goes alone")
+    sources: list[Source] = [open_image(sys.stdin.buffer)] if images == ["-"] else []
+    sources = sources or images_of(images)
     if len(sources) == 1:
-        open_picture(sources[0])  # a wrong path is said before the model is loaded
+        open_image(sources[0])  # a wrong path is said before the model is loaded
 
     use_machine(device, dtype, threads)
-    from isthmus.align.classified import classify_pictures
+    from isthmus.classification.classify import classify_images
 
     with _waiting("reading the labels", quiet):
-        results = classify_pictures(
+        results = classify_images(
             sources,
             names,
             templates,
@@ -120,7 +120,7 @@ def classify(
 def _each(first: Classified, others: Iterator[Classified], quiet: bool) -> Iterator[Classified]:
     """All results, with a sign of life for a person at a terminal."""
     yield first
-    with _waiting("looking at the pictures", quiet):
+    with _waiting("looking at the images", quiet):
         yield from others
 
 
@@ -133,8 +133,8 @@ def _waiting(what: str, quiet: bool) -> AbstractContextManager[object]:
 
 
 def _name(result: Classified) -> str:
-    """What a picture is called; one from stdin is "-"."""
-    return str(result.picture) if isinstance(result.picture, (str, Path)) else "-"
+    """What an image is called; one from stdin is "-"."""
+    return str(result.image) if isinstance(result.image, (str, Path)) else "-"
 
 
 def _tell_failed(result: Classified) -> None:
@@ -147,7 +147,7 @@ def _tell_failed(result: Classified) -> None:
 def _print_line(result: Classified, multi_label: bool) -> None:
     from isthmus.cli.output import print_json
 
-    told: dict[str, Any] = {"picture": _name(result)}
+    told: dict[str, Any] = {"image": _name(result)}
     if result.error:
         told["error"] = result.error
     else:
@@ -158,13 +158,13 @@ def _print_line(result: Classified, multi_label: bool) -> None:
 
 
 def _write_sheet(results: list[Classified], sheet: Path) -> None:
-    from isthmus.pages.sheet import contact_sheet
+    from isthmus.reports.sheet import contact_sheet
 
     lines = [
         [", ".join(r.labels), *(f"{_percent(score)} {name}" for name, score in r.top[:3])]
         for r in results
     ]
-    made = contact_sheet([r.picture for r in results], lines)
+    made = contact_sheet([r.image for r in results], lines)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     made.save(sheet)
 
@@ -195,7 +195,7 @@ def _print_table(results: list[Classified]) -> None:
     from isthmus.cli.output import printable
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("picture", overflow="fold")
+    table.add_column("image", overflow="fold")
     table.add_column("label", style="bold")
     table.add_column("likeliest")
     for result in results:

@@ -28,26 +28,26 @@ def check(
     path: Annotated[
         str,
         typer.Argument(
-            help='A folder of pictures, a JSONL, CSV or Parquet file, or tar shards ("s/*.tar", '
+            help='A folder of images, a JSONL, CSV or Parquet file, or tar shards ("s/*.tar", '
             '"s/{000..009}.tar").'
         ),
     ],
     root: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that PATH and the pictures in it are relative to, as --data is "
+            help="Folder that PATH and the images in it are relative to, as --data is "
             "for train; by default the file's own."
         ),
     ] = None,
     decode: Annotated[
-        bool, typer.Option(help="Decode every picture, or only read the headers: faster.")
+        bool, typer.Option(help="Decode every image, or only read the headers: faster.")
     ] = True,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Count, measure and test the records of a data set.
 
-    Exit code 0: fit for training. 1: some pictures or records are broken. 2: nothing is usable,
+    Exit code 0: fit for training. 1: some images or records are broken. 2: nothing is usable,
     or PATH cannot be read.
 
     isthmus data check pairs.jsonl
@@ -80,10 +80,10 @@ def _show(report: Report) -> None:
         "  repeated": report.duplicate_records,
         "  empty answers": report.empty_answers,
         "  unreadable": len(report.broken_records),
-        "pictures": report.pictures,
+        "images": report.images,
         "  features": report.features,
-        "  same as another": report.duplicate_pictures,
-        "  broken": len(report.broken_pictures),
+        "  same as another": report.duplicate_images,
+        "  broken": len(report.broken_images),
         "  below 224 pixels": small,
         "width, pixels (min / median / max)": report.width or "-",
         "height, pixels": report.height or "-",
@@ -96,7 +96,7 @@ def _show(report: Report) -> None:
     console = Console()
     console.print(table)
     for troubles, what in (
-        (report.broken_pictures, "broken pictures"),
+        (report.broken_images, "broken images"),
         (report.broken_records, "unreadable records"),
     ):
         _name(troubles, what)
@@ -105,7 +105,9 @@ def _show(report: Report) -> None:
 
 def _name(troubles: tuple[Trouble, ...], what: str) -> None:
     """Names the first of what is broken; plainly, for names may hold brackets."""
+    from isthmus.cli.output import printable
+
     for trouble in troubles[:FIRST]:
-        print(f"  {' '.join(trouble.why.split())}")
+        print(f"  {' '.join(printable(trouble.why).split())}")
     if len(troubles) > FIRST:
         print(f"  and {len(troubles) - FIRST} more {what}: --json names them all")

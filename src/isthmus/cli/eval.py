@@ -21,7 +21,7 @@ def eval_(
         ),
     ] = None,
     shots: Annotated[str, typer.Option(help="Numbers of demonstrations.")] = "0,4,8",
-    reason: Annotated[
+    reasoning: Annotated[
         str, typer.Option(help="none, cot, zero-cot, auto-cot, least-to-most; also several.")
     ] = "none",
     samples: Annotated[
@@ -78,7 +78,7 @@ def eval_(
         model,
         _parts(tasks),
         shots=counts,
-        reason=_parts(reason),
+        reasoning=_parts(reasoning),
         samples=samples,
         seeds=range(seeds),
         select=select,
@@ -117,19 +117,19 @@ def _number(text: str, option: str) -> int:
 def _list(json_: bool) -> None:
     """Prints what can be asked for."""
     from isthmus.cli.output import print_json
-    from isthmus.evaluation.arms import CONTROLS, REASONS
+    from isthmus.config.registry import TASK_MAKERS
+    from isthmus.evaluation.arms import CONTROLS, WAYS
     from isthmus.evaluation.tasks import TASKS
-    from isthmus.registry import TASK_MAKERS
 
     rows = {
         "tasks": {
-            **{f"{n}:PATH" if k.needs_path else n: k.about for n, k in TASKS.items()},
+            **{f"{n}:PATH" if k.generate is None else n: k.about for n, k in TASKS.items()},
             **{name: f"from {place}" for name, place in TASK_MAKERS.offered().items()},
         },
         "controls": CONTROLS,
     }
     if json_:
-        print_json({**rows, "reason": REASONS})
+        print_json({**rows, "reasoning": WAYS})
         return
     from rich.console import Console
     from rich.table import Table
@@ -139,6 +139,6 @@ def _list(json_: bool) -> None:
         table.add_row(f"[bold]{kind}[/bold]")
         for name, about in members.items():
             table.add_row(f"  {name}", about)
-    table.add_row("[bold]reason[/bold]")
-    table.add_row("", ", ".join(REASONS))
+    table.add_row("[bold]reasoning[/bold]")
+    table.add_row("", ", ".join(WAYS))
     Console().print(table)

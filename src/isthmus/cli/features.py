@@ -11,7 +11,7 @@ import typer
 from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 
 if TYPE_CHECKING:
-    from isthmus.config import VisionConfig
+    from isthmus.config.model import VisionConfig
 
 
 def features(
@@ -19,7 +19,7 @@ def features(
         list[str] | None,
         typer.Argument(
             metavar="DATA...",
-            help="Data sets: folders of pictures, JSONL, CSV or Parquet files, or tar shards "
+            help="Data sets: folders of images, JSONL, CSV or Parquet files, or tar shards "
             "(default: those of --config).",
         ),
     ] = None,
@@ -48,18 +48,18 @@ def features(
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Encode as a Ray Data job.")] = False,
     workers: Annotated[
-        int, typer.Option(min=0, help="Threads that open pictures; with --ray, encoders.")
+        int, typer.Option(min=0, help="Threads that open images; with --ray, encoders.")
     ] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 16,
     json_: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Compute the frozen features of data sets' pictures, once, for all runs that need them.
+    """Compute the frozen features of data sets' images, once, for all runs that need them.
 
-    A picture that cannot be read is named on stderr, and the exit code is 1; the others are kept.
+    An image that cannot be read is named on stderr, and the exit code is 1; the others are kept.
     """
     from isthmus.cli.options import check_machine, use_machine
     from isthmus.cli.output import print_json, printable
@@ -109,8 +109,8 @@ def _wanted(
     """The encoder and the data sets, from the arguments or else from a run's file."""
     from dataclasses import replace
 
-    from isthmus.config import ModelConfig, VisionConfig
-    from isthmus.config_file import read_run
+    from isthmus.config.file import read_run
+    from isthmus.config.model import ModelConfig, VisionConfig
     from isthmus.errors import ConfigError
 
     run = read_run(config) if config else None

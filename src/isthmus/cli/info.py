@@ -16,14 +16,14 @@ def info(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Show a model's parts, tokens and FLOPs per picture, and what this machine can do.
+    """Show a model's parts, tokens and FLOPs per image, and what this machine can do.
 
     The last lines say what "auto" takes here: device, data type, precision of training.
     """
-    from isthmus import checkpoint
     from isthmus.cli.options import use_machine
     from isthmus.cli.output import print_json
     from isthmus.machine import probe
+    from isthmus.model import checkpoint
 
     use_machine(device, dtype, threads)
     summary = checkpoint.load_vlm(model, device=device, dtype=dtype).summary()

@@ -25,14 +25,14 @@ def rationales(
         str,
         typer.Option(
             help="The answers of a choice or label, with commas between; a choice may have "
-            '"options" of its own in the data instead.'
+            '"choices" of its own in the data instead.'
         ),
     ] = "",
     trigger: Annotated[
         str,
         typer.Option(
             help="What makes the model reason: a published name, or a text (default: step by step, "
-            "in the language of the first question)."
+            "in the question's language)."
         ),
     ] = "",
     ignore_answers: Annotated[
@@ -46,7 +46,7 @@ def rationales(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of clusters and samples.")] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Most questions to read.")] = 1000,
-    max_step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
+    max_rationale_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
     json_: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
@@ -60,7 +60,7 @@ def rationales(
     """
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
-    from isthmus.triggers import trigger_named
+    from isthmus.reasoning.wording import trigger_named
 
     check_machine(device, dtype)
     check_text(trigger, "--trigger")
@@ -72,7 +72,7 @@ def rationales(
     from rich.console import Console
     from rich.progress import Progress
 
-    from isthmus.prompting.rationale_file import write_rationales
+    from isthmus.demonstrations.rationale_file import write_rationales
 
     console = Console(stderr=True)
     hush = quiet or json_ or not console.is_terminal
@@ -91,7 +91,7 @@ def rationales(
             hint=hint,
             seed=seed,
             limit=limit,
-            max_step_tokens=max_step_tokens,
+            max_rationale_tokens=max_rationale_tokens,
             device=device,
             dtype=dtype,
             progress=lambda what, done, of: bar.update(

@@ -38,11 +38,11 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Requests decoded together.")] = 16,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
     memory: Annotated[
-        int, typer.Option(min=1, help="Megabytes that known prefixes and pictures may take.")
+        int, typer.Option(min=1, help="Megabytes that known prefixes and images may take.")
     ] = 1024,
-    max_pictures: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = 32,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = 32,
     allow_media_domain: Annotated[
-        list[str] | None, typer.Option(help="A host that https picture addresses may name.")
+        list[str] | None, typer.Option(help="A host that https image addresses may name.")
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further name of this server on loopback.")
@@ -87,7 +87,7 @@ def serve(
         template=template or None,
         max_batch=max_batch,
         max_queue=max_queue,
-        max_pictures=max_pictures,
+        max_images=max_images,
         memory=memory << 20,
         media_domains=tuple(allow_media_domain or ()),
         allowed_hosts=tuple(allow_host or ()),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isthmus.cli.options import Json, Quiet, Threads
+from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads, use_machine
 
 
 def train(
@@ -23,7 +23,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Pictures with captions, or a file of records; with CONFIG the folder that its "
+            help="Images with captions, or a file of records; with CONFIG the folder that its "
             "data sets' paths are relative to (default: the config's)."
         ),
     ] = None,
@@ -36,13 +36,15 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="CONFIG on tiny parts and made-up data, in seconds.")
     ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     threads: Threads = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the strip between two frozen parts, or a CLIP; a stopped run goes on where it was.
 
-    A CONFIG with a table [dual_encoder] trains a dual encoder on pictures and their names.
+    A CONFIG with a table [dual_encoder] trains a dual encoder on images and their names.
 
     Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 143 stopped by SIGTERM after saving.
     """
@@ -52,12 +54,16 @@ def train(
         raise ConfigError("nothing to train on: expected a CONFIG, or --data FOLDER")
     if out is None and not dry_run:
         raise ConfigError("expected --out FOLDER for the model, its checkpoints and its log")
-    from isthmus import machine
+    use_machine(device, dtype, threads)
     from isthmus.cli.output import print_json
+    from isthmus.machine import PRECISIONS
     from isthmus.training.run import job, plan_of, work
 
-    machine.set_threads(threads)
-    chosen = job(config, data, set_ or (), smoke=smoke)
+    overrides = list(set_ or ())
+    if dtype != "auto":  # the data type of the frozen parts is the run's precision
+        precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
+        overrides.append(f"train.precision={precision}")
+    chosen = job(config, data, overrides, smoke=smoke, device=device)
     if dry_run:
         plan = plan_of(chosen)
         if json_:

@@ -1,1 +1,1 @@
-"""Records and the features of their pictures."""
+"""Records and the features of their images."""

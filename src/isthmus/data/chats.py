@@ -1,9 +1,9 @@
 """Conversations as others write them, made into turns. Pure: no torch.
 
 LLaVA's (`conversations` of `from` and `value`) and those of OpenAI and Transformers (`messages` of
-`role` and `content`, a string or typed parts). `<image>` in a question says with which turn a
-picture is shown; it is taken out, since the pictures of a turn stand before its question (LLaVA's
-own code moves them there too). Without any such tag all pictures are shown with the first turn.
+`role` and `content`, a string or typed parts). `<image>` in a question says with which turn an
+image is shown; it is taken out, since the images of a turn stand before its question (LLaVA's
+own code moves them there too). Without any such tag all images are shown with the first turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from isthmus.data.interleaved import plain
 from isthmus.data.records import Medium
-from isthmus.prompt import IMAGE_TAG, Example
+from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 ROLES = {
     "human": "user",
@@ -26,26 +26,26 @@ ROLES = {
 }
 VIDEO_TAG = "<video>"
 Read = Callable[[Any], Medium]
-"""Makes a picture (or a clip) of what stands for it in a message."""
+"""Makes an image (or a clip) of what stands for it in a message."""
 
 
 def turns(
-    messages: Sequence[Any], media: Sequence[Medium], picture: Read, clip: Read
+    messages: Sequence[Any], media: Sequence[Medium], image: Read, clip: Read
 ) -> tuple[Example, ...]:
     r"""Question and answer in turn.
 
     Args:
         messages: The messages.
-        media: Pictures and clips that the row lists beside the messages, in the order of the tags.
-        picture: Makes a picture of a part that says where it is.
+        media: Images and clips that the row lists beside the messages, in the order of the tags.
+        image: Makes an image of a part that says where it is.
         clip: Makes a clip of a part that says where it is.
 
     Returns:
         The turns; text of a system message stands before the first question.
 
     Raises:
-        ValueError: If questions and answers do not take turns, tags and pictures do not match, or
-            a tag stands where no picture can.
+        ValueError: If questions and answers do not take turns, tags and images do not match, or
+            a tag stands where no image can.
 
     Example:
         >>> chat = [{"from": "human", "value": "<image>\nWho?"}, {"from": "gpt", "value": "A cat"}]
@@ -56,14 +56,14 @@ def turns(
     said: list[tuple[str, str, list[Medium]]] = []
     for message in messages:
         role, content = _message(message)
-        text, shown = _content(content, waiting, picture, clip)
+        text, shown = _content(content, waiting, image, clip)
         if shown and role != "user":
-            raise ValueError(f"a picture in a turn of the {role}: expected it in a user's")
+            raise ValueError(f"an image in a turn of the {role}: expected it in a user's")
         said.append((role, text, shown))
     if waiting:
         if len(waiting) < len(media):
             raise ValueError(
-                f"{len(media) - len(waiting)} {IMAGE_TAG} tags and {len(media)} pictures"
+                f"{len(media) - len(waiting)} {IMAGE_TAG} tags and {len(media)} images"
             )
         first = next((shown for role, _, shown in said if role == "user"), None)
         if first is not None:
@@ -100,9 +100,9 @@ def _message(message: Any) -> tuple[str, Any]:
 
 
 def _content(
-    content: Any, waiting: list[Medium], picture: Read, clip: Read
+    content: Any, waiting: list[Medium], image: Read, clip: Read
 ) -> tuple[str, list[Medium]]:
-    """Text of a message and what is shown with it; takes its pictures from those waiting."""
+    """Text of a message and what is shown with it; takes its images from those waiting."""
     if isinstance(content, str):
         clips = any(isinstance(medium, tuple) for medium in waiting)
         return take_tags(content, waiting, VIDEO_TAG if clips else None)
@@ -123,22 +123,22 @@ def _content(
         else:
             if kind == "image_url" and isinstance(inside, Mapping):
                 inside = inside["url"]
-            shown.append(clip(inside) if kind == "video" else picture(inside))
+            shown.append(clip(inside) if kind == "video" else image(inside))
     return "\n".join(texts).strip(), shown
 
 
 def take_tags(
     text: str, waiting: list[Medium], video: str | None = None
 ) -> tuple[str, list[Medium]]:
-    """A question without its tags, and the pictures of the tags, taken from those waiting.
+    """A question without its tags, and the images of the tags, taken from those waiting.
 
     Raises:
-        ValueError: If there are more tags than pictures.
+        ValueError: If there are more tags than images.
     """
     tags = "|".join(re.escape(tag) for tag in (IMAGE_TAG, video) if tag)
     count = len(re.findall(tags, text))
     if count > len(waiting):
-        raise ValueError(f"{IMAGE_TAG} stands {count} times, with {len(waiting)} pictures left")
+        raise ValueError(f"{IMAGE_TAG} stands {count} times, with {len(waiting)} images left")
     shown = waiting[:count]
     del waiting[:count]
     text = re.sub(rf"\s*(?:{tags})\s*", " ", text)

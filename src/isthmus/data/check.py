@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isthmus.data.records import Picture, Record, frames
-from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, PictureError
-from isthmus.images import FORMATS, content_hash, open_picture
-from isthmus.progress import tracked
-from isthmus.prompt import IMAGE_TAG
+from isthmus.data.records import ImageRef, Record, entries_of, frames
+from isthmus.data.sources import open_data
+from isthmus.errors import ImageError
+from isthmus.media.image import FORMATS, content_hash, open_image
+from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
+from isthmus.reports.progress import tracked
 
 SMALL = 224
-"""Pixels: encoders enlarge a picture whose shorter side is below it, which adds nothing."""
+"""Pixels: encoders enlarge an image whose shorter side is below it, which adds nothing."""
 MUCH = 0.2
 """Share of a data set from which on a finding is worth a word in the verdict."""
 
@@ -47,7 +47,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A picture or a record that cannot be used, and why."""
+    """An image or a record that cannot be used, and why."""
 
     what: str
     why: str
@@ -59,26 +59,26 @@ class Report:
 
     Attributes:
         records: Number of records.
-        usable: Records that can be read, have a text and only whole pictures.
-        pictures: Different pictures; a clip's frames count one by one.
+        usable: Records that can be read, have a text and only whole images.
+        images: Different images; a clip's frames count one by one.
         clips: Clips in all records.
-        documents: Records that are a text, with pictures in it or not.
+        documents: Records that are a text, with images in it or not.
         turns: Questions and captions in all conversations.
-        features: Pictures that are features, computed before.
-        width, height: Pixels of the pictures, EXIF orientation not applied.
-        small: Share of the pictures whose shorter side is below 224 pixels.
+        features: Images that are features, computed before.
+        width, height: Pixels of the images, EXIF orientation not applied.
+        small: Share of the images whose shorter side is below 224 pixels.
         characters, words: Length of a record's text, questions and answers, without tags.
-        duplicate_pictures: Pictures in another place with the same content.
-        duplicate_records: Records with the same texts and the same pictures as one before.
+        duplicate_images: Images in another place with the same content.
+        duplicate_records: Records with the same texts and the same images as one before.
         empty_answers: Turns and documents without a text.
-        broken_pictures: Pictures that are missing or damaged.
+        broken_images: Images that are missing or damaged.
         broken_records: Records that cannot be read.
-        decoded: Whether pictures were decoded, or only their headers read.
+        decoded: Whether images were decoded, or only their headers read.
     """
 
     records: int = 0
     usable: int = 0
-    pictures: int = 0
+    images: int = 0
     clips: int = 0
     documents: int = 0
     turns: int = 0
@@ -88,25 +88,25 @@ class Report:
     small: float = 0.0
     characters: Spread | None = None
     words: Spread | None = None
-    duplicate_pictures: int = 0
+    duplicate_images: int = 0
     duplicate_records: int = 0
     empty_answers: int = 0
-    broken_pictures: tuple[Trouble, ...] = ()
+    broken_images: tuple[Trouble, ...] = ()
     broken_records: tuple[Trouble, ...] = ()
     decoded: bool = True
 
     @property
     def exit_code(self) -> int:
-        """2 if nothing is usable, 1 if a picture or a record is broken, otherwise 0."""
+        """2 if nothing is usable, 1 if an image or a record is broken, otherwise 0."""
         if not self.usable:
             return 2
-        return 1 if self.broken_pictures or self.broken_records else 0
+        return 1 if self.broken_images or self.broken_records else 0
 
     @property
     def verdict(self) -> str:
         """In words, whether the set is fit for training."""
         broken = [
-            _count(len(self.broken_pictures), "broken picture"),
+            _count(len(self.broken_images), "broken image"),
             _count(len(self.broken_records), "unreadable record"),
         ]
         broken = [text for text in broken if text]
@@ -121,7 +121,7 @@ class Report:
                 f"{self.duplicate_records / self.records:.0%} of the records are repeats"
             )
         if self.small > MUCH:
-            remarks.append(f"{self.small:.0%} of the pictures are below {SMALL} pixels")
+            remarks.append(f"{self.small:.0%} of the images are below {SMALL} pixels")
         if broken:
             fit = f"Fit for training only without {' and '.join(broken)}"
         else:
@@ -135,7 +135,7 @@ class Report:
 
 
 def _count(number: int, what: str) -> str:
-    """As in "3 broken pictures"; nothing for none."""
+    """As in "3 broken images"; nothing for none."""
     return f"{number} {what}{'s' if number > 1 else ''}" if number else ""
 
 
@@ -145,7 +145,7 @@ class _Tally:
 
     decode: bool
     hashes: dict[tuple[Path, int, str, int], str | None] = field(default_factory=dict)
-    """Content of each picture by its place; None for a broken one."""
+    """Content of each image by its place; None for a broken one."""
     contents: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
     widths: list[float] = field(default_factory=list)
@@ -163,17 +163,17 @@ class _Tally:
     repeats: int = 0
     empty: int = 0
 
-    def picture(self, picture: Picture) -> str | None:
+    def image(self, image: ImageRef) -> str | None:
         """The content's hash, from the first look at it; None if it is broken."""
-        # Pictures in memory may all be called the same
-        place = (picture.path, picture.start, picture.member, hash(picture.data))
+        # Images in memory may all be called the same
+        place = (image.path, image.start, image.member, hash(image.data))
         if place in self.hashes:
             return self.hashes[place]
         self.hashes[place] = None
         try:
-            content, size = look(picture, decode=self.decode)
-        except ValueError as error:  # PictureError, or a zero byte in the name
-            self.broken.append(Trouble(str(picture), str(error)))
+            content, size = look(image, decode=self.decode)
+        except ValueError as error:  # ImageError, or a zero byte in the name
+            self.broken.append(Trouble(str(image), str(error)))
             return None
         if size is None:
             self.features += 1
@@ -198,21 +198,21 @@ class _Tally:
         self.empty += empty
         self.characters.append(sum(map(len, said)))
         self.words.append(sum(len(text.split()) for text in said))
-        self.clips += sum(isinstance(medium, tuple) for medium in record.pictures)
-        contents = [self.picture(p) for medium in record.pictures for p in frames(medium)]
-        # A document of pictures only has a text, its tags, but nothing that could be learnt
+        self.clips += sum(isinstance(medium, tuple) for medium in record.images)
+        contents = [self.image(p) for medium in record.images for p in frames(medium)]
+        # A document of images only has a text, its tags, but nothing that could be learnt
         self.usable += None not in contents and not empty and any(map(str.strip, said))
-        told = [record.text, *((t.question, t.answer, len(t.pictures)) for t in record.turns)]
+        told = [record.text, *((t.question, t.answer, len(t.images)) for t in record.turns)]
         key = hashlib.sha256(repr((told, contents)).encode()).hexdigest()
         self.repeats += key in self.texts
         self.texts.add(key)
 
 
-def look(picture: Picture, *, decode: bool = True) -> tuple[str, tuple[int, int] | None]:
-    """Hash of a picture's content, and its width and height in pixels.
+def look(image: ImageRef, *, decode: bool = True) -> tuple[str, tuple[int, int] | None]:
+    """Hash of an image's content, and its width and height in pixels.
 
     Args:
-        picture: A picture, or features.
+        image: An image, or features.
         decode: Decode it, and hash its pixels: the same for the same pixels in another format.
             Otherwise only the header is read, and the file's bytes are hashed.
 
@@ -220,34 +220,34 @@ def look(picture: Picture, *, decode: bool = True) -> tuple[str, tuple[int, int]
         The hash, and the size; None in place of the size for features.
 
     Raises:
-        PictureError: If it is missing or damaged.
+        ImageError: If it is missing or damaged.
     """
-    data = picture.read()
-    if picture.size is not None and len(data) < picture.size:
-        raise PictureError(f"{picture} ends after {len(data)} of {picture.size} bytes")
+    data = image.read()
+    if image.size is not None and len(data) < image.size:
+        raise ImageError(f"{image} ends after {len(data)} of {image.size} bytes")
     plain = hashlib.sha256(data).hexdigest()[:32]
-    if picture.is_features:
+    if image.is_features:
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
             sound = array.ndim == 2 and bool(np.isfinite(array).all())
         except (OSError, ValueError, TypeError, EOFError) as error:
-            raise PictureError(f"{picture} is no array of numbers: {error}") from error
+            raise ImageError(f"{image} is no array of numbers: {error}") from error
         if not sound:
-            raise PictureError(f"{picture} is {array.shape}: expected finite (N, D_vision)")
+            raise ImageError(f"{image} is {array.shape}: expected finite (N, D_vision)")
         return plain, None
     if not data:
-        raise PictureError(f"{picture} is empty (0 bytes): expected a picture")
+        raise ImageError(f"{image} is empty (0 bytes): expected an image")
     try:
         if decode:
-            opened = open_picture(data)
+            opened = open_image(data)
             return content_hash(opened), opened.size
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             return plain, header.size
-    except PictureError as error:
-        why = str(error).replace(f"the {len(data)} bytes given", str(picture))
-        raise PictureError(why) from error
+    except ImageError as error:
+        why = str(error).replace(f"the {len(data)} bytes given", str(image))
+        raise ImageError(why) from error
     except Exception as error:  # Pillow's own, and struct.error of damaged headers
-        raise PictureError(f"{picture} cannot be opened: no known format, or damaged") from error
+        raise ImageError(f"{image} cannot be opened: no known format, or damaged") from error
 
 
 def check_data(
@@ -261,30 +261,30 @@ def check_data(
 
     Args:
         source: Anything that `read_data` takes.
-        root: What `source` and its pictures are relative to.
-        decode: Decode every picture; without, damage behind a header goes unseen.
+        root: What `source` and its images are relative to.
+        decode: Decode every image; without, damage behind a header goes unseen.
         quiet: No progress bar.
 
     Returns:
         The report.
 
     Raises:
-        ConfigError: If the source as a whole cannot be read.
+        ConfigError: If the source as a whole cannot be read; a bad record is in the report.
 
     Example:
         >>> check_data([Record(text="Only words.")]).verdict
         'Fit for training: 1 of 1 records are usable.'
     """
-    records = read_data(source, root=root)
+    records = open_data(source, root=root)
     tally = _Tally(decode)
     numbers = tracked(range(len(records)), "Checking", quiet=quiet)
-    for record in _readable(records, iter(numbers), tally):
+    for record in _readable(records, numbers, tally):
         tally.record(record)
     pixels = list(zip(tally.widths, tally.heights, strict=True))
     return Report(
         records=len(records),
         usable=tally.usable,
-        pictures=len(tally.hashes),
+        images=len(tally.hashes),
         clips=tally.clips,
         documents=tally.documents,
         turns=tally.turns,
@@ -294,19 +294,29 @@ def check_data(
         small=sum(min(size) < SMALL for size in pixels) / max(len(pixels), 1),
         characters=Spread.of(tally.characters),
         words=Spread.of(tally.words),
-        duplicate_pictures=tally.twins,
+        duplicate_images=tally.twins,
         duplicate_records=tally.repeats,
         empty_answers=tally.empty,
-        broken_pictures=tuple(tally.broken),
+        broken_images=tuple(tally.broken),
         broken_records=tuple(tally.unreadable),
         decoded=decode,
     )
 
 
-def _readable(records: Sequence[Record], numbers: Iterator[int], tally: _Tally) -> Iterator[Record]:
-    """The records that can be read; the others are noted."""
-    for number in numbers:
-        try:
-            yield records[number]
-        except ConfigError as error:
-            tally.unreadable.append(Trouble(f"record {number + 1}", str(error)))
+def _readable(records: Sequence[Record], numbers: Iterable[int], tally: _Tally) -> Iterator[Record]:
+    """The records that can be read and trained on; the others are noted."""
+    for number, entry in zip(numbers, entries_of(records), strict=True):
+        wrong = entry if isinstance(entry, str) else _no_unicode(entry)
+        if wrong or isinstance(entry, str):
+            tally.unreadable.append(Trouble(f"record {number + 1}", wrong))
+        else:
+            yield entry
+
+
+def _no_unicode(record: Record) -> str:
+    """What no tokenizer takes in a record that was made elsewhere than in `rows`."""
+    turns = [text for t in record.turns for text in (t.question, t.answer, t.rationale)]
+    for text in (record.text, *turns, *record.names):
+        if text and (wrong := lone_surrogate(text)):
+            return f"{record.origin}: {wrong}" if record.origin else wrong
+    return ""

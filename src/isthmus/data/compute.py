@@ -1,7 +1,8 @@
-"""Features of data sets' pictures, computed once for all runs that need them."""
+"""Features of data sets' images, computed once for all runs that need them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 
-from isthmus.backbones.vision import load_vision
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
-from isthmus.data.records import Picture, Record, frames
+from isthmus.data.records import ImageRef, LazyRecords, Record, entries_of, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import InputError
 from isthmus.machine import device_for, dtype_for
+from isthmus.model.backbones.vision import load_vision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def compute_features(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
 ) -> Computed:
-    """Computes the frozen features of data sets' pictures, so that no run has to.
+    """Computes the frozen features of data sets' images, so that no run has to.
 
     Args:
         data: One data set or a list of them, in any form that `read_data` takes.
@@ -54,8 +57,8 @@ def compute_features(
         resize: "own" (the encoder's crop), "pad" or "squash"; None keeps the configuration's.
         feature_layer: Which block's output; None keeps the configuration's.
         root: What data sets' paths are relative to.
-        workers: Threads that open pictures; with `ray`, encoders.
-        batch_size: Pictures in one pass.
+        workers: Threads that open images; with `ray`, encoders.
+        batch_size: Images in one pass.
         quiet: No progress bar.
         ray: Encode as a Ray Data job, which chooses its devices itself.
         device: Where the encoder runs.
@@ -64,7 +67,7 @@ def compute_features(
     Raises:
         InputError: If no data set is given.
         ConfigError: If a data set or the encoder is unknown.
-        PictureError: If a feature is too large for half precision, or not finite.
+        ImageError: If a feature is too large for half precision, or not finite.
 
     Example:
         >>> import tempfile
@@ -84,25 +87,28 @@ def compute_features(
 
         cache = FeatureCache(out, PatchFeatures(encoder.to(kind)))
         report = fill_with_ray(
-            cache, _pictures(found), encoders=workers or 1, batch_size=batch_size, quiet=quiet
+            cache, _images(found), encoders=workers or 1, batch_size=batch_size, quiet=quiet
         )
     else:
         cache = FeatureCache(out, PatchFeatures(encoder.to(place, kind)))
-        report = cache.fill(_pictures(found), quiet=quiet, batch_size=batch_size, workers=workers)
+        report = cache.fill(_images(found), quiet=quiet, batch_size=batch_size, workers=workers)
     return Computed(report, Path(cache.path))
 
 
 def _listed(data: Any) -> list[Any]:
     """Data sets as a list; records are one data set."""
-    if isinstance(data, (str, Path)) or hasattr(data, "column_names"):
+    if isinstance(data, (str, Path, LazyRecords)) or hasattr(data, "column_names"):
         return [data]
     listed = list(data)
     return [listed] if listed and isinstance(listed[0], Record) else listed
 
 
-def _pictures(data: Iterable[Sequence[Record]]) -> Iterator[Picture]:
-    """All pictures of data sets, a clip's frames one by one."""
+def _images(data: Iterable[Sequence[Record]]) -> Iterator[ImageRef]:
+    """All images of data sets, a clip's frames one by one; bad records are named in the log."""
     for records in data:
-        for record in records:
-            for medium in record.pictures:
+        for entry in entries_of(records):
+            if isinstance(entry, str):
+                log.warning("left out: %s", entry)
+                continue
+            for medium in entry.images:
                 yield from frames(medium)

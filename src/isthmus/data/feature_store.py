@@ -1,4 +1,4 @@
-"""The files of a feature cache: rows, their index, locks. Knows no encoder and no pictures.
+"""The files of a feature cache: rows, their index, locks. Knows no encoder and no images.
 
     features-KEY.f16      rows of (N, D_vision), float16 unless another type is asked for
     features-KEY.index    a line for each row, 32 hexadecimal digits of the bytes' SHA-256
@@ -96,7 +96,7 @@ class FeatureStore:
         """Writes rows of features, those that are not there yet.
 
         Args:
-            keys: What `key` gives for the pictures.
+            keys: What `key` gives for the images.
             features: (P, N, D_vision).
         """
         lock = FileLock(self.path.with_suffix(".lock"))

@@ -1,8 +1,8 @@
 """Frozen features, computed once and kept on disk, filled by any number of processes at once.
 
-While a vision encoder is frozen and pictures are not augmented, its features never change, and
+While a vision encoder is frozen and images are not augmented, its features never change, and
 the encoder is most of a small model's training time. A cache belongs to one encoder with its
-feature layer and preprocessing, and features are found by the content of the picture's bytes, so
+feature layer and preprocessing, and features are found by the content of the image's bytes, so
 that neither a renamed file nor another encoder's features are ever mistaken.
 """
 
@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.backbones.fingerprint import fingerprint
-from isthmus.backbones.vision import VisionEncoder
 from isthmus.data.feature_store import FeatureStore
-from isthmus.data.prefetch import prefetch
-from isthmus.data.records import Picture
-from isthmus.errors import ConfigError, PictureError
-from isthmus.images import MOST_FILE_BYTES, open_picture
-from isthmus.progress import Progress
+from isthmus.data.records import ImageRef
+from isthmus.errors import ConfigError, ImageError
+from isthmus.media.image import MOST_FILE_BYTES, open_image
+from isthmus.media.prefetch import prefetch
+from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.reports.progress import Progress
 
 HALF_MAX = 65504.0
 """The largest number that half precision holds."""
@@ -36,13 +36,13 @@ HALF_MAX = 65504.0
 
 @dataclass(frozen=True)
 class FillReport:
-    """What became of the pictures that a cache was filled with.
+    """What became of the images that a cache was filled with.
 
     Attributes:
-        computed: Pictures whose features were computed.
-        present: Pictures that needed no work: there before, the same bytes, computed by another
+        computed: Images whose features were computed.
+        present: Images that needed no work: there before, the same bytes, computed by another
             process meanwhile, or features in an `.npy` file.
-        broken: Name and reason for each picture that cannot be read.
+        broken: Name and reason for each image that cannot be read.
     """
 
     computed: int = 0
@@ -54,10 +54,10 @@ def cache_key(encoder: VisionEncoder) -> str:
     """What tells one encoder's features from another's, 16 hexadecimal digits.
 
     Its fingerprint, name, feature layer and size, and what its preprocessing makes of two
-    pictures, which tells any preprocessing from another, a user's own function too.
+    images, which tells any preprocessing from another, a user's own function too.
 
     Raises:
-        ConfigError: If the preprocessing makes something else of the same picture each time.
+        ConfigError: If the preprocessing makes something else of the same image each time.
     """
     noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
     ramp = np.add.outer(np.arange(300), np.arange(180)[:, None] * np.arange(1, 4)) % 256
@@ -69,23 +69,23 @@ def cache_key(encoder: VisionEncoder) -> str:
         pixels, again = (encoder.preprocess(probe).float().cpu() for _ in range(2))
         if not torch.equal(pixels, again):
             raise ConfigError(
-                "the encoder's preprocessing is random, so that features of a picture are not the "
+                "the encoder's preprocessing is random, so that features of an image are not the "
                 "same twice: pass another preprocess, or set train.feature_cache = false"
             )
         digest.update(pixels.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def decode(picture: Picture, data: bytes) -> Image.Image:
-    """A picture of its bytes, as RGB.
+def decode(image: ImageRef, data: bytes) -> Image.Image:
+    """An image of its bytes, as RGB.
 
     Raises:
-        PictureError: If it is none; the message names the picture.
+        ImageError: If it is none; the message names the image.
     """
     try:
-        return open_picture(data)
-    except PictureError as error:
-        raise PictureError(f"{picture}: {error}") from error
+        return open_image(data)
+    except ImageError as error:
+        raise ImageError(f"{image}: {error}") from error
 
 
 class Encoding(Protocol):
@@ -103,12 +103,12 @@ class Encoding(Protocol):
     dtype: Any
     takes_arrays: bool
 
-    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+    def pixels(self, image: Image.Image, key: str) -> Tensor:
         """What the encoder is shown of an image; `key` is the hash of its bytes."""
         ...
 
-    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
-        """Rows (P, N, D) as an array; PictureError if one cannot be kept."""
+    def encode(self, pixels: Tensor, images: Sequence[object]) -> Any:
+        """Rows (P, N, D) as an array; ImageError if one cannot be kept."""
         ...
 
 
@@ -126,13 +126,13 @@ class PatchFeatures:
         self.dtype: Any = np.float16
         self.takes_arrays = True
 
-    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+    def pixels(self, image: Image.Image, key: str) -> Tensor:
         """The pixels of its preprocessing."""
-        return self.encoder.preprocess(picture)
+        return self.encoder.preprocess(image)
 
-    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
+    def encode(self, pixels: Tensor, images: Sequence[object]) -> Any:
         """As the function `encode`."""
-        return encode(self.encoder, pixels, pictures)
+        return encode(self.encoder, pixels, images)
 
 
 class FeatureCache:
@@ -152,9 +152,9 @@ class FeatureCache:
 
     Example:
         >>> cache = FeatureCache("features", PatchFeatures(model.vision))  # doctest: +SKIP
-        >>> cache.fill(pictures).computed  # doctest: +SKIP
+        >>> cache.fill(images).computed  # doctest: +SKIP
         2
-        >>> cache.get(pictures).shape  # doctest: +SKIP
+        >>> cache.get(images).shape  # doctest: +SKIP
         torch.Size([2, 81, 1280])
     """
 
@@ -164,111 +164,111 @@ class FeatureCache:
         self.store = FeatureStore(self.path, self.shape, encoding.dtype)
         self._keys: dict[tuple[Path, str, int], tuple[int, int, str]] = {}
 
-    def __contains__(self, picture: Picture) -> bool:
-        """Whether `get` has features of a picture; false for one that cannot be read."""
+    def __contains__(self, image: ImageRef) -> bool:
+        """Whether `get` has features of an image; false for one that cannot be read."""
         try:
-            key = self.find(picture)
-        except PictureError:
+            key = self.find(image)
+        except ImageError:
             return False
         return key is None or key in self.store
 
     # --- Reading ----------------------------------------------------------------------------
 
-    def get(self, pictures: Sequence[Picture]) -> Tensor:
-        """Features (P, N, D) of pictures, float32; an `.npy` file is read as it is.
+    def get(self, images: Sequence[ImageRef]) -> Tensor:
+        """Features (P, N, D) of images, float32; an `.npy` file is read as it is.
 
         Raises:
-            PictureError: If a picture cannot be read or is not in the cache, or an array has
+            ImageError: If an image cannot be read or is not in the cache, or an array has
                 another shape.
         """
-        found = np.empty((len(pictures), *self.shape), np.float32)
-        for i, picture in enumerate(pictures):
-            if picture.is_features and self.encoding.takes_arrays:
-                found[i] = self._read_array(picture)
+        found = np.empty((len(images), *self.shape), np.float32)
+        for i, image in enumerate(images):
+            if image.is_features and self.encoding.takes_arrays:
+                found[i] = self._read_array(image)
             else:
-                found[i] = self.store[self._filled(picture)]
+                found[i] = self.store[self._filled(image)]
         return torch.from_numpy(found)
 
-    def row(self, picture: Picture) -> int:
-        """Where a picture's features are in the array.
+    def row(self, image: ImageRef) -> int:
+        """Where an image's features are in the array.
 
         Raises:
-            PictureError: If it cannot be read, or was not filled in.
+            ImageError: If it cannot be read, or was not filled in.
         """
-        return self.store.rows[self._filled(picture)]
+        return self.store.rows[self._filled(image)]
 
-    def _filled(self, picture: Picture) -> str:
-        key = self.find(picture)
+    def _filled(self, image: ImageRef) -> str:
+        key = self.find(image)
         if key is None or key not in self.store:
-            decode(picture, picture.read())  # says what is wrong with it
-            raise PictureError(f"no features of {picture} in {self.path}: fill the cache first")
+            decode(image, image.read())  # says what is wrong with it
+            raise ImageError(f"no features of {image} in {self.path}: fill the cache first")
         return key
 
-    def key(self, picture: Picture) -> str:
-        """SHA-256 of a picture's bytes, 32 hexadecimal digits of it.
+    def key(self, image: ImageRef) -> str:
+        """SHA-256 of an image's bytes, 32 hexadecimal digits of it.
 
         A file is hashed again only when its size or time of change is another.
 
         Raises:
-            PictureError: If it cannot be read, or is too large to be a picture.
+            ImageError: If it cannot be read, or is too large to be an image.
         """
-        if picture.data is not None:
-            return _hash(picture.data)
+        if image.data is not None:
+            return _hash(image.data)
         try:
-            state = picture.path.stat()
+            state = image.path.stat()
         except OSError as error:
-            raise PictureError(f"cannot read {picture}: {error.strerror or error}") from error
-        place = (picture.path, picture.member, picture.start)
+            raise ImageError(f"cannot read {image}: {error.strerror or error}") from error
+        place = (image.path, image.member, image.start)
         size, changed, key = self._keys.get(place, (-1, -1, ""))
         if (size, changed) == (state.st_size, state.st_mtime_ns):
             return key
-        if (state.st_size if picture.size is None else picture.size) > MOST_FILE_BYTES:
+        if (state.st_size if image.size is None else image.size) > MOST_FILE_BYTES:
             limit = MOST_FILE_BYTES // 1_000_000
-            raise PictureError(f"{picture} has more than {limit} MB: expected a picture")
-        key = _hash(picture.read())
+            raise ImageError(f"{image} has more than {limit} MB: expected an image")
+        key = _hash(image.read())
         self._keys[place] = (state.st_size, state.st_mtime_ns, key)
         return key
 
-    def find(self, picture: Picture) -> str | None:
+    def find(self, image: ImageRef) -> str | None:
         """As `key`; None for features in an `.npy` file, whose shape is checked.
 
         Raises:
-            PictureError: If it cannot be read, or is an array of another shape, or one where the
+            ImageError: If it cannot be read, or is an array of another shape, or one where the
                 encoding takes images alone.
         """
-        if not picture.is_features:
-            return self.key(picture)
+        if not image.is_features:
+            return self.key(image)
         if not self.encoding.takes_arrays:
-            raise PictureError(f"{picture} holds features: expected an image")
-        head = io.BytesIO(replace(picture, size=min(picture.size or 1024, 1024)).read())
+            raise ImageError(f"{image} holds features: expected an image")
+        head = io.BytesIO(replace(image, size=min(image.size or 1024, 1024)).read())
         try:
             version = np.lib.format.read_magic(head)
             old = np.lib.format.read_array_header_1_0
             shape = (old if version == (1, 0) else np.lib.format.read_array_header_2_0)(head)[0]
         except ValueError as error:
-            raise PictureError(f"{picture} is no array of NumPy's: {error}") from error
-        self._check_shape(picture, shape)
+            raise ImageError(f"{image} is no array of NumPy's: {error}") from error
+        self._check_shape(image, shape)
         return None
 
-    def _read_array(self, picture: Picture) -> Any:
+    def _read_array(self, image: ImageRef) -> Any:
         try:
-            array = np.load(io.BytesIO(picture.read()), allow_pickle=False)
+            array = np.load(io.BytesIO(image.read()), allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise PictureError(f"{picture} is no array of NumPy's: {error}") from error
-        self._check_shape(picture, array.shape)
+            raise ImageError(f"{image} is no array of NumPy's: {error}") from error
+        self._check_shape(image, array.shape)
         return array
 
-    def _check_shape(self, picture: Picture, shape: tuple[int, ...]) -> None:
+    def _check_shape(self, image: ImageRef, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
-            raise PictureError(
-                f"{picture} is {shape}, expected {self.shape}: features of another encoder"
+            raise ImageError(
+                f"{image} is {shape}, expected {self.shape}: features of another encoder"
             )
 
     # --- Filling ----------------------------------------------------------------------------
 
     def fill(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageRef],
         *,
         quiet: bool = False,
         batch_size: int = 16,
@@ -276,32 +276,32 @@ class FeatureCache:
     ) -> FillReport:
         """Computes the features that are missing, and shows progress.
 
-        Memory does not grow with the number of pictures, but for the hashes.
+        Memory does not grow with the number of images, but for the hashes.
 
         Args:
-            pictures: The pictures, in any order; the same one may come again.
+            images: The images, in any order; the same one may come again.
             quiet: Show no progress.
-            batch_size: Pictures in one pass of the encoder; each is appended at once.
-            workers: Threads that open pictures ahead of the encoder.
+            batch_size: Images in one pass of the encoder; each is appended at once.
+            workers: Threads that open images ahead of the encoder.
 
         Returns:
-            How many were computed and how many were there. A picture that cannot be read is
+            How many were computed and how many were there. An image that cannot be read is
             skipped and listed.
 
         Raises:
-            PictureError: If a feature is too large for half precision, or not finite; what was
+            ImageError: If a feature is too large for half precision, or not finite; what was
                 computed before is kept.
         """
-        total = len(pictures) if isinstance(pictures, Sized) else None
+        total = len(images) if isinstance(images, Sized) else None
         computed = 0
         broken: list[tuple[str, str]] = []
         batch: dict[str, _Opened] = {}
         self.store.refresh()
-        opened = prefetch(pictures, self._open, workers=workers, ahead=2 * max(batch_size, workers))
+        opened = prefetch(images, self._open, workers=workers, ahead=2 * max(batch_size, workers))
         with Progress("Features", total, unit="images", quiet=quiet) as progress, closing(opened):
             for one in opened:
                 if one.why:
-                    broken.append((str(one.picture), one.why))
+                    broken.append((str(one.image), one.why))
                 elif one.pixels is not None and one.key not in self.store.rows:
                     batch.setdefault(one.key, one)
                 if len(batch) == batch_size:
@@ -311,16 +311,16 @@ class FeatureCache:
             computed += self._encode(batch)
         return FillReport(computed, progress.done - computed - len(broken), tuple(broken))
 
-    def _open(self, picture: Picture) -> _Opened:
-        """A picture's hash; its pixels unless its features are there; or why there are none."""
+    def _open(self, image: ImageRef) -> _Opened:
+        """An image's hash; its pixels unless its features are there; or why there are none."""
         try:
-            key = self.find(picture)
+            key = self.find(image)
             if key is None or key in self.store.rows:
-                return _Opened(picture, key or "")
-            key = _hash(data := picture.read())  # of the very bytes that the pixels are of
-            return _Opened(picture, key, self.encoding.pixels(decode(picture, data), key))
-        except PictureError as error:
-            return _Opened(picture, why=str(error))
+                return _Opened(image, key or "")
+            key = _hash(data := image.read())  # of the very bytes that the pixels are of
+            return _Opened(image, key, self.encoding.pixels(decode(image, data), key))
+        except ImageError as error:
+            return _Opened(image, why=str(error))
 
     def _encode(self, batch: Mapping[str, _Opened]) -> int:
         """Computes and appends features that no other process has appended; how many."""
@@ -328,28 +328,28 @@ class FeatureCache:
         missing = [one for key, one in batch.items() if key not in there]
         if missing:
             pixels = torch.stack([one.pixels for one in missing if one.pixels is not None])
-            rows = self.encoding.encode(pixels, [one.picture for one in missing])
+            rows = self.encoding.encode(pixels, [one.image for one in missing])
             self.store.append([one.key for one in missing], rows)
         return len(missing)
 
 
-def encode(encoder: VisionEncoder, pixels: Tensor, pictures: Sequence[object]) -> Any:
+def encode(encoder: VisionEncoder, pixels: Tensor, images: Sequence[object]) -> Any:
     """Features (P, N, D_vision) of pixels (P, 3, H, W) as a float16 array, on any device.
 
     Args:
         encoder: The encoder.
         pixels: What its preprocessing gives, on the CPU.
-        pictures: What to call each picture in a message.
+        images: What to call each image in a message.
 
     Raises:
-        PictureError: If a feature is beyond the range of half precision, or not a number.
+        ImageError: If a feature is beyond the range of half precision, or not a number.
     """
     features = encoder(pixels.to(next(encoder.parameters()).device)).float().cpu()
     largest = features.abs().flatten(1).amax(dim=1)  # NaN where there is one
-    for picture, value in zip(pictures, largest.tolist(), strict=True):
+    for image, value in zip(images, largest.tolist(), strict=True):
         if not value <= HALF_MAX:
-            raise PictureError(
-                f"{picture}: a feature of size {value:g} does not fit half precision, expected at "
+            raise ImageError(
+                f"{image}: a feature of size {value:g} does not fit half precision, expected at "
                 f"most {HALF_MAX:g}: take another feature_layer, or set train.feature_cache = false"
             )
     return features.half().numpy()
@@ -361,9 +361,9 @@ def _hash(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A picture on its way into the cache."""
+    """An image on its way into the cache."""
 
-    picture: Picture
+    image: ImageRef
     key: str = ""
     pixels: Tensor | None = None
     why: str = ""

@@ -1,8 +1,8 @@
-"""Documents in which pictures stand between sentences. Pure: no torch.
+"""Documents in which images stand between sentences. Pure: no torch.
 
-A picture's tag stands directly before the sentence that it belongs to, and the pictures are kept
+An image's tag stands directly before the sentence that it belongs to, and the images are kept
 in the order of their tags, whatever order the file lists them in. (OpenFlamingo's loader keeps
-the pictures in the file's order and the tags in the sentences' order, so that pictures change
+the images in the file's order and the tags in the sentences' order, so that images change
 places whenever the two differ.) Sentences are joined by a space:
 
     "A walk in town. <image>A cat. It sleeps. <image><image>Two dogs."
@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.data.records import Medium, Picture
-from isthmus.prompt import END_TAG, IMAGE_TAG
+from isthmus.data.records import ImageRef, Medium
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, lone_surrogate
 
 log = logging.getLogger(__name__)
 
-Find = Callable[[str], Picture]
-"""Finds the picture of a name; LookupError if there is none."""
+Find = Callable[[str], ImageRef]
+"""Finds the image of a name; LookupError if there is none."""
 Document = tuple[str, tuple[Medium, ...]]
-"""A text, and the pictures of its tags in their order."""
+"""A text, and the images of its tags in their order."""
 
 
 def plain(text: Any, what: str) -> str:
@@ -33,21 +33,24 @@ def plain(text: Any, what: str) -> str:
 
     Raises:
         TypeError: If it is no string.
-        ValueError: If it holds `<image>` or `<|endofchunk|>`: a model would take it for ours.
+        ValueError: If it holds `<image>` or `<|endofchunk|>`: a model would take it for ours. Or
+            if it holds half of a character, which no tokenizer takes.
     """
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a string, got {type(text).__name__}")
     for tag in (IMAGE_TAG, END_TAG):
         if tag in text:
-            raise ValueError(f"{what} holds {tag}, which no picture belongs to: take it out")
+            raise ValueError(f"{what} holds {tag}, which no image belongs to: take it out")
+    if wrong := lone_surrogate(text, what):
+        raise ValueError(wrong)
     return text
 
 
 def join(pieces: Iterable[str | Medium]) -> Document:
-    """Text and pictures of a document's pieces in reading order.
+    """Text and images of a document's pieces in reading order.
 
     Example:
-        >>> cat = Picture(Path("cat.jpg"))
+        >>> cat = ImageRef(Path("cat.jpg"))
         >>> join(["In town.", cat, "A cat."])[0]
         'In town. <image>A cat.'
     """
@@ -65,20 +68,20 @@ def join(pieces: Iterable[str | Medium]) -> Document:
 
 
 def from_tagged(text: str, media: Sequence[Medium]) -> Document:
-    """A text that has its `<image>` tags already, and their pictures in order.
+    """A text that has its `<image>` tags already, and their images in order.
 
     Raises:
-        ValueError: If there are not as many tags as pictures, or a tag of another kind.
+        ValueError: If there are not as many tags as images, or a tag of another kind.
     """
     plain(text.replace(IMAGE_TAG, ""), "the text")
     tags = text.count(IMAGE_TAG)
     if tags != len(media):
-        raise ValueError(f"the text has {tags} {IMAGE_TAG} tags and {len(media)} pictures")
+        raise ValueError(f"the text has {tags} {IMAGE_TAG} tags and {len(media)} images")
     return text, tuple(media)
 
 
 def from_aligned(
-    texts: Sequence[Any], images: Sequence[Any], read: Callable[[Any], Picture]
+    texts: Sequence[Any], images: Sequence[Any], read: Callable[[Any], ImageRef]
 ) -> Document:
     """A row of OBELICS (Laurençon et al. 2023, section 3): two lists, None where the other stands.
 
@@ -98,14 +101,14 @@ def from_aligned(
 def from_mmc4(row: Mapping[str, Any], find: Find, origin: str) -> Document:
     """A row of Multimodal C4 (Zhu et al. 2023, section 3).
 
-    `matched_text_index` says which sentence of `text_list` a picture belongs to; where it is
-    missing, the picture's row of `similarity_matrix` does, by its largest entry. Pictures of one
-    sentence keep the file's order. A picture without a sentence, or that was never downloaded, is
+    `matched_text_index` says which sentence of `text_list` an image belongs to; where it is
+    missing, the image's row of `similarity_matrix` does, by its largest entry. Images of one
+    sentence keep the file's order. An image without a sentence, or that was never downloaded, is
     left out; one in `image_base64`, as OpenFlamingo's converter writes it, is decoded.
 
     Args:
         row: The row, with `text_list` and `image_info`.
-        find: Finds a picture by its `image_name`.
+        find: Finds an image by its `image_name`.
         origin: Where the row was read, for messages.
 
     Raises:
@@ -113,7 +116,7 @@ def from_mmc4(row: Mapping[str, Any], find: Find, origin: str) -> Document:
     """
     sentences = [plain(sentence, "a sentence") for sentence in row["text_list"]]
     matrix = row.get("similarity_matrix")
-    before: list[list[Picture]] = [[] for _ in sentences]
+    before: list[list[ImageRef]] = [[] for _ in sentences]
     for number, info in enumerate(row["image_info"]):
         index = info.get("matched_text_index")
         if index is None and matrix:
@@ -122,27 +125,27 @@ def from_mmc4(row: Mapping[str, Any], find: Find, origin: str) -> Document:
             continue
         if index >= len(sentences):
             raise ValueError(
-                f"picture {number} belongs to sentence {index}, of {len(sentences)} sentences"
+                f"image {number} belongs to sentence {index}, of {len(sentences)} sentences"
             )
-        picture = _picture(info, number, find, origin)
-        if picture is not None:
-            before[index].append(picture)
+        image = _image(info, number, find, origin)
+        if image is not None:
+            before[index].append(image)
     pieces: list[str | Medium] = []
-    for pictures, sentence in zip(before, sentences, strict=True):
-        pieces.extend((*pictures, sentence))
+    for images, sentence in zip(before, sentences, strict=True):
+        pieces.extend((*images, sentence))
     return join(pieces)
 
 
-def _picture(info: Mapping[str, Any], number: int, find: Find, origin: str) -> Picture | None:
-    """The picture of an entry of `image_info`; None if it is not there."""
+def _image(info: Mapping[str, Any], number: int, find: Find, origin: str) -> ImageRef | None:
+    """The image of an entry of `image_info`; None if it is not there."""
     name = str(info.get("image_name") or number)
     if coded := info.get("image_base64"):
-        return Picture(Path(origin), member=name, data=decode_base64(coded))
+        return ImageRef(Path(origin), member=name, data=decode_base64(coded))
     try:
         return find(name)
     except LookupError:
         # Most of the addresses of a crawl are gone some years later: the rest is a document still
-        log.info("%s: no picture %s, left out", origin, name)
+        log.info("%s: no image %s, left out", origin, name)
         return None
 
 

@@ -17,7 +17,7 @@ Computer Programming, volume 3, section 6.4)."""
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRef:
     """One sample of a run.
 
     Attributes:
@@ -80,7 +80,7 @@ class Mixture:
         self._counted = (0, [0] * len(self.sizes))
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
-    def step(self, step: int) -> list[Draw]:
+    def step(self, step: int) -> list[SampleRef]:
         """The samples of a step, counted from 0."""
         first = step * self.batch_size
         if self._accumulate:
@@ -94,7 +94,7 @@ class Mixture:
         for j, m in enumerate(data):
             epoch, place = divmod(seen[m], self.sizes[m])
             seen[m] += 1
-            draws.append(Draw(first + j, m, int(self._order(m, epoch)[place]), epoch))
+            draws.append(SampleRef(first + j, m, int(self._order(m, epoch)[place]), epoch))
         if not self._accumulate:
             self._counted = (first + self.batch_size, seen)
         return draws

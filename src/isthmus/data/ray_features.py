@@ -1,6 +1,6 @@
 """Filling a feature cache with Ray Data: encoders on many machines, one writer.
 
-Worker processes, on the machines of a Ray cluster or on this one, open pictures and encode them;
+Worker processes, on the machines of a Ray cluster or on this one, open images and encode them;
 their features come back as half-precision arrays, and this process alone appends them. Files are
 opened by the workers, so that the data must lie where all machines see it under the same path.
 """
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.backbones.vision import VisionEncoder
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, decode, encode
-from isthmus.data.records import Picture
-from isthmus.errors import MissingExtraError, PictureError
+from isthmus.data.records import ImageRef
+from isthmus.errors import ImageError, MissingExtraError
+from isthmus.model.backbones.vision import VisionEncoder
 
 PART = 16_384
-"""Pictures of one Ray job; the driver holds their names, or their bytes, and no more."""
+"""Images of one Ray job; the driver holds their names, or their bytes, and no more."""
 
 
 class Encode:
-    """A worker: pictures' places to their features, a batch at a time.
+    """A worker: images' places to their features, a batch at a time.
 
     Args:
         encoder: Ray's reference to the frozen encoder, on the CPU, which is sent to a machine
@@ -40,29 +40,28 @@ class Encode:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Adds `features`, (P, N, D) half precision, zeros where `why` tells what is wrong."""
-        pictures = [
-            _picture(dict(zip(batch, row, strict=True)))
-            for row in zip(*batch.values(), strict=True)
+        images = [
+            _image(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)
         ]
-        why = [""] * len(pictures)
+        why = [""] * len(images)
         pixels = []
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             try:
-                pixels.append(self.encoder.preprocess(decode(picture, picture.read())))
-            except PictureError as error:
+                pixels.append(self.encoder.preprocess(decode(image, image.read())))
+            except ImageError as error:
                 why[i] = str(error)
         sound = [i for i, reason in enumerate(why) if not reason]
         shape = (self.encoder.shape.tokens, self.encoder.shape.width)
-        features = np.zeros((len(pictures), *shape), np.float16)
+        features = np.zeros((len(images), *shape), np.float16)
         if sound:
-            names = [pictures[i] for i in sound]
+            names = [images[i] for i in sound]
             features[sound] = encode(self.encoder, torch.stack(pixels), names)
         return {"name": batch["name"], "key": batch["key"], "why": why, "features": features}
 
 
 def fill_with_ray(
     cache: FeatureCache,
-    pictures: Iterable[Picture],
+    images: Iterable[ImageRef],
     *,
     encoders: int = 2,
     batch_size: int = 16,
@@ -75,10 +74,10 @@ def fill_with_ray(
     Args:
         cache: The cache, of `PatchFeatures`; the encoder must be on the CPU, and is sent to the
             workers.
-        pictures: The pictures, in any order.
+        images: The images, in any order.
         encoders: Worker processes, each with an encoder of its own; on a cluster with GPUs each
             takes one.
-        batch_size: Pictures in one pass.
+        batch_size: Images in one pass.
         quiet: No progress bars.
 
     Returns:
@@ -86,7 +85,7 @@ def fill_with_ray(
 
     Raises:
         MissingExtraError: If Ray is not installed.
-        PictureError: If a feature does not fit half precision.
+        ImageError: If a feature does not fit half precision.
     """
     try:
         import ray
@@ -99,7 +98,7 @@ def fill_with_ray(
     assert isinstance(cache.encoding, PatchFeatures)
     encoder = ray.put(cache.encoding.encoder)
     gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
-    part: dict[str, Picture] = {}
+    part: dict[str, ImageRef] = {}
 
     def work() -> int:
         done = 0
@@ -124,13 +123,13 @@ def fill_with_ray(
             done += len(sound)
         return done
 
-    for picture, key, why in _looked_up(cache, pictures):
+    for image, key, why in _looked_up(cache, images):
         if why:
-            broken.append((str(picture), why))
+            broken.append((str(image), why))
         elif key is None or key in cache.store or key in part:
             present += 1
         else:
-            part[key] = picture
+            part[key] = image
             if len(part) == PART:
                 computed += work()
                 part.clear()
@@ -140,32 +139,32 @@ def fill_with_ray(
 
 
 def _looked_up(
-    cache: FeatureCache, pictures: Iterable[Picture]
-) -> Iterator[tuple[Picture, str | None, str]]:
-    for picture in pictures:
+    cache: FeatureCache, images: Iterable[ImageRef]
+) -> Iterator[tuple[ImageRef, str | None, str]]:
+    for image in images:
         try:
-            yield picture, cache.find(picture), ""
-        except PictureError as error:
-            yield picture, None, str(error)
+            yield image, cache.find(image), ""
+        except ImageError as error:
+            yield image, None, str(error)
 
 
-def _row(key: str, picture: Picture) -> dict[str, Any]:
-    """A picture as a row of a table."""
+def _row(key: str, image: ImageRef) -> dict[str, Any]:
+    """An image as a row of a table."""
     return {
         "key": key,
-        "name": str(picture),
-        "path": str(picture.path.absolute()),
-        "start": picture.start,
-        "size": -1 if picture.size is None else picture.size,
-        "member": picture.member,
+        "name": str(image),
+        "path": str(image.path.absolute()),
+        "start": image.start,
+        "size": -1 if image.size is None else image.size,
+        "member": image.member,
         # As text: a table of bytes that ends in NumPy loses the zeros at their end
-        "data": "-" if picture.data is None else base64.b64encode(picture.data).decode(),
+        "data": "-" if image.data is None else base64.b64encode(image.data).decode(),
     }
 
 
-def _picture(row: dict[str, Any]) -> Picture:
+def _image(row: dict[str, Any]) -> ImageRef:
     size = int(row["size"])
-    return Picture(
+    return ImageRef(
         Path(str(row["path"])),
         start=int(row["start"]),
         size=None if size < 0 else size,

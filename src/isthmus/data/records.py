@@ -1,33 +1,33 @@
 """One record type for everything a model learns from. Pure: no torch.
 
-A record is a conversation about pictures (`turns`), or a document in which pictures stand between
-sentences (`text` and `pictures_in_text`). A caption is a conversation of one turn without a
-question, plain text is a document without pictures, and a clip is a tuple of pictures where
-otherwise one would stand. Nothing is opened before it is needed: a `Picture` says where the bytes
+A record is a conversation about images (`turns`), or a document in which images stand between
+sentences (`text` and `images_in_text`). A caption is a conversation of one turn without a
+question, plain text is a document without images, and a clip is a tuple of images where
+otherwise one would stand. Nothing is opened before it is needed: an `ImageRef` says where the bytes
 are.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from isthmus.errors import InputError, PictureError
-from isthmus.prompt import IMAGE_TAG, Example
+from isthmus.errors import ConfigError, ImageError, InputError
+from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Where the bytes of a picture are: a file, a stretch of a file, or memory.
+class ImageRef:
+    """Where the bytes of an image are: a file, a stretch of a file, or memory.
 
     Attributes:
-        path: The file; for a picture in memory, a name to call it by.
-        start: First byte of the picture in the file (a member of a tar shard).
+        path: The file; for an image in memory, a name to call it by.
+        start: First byte of the image in the file (a member of a tar shard).
         size: Number of bytes; None reads to the end of the file.
-        member: The picture's name inside of the file, for messages.
+        member: The image's name inside of the file, for messages.
         data: The bytes themselves, where there is no file.
     """
 
@@ -49,7 +49,7 @@ class Picture:
         """The bytes.
 
         Raises:
-            PictureError: If the file is missing or cannot be read.
+            ImageError: If the file is missing or cannot be read.
         """
         if self.data is not None:
             return self.data
@@ -58,35 +58,35 @@ class Picture:
                 file.seek(self.start)
                 return file.read(-1 if self.size is None else self.size)
         except OSError as error:
-            raise PictureError(f"cannot read {self}: {error.strerror or error}") from error
+            raise ImageError(f"cannot read {self}: {error.strerror or error}") from error
 
 
-Medium = Picture | tuple[Picture, ...]
-"""A picture, or a clip: its frames in order."""
+Medium = ImageRef | tuple[ImageRef, ...]
+"""An image, or a clip: its frames in order."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a model learns from: a conversation about pictures, or a document with pictures.
+    """What a model learns from: a conversation about images, or a document with images.
 
     Attributes:
-        turns: Question and answer in turn, each with the pictures that are shown with it; an empty
+        turns: Question and answer in turn, each with the images that are shown with it; an empty
             question is a caption's.
-        text: A document: `<image>` stands where a picture does. None for a conversation.
-        pictures_in_text: The document's pictures, in the order of their tags.
+        text: A document: `<image>` stands where an image does. None for a conversation.
+        images_in_text: The document's images, in the order of their tags.
         names: Other answers to the first question that are also right, itself the first.
         extra: What else the source says.
         origin: Where the record was read, for messages: "pairs.jsonl, line 3".
 
     Example:
         >>> record = Record.of("cat.jpg", "What is it?", "a cat")
-        >>> record.question, record.answer, len(record.pictures)
+        >>> record.question, record.answer, len(record.images)
         ('What is it?', 'a cat', 1)
     """
 
     turns: tuple[Example, ...] = ()
     text: str | None = None
-    pictures_in_text: tuple[Medium, ...] = ()
+    images_in_text: tuple[Medium, ...] = ()
     names: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
@@ -95,29 +95,29 @@ class Record:
         if (self.text is None) == (not self.turns):
             raise InputError("a record has turns or a text, and not both")
         tags = 0 if self.text is None else self.text.count(IMAGE_TAG)
-        if tags != len(self.pictures_in_text):
+        if tags != len(self.images_in_text):
             raise InputError(
-                f"the text has {tags} {IMAGE_TAG} tags and {len(self.pictures_in_text)} pictures"
+                f"the text has {tags} {IMAGE_TAG} tags and {len(self.images_in_text)} images"
             )
 
     @classmethod
     def of(
         cls,
-        picture: str | Path | Medium | None,
+        image: str | Path | Medium | None,
         question: str,
         answer: str,
         names: Sequence[str] = (),
         **rest: Any,
     ) -> Record:
-        """A record of one turn about one picture, or about none."""
-        medium = Picture(Path(picture)) if isinstance(picture, (str, Path)) else picture
-        pictures = () if medium is None else (medium,)
-        return cls((Example(pictures, question, answer),), names=tuple(names) or (answer,), **rest)
+        """A record of one turn about one image, or about none."""
+        medium = ImageRef(Path(image)) if isinstance(image, (str, Path)) else image
+        images = () if medium is None else (medium,)
+        return cls((Example(images, question, answer),), names=tuple(names) or (answer,), **rest)
 
     @property
-    def pictures(self) -> tuple[Medium, ...]:
-        """All pictures and clips, in the order in which their tags will stand."""
-        return self.pictures_in_text or tuple(m for turn in self.turns for m in turn.pictures)
+    def images(self) -> tuple[Medium, ...]:
+        """All images and clips, in the order in which their tags will stand."""
+        return self.images_in_text or tuple(m for turn in self.turns for m in turn.images)
 
     @property
     def question(self) -> str:
@@ -136,8 +136,8 @@ class Record:
         return replace(self, turns=(replace(self.turns[0], question=question), *self.turns[1:]))
 
 
-def frames(medium: Medium) -> tuple[Picture, ...]:
-    """The pictures of a medium: itself, or a clip's frames in order."""
+def frames(medium: Medium) -> tuple[ImageRef, ...]:
+    """The images of a medium: itself, or a clip's frames in order."""
     return medium if isinstance(medium, tuple) else (medium,)
 
 
@@ -163,6 +163,48 @@ class LazyRecords(Sequence[Record]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self.record_at(index % len(self))
+
+
+class ReadRecords(LazyRecords):
+    """Records of which some could not be read, and what is wrong with these.
+
+    `records[i]` raises a ConfigError for one of them, so that a bad line costs its own record and
+    no other: `isthmus data check` names it, and a run counts it as a broken sample.
+
+    Args:
+        entries: Records, and what is wrong in place of the others.
+    """
+
+    def __init__(self, entries: Sequence[Record | str]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def record_at(self, index: int) -> Record:
+        """The record that was read."""
+        entry = self.entries[index]
+        if isinstance(entry, str):
+            raise ConfigError(entry)
+        return entry
+
+
+def as_records(entries: Sequence[Record | str]) -> Sequence[Record]:
+    """Records, some of which could not be read; a plain list where all could."""
+    records = [entry for entry in entries if isinstance(entry, Record)]
+    return records if len(records) == len(entries) else ReadRecords(entries)
+
+
+def entries_of(records: Sequence[Record]) -> Iterator[Record | str]:
+    """Each record, or what is wrong in its place."""
+    if isinstance(records, ReadRecords):
+        yield from records.entries
+        return
+    for number in range(len(records)):
+        try:
+            yield records[number]
+        except ConfigError as error:
+            yield str(error)
 
 
 def with_questions(records: Sequence[Record], questions: Sequence[str]) -> Sequence[Record]:

@@ -2,8 +2,9 @@
 
     {"image": "a.jpg", "text": "a dog on a sofa"}                     a caption (also "caption")
     {"image": "a.jpg", "name": "dog", "names": ["dog", "puppy"]}      a name, and synonyms
+    {"filepath": "a.jpg", "title": "a dog on a sofa"}                 a caption, as open_clip has it
     {"image": "a.jpg", "question": "How many?", "answer": "2"}        a question
-    {"images": ["a.jpg", "b.jpg"], "question": "...", "answer": "..."}   about several pictures
+    {"images": ["a.jpg", "b.jpg"], "question": "...", "answer": "..."}   about several images
     {"features": "a.npy", "question": "...", "answer": "..."}         features computed before
     {"video": ["1.jpg", "2.jpg"], "text": "..."}                      a clip, or a folder of frames
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>..."}, ...]}   LLaVA
@@ -13,8 +14,8 @@
     {"text_list": [...], "image_info": [...]}                         Multimodal C4
     {"text": "words only"}                                            plain text
 
-Other keys are kept in `extra`. A picture is a path, an object with `bytes` or `path` (Hugging
-Face), a `data:` address or a PIL picture, which becomes PNG.
+Other keys are kept in `extra`. An image is a path, an object with `bytes` or `path` (Hugging
+Face), a `data:` address or a PIL image, which becomes PNG.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ from isthmus.data.chats import take_tags, turns
 from isthmus.data.interleaved import (
     Document,
     Find,
-    decode_base64,
     from_aligned,
     from_mmc4,
     from_tagged,
     plain,
 )
-from isthmus.data.records import Medium, Picture, Record
+from isthmus.data.records import ImageRef, Medium, Record
 from isthmus.errors import ConfigError
-from isthmus.images import ENDINGS
+from isthmus.media.data_uri import bytes_of, is_data_uri
 from isthmus.media.fetch import is_url
-from isthmus.prompt import IMAGE_TAG, Example
+from isthmus.media.image import ENDINGS, open_image
+from isthmus.prompts.prompt import IMAGE_TAG, Example
 
-"""Endings of pictures' names."""
-ONE_PICTURE = ("features", "image", "file_name")
+ONE_IMAGE = ("features", "image", "file_name")
 CLIP = ("video", "frames")
+CHATS = ("conversations", "messages")
 ANSWERS = ("answer", "name", "text", "caption")
 EXPECTED = '{"image": ..., "question": ..., "answer": ...} or {"image": ..., "text": ...}'
 
@@ -55,14 +56,14 @@ def to_record(values: Any, find: Find, origin: str) -> Record:
 
     Args:
         values: The row.
-        find: Finds a picture by the name that the row gives.
+        find: Finds an image by the name that the row gives.
         origin: Where the row stands, for messages: "pairs.jsonl, line 3".
 
     Raises:
         ConfigError: If it is none; the message begins with `origin`.
 
     Example:
-        >>> to_record({"image": "a.jpg", "text": "a dog"}, lambda n: Picture(Path(n)), "x").answer
+        >>> to_record({"image": "a.jpg", "text": "a dog"}, lambda n: ImageRef(Path(n)), "x").answer
         'a dog'
     """
     if not isinstance(values, Mapping):
@@ -71,31 +72,44 @@ def to_record(values: Any, find: Find, origin: str) -> Record:
         return _record(dict(values), find, origin)
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{origin} is no record ({why}): expected {EXPECTED}") from error
+        has = ", ".join(str(key) for key in values) or "no key"
+        raise ConfigError(
+            f"{origin} is no record ({why}): it has {has:.200}; expected {EXPECTED}"
+        ) from error
 
 
 def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
     """The record of a row that is taken to pieces."""
 
-    def picture(value: Any) -> Picture:
-        return to_picture(value, find, origin)
+    def image(value: Any) -> ImageRef:
+        return to_image(value, find, origin)
 
+    if row.get("filepath") is not None and not any(row.get(k) for k in (*ONE_IMAGE, "images")):
+        row["image"] = row.pop("filepath")
+        if not any(row.get(key) is not None for key in (*ANSWERS, "names")):
+            row["text"] = row.pop("title", None)
     if row.get("text_list") is not None:
         document = from_mmc4(row, find, origin)
         return _document(document, row, origin, "text_list", "image_info", "similarity_matrix")
     if row.get("texts") is not None:
-        document = from_aligned(row["texts"], row.get("images") or (), picture)
+        document = from_aligned(row["texts"], row.get("images") or (), image)
         return _document(document, row, origin, "texts", "images")
 
     several = row.get("images") is not None
-    media = _media(row, picture)
-    for key in ("conversations", "messages"):
+    media = _media(row, image)
+    for key in CHATS:
         chat = row.pop(key, None)
         if chat is not None:
-            talk = turns(chat, media, picture, lambda v: to_clip(v, picture))
+            talk = turns(chat, media, image, lambda v: to_clip(v, image))
             return Record(talk, names=(talk[0].answer or "",), extra=row, origin=origin)
 
     text = row.get("text")
+    if not media and isinstance(text, str) and IMAGE_TAG not in text:
+        odd = [k for k, v in row.items() if isinstance(v, str) and v.lower().endswith(ENDINGS)]
+        if odd := [key for key in odd if key not in ("question", *ANSWERS)]:
+            raise ValueError(
+                f'no image, though "{odd[0]}" names one: call it {" or ".join(ONE_IMAGE[1:])}'
+            )
     told = {key for key in ("question", "answer", "name", "names") if row.get(key) is not None}
     if isinstance(text, str) and not told and (not media or (several and IMAGE_TAG in text)):
         return _document(from_tagged(text, media), row, origin, "text")
@@ -112,14 +126,14 @@ def _turn(row: dict[str, Any], media: list[Medium], origin: str) -> Record:
         raise ValueError('neither "answer" nor "name" nor "text"')
     question = row.pop("question", None)
     if not media and question is None:
-        raise ValueError("no picture")
+        raise ValueError("no image")
     waiting = list(media)
     if question is None:
         question = ""
     elif IMAGE_TAG in question:
         question, shown = take_tags(question, waiting)
         if waiting:
-            raise ValueError(f"{len(shown)} {IMAGE_TAG} tags and {len(media)} pictures")
+            raise ValueError(f"{len(shown)} {IMAGE_TAG} tags and {len(media)} images")
     answer = plain(answer, "the answer")
     turn = Example(tuple(media), plain(question, "the question"), answer)
     return Record((turn,), names=names or (answer,), extra=row, origin=origin)
@@ -128,7 +142,7 @@ def _turn(row: dict[str, Any], media: list[Medium], origin: str) -> Record:
 def _document(document: Document, row: dict[str, Any], origin: str, *used: str) -> Record:
     text, media = document
     extra = {key: value for key, value in row.items() if key not in used}
-    return Record(text=text, pictures_in_text=media, extra=extra, origin=origin)
+    return Record(text=text, images_in_text=media, extra=extra, origin=origin)
 
 
 def _strings(value: Any) -> Sequence[Any]:
@@ -139,21 +153,21 @@ def _strings(value: Any) -> Sequence[Any]:
     return tuple(value)
 
 
-def _media(row: dict[str, Any], picture: Callable[[Any], Picture]) -> list[Medium]:
-    """Takes pictures and clips out of a row."""
-    single = [value for key in ONE_PICTURE if (value := row.pop(key, None)) is not None]
+def _media(row: dict[str, Any], image: Callable[[Any], ImageRef]) -> list[Medium]:
+    """Takes images and clips out of a row."""
+    single = [value for key in ONE_IMAGE if (value := row.pop(key, None)) is not None]
     several = _strings(row.pop("images", None))
     clips = [value for key in CLIP if (value := row.pop(key, None)) is not None]
     if single and several:
         raise ValueError('both "image" and "images"')
-    # "features" stand for the picture that "image" names
-    media: list[Medium] = [picture(value) for value in [*single[:1], *several]]
-    media.extend(to_clip(value, picture) for value in clips)
+    # "features" stand for the image that "image" names
+    media: list[Medium] = [image(value) for value in [*single[:1], *several]]
+    media.extend(to_clip(value, image) for value in clips)
     return media
 
 
-def to_picture(value: Any, find: Find, origin: str) -> Picture:
-    """A picture of what a row has for it.
+def to_image(value: Any, find: Find, origin: str) -> ImageRef:
+    """An image of what a row has for it.
 
     Raises:
         TypeError: If it is nothing that can be one.
@@ -161,43 +175,43 @@ def to_picture(value: Any, find: Find, origin: str) -> Picture:
         LookupError: If there is none of this name.
     """
     if isinstance(value, Image.Image):
-        return Picture(Path(origin), member="image.png", data=png(value))
+        return ImageRef(Path(origin), member="image.png", data=png(value))
     if isinstance(value, bytes):
-        return Picture(Path(origin), member="image", data=value)
+        return ImageRef(Path(origin), member="image", data=value)
     if isinstance(value, Mapping):
         name, data = value.get("path"), value.get("bytes")
         if data is not None:
-            return Picture(Path(origin), member=Path(name or "image").name, data=data)
+            return ImageRef(Path(origin), member=Path(name or "image").name, data=data)
         value = name
     if not isinstance(value, str) or not value:
-        raise TypeError(f"a picture must be a path, got {value!r:.60}")
-    if value.startswith("data:"):
-        return Picture(Path(origin), member="image", data=decode_base64(value.partition(",")[2]))
+        raise TypeError(f"an image must be a path, got {value!r:.60}")
+    if is_data_uri(value):
+        return ImageRef(Path(origin), member="image", data=bytes_of(value))
     if is_url(value):
         raise ValueError(f"{value:.80} is an address: download it, and name the file")
     return find(value)
 
 
-def to_clip(value: Any, picture: Callable[[Any], Picture]) -> tuple[Picture, ...]:
-    """The frames of a clip: a list of pictures, or a folder of them in the order of their numbers.
+def to_clip(value: Any, image: Callable[[Any], ImageRef]) -> tuple[ImageRef, ...]:
+    """The frames of a clip: a list of images, or a folder of them in the order of their numbers.
 
     Raises:
         ValueError: If there are none.
     """
     if not isinstance(value, str):
-        frames = tuple(picture(frame) for frame in _strings(value))
+        frames = tuple(image(frame) for frame in _strings(value))
     else:
-        folder = picture(value).path
+        folder = image(value).path
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder of frames: extract the video's frames first")
-        frames = tuple(Picture(p) for p in sorted(folder.iterdir(), key=natural) if is_picture(p))
+        frames = tuple(ImageRef(p) for p in sorted(folder.iterdir(), key=natural) if is_image(p))
     if not frames:
         raise ValueError("a clip without frames")
     return frames
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by its name, and not hidden."""
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name, and not hidden."""
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
@@ -206,10 +220,14 @@ def natural(path: Path) -> list[tuple[int, str]]:
     return [(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", path.name)]
 
 
-def png(picture: Image.Image) -> bytes:
-    """A PIL picture as a PNG file; what PNG does not know, such as CMYK, becomes RGB."""
-    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
-        picture = picture.convert("RGB")
+def png(image: Image.Image) -> bytes:
+    """A PIL image as a PNG file; what PNG does not know, such as CMYK, becomes RGB.
+
+    Raises:
+        ImageError: If nothing says which values of it are black and white.
+    """
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = open_image(image)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isthmus.batch import IGNORED, Batch, pad
 from isthmus.data.packing import packed_rows
 from isthmus.data.records import Medium, Record
 from isthmus.errors import ConfigError, PromptError
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import END_TAG, IMAGE_TAG, Span
-from isthmus.templates import Template, template_named
+from isthmus.model.batch import IGNORED, Batch, pad
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
+from isthmus.prompts.template import CONCLUSION, Template
+from isthmus.prompts.templates import template_named
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Sample:
     Attributes:
         ids: Token ids, `<image>` repeated as the fusion needs it.
         learned: Whether each token is learned; never the first, which nothing predicts.
-        pictures: The pictures whose tags are in `ids`, in their order.
+        images: The images whose tags are in `ids`, in their order.
     """
 
     ids: list[int]
     learned: list[bool]
-    pictures: tuple[Medium, ...]
+    images: tuple[Medium, ...]
 
 
 def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
@@ -50,31 +51,32 @@ def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
     Raises:
         PromptError: As for `Template.conversation`.
     """
+    conclusion = CONCLUSION if any(t.rationale for t in record.turns) else ""
     try:
-        return template.conversation(record.turns, reason=any(t.rationale for t in record.turns))
+        return template.conversation(record.turns, conclusion=conclusion)
     except PromptError as error:
         raise PromptError(f"{record.origin}: {error}" if record.origin else str(error)) from error
 
 
-def document_spans(text: str, *, next_picture: bool = False) -> tuple[Span, ...]:
+def document_spans(text: str, *, next_image: bool = False) -> tuple[Span, ...]:
     """The spans of a document: tags, and between them text that is learned.
 
-    A chunk of text ends with `<|endofchunk|>` where the next picture begins and at the end, as in
+    A chunk of text ends with `<|endofchunk|>` where the next image begins and at the end, as in
     Flamingo's training sequences.
 
     Args:
-        text: The document, `<image>` where a picture stands.
-        next_picture: Each picture stands before the text in front of it instead of behind it
+        text: The document, `<image>` where an image stands.
+        next_image: Each image stands before the text in front of it instead of behind it
             (p_next in Flamingo).
 
     Example:
         >>> [s.text for s in document_spans("Hi. <image>A cat.")]
         ['Hi. ', '<|endofchunk|>', '<image>', 'A cat.', '<|endofchunk|>']
-        >>> [s.text for s in document_spans("Hi. <image>A cat.", next_picture=True)]
+        >>> [s.text for s in document_spans("Hi. <image>A cat.", next_image=True)]
         ['<image>', 'Hi. A cat.', '<|endofchunk|>']
     """
     first, *rest = text.split(IMAGE_TAG)
-    if next_picture and rest and first.strip():
+    if next_image and rest and first.strip():
         *between, last = [first, *rest]
         between[-1] += last
         first, rest = "", between
@@ -92,19 +94,19 @@ def tokenize(
     record: Record,
     *,
     max_tokens: int | None = None,
-    next_picture: bool = False,
+    next_image: bool = False,
 ) -> Sample:
     """A record as the model's tokens.
 
-    Text without any picture ends with the language model's own end of text: `<|endofchunk|>` is
+    Text without any image ends with the language model's own end of text: `<|endofchunk|>` is
     not for a bare language model.
 
     Args:
         model: Its tokenizer, fusion and template.
         record: The record.
-        max_tokens: Longest sample; the rest is cut off, and a picture whose tag is cut goes with
+        max_tokens: Longest sample; the rest is cut off, and an image whose tag is cut goes with
             it.
-        next_picture: As for `document_spans`; of no meaning for conversations.
+        next_image: As for `document_spans`; of no meaning for conversations.
 
     Raises:
         ConfigError: If nothing of it can be learned, or the language model has no chat template.
@@ -116,7 +118,7 @@ def tokenize(
         template = template_named(model.config.template, model.language.tokenizer)
         spans = conversation_spans(record, template)
     else:
-        spans = document_spans(record.text, next_picture=next_picture)
+        spans = document_spans(record.text, next_image=next_image)
     ids = list(model.language.start_ids)
     learned = [False] * len(ids)
     kept = 0
@@ -133,7 +135,7 @@ def tokenize(
             continue
         break
     ends = model.language.end_ids()
-    if not record.pictures and special.end_id in ids:
+    if not record.images and special.end_id in ids:
         if not ends:  # nothing that a bare language model could say
             learned = [flag and i != special.end_id for i, flag in zip(ids, learned, strict=True)]
         elif ids[-1] == special.end_id:
@@ -144,7 +146,7 @@ def tokenize(
             f"{record.origin or record.answer[:40]!r}: nothing can be learned of it within "
             f"{max_tokens} tokens: raise train.max_tokens"
         )
-    return Sample(ids, learned, record.pictures[:kept])
+    return Sample(ids, learned, record.images[:kept])
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Collated:
 def collate(
     model: VisionLanguageModel,
     samples: Sequence[Sample],
-    pictures: Tensor | None,
+    images: Tensor | None,
     *,
     features: bool,
     pack: int = 0,
@@ -183,8 +185,8 @@ def collate(
     Args:
         model: The model that the batch is for.
         samples: At least one.
-        pictures: Pixels or features of all their pictures, in order; None without pictures.
-        features: Whether `pictures` are features.
+        images: Pixels or features of all their images, in order; None without images.
+        features: Whether `images` are features.
         pack: Length of rows that several samples are packed into; 0 for one sample a row.
 
     Returns:
@@ -210,15 +212,15 @@ def collate(
             positions[r, place] = torch.arange(len(samples[n].ids))
             at = place.stop
         positions[r, at:] = torch.arange(ids.shape[1] - at)  # padding is a sample of its own
-    if pack and pictures is not None:
-        pictures = _in_order(samples, order, pictures)
+    if pack and images is not None:
+        images = _in_order(samples, order, images)
     batch = Batch(
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
         positions=positions if pack else None,
-        pixels=None if features else pictures,
-        features=pictures if features else None,
+        pixels=None if features else images,
+        features=images if features else None,
     )
     return Collated(batch, owner[owner != IGNORED])
 
@@ -226,21 +228,19 @@ def collate(
 def _targets(model: VisionLanguageModel, sample: Sample) -> Tensor:
     """What each of a sample's tokens is learned as.
 
-    Without a picture the language model says its own end of text, and a prompt goes on after it
+    Without an image the language model says its own end of text, and a prompt goes on after it
     with the `<|endofchunk|>` that its template writes.
     """
     targets = torch.tensor(sample.ids)
-    if sample.pictures:
+    if sample.images:
         return targets
     ends = model.language.end_ids()
     return targets.masked_fill(targets == model.special_tokens.end_id, ends[0] if ends else IGNORED)
 
 
-def _in_order(
-    samples: Sequence[Sample], order: Sequence[Sequence[int]], pictures: Tensor
-) -> Tensor:
-    """Pictures as packing has put their samples."""
-    counts = [len(s.pictures) for s in samples]
+def _in_order(samples: Sequence[Sample], order: Sequence[Sequence[int]], images: Tensor) -> Tensor:
+    """Images as packing has put their samples."""
+    counts = [len(s.images) for s in samples]
     starts = [sum(counts[:i]) for i in range(len(counts))]
     index = [starts[n] + k for row in order for n in row for k in range(counts[n])]
-    return pictures[torch.tensor(index, dtype=torch.long)]
+    return images[torch.tensor(index, dtype=torch.long)]

@@ -5,11 +5,11 @@ Two layouts are known, and may be mixed:
 - pairs, as img2dataset writes them for LAION: `000.jpg`, `000.txt`, `000.json` are one sample
   (WebDataset's rule: the same name up to the first dot). The text is the `.txt`, or what the
   `.json` says; the rest of the `.json` is kept in `extra`.
-- documents: one `.json` each, with its pictures in base64 (OpenFlamingo's converter) or as files
+- documents: one `.json` each, with its images in base64 (OpenFlamingo's converter) or as files
   beside it in the shard, found by `image_name`.
 
-A shard's headers are scanned once; texts are read when a record is asked for, and pictures never:
-a `Picture` says which stretch of the shard it is, so that any record of any shard is one seek away.
+A shard's headers are scanned once; texts are read when a record is asked for, and images never:
+an `ImageRef` says which stretch of the shard it is, so any record of any shard is one seek away.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from isthmus.data.records import LazyRecords, Picture, Record
-from isthmus.data.rows import to_record
+from isthmus.data.records import ImageRef, LazyRecords, Record
+from isthmus.data.rows import CHATS, to_record
 from isthmus.errors import ConfigError
-from isthmus.images import ENDINGS
+from isthmus.media.image import ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +106,18 @@ class _Index:
     samples: list[tuple[str, Group]] = field(default_factory=list)
     """Key and members of each sample, in the shard's order."""
     loose: Group = field(default_factory=dict)
-    """Pictures that are no sample's, by their names: those of documents."""
+    """Images that are no sample's, by their names: those of documents."""
+    pairs: bool = False
+    """Whether samples are images with their texts; a text alone has then lost its image."""
 
     @cached_property
     def base_names(self) -> dict[str, str]:
-        """Full names of the loose pictures by their last part, where it is only one picture's."""
+        """Full names of the loose images by their last part, where it is only one image's."""
         names = Counter(PurePosixPath(name).name for name in self.loose)
         return {base: full for full in self.loose if names[base := PurePosixPath(full).name] == 1}
 
-    def picture(self, name: str, key: str, members: Group) -> Picture:
-        """The picture that a text names: the sample's own, one beside it, or the shard's only one.
+    def image(self, name: str, key: str, members: Group) -> ImageRef:
+        """The image that a text names: the sample's own, one beside it, or the shard's only one.
 
         Raises:
             KeyError: If the shard has none of this name.
@@ -125,10 +127,10 @@ class _Index:
             span = members.get(full.removeprefix(key)) if full.startswith(key) else None
             span = span or self.loose.get(full)
             if span is not None:
-                return Picture(self.path, start=span[0], size=span[1], member=full)
+                return ImageRef(self.path, start=span[0], size=span[1], member=full)
         full = self.base_names[PurePosixPath(name).name]
         start, size = self.loose[full]
-        return Picture(self.path, start=start, size=size, member=full)
+        return ImageRef(self.path, start=start, size=size, member=full)
 
 
 class Shards(LazyRecords):
@@ -149,7 +151,7 @@ class Shards(LazyRecords):
         if not len(self):
             names = ", ".join(str(p) for p in paths[:3])
             raise ConfigError(
-                f"no samples in {names}: expected pictures with a text of the same name (000.jpg, "
+                f"no samples in {names}: expected images with a text of the same name (000.jpg, "
                 "000.txt or 000.json), or documents (.json)"
             )
 
@@ -187,8 +189,18 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
         for stale in ("image", "images", "features", "file_name"):  # where it was before
             row.pop(stale, None)
         row |= {"images": own} if several else {"image": own[0]}
-    record = to_record(row, lambda name: shard.picture(name, key, members), origin)
+    record = to_record(row, lambda name: shard.image(name, key, members), origin)
+    if shard.pairs and not own and not record.images and not _is_document(row):
+        raise ConfigError(
+            f"{origin} is no record (no image): expected {key}.jpg, or the like, as the shard's "
+            "other samples have"
+        )
     return record if extra is None else replace(record, extra=extra)
+
+
+def _is_document(row: Any) -> bool:
+    """Whether a row says itself which images it has, and be it none."""
+    return any(row.get(key) is not None for key in ("text_list", "texts", *CHATS))
 
 
 def _kind(name: str) -> str:
@@ -219,17 +231,28 @@ def _scan(path: Path) -> _Index:
             lost,
         )
     index = _Index(path)
-    pairs = False
+    lonely: list[str] = []
     for key, group in groups.items():
         for part, rest in _split(key, group).items():
+            kinds = {_kind(ending) for ending in rest}
             if _has_text(rest):
                 index.samples.append((part, rest))
-                pairs |= any(_kind(ending) in MEDIA for ending in rest)
+                index.pairs |= not kinds.isdisjoint(MEDIA)
+                lonely += [part] * (".txt" in kinds and kinds.isdisjoint(MEDIA))
             else:
                 index.loose |= {part + ending: span for ending, span in rest.items()}
-    if pairs and index.loose:
+    if index.pairs and lonely:
         log.warning(
-            "%s: %d pictures without a text of the same name, left out unless a document "
+            "%s: %d texts without an image of the same name, left out: %s",
+            path,
+            len(lonely),
+            ", ".join(lonely[:3]),
+        )
+        left_out = set(lonely)
+        index.samples = [sample for sample in index.samples if sample[0] not in left_out]
+    if index.pairs and index.loose:
+        log.warning(
+            "%s: %d images without a text of the same name, left out unless a document "
             "names them: %s",
             path,
             len(index.loose),
@@ -264,7 +287,7 @@ def _members(path: Path) -> tuple[list[tuple[str, Span]], str]:
             for magic, name in MAGIC.items():
                 if head.startswith(magic):
                     raise ConfigError(
-                        f"{path} is compressed ({name}): expected a plain tar, in which a picture "
+                        f"{path} is compressed ({name}): expected a plain tar, in which an image "
                         "is one seek away; unpack it first"
                     )
             file.seek(0)

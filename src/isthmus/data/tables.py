@@ -9,19 +9,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from isthmus.data.records import LazyRecords, Picture, Record
+from isthmus.data.records import ImageRef, LazyRecords, Record
 from isthmus.data.rows import to_record
 from isthmus.errors import ConfigError, MissingExtraError
 
 
 class Table(Protocol):
-    """Rows by number."""
+    """TableRows by number."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
-class Rows(LazyRecords):
+class TableRows(LazyRecords):
     """The records of a table, each made when it is asked for.
 
     `rows[i]` raises ConfigError if a row is no record; it names the row, counted from 1.
@@ -29,7 +29,7 @@ class Rows(LazyRecords):
     Args:
         table: The rows.
         name: What to call the table in messages.
-        root: What pictures' paths are relative to.
+        root: What images' paths are relative to.
         labels: Names of the classes of an integer column `label`.
     """
 
@@ -47,11 +47,11 @@ class Rows(LazyRecords):
         try:
             # Columns that other rows use are None here
             row = {k: v for k, v in self._table[index].items() if v is not None}
-        except (OSError, ValueError) as error:  # a picture that the table decodes is damaged
+        except (OSError, ValueError) as error:  # an image that the table decodes is damaged
             raise ConfigError(f"{origin} cannot be read: {error}") from error
         if self._labels and isinstance(row.get("label"), int) and row["label"] >= 0:
             row["name"] = self._labels[row.pop("label")].replace("_", " ")
-        return to_record(row, lambda name: Picture(self._root / name), origin)
+        return to_record(row, lambda name: ImageRef(self._root / name), origin)
 
 
 class Joined(LazyRecords):
@@ -76,7 +76,7 @@ class Joined(LazyRecords):
 
 
 class _Arrow:
-    """Rows of an Arrow table, of which only the one asked for becomes Python objects."""
+    """TableRows of an Arrow table, of which only the one asked for becomes Python objects."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -89,8 +89,8 @@ class _Arrow:
         return row
 
 
-def from_parquet(path: Path, root: Path) -> Rows:
-    """The records of a Parquet file; pictures are paths, or structs of `bytes` and `path`.
+def from_parquet(path: Path, root: Path) -> TableRows:
+    """The records of a Parquet file; images are paths, or structs of `bytes` and `path`.
 
     Raises:
         ConfigError: If the file is damaged or empty.
@@ -104,10 +104,10 @@ def from_parquet(path: Path, root: Path) -> Rows:
         table = parquet.read_table(path, memory_map=True)
     except (OSError, ValueError) as error:  # pyarrow's own errors are these
         raise ConfigError(f"{path} is no Parquet file: {error}") from error
-    return Rows(_Arrow(table), str(path), root)
+    return TableRows(_Arrow(table), str(path), root)
 
 
-def from_dataset(dataset: Any, name: str, root: Path) -> Rows:
+def from_dataset(dataset: Any, name: str, root: Path) -> TableRows:
     """The records of a `datasets.Dataset`; a column `label` of classes gives the names.
 
     Raises:
@@ -118,10 +118,10 @@ def from_dataset(dataset: Any, name: str, root: Path) -> Rows:
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ConfigError(f"{name} is a stream, of unknown length: expected a datasets.Dataset")
     labels = getattr((dataset.features or {}).get("label"), "names", None)
-    return Rows(dataset, name, root, labels or ())
+    return TableRows(dataset, name, root, labels or ())
 
 
-def from_saved(folder: Path, root: Path) -> Rows:
+def from_saved(folder: Path, root: Path) -> TableRows:
     """The records of a folder that `Dataset.save_to_disk` wrote.
 
     Raises:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from isthmus.answers import extract, same_answer
+from isthmus.demonstrations.calibrate import Method, calibrated
+from isthmus.demonstrations.order import Norm
+from isthmus.demonstrations.rationales import Worked, auto_cot
 from isthmus.evaluation import controls
 from isthmus.evaluation.arms import NEEDS_RATIONALE, Arm
 from isthmus.evaluation.metrics import majority, vqa_accuracy
 from isthmus.evaluation.records import Answered
-from isthmus.evaluation.task import Item, Task, choices
+from isthmus.evaluation.task import Item, Task, letters
 from isthmus.generation.engine import ChoiceScores, Engine
-from isthmus.images import content_hash
-from isthmus.prompt import Example, Prompt, with_choices
-from isthmus.prompting.calibrate import Method, calibrated
-from isthmus.prompting.order import Norm
-from isthmus.prompting.rationales import Worked, auto_cot
-from isthmus.prompting.reason import STOPS, Asked, Reasoning, solve
-from isthmus.prompting.vote import vote
-from isthmus.templates import template_named
-from isthmus.triggers import trigger_named
+from isthmus.media.image import content_hash
+from isthmus.prompts.answers import same_answer
+from isthmus.prompts.prompt import Example, Prompt, with_choices
+from isthmus.prompts.templates import template_named
+from isthmus.reasoning.drivers import run
+from isthmus.reasoning.method import Reasoning
+from isthmus.reasoning.programs import WAYS
+from isthmus.reasoning.question import Asked, Question
+from isthmus.reasoning.vote import program_for
 
+TRIGGER = "step-by-step"
+"""What arms reason after where nothing else is asked for, whatever a question's language."""
 MOST_CLUSTERED = 1000
 """Questions of the support set that Auto-CoT looks at."""
 
@@ -35,36 +39,43 @@ class Style:
 
     Attributes:
         template: Name of the template; None for the task's, or else the model's own.
-        samples: Answers drawn for each question, of which the most frequent is taken.
-        temperature: Of the draws, where there are several.
+        reasoning: How answers are reached, as far as all arms have it in common; the way and the
+            seed are each arm's own, and how long an answer may be each task's.
         norm: What closed answers are scored by.
         calibrate: How their scores are calibrated.
-        trigger: What zero-shot chain of thought begins with: a name in `triggers.TRIGGERS`, or a
-            text.
     """
 
     template: str | None = None
-    samples: int = 1
-    temperature: float = 0.7
+    reasoning: Reasoning = field(default_factory=lambda: Reasoning(trigger=TRIGGER))
     norm: Norm = "sum"
     calibrate: Method = "none"
-    trigger: str = "step-by-step"
+
+
+def _reasoning(style: Style, task: Task, arm: Arm, way: str) -> Reasoning:
+    """How an arm's answers to a task are reached."""
+    return replace(
+        style.reasoning,
+        way=way,  # type: ignore[arg-type]
+        seed=arm.seed,
+        max_rationale_tokens=task.max_rationale_tokens,
+        max_new_tokens=task.max_new_tokens,
+    )
 
 
 def shown(item: Item, task: Task) -> Example:
-    """An item as it is put: a multiple choice with its options behind the question."""
+    """An item as it is put: a multiple choice with its choices behind the question."""
     if task.kind != "choice":
         return item.example
-    return replace(item.example, question=with_choices(item.example.question, item.options))
+    return replace(item.example, question=with_choices(item.example.question, item.choices))
 
 
 def closed(item: Item, task: Task) -> tuple[str, ...]:
     """The answers that can be scored; none for an open question."""
     if task.kind == "choice":
-        return choices(item.options)
+        return letters(item.choices)
     if task.kind == "yes_no":
         return ("yes", "no")
-    return item.options if task.kind == "label" else ()
+    return item.choices if task.kind == "label" else ()
 
 
 def worth(task: Task, item: Item, parsed: str | None) -> float:
@@ -78,9 +89,9 @@ def worth(task: Task, item: Item, parsed: str | None) -> float:
     return float(any(same_answer(parsed, right, task.kind) for right in item.answers))
 
 
-def reference(picture: Any) -> str:
-    """The path of a picture, or the hash of its pixels."""
-    return str(picture) if isinstance(picture, (str, Path)) else content_hash(picture)
+def reference(image: Any) -> str:
+    """The path of an image, or the hash of its pixels."""
+    return str(image) if isinstance(image, (str, Path)) else content_hash(image)
 
 
 class Asker:
@@ -102,14 +113,43 @@ class Asker:
         self.template = template_named(name, engine.model.language.tokenizer)
 
     def prompt(self, item: Item, shots: Sequence[Example]) -> Prompt:
-        """The prompt of a question under the arm's control."""
-        lead = ""
-        if self.arm.reason in ("zero-cot", "auto-cot"):
-            lead = trigger_named(self.style.trigger).text
+        """The first prompt of a question under the arm's control."""
+        [call] = next(WAYS[self._how.way](self.question(item, shots), self._how, 0))
+        return call.request.prompt
+
+    def question(self, item: Item, shots: Sequence[Example]) -> Question:
+        """A question under the arm's control."""
+        changed, query = self._changed(item, shots), self._query(item)
+        begun = ""
         if self.arm.control == "filler":
             before, _, _ = self._conclusion.partition(" {answer}")
-            lead = f"{self._filler(item, shots)} {before}"
-        return self._render(self._changed(item, shots), self._query(item), lead)
+            begun = f"{self._filler(item, shots)} {before}"
+
+        def render(lead: str, conclusion: str) -> Prompt:
+            if not self.in_steps:  # a control puts something else in the place of steps
+                return self._render(changed, query, begun)
+            return self.template(
+                changed,
+                query,
+                instruction=self.task.instruction,
+                lead=lead,
+                conclusion=conclusion,
+            )
+
+        return Question(
+            query.question,
+            render,
+            tuple(changed),
+            self.task.kind,
+            item.choices,
+            markers=tuple(self.engine.model.language.tokenizer.all_special_tokens),
+        )
+
+    @property
+    def _how(self) -> Reasoning:
+        """How the arm's answers are reached."""
+        way = "cot" if self.arm.reasoning == "auto-cot" else self.arm.reasoning
+        return _reasoning(self.style, self.task, self.arm, way if self.in_steps else "none")
 
     def _query(self, item: Item) -> Example:
         """The question under the arm's control, without its answer."""
@@ -133,18 +173,18 @@ class Asker:
 
     @property
     def _conclusion(self) -> str:
-        """How worked demonstrations state their answer: as `solve` has it, in every control."""
-        return trigger_named(self.style.trigger).wording.conclusion
+        """How worked demonstrations state their answer: as programs have it, in every control."""
+        return self.style.reasoning.trigger_of("").wording.conclusion
 
     def _render(self, shots: Sequence[Example], query: Example, lead: str = "") -> Prompt:
         """The template with its options."""
-        steps = self.arm.reason != "none" and self.arm.control != "answer-first"
+        steps = self.arm.reasoning != "none" and self.arm.control != "answer-first"
         return self.template(
             shots,
             query,
             instruction=self.task.instruction,
             lead=lead,
-            reason=self._conclusion if steps else False,
+            conclusion=self._conclusion if steps else "",
         )
 
     def _tokens(self, text: str) -> int:
@@ -165,14 +205,11 @@ class Asker:
             shots: Each one's demonstrations.
         """
         started = perf_counter()
-        if self.reasons:
-            answered = self._solve(items, shots)
+        questions = [self.question(i, own) for i, own in zip(items, shots, strict=True)]
+        if self.scores(items):
+            answered = self._score(items, questions, shots)
         else:
-            prompts = [self.prompt(i, own) for i, own in zip(items, shots, strict=True)]
-            if self.scores(items):
-                answered = self._score(items, prompts, shots)
-            else:
-                answered = self._generate(items, prompts)
+            answered = self._generate(items, questions)
         seconds = (perf_counter() - started) / len(items)
         labels = [[s.answer for s in own if s.answer is not None] for own in shots]
         return [
@@ -181,66 +218,52 @@ class Asker:
         ]
 
     @property
-    def reasons(self) -> bool:
+    def in_steps(self) -> bool:
         """Whether answers come after steps, and not in their place or before them."""
-        return self.arm.reason != "none" and self.arm.control not in NEEDS_RATIONALE
+        return self.arm.reasoning != "none" and self.arm.control not in NEEDS_RATIONALE
 
-    def _solve(self, items: Sequence[Item], shots: Sequence[Sequence[Example]]) -> list[Answered]:
-        """Answers reached in steps."""
-        auto = self.arm.reason == "auto-cot"
-        way = "cot" if auto else self.arm.reason
-        style, task = self.style, self.task
-        reasoning = Reasoning(
-            way,  # type: ignore[arg-type]
-            style.trigger,
-            samples=style.samples,
-            temperature=style.temperature if style.samples > 1 else 0.0,
-            seed=self.arm.seed,
-            max_step_tokens=task.max_reason_tokens,
-            max_new_tokens=task.max_new_tokens,
-        )
-        lead = trigger_named(style.trigger).text if auto else ""
-        forms = [Asked(self.template, task.kind, i.options, task.instruction, lead) for i in items]
-        found = solve(
-            self.engine,
-            [self._query(i) for i in items],
-            [self._changed(i, own) for i, own in zip(items, shots, strict=True)],
-            reasoning,
-            forms,
-        )
+    def _generate(self, items: Sequence[Item], questions: Sequence[Question]) -> list[Answered]:
+        """What the model writes, at once or in steps; the most frequent of several answers."""
+        found = run(self.engine, [program_for(question, self._how) for question in questions])
         return [
             replace(
-                self._record(item, s.prompts[-1], s.answer),
-                text=s.text,
-                rationale=s.rationale,
-                agreement=s.agreement,
-                prompt_tokens=s.prompt_tokens,
-                cached_tokens=s.cached_tokens,
-                new_tokens=s.new_tokens,
+                self._record(item, question, answer.prompt, answer.parsed),
+                text=answer.written,
+                rationale=answer.rationale,
+                agreement=answer.agreement,
+                prompt_tokens=answer.prompt_tokens,
+                cached_tokens=answer.cached_tokens,
+                new_tokens=answer.new_tokens,
             )
-            for item, s in zip(items, found, strict=True)
+            for item, question, answer in zip(items, questions, found, strict=True)
         ]
 
     def scores(self, items: Sequence[Item]) -> bool:
         """Whether questions are answered by scoring their closed answers."""
-        return self.arm.reason == "none" and all(closed(i, self.task) for i in items)
+        return self.arm.reasoning == "none" and all(closed(i, self.task) for i in items)
 
     def _score(
-        self, items: Sequence[Item], prompts: Sequence[Prompt], shots: Sequence[Sequence[Example]]
+        self,
+        items: Sequence[Item],
+        questions: Sequence[Question],
+        shots: Sequence[Sequence[Example]],
     ) -> list[Answered]:
         """The likeliest of each question's closed answers."""
-        options = [closed(i, self.task) for i in items]
+        closed_answers = [closed(i, self.task) for i in items]
         choices = [
-            [f"{p.junction}{o}" for o in own] for p, own in zip(prompts, options, strict=True)
+            [f"{q.prompt().junction}{o}" for o in own]
+            for q, own in zip(questions, closed_answers, strict=True)
         ]
-        found = self.engine.score(prompts, choices)
+        found = self.engine.score([q.prompt() for q in questions], choices)
         values = self._calibrated(items, shots, choices, found)
         records = []
-        for item, prompt, own, s, value in zip(items, prompts, options, found, values, strict=True):
+        for item, question, own, s, value in zip(
+            items, questions, closed_answers, found, values, strict=True
+        ):
             best = own[max(range(len(own)), key=lambda i: value[i])]
             records.append(
                 replace(
-                    self._record(item, prompt, best),
+                    self._record(item, question, question.prompt().text, best),
                     text=best,
                     prompt_tokens=s.prompt_tokens,
                     cached_tokens=s.cached_tokens,
@@ -282,41 +305,13 @@ class Asker:
                 values[i] = row
         return values
 
-    def _generate(self, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Answered]:
-        """What the model writes, the most frequent of several answers."""
-        kind, samples = self.task.kind, self.style.samples
-        written = self.engine.generate(
-            prompts,
-            max_new_tokens=self.task.max_new_tokens,
-            stop=STOPS,
-            samples=samples,
-            temperature=self.style.temperature if samples > 1 else 0.0,
-            seed=self.arm.seed,
-        )
-        records = []
-        for item, generation in zip(items, written, strict=True):
-            texts = [c.text for c in generation.completions]
-            options = item.options if kind in ("choice", "label") else ()
-            result = vote([extract(t, kind, options, after=("",)) for t in texts], kind)
-            records.append(
-                replace(
-                    self._record(item, generation.prompt, result.answer),
-                    text=texts[result.chosen],
-                    agreement=result.agreement if samples > 1 else None,
-                    prompt_tokens=generation.prompt_tokens,
-                    cached_tokens=generation.cached_tokens,
-                    new_tokens=sum(len(c.ids) for c in generation.completions),
-                )
-            )
-        return records
-
-    def _record(self, item: Item, prompt: Prompt, parsed: str | None) -> Answered:
+    def _record(self, item: Item, question: Question, prompt: str, parsed: str | None) -> Answered:
         """The part of a record that does not depend on how the answer came about."""
         return Answered(
             arm=self.arm.id,
             item=item.id,
-            prompt=prompt.text,
-            pictures=tuple(reference(p) for p in prompt.pictures),
+            prompt=prompt,
+            images=tuple(reference(p) for p in question.images),
             text="",
             parsed=parsed,
             expected=item.example.answer or "",
@@ -338,12 +333,8 @@ def written_shots(engine: Engine, task: Task, arm: Arm, style: Style) -> list[Wo
     asker = Asker(engine, task, arm, style)
     items = task.support[:MOST_CLUSTERED]
     questions = [replace(shown(i, task), answer=None) for i in items]
-    reasoning = Reasoning(
-        "zero-cot",
-        style.trigger,
-        seed=arm.seed,
-        max_step_tokens=task.max_reason_tokens,
-        max_new_tokens=task.max_new_tokens,
+    reasoning = replace(
+        _reasoning(style, task, arm, "zero-cot"), samples=1, temperature=None, top_p=1.0, top_k=0
     )
-    asked = [Asked(asker.template, task.kind, i.options, task.instruction) for i in items]
+    asked = [Asked(asker.template, task.kind, i.choices, task.instruction) for i in items]
     return auto_cot(engine, questions, min(arm.shots, len(questions)), reasoning, asked)

@@ -9,14 +9,14 @@ from typing import Literal, get_args
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import Task
 
-Reason = Literal["none", "cot", "zero-cot", "auto-cot", "least-to-most"]
+Way = Literal["none", "cot", "zero-cot", "auto-cot", "least-to-most"]
 """How an answer is reached: at once; after demonstrations with rationales; after a trigger; after
 demonstrations whose rationales the model wrote; over questions that it makes itself."""
-REASONS: tuple[str, ...] = get_args(Reason)
+WAYS: tuple[str, ...] = get_args(Way)
 
 CONTROLS = {
-    "blank": "the question's pictures are grey: what remains is guessed from the text",
-    "blank-shots": "the demonstrations' pictures are grey",
+    "blank": "the question's images are grey: what remains is guessed from the text",
+    "blank-shots": "the demonstrations' images are grey",
     "shuffled": "the demonstrations' answers are shuffled among them",
     "filler": "dots as long as the rationale in its place: the compute of steps without words",
     "answer-first": "the answer before the rationale, which then cannot help it",
@@ -32,14 +32,14 @@ class Arm:
     Attributes:
         task: The task's name.
         shots: Demonstrations.
-        reason: How an answer is reached.
+        reasoning: How an answer is reached.
         seed: Seed of the choice of demonstrations and of sampling.
         control: What is taken away; empty for nothing.
     """
 
     task: str
     shots: int
-    reason: str = "none"
+    reasoning: str = "none"
     seed: int = 0
     control: str = ""
 
@@ -51,14 +51,20 @@ class Arm:
             >>> Arm("counting", 4, "cot", control="blank").id
             'counting, 4 shots, cot, seed 0, blank'
         """
-        parts = [self.task, f"{self.shots} shots", self.reason, f"seed {self.seed}", self.control]
+        parts = [
+            self.task,
+            f"{self.shots} shots",
+            self.reasoning,
+            f"seed {self.seed}",
+            self.control,
+        ]
         return ", ".join(p for p in parts if p)
 
 
 def plan(
     tasks: Sequence[Task],
     shots: Sequence[int],
-    reasons: Sequence[str],
+    reasoning: Sequence[str],
     seeds: Sequence[int],
     controls: Sequence[str],
 ) -> tuple[list[Arm], dict[str, str]]:
@@ -67,7 +73,7 @@ def plan(
     Args:
         tasks: The tasks.
         shots: Numbers of demonstrations.
-        reasons: Ways of reaching an answer.
+        reasoning: Ways of reaching an answer.
         seeds: Seeds.
         controls: Controls that each arm is repeated with.
 
@@ -77,9 +83,9 @@ def plan(
     Raises:
         ConfigError: If a choice is unknown, or nothing is left to run.
     """
-    for reason in reasons:
-        if reason not in REASONS:
-            raise ConfigError(f'unknown way to reason "{reason}": {suggestion(reason, REASONS)}')
+    for way in reasoning:
+        if way not in WAYS:
+            raise ConfigError(f'unknown way to reason "{way}": {suggestion(way, WAYS)}')
     for control in controls:
         if control not in CONTROLS:
             raise ConfigError(f'unknown control "{control}": {suggestion(control, CONTROLS)}')
@@ -90,10 +96,10 @@ def plan(
     left_out: dict[str, str] = {}
     for task in tasks:
         for seed in seeds:
-            for reason in reasons:
+            for way in reasoning:
                 for number in shots:
                     for control in ("", *controls):
-                        arm = Arm(task.name, number, reason, seed, control)
+                        arm = Arm(task.name, number, way, seed, control)
                         why = _why_not(task, arm)
                         if why:
                             left_out[arm.id] = why
@@ -111,22 +117,22 @@ def _why_not(task: Task, arm: Arm) -> str:
     demonstrations = item.shots if task.episodic else [i.example for i in task.support[:1]]
     if arm.shots > task.most_shots:
         return f"the task has {task.most_shots} demonstrations"
-    if arm.reason in ("cot", "auto-cot") and arm.shots == 0:
+    if arm.reasoning in ("cot", "auto-cot") and arm.shots == 0:
         return "worked demonstrations need at least one shot"
-    if arm.reason in ("zero-cot", "least-to-most") and arm.shots > 0:
-        return f"{arm.reason} is asked without demonstrations"
+    if arm.reasoning in ("zero-cot", "least-to-most") and arm.shots > 0:
+        return f"{arm.reasoning} is asked without demonstrations"
     worked = any(d.rationale for d in demonstrations or ())
-    if arm.reason == "cot" and not worked:
+    if arm.reasoning == "cot" and not worked:
         return "its demonstrations have no rationales (auto-cot writes them)"
-    if arm.reason == "auto-cot" and task.episodic:
+    if arm.reasoning == "auto-cot" and task.episodic:
         return "its demonstrations belong to each question"
     if arm.control in ("shuffled", "blank-shots") and arm.shots == 0:
         return "there are no demonstrations to change"
-    pictured = item.example.pictures
+    pictured = item.example.images
     if arm.control == "blank" and not pictured:
-        return "its questions have no pictures"
-    if arm.control == "blank-shots" and not any(d.pictures for d in demonstrations or ()):
-        return "its demonstrations have no pictures"
-    if arm.control in NEEDS_RATIONALE and arm.reason != "cot":
+        return "its questions have no images"
+    if arm.control == "blank-shots" and not any(d.images for d in demonstrations or ()):
+        return "its demonstrations have no images"
+    if arm.control in NEEDS_RATIONALE and arm.reasoning != "cot":
         return "only worked demonstrations (cot) have rationales to change"
     return ""

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isthmus.images import open_picture
-from isthmus.prompt import Example
+from isthmus.media.image import open_image
+from isthmus.prompts.prompt import Example
 
 GREY = (128, 128, 128)
 DOTS = " ."
 
 
-def blank(picture: Any) -> Image.Image:
-    """A grey picture of the same size."""
-    return Image.new("RGB", open_picture(picture).size, GREY)
+def blank(image: Any) -> Image.Image:
+    """A grey image of the same size."""
+    return Image.new("RGB", open_image(image).size, GREY)
 
 
 def blanked(example: Example) -> Example:
-    """The example with grey pictures."""
-    return replace(example, pictures=tuple(blank(p) for p in example.pictures))
+    """The example with grey images."""
+    return replace(example, images=tuple(blank(p) for p in example.images))
 
 
 def shuffled(shots: Sequence[Example], seed: int, key: str = "") -> list[Example]:

@@ -13,8 +13,8 @@ from math import comb, sqrt
 
 import numpy as np
 
-from isthmus.answers import vqa_normalize
 from isthmus.errors import InputError
+from isthmus.prompts.answers import vqa_normalize
 
 Z95 = 1.959963984540054
 

@@ -17,7 +17,7 @@ from typing import Any
 from isthmus.errors import ConfigError
 from isthmus.files import write_text
 
-CONFIG, RECORDS, PICTURES = "config.json", "records.jsonl", "pictures"
+CONFIG, RECORDS, IMAGES = "config.json", "records.jsonl", "images"
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Answered:
     Attributes:
         arm: The arm's id.
         item: The item's id.
-        prompt: The exact prompt, `<image>` where a picture stood.
-        pictures: Path or content hash of each picture of the prompt, in order.
+        prompt: The exact prompt, `<image>` where an image stood.
+        images: Path or content hash of each image of the prompt, in order.
         text: What the model wrote, or the likeliest of the closed answers.
         parsed: The answer found in it; None if none was.
         expected: The right answer.
@@ -47,7 +47,7 @@ class Answered:
     arm: str
     item: str
     prompt: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     text: str
     parsed: str | None
     expected: str
@@ -94,7 +94,8 @@ class Records:
         path = folder / RECORDS
         for row in read(path):
             self.rows[row.arm, row.item] = row
-        self._file = path.open("a", encoding="utf-8")
+        # An image's name need not be UTF-8: what is not is written as JSON's escape of it
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self.rows
@@ -133,10 +134,10 @@ def read(path: Path) -> list[Answered]:
         with path.open("rb+") as file:
             file.truncate(len(whole))
     rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
             values = json.loads(line)
-            values["pictures"] = tuple(values["pictures"])
+            values["images"] = tuple(values["images"])
             rows.append(Answered(**values))
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from isthmus.evaluation.arms import CONTROLS, Arm
 from isthmus.evaluation.metrics import bootstrap_mean, wilson
-from isthmus.evaluation.records import PICTURES, Answered
+from isthmus.evaluation.records import IMAGES, Answered
 from isthmus.evaluation.results import Results, Row, cells, headings, percent
 from isthmus.files import write_text
-from isthmus.pages.charts import Line, chart
-from isthmus.pages.page import page
+from isthmus.reports.charts import Line, chart
+from isthmus.reports.page import page
 
 REPORT = "report.html"
 EXAMPLES = 8
@@ -52,7 +52,7 @@ def write_report(results: Results, answered: Sequence[Answered], folder: Path) -
     Args:
         results: What came out.
         answered: All records.
-        folder: The evaluation's folder, which holds the pictures of the first questions.
+        folder: The evaluation's folder, which holds the images of the first questions.
 
     Returns:
         The page's path.
@@ -98,9 +98,9 @@ def curves(task: str, rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answere
     seed, a bootstrap's for several.
     """
     ways: dict[str, dict[str, Line]] = {}
-    for reason in dict.fromkeys(r.arm.reason for r in rows):
-        own = [r for r in rows if r.arm.reason == reason]
-        ways[reason] = {
+    for way in dict.fromkeys(r.arm.reasoning for r in rows):
+        own = [r for r in rows if r.arm.reasoning == way]
+        ways[way] = {
             control: _line([r.arm for r in own if r.arm.control == control], by_arm)
             for control in dict.fromkeys(r.arm.control for r in own)
         }
@@ -108,13 +108,13 @@ def curves(task: str, rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answere
     counts = sorted({r.arm.shots for r in rows})
     levels = {"chance": rows[0].chance, "majority of the answers": rows[0].majority[1]}
     parts = [_chart(f"{task}: accuracy by number of demonstrations", plain, levels, counts)]
-    for reason, lines in ways.items():
+    for way, lines in ways.items():
         if len(lines) > 1:
-            title = f"{task}, {_way(reason)}: with its controls"
-            named = {control or _way(reason): line for control, line in lines.items()}
+            title = f"{task}, {_way(way)}: with its controls"
+            named = {control or _way(way): line for control, line in lines.items()}
             shown = _chart(title, named, levels, counts)
             parts.append(
-                f"<details><summary>{escape(_way(reason))}, with its controls</summary>{shown}"
+                f"<details><summary>{escape(_way(way))}, with its controls</summary>{shown}"
                 "</details>"
             )
     return "".join(parts)
@@ -145,8 +145,8 @@ def _chart(
     return f'{told}<p class="label">{escape(title)}; 95 % intervals</p>'
 
 
-def _way(reason: str) -> str:
-    return "direct" if reason == "none" else reason
+def _way(way: str) -> str:
+    return "direct" if way == "none" else way
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -187,18 +187,18 @@ def _questions(rows: Sequence[Row], by_arm: Mapping[str, Sequence[Answered]], fo
         if controlled:
             said += f"<details><summary>controls</summary>{controlled}</details>"
         tags = record.prompt.count("<image>")
-        own = record.pictures[tags - _last_pictures(record) :]
-        pictures = "".join(_picture(folder, ref) for ref in own)
+        own = record.images[tags - _last_images(record) :]
+        images = "".join(_image(folder, ref) for ref in own)
         parts.append(
-            f'<div class="question"><div style="flex:0 1 auto">{pictures}</div><div>'
+            f'<div class="question"><div style="flex:0 1 auto">{images}</div><div>'
             f"<p>{escape(record.question or 'caption')}</p>"
             f'<p class="label">right: {escape(record.expected)}</p>{said}</div></div>'
         )
     return f"<details open><summary>{len(first)} questions</summary>{''.join(parts)}</details>"
 
 
-def _last_pictures(record: Answered) -> int:
-    """How many pictures belong to the question itself, which stands at the end of the prompt."""
+def _last_images(record: Answered) -> int:
+    """How many images belong to the question itself, which stands at the end of the prompt."""
     end = record.prompt.rfind("<image>")
     count = 0
     while end >= 0:
@@ -212,7 +212,7 @@ def _said(arm: Arm, record: Answered) -> str:
     mark, sign = "partly", "~"
     if record.right in (0.0, 1.0):
         mark, sign = ("right", "✓") if record.right else ("wrong", "✗")
-    way = ", ".join(p for p in (f"{arm.shots} shots", _way(arm.reason), arm.control) if p)
+    way = ", ".join(p for p in (f"{arm.shots} shots", _way(arm.reasoning), arm.control) if p)
     parsed = "(no answer found)" if record.parsed is None else record.parsed
     whole = f"{record.prompt}⟦{record.text}⟧"
     if len(whole) > MOST_TEXT:
@@ -226,18 +226,19 @@ def _said(arm: Arm, record: Answered) -> str:
     )
 
 
-def picture_name(ref: str) -> str:
-    """The file name under which a picture is kept for the report.
+def image_name(ref: str) -> str:
+    """The file name under which an image is kept for the report.
 
     Args:
-        ref: The picture's path or hash, as records have it.
+        ref: The image's path or hash, as records have it.
     """
-    return f"{hashlib.sha256(ref.encode()).hexdigest()[:24]}.png"
+    digest = hashlib.sha256(ref.encode(errors="backslashreplace"))
+    return f"{digest.hexdigest()[:24]}.png"
 
 
-def _picture(folder: Path, ref: str) -> str:
-    """A kept picture, in the page itself."""
-    file = folder / PICTURES / picture_name(ref)
+def _image(folder: Path, ref: str) -> str:
+    """A kept image, in the page itself."""
+    file = folder / IMAGES / image_name(ref)
     if not file.is_file():
         return ""
     data = base64.b64encode(file.read_bytes()).decode("ascii")

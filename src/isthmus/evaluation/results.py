@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.answers import same_answer
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.metrics import (
     bootstrap_difference,
@@ -20,6 +19,7 @@ from isthmus.evaluation.metrics import (
 )
 from isthmus.evaluation.records import Answered
 from isthmus.evaluation.task import Task
+from isthmus.prompts.answers import same_answer
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def cells(row: Row, *, with_errors: bool) -> list[str]:
     """The figures of a row, as texts."""
     told = [
         str(row.arm.shots),
-        row.arm.reason,
+        row.arm.reasoning,
         row.arm.control,
         str(row.arm.seed),
         str(row.n),
@@ -243,7 +243,7 @@ def cells(row: Row, *, with_errors: bool) -> list[str]:
 
 def headings(*, with_errors: bool) -> list[str]:
     """What the cells of a row are."""
-    first = ["shots", "reason", "control", "seed", "n", "accuracy", "95 %", "chance", "majority"]
+    first = ["shots", "reasoning", "control", "seed", "n", "accuracy", "95 %", "chance", "majority"]
     first += [
         "majority of shots",
         "unparsed",

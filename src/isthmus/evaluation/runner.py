@@ -5,38 +5,38 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isthmus.backbones.fingerprint import fingerprint
-from isthmus.checkpoint import load_vlm
+from isthmus.demonstrations.calibrate import METHODS
+from isthmus.demonstrations.example_file import read_examples, write_examples
 from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.answering import Asker, Style, reference, written_shots
+from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
-from isthmus.evaluation.records import PICTURES, Records
-from isthmus.evaluation.report import picture_name, write_report
+from isthmus.evaluation.records import IMAGES, Records
+from isthmus.evaluation.report import image_name, write_report
 from isthmus.evaluation.results import Results, Row, row_of
 from isthmus.evaluation.selection import Shots, check_selection
 from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
 from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import Progress
-from isthmus.prompt import Example
-from isthmus.prompting.calibrate import METHODS
-from isthmus.prompting.example_file import read_examples, write_examples
-from isthmus.triggers import trigger_named
+from isthmus.media.image import open_image
+from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.checkpoint import load_vlm
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example
+from isthmus.reasoning.method import Reasoning
+from isthmus.reports.progress import Progress
 
 RESULTS, TABLE = "results.json", "results.md"
 CHUNK = 32
 """Questions that are answered and written together."""
 SHOWN = 8
-"""Questions of each task whose pictures are kept for the report."""
+"""Questions of each task whose images are kept for the report."""
 SHOWN_SIDE = 256
 
 
@@ -45,8 +45,8 @@ def evaluate(
     tasks: Sequence[str | Task] | str | Task,
     *,
     shots: Sequence[int] = (0, 4, 8),
-    reason: str | Sequence[str] = "none",
-    samples: int = 1,
+    reasoning: str | Reasoning | Sequence[str] = "none",
+    samples: int | None = None,
     seeds: Sequence[int] = (0,),
     select: str = "random",
     order: str = "similar-last",
@@ -54,9 +54,9 @@ def evaluate(
     controls: Sequence[str] = (),
     limit: int | None = None,
     template: str | None = None,
-    trigger: str = "step-by-step",
+    trigger: str | None = None,
     norm: str = "sum",
-    temperature: float = 0.7,
+    temperature: float | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
     device: str | torch.device = "auto",
@@ -69,7 +69,9 @@ def evaluate(
         tasks: Names (see `tasks.TASKS`), names with paths ("gsm8k:FILE"), files of questions, or
             tasks of your own.
         shots: Numbers of demonstrations.
-        reason: One or several of "none", "cot", "zero-cot", "auto-cot" and "least-to-most".
+        reasoning: How answers are reached: one or several of "none", "cot", "zero-cot",
+            "auto-cot" and "least-to-most", or a `Reasoning`, of which the seed and the lengths are
+            not looked at: seeds make arms, and tasks say how long their answers are.
         samples: Answers drawn for each question, of which the most frequent is taken.
         seeds: Seeds of demonstrations and samples; each is an arm of its own.
         select: How demonstrations are chosen.
@@ -78,10 +80,10 @@ def evaluate(
         controls: Controls that each arm is repeated with (see `arms.CONTROLS`).
         limit: Most questions of each task, spread over all of it.
         template: The template's name; None for each task's, or else the model's own.
-        trigger: What zero-shot chain of thought begins with: a name in `triggers.TRIGGERS`, or a
-            text.
+        trigger: What zero-shot chain of thought begins with: a name in `wording.TRIGGERS`, or a
+            text; "step-by-step" by default.
         norm: What closed answers are scored by: "sum", "token" or "byte".
-        temperature: Of the draws, where there are several.
+        temperature: Of the draws; by default 0.7 where there are several, and 0, greedy, for one.
         out: Folder for records, results and the report. A run that was interrupted goes on there;
             one that asks for something else is refused. None keeps nothing.
         quiet: Show no progress bar.
@@ -108,29 +110,31 @@ def evaluate(
     names = [t.name for t in made]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have one name: {', '.join(names)}; evaluate them apart")
-    if samples < 1 or temperature <= 0:
-        raise ConfigError(
-            f"samples {samples} at temperature {temperature}: expected at least 1 and above 0"
-        )
     if norm not in ("sum", "token", "byte"):
         raise ConfigError(f'norm is "{norm}": expected sum, token or byte')
     if calibrate not in METHODS:
         raise ConfigError(f'unknown calibration "{calibrate}": {suggestion(calibrate, METHODS)}')
     check_selection(select, order)
-    trigger_named(trigger)
-    reasons = [reason] if isinstance(reason, str) else list(reason)
-    arms, left_out = plan(made, shots, reasons, seeds, controls)
+    how, ways = _ways(reasoning)
+    named = {"samples": samples, "temperature": temperature, "trigger": trigger}
+    how = replace(how, **{n: v for n, v in named.items() if v is not None})  # type: ignore[arg-type]
+    how.trigger_of("")  # an unknown one is said before the model is loaded
+    arms, left_out = plan(made, shots, ways, seeds, controls)
     for task in made:
         task.check()
     engine = model if isinstance(model, Engine) else Engine(_loaded(model, device, dtype))
-    style = Style(template, samples, temperature, norm, calibrate, trigger)  # type: ignore[arg-type]
+    style = Style(template, how, norm, calibrate)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
         "model": str(model) if isinstance(model, (str, Path)) else "object",
         "weights": fingerprint(engine.model),
         "tasks": {t.name: _described(t) for t in made},
         "arms": [arm.id for arm in arms],
-        **asdict(style),
+        "template": template,
+        **{name: getattr(how, name) for name in ("samples", "top_p", "top_k", "trigger")},
+        "temperature": how.drawn_at,
+        "norm": norm,
+        "calibrate": calibrate,
         "select": select,
         "order": order,
     }
@@ -141,7 +145,7 @@ def evaluate(
             for arm in arms:
                 task = _task(made, arm)
                 written: list[Example] = []
-                if arm.reason == "auto-cot":
+                if arm.reasoning == "auto-cot":
                     written = _written(engine, task, arm, style, folder)
                     if not written:
                         left_out[arm.id] = "no chain that the model wrote held up"
@@ -156,6 +160,14 @@ def evaluate(
     if folder is not None:
         _write(results, records, folder)
     return results
+
+
+def _ways(reasoning: str | Reasoning | Sequence[str]) -> tuple[Reasoning, list[str]]:
+    """What all arms have in common of how they reason, and the way of each."""
+    if isinstance(reasoning, Reasoning):
+        return replace(reasoning, trigger=reasoning.trigger or TRIGGER), [reasoning.way]
+    ways = [reasoning] if isinstance(reasoning, str) else list(reasoning)
+    return Reasoning(trigger=TRIGGER), ways
 
 
 def _written(
@@ -194,12 +206,12 @@ def _task(tasks: Sequence[Task], arm: Arm) -> Task:
 def _described(task: Task) -> dict[str, Any]:
     """What makes a task this one: its size and a hash of its questions and answers.
 
-    Episodes draw dozens of pictures each, so only the first of them are looked at.
+    Episodes draw dozens of images each, so only the first of them are looked at.
     """
     digest = hashlib.sha256()
     looked_at = task.items[:16] if task.episodic else task.items
     for item in (*looked_at, *task.support):
-        told = (item.id, item.example.question, item.example.answer, item.options, item.accepted)
+        told = (item.id, item.example.question, item.example.answer, item.choices, item.accepted)
         digest.update(repr(told).encode())
     return {
         "n": len(task.items),
@@ -227,18 +239,18 @@ def _run(asker: Asker, shots: Shots, records: Records, bar: Progress) -> None:
             continue
         answered = asker.ask(left, [shots.of(item) for item in left])
         if records.folder is not None and number == 0:
-            _keep_pictures(asker, left[:SHOWN], records.folder)
+            _keep_images(asker, left[:SHOWN], records.folder)
         records.add(answered)
         bar.advance(len(left))
 
 
-def _keep_pictures(asker: Asker, items: Sequence[Item], folder: Path) -> None:
+def _keep_images(asker: Asker, items: Sequence[Item], folder: Path) -> None:
     """Keeps what the first questions show, small, for the report."""
     for item in items:
-        for picture in asker.prompt(item, ()).pictures:
-            small = open_picture(picture)
+        for image in asker.prompt(item, ()).images:
+            small = open_image(image)
             small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-            target = folder / PICTURES / picture_name(reference(picture))
+            target = folder / IMAGES / image_name(reference(image))
             if not target.is_file():
                 write_atomically(target, lambda p, s=small: s.save(p, "PNG"))  # type: ignore[misc]
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.answering import shown
-from isthmus.evaluation.arms import Arm
-from isthmus.evaluation.task import Item, Task
-from isthmus.generation.engine import Engine
-from isthmus.prompt import Example
-from isthmus.prompting.order import ORDERS, arrange
-from isthmus.prompting.retrieve import (
+from isthmus.demonstrations.order import ORDERS, arrange
+from isthmus.demonstrations.retrieve import (
     Balanced,
     Diverse,
     Fixed,
-    PictureThenText,
+    ImageThenText,
     RandomShots,
     Selector,
     rices,
     text_neighbours,
 )
-from isthmus.prompting.support import Support
+from isthmus.demonstrations.support import Support
+from isthmus.errors import ConfigError, suggestion
+from isthmus.evaluation.answering import shown
+from isthmus.evaluation.arms import Arm
+from isthmus.evaluation.task import Item, Task
+from isthmus.generation.engine import Engine
+from isthmus.prompts.prompt import Example
 
 SELECTORS: dict[str, tuple[str, Callable[[Support, Engine, int], Selector]]] = {
     "fixed": ("the first of the support set", lambda s, e, seed: Fixed(s)),
@@ -37,11 +37,11 @@ SELECTORS: dict[str, tuple[str, Callable[[Support, Engine, int], Selector]]] = {
         "drawn class by class, the same for all questions",
         lambda s, e, seed: Balanced(s, seed, per_query=False),
     ),
-    "rices": ("with the most similar pictures", lambda s, e, seed: rices(s, e.model.vision)),
+    "rices": ("with the most similar images", lambda s, e, seed: rices(s, e.model.vision)),
     "text": ("with the most similar questions", lambda s, e, seed: text_neighbours(s)),
-    "picture-then-text": (
-        "neighbours by picture, re-ranked by question",
-        lambda s, e, seed: PictureThenText(s, rices(s, e.model.vision).embed),
+    "image-then-text": (
+        "neighbours by image, re-ranked by question",
+        lambda s, e, seed: ImageThenText(s, rices(s, e.model.vision).embed),
     ),
     "mmr": (
         "similar questions that are unlike each other",
@@ -73,11 +73,11 @@ class Shots:
     Episodes bring their own, of which the first are taken as they stand.
 
     Args:
-        engine: Its vision encoder compares pictures, where they are compared.
+        engine: Its vision encoder compares images, where they are compared.
         task: The task.
         arm: The arm.
         select: A name in `SELECTORS`.
-        order: A name in `prompting.order.ORDERS`.
+        order: A name in `demonstrations.order.ORDERS`.
         written: Demonstrations that the model wrote, for Auto-CoT; they are fixed.
 
     Raises:
@@ -97,11 +97,11 @@ class Shots:
         self.task, self.arm, self.order = task, arm, order
         self.written = written
         self._selector: Selector | None = None
-        if arm.reason == "auto-cot":
+        if arm.reasoning == "auto-cot":
             return
         if task.episodic or not arm.shots:
             return
-        usable = [i for i in task.support if arm.reason != "cot" or i.example.rationale]
+        usable = [i for i in task.support if arm.reasoning != "cot" or i.example.rationale]
         if len(usable) < arm.shots:
             raise ConfigError(
                 f"{arm.id}: {len(usable)} demonstrations have a rationale; expected at least "

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
-from isthmus.answers import AnswerKind
 from isthmus.errors import ConfigError
-from isthmus.prompt import Example
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import Example
 
 Metric = Literal["accuracy", "vqa", "exact", "characters"]
 """What an answer counts for: right or wrong by its kind; VQA accuracy over several people's
@@ -30,8 +30,8 @@ class Item:
 
     Attributes:
         id: Its name, unique within the task: records refer to it.
-        example: Pictures, question, right answer and, where there is one, the rationale.
-        options: The answers to choose from, if the question is closed.
+        example: Images, question, right answer and, where there is one, the rationale.
+        choices: The answers to choose from, if the question is closed.
         accepted: Other right answers; for the metric "vqa" the answers of all people asked.
         shots: Demonstrations of this item alone, the first k of which are shown; None where they
             come from the task's support set.
@@ -39,7 +39,7 @@ class Item:
 
     id: str
     example: Example
-    options: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     shots: tuple[Example, ...] | None = None
 
@@ -64,7 +64,7 @@ class Task:
         chance: Accuracy of guessing evenly among the possible answers; 0 for open answers.
         metric: What an answer counts for.
         max_new_tokens: Most tokens of an answer given at once.
-        max_reason_tokens: Most tokens of an answer with reasoning before it.
+        max_rationale_tokens: Most tokens of an answer with reasoning before it.
         episodic: Whether items bring their own demonstrations.
         version: Raised when a generated task changes; records of two versions do not mix.
 
@@ -81,7 +81,7 @@ class Task:
     chance: float = 0.0
     metric: Metric = "accuracy"
     max_new_tokens: int = 16
-    max_reason_tokens: int = 256
+    max_rationale_tokens: int = 256
     episodic: bool = False
     version: int = 1
 
@@ -116,6 +116,21 @@ class Task:
             )
 
 
+@dataclass(frozen=True)
+class Known:
+    """A task that has a name, in the `TASKS` of its file in `evaluation.tasks`.
+
+    Attributes:
+        about: What it is, in a line.
+        generate: Makes it from a seed, where it is generated.
+        read: Makes it from a path, where it is read.
+    """
+
+    about: str
+    generate: Callable[[int], Task] | None = None
+    read: Callable[[str], Task] | None = None
+
+
 def _ids(task: str, items: Sequence[Item]) -> set[str]:
     """The ids of items, each of which must be there once."""
     seen: set[str] = set()
@@ -126,19 +141,19 @@ def _ids(task: str, items: Sequence[Item]) -> set[str]:
     return seen
 
 
-def choices(options: Sequence[str]) -> tuple[str, ...]:
-    """The letters of as many options.
+def letters(choices: Sequence[str]) -> tuple[str, ...]:
+    """The letters of as many choices.
 
     Raises:
         ConfigError: If there are more than 26.
 
     Example:
-        >>> choices(["red", "blue"])
+        >>> letters(["red", "blue"])
         ('A', 'B')
     """
-    if len(options) > len(LETTERS):
-        raise ConfigError(f"{len(options)} options: expected at most {len(LETTERS)}, A to Z")
-    return tuple(LETTERS[: len(options)])
+    if len(choices) > len(LETTERS):
+        raise ConfigError(f"{len(choices)} choices: expected at most {len(LETTERS)}, A to Z")
+    return tuple(LETTERS[: len(choices)])
 
 
 class Generated(Sequence[Item]):

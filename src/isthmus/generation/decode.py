@@ -1,8 +1,8 @@
 """Decoding on Transformers' own machinery: greedy, beams, sampling, stop strings, streaming.
 
-The language model's `generate` runs as it is; the pictures reach it through the hooks that
+The language model's `generate` runs as it is; the images reach it through the hooks that
 `special_tokens` and `fusion` have placed. What the model keeps while it decodes is the language
-model's own cache and, with cross-attention, the K and V of the one picture in sight.
+model's own cache and, with cross-attention, the K and V of the one image in sight.
 """
 
 from __future__ import annotations
@@ -16,30 +16,24 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from isthmus.batch import Batch
 from isthmus.errors import PromptError
-from isthmus.model import VisionLanguageModel
+from isthmus.generation.text_stream import read
+from isthmus.model.batch import Batch
+from isthmus.model.vlm import VisionLanguageModel
 
 
-class StopStrings(StoppingCriteria):
-    """Stops a row once one of some strings stands in its text.
+class _Stopped(StoppingCriteria):
+    """Ends a row of Transformers' generation where `text_stream.read` meets a stop string.
 
     Transformers' own criterion reads a table with one row per token of the tokenizer, and so
-    cannot meet our two ids; this one decodes the new tokens instead.
-
-    Args:
-        model: Its tokenizer decodes.
-        strings: The strings.
+    cannot meet our two ids.
     """
 
-    def __init__(self, model: VisionLanguageModel, strings: Sequence[str]) -> None:
-        self.decode = model.special_tokens.decode
-        self.strings = tuple(strings)
+    def __init__(self, model: VisionLanguageModel, stop: Sequence[str]) -> None:
+        self.decode, self.stop = model.special_tokens.decode, stop
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """(B,) bool, which rows are done."""
-        texts = [self.decode(row) for row in input_ids]
-        done = [any(s in text for s in self.strings) for text in texts]
+        done = [read(self.decode, row, self.stop)[1] for row in input_ids.tolist()]
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -72,12 +66,12 @@ def generate(
     """Generates a continuation of each prompt.
 
     A row ends at `<|endofchunk|>`, at the language model's own end of text, or at a stop string.
-    A row without pictures is decoded exactly as the bare language model would.
+    A row without images is decoded exactly as the bare language model would.
 
     Args:
         model: The model.
         batch: Prompts, padded on the left.
-        max_new_tokens: Most tokens to add to each prompt.
+        max_new_tokens: Most tokens to add to each prompt; 0 adds none.
         stop: Strings that end a row; they stay in the ids, `text_of` cuts them off.
         streamer: A Transformers streamer, for one row.
         **options: Anything else that `transformers.GenerationMixin.generate` takes: `num_beams`,
@@ -87,7 +81,7 @@ def generate(
         (B * num_return_sequences, L_new) ids of the new tokens alone.
 
     Raises:
-        PromptError: If tags and pictures do not match, or a stop string is empty.
+        PromptError: If tags and images do not match, or a stop string is empty.
 
     Example:
         >>> import isthmus as im
@@ -97,9 +91,12 @@ def generate(
     """
     if "" in stop:
         raise PromptError('an empty stop string would end every answer at once: leave "" out')
+    if max_new_tokens < 1:
+        rows = len(batch.input_ids) * int(options.get("num_return_sequences") or 1)
+        return batch.input_ids.new_empty(rows, 0)
     criteria = StoppingCriteriaList(options.pop("stopping_criteria", []))
     if stop:
-        criteria.append(StopStrings(model, stop))
+        criteria.append(_Stopped(model, stop))
     if streamer is not None:
         streamer = _OwnTokensOnly(streamer, model.language.vocab_rows)
     ends = [*model.language.end_ids(), model.special_tokens.end_id]
@@ -138,7 +135,4 @@ def text_of(model: VisionLanguageModel, ids: Tensor, stop: Sequence[str] = ()) -
     ends = (ids == model.special_tokens.end_id).nonzero().flatten().tolist()
     if ends:
         ids = ids[: ends[0]]
-    text = model.special_tokens.decode(ids)
-    for string in stop:
-        text = text.partition(string)[0]
-    return text.strip()
+    return read(model.special_tokens.decode, ids.tolist(), stop)[0].strip()

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers.cache_utils import DynamicLayer
 
-from isthmus.layout import Layout, whole_images
+from isthmus.model.layout import Layout, whole_images
 
 Symbols = tuple[int | str, ...]
 
@@ -107,6 +107,7 @@ def boundary(
         down: Whether the place before the image is taken, or the one behind it.
 
     Example:
+        >>> from isthmus.model.layout import HOLE, Layout
         >>> symbols, layouts = [7, "a", "a", "a", 8], [Layout((HOLE,) * 3)]
         >>> boundary(symbols, 2, layouts), boundary(symbols, 2, layouts, down=False)
         (1, 4)
@@ -127,13 +128,12 @@ class PrefixStore:
 
     Attributes:
         bytes: Bytes kept.
-        hits, misses: How often a prefix was there, and was not.
         evictions: How many had to go.
     """
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
-        self.bytes = self.hits = self.misses = self.evictions = 0
+        self.bytes = self.evictions = 0
         self._kept: OrderedDict[Symbols, Prefix] = OrderedDict()
 
     def __len__(self) -> int:
@@ -145,11 +145,8 @@ class PrefixStore:
     def get(self, symbols: Symbols) -> Prefix | None:
         """The prefix of exactly these symbols."""
         prefix = self._kept.get(symbols)
-        if prefix is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._kept.move_to_end(symbols)
+        if prefix is not None:
+            self._kept.move_to_end(symbols)
         return prefix
 
     def nearest(self, symbols: Symbols) -> tuple[Prefix, int] | None:

@@ -1,6 +1,6 @@
 """Prompts on their way through the language model: one batch of live rows.
 
-Letters: B rows, N tokens of a shared prefix, L tokens of the longest row behind it, P pictures.
+Letters: B rows, N tokens of a shared prefix, L tokens of the longest row behind it, P images.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.backbones.states import as_states, states_in
-from isthmus.fusion.sight import Sight, first_of_each
-from isthmus.generation.prefix import Symbols, boundary, common
-from isthmus.layout import Layout, starts, whole_images
-from isthmus.medium import layouts_of, stacked
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
+from isthmus.generation.prefix import Symbols
+from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.fusion.sight import Sight, first_of_each
+from isthmus.model.layout import Layout, starts, whole_images
+from isthmus.model.medium import stacked
+from isthmus.model.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,14 @@ class Encoded:
     Attributes:
         ids: Token ids, each image's layout among them.
         symbols: The ids, hashes of images in place of their layouts.
-        pictures: Hashes of its images, in their order.
+        images: Hashes of its images, in their order.
         layouts: Their layouts.
         shared: How many tokens other prompts share; they end in no layout.
     """
 
     ids: tuple[int, ...]
     symbols: Symbols
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     layouts: tuple[Layout, ...]
     shared: int = 0
 
@@ -48,20 +47,20 @@ class Encoded:
         """The first so many tokens as a prompt of their own."""
         shown = self.images_before(count)
         return Encoded(
-            self.ids[:count], self.symbols[:count], self.pictures[:shown], self.layouts[:shown]
+            self.ids[:count], self.symbols[:count], self.images[:shown], self.layouts[:shown]
         )
 
 
 def seen_after(model: VisionLanguageModel, prompt: Encoded, past: int) -> tuple[str, ...]:
-    """Hashes of the pictures that tokens behind the first `past` may see.
+    """Hashes of the images that tokens behind the first `past` may see.
 
     Those whose tags stand there; the last one before, which they see until a tag of their own, if
-    the fusion shows it; and all of them where tokens see every picture before them.
+    the fusion shows it; and all of them where tokens see every image before them.
     """
     if model.fusion.sees == "previous":
-        return prompt.pictures
+        return prompt.images
     before = prompt.images_before(past)
-    return prompt.pictures[max(0, before - (model.fusion.sees == "last")) :]
+    return prompt.images[max(0, before - (model.fusion.sees == "last")) :]
 
 
 def symbols_of(
@@ -78,40 +77,13 @@ def symbols_of(
     return tuple(symbols)
 
 
-def encode_prompt(
-    model: VisionLanguageModel, prompt: Prompt, contents: Sequence[tuple[str, Any]]
-) -> Encoded:
-    """A prompt as tokens; what it shares ends in no layout.
-
-    Args:
-        model: The model.
-        prompt: The prompt.
-        contents: Its images as `content_of` gives them.
-
-    Raises:
-        PromptError: If tags and pictures do not match.
-    """
-    hashes = tuple(key for key, _ in contents)
-    layouts = tuple(layouts_of(model, [source for _, source in contents]))
-    ids = tuple(model.encode_text(prompt.spans, layouts))
-    symbols = symbols_of(model, ids, hashes, layouts)
-    shared = 0
-    if prompt.shared:
-        start = prompt.beginning(prompt.shared)
-        shown = layouts[: len(start.pictures)]
-        own = symbols_of(model, model.encode_text(start.spans, shown), hashes, shown)
-        # the text's last token may look different when it goes on
-        shared = boundary(symbols, min(common(own, symbols), len(ids) - 1), layouts)
-    return Encoded(ids, symbols, hashes, layouts, shared)
-
-
 class Rows:
     """Rows that continue one prefix: prefill, then token by token, rows leaving when they are done.
 
     Args:
         model: The model.
         prompts: The prompts, whose first `past` symbols are the same.
-        visual: Visual tokens (M, D_visual) of their pictures, by hash.
+        visual: Visual tokens (M, D_visual) of their images, by hash.
         states: The language model's cache after those symbols, with as many rows; None for none.
         past: How many symbols it holds.
 
@@ -142,20 +114,20 @@ class Rows:
         self._may_end: Tensor | None = None
         self._sight: Sight | None = None
         self._new: list[Tensor] = []
-        if any(p.pictures for p in prompts):
+        if any(p.images for p in prompts):
             self._look(prompts, visual, past)
 
     def _look(self, prompts: Sequence[Encoded], visual: Mapping[str, Tensor], past: int) -> None:
         """Finds out which row sees what; `past` as above."""
         model, device = self.model, self.model.device
-        self._may_end = torch.tensor([bool(p.pictures) for p in prompts], device=device)
+        self._may_end = torch.tensor([bool(p.images) for p in prompts], device=device)
         before = [p.images_before(past) for p in prompts]
         behind = list(zip(prompts, before, strict=True))
         if model.fusion.in_text:
-            self._new = [visual[h] for p, n in behind for h in p.pictures[n:]]
+            self._new = [visual[h] for p, n in behind for h in p.images[n:]]
         if model.fusion.sees == "nothing":
             return
-        # each row's pictures are numbered from 0; then the ones that are seen from here on get
+        # each row's images are numbered from 0; then the ones that are seen from here on get
         # places in one stack, in the order of rows
         places = [layout.places for p, n in behind for layout in p.layouts[n:]]
         tags = first_of_each(self._ids == model.special_tokens.image_id, places)
@@ -165,7 +137,7 @@ class Rows:
         stack: list[Tensor] = []
         for row, prompt in enumerate(prompts):
             hashes = seen_after(model, prompt, past)
-            first = len(prompt.pictures) - len(hashes)
+            first = len(prompt.images) - len(hashes)
             here = ordinal[row]
             seen[row, past:] = torch.where(here < 0, here, here - first + len(stack))
             begin[row] = len(stack)
@@ -240,11 +212,19 @@ class Rows:
         if self._sight is not None:
             self._sight.select(rows)
 
-    def seen(self) -> tuple[Tensor | None, Sight | None]:
-        """What tokens decoded from here on see: which rows have pictures, and what of them."""
-        if self._sight is not None and self.model.fusion.sees == "last":
-            self._sight.narrow()
-        return self._may_end, self._sight
+    def keys_values(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """One row's keys and values (H, L, D_head), layer by layer, without padding."""
+        real = self._mask[row].bool()
+        if bool(real.all()):
+            return [(layer.keys[row], layer.values[row]) for layer in self.states.layers]
+        return [(s.keys[row][:, real], s.values[row][:, real]) for s in self.states.layers]
+
+    def seen(self, row: int) -> tuple[bool, Sight | None]:
+        """What tokens decoded behind one row see: whether it has images, and what of them."""
+        sight = None if self._sight is None else self._sight.alone(row)
+        if sight is not None and self.model.fusion.sees == "last":
+            sight.narrow()
+        return self._may_end is not None and bool(self._may_end[row]), sight
 
     def branch(self, row: int, rows: int) -> Rows:
         """So many rows that continue one row of this batch, which stays as it is."""

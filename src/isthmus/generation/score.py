@@ -17,11 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.backbones.language import LanguageModel
-from isthmus.backbones.span_tokens import SpanTokenizer, pieces
-from isthmus.backbones.states import as_states, states_in
 from isthmus.generation.rows import Rows
-from isthmus.prompt import END_TAG, IMAGE_TAG, Prompt, Span, joined, skip
+from isthmus.model.backbones.span_tokens import SpanTokenizer, pieces
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Prompt, Span, joined, skip
 
 _TO_LAST_TAG = re.compile(f".*(?:{re.escape(IMAGE_TAG)}|{re.escape(END_TAG)})", re.DOTALL)
 NODES_AT_ONCE = 256
@@ -170,49 +168,34 @@ def score_trees(
     return scores
 
 
-@torch.no_grad()
-def takes_trees(language: LanguageModel) -> bool:
-    """Whether a language model reads a token tree as it reads each path alone.
+def score_one_by_one(
+    rows: Rows, last: Tensor, answers: Sequence[Sequence[Sequence[int]]], batch_size: int
+) -> list[list[float]]:
+    """As `score_trees`, each answer a row of its own, for families that take no trees.
 
-    Families whose positions are no argument, or whose attention looks at distances on its own
-    (ALiBi, sliding windows, recurrent states), may not; so it is tried.
+    Args:
+        rows: Rows behind their prompts.
+        last: (B, V) logits after the prompts.
+        answers: Each row's answers.
+        batch_size: Most rows of a pass.
     """
-    device = language.input_embedding.weight.device
-    ids = torch.tensor([[1, 2, 3, 4, 5, 6]], device=device)
-    # 1 2 and behind it the paths 3 4, 3 5 and 6
-    positions = torch.tensor([[0, 1, 2, 3, 3, 2]], device=device)
-    sees = torch.tensor(
-        [
-            [1, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0],
-            [1, 1, 1, 1, 0, 0],
-            [1, 1, 1, 0, 1, 0],
-            [1, 1, 0, 0, 0, 1],
-        ],
-        device=device,
-    ).bool()
-    dtype = language.input_embedding.weight.dtype
-    mask = torch.zeros(6, 6, dtype=dtype, device=device)
-    mask = mask.masked_fill(~sees, torch.finfo(dtype).min)[None, None]
-    try:
-        first = language.model(
-            input_ids=ids[:, :2],
-            attention_mask=mask[:, :, :2, :2],
-            position_ids=positions[:, :2],
-            use_cache=True,
-        )
-        tree = language.model(
-            input_ids=ids[:, 2:],
-            attention_mask=mask[:, :, 2:],
-            position_ids=positions[:, 2:],
-            use_cache=True,
-            **as_states(language.model, states_in(first)),
-        ).logits[0]
-    except Exception:  # whatever a foreign model raises, the answer is no
-        return False
-    for path, node in (([1, 2, 3, 4], 1), ([1, 2, 3, 5], 2), ([1, 2, 6], 3)):
-        alone = language.model(input_ids=torch.tensor([path], device=device), use_cache=False)
-        if not torch.allclose(alone.logits[0, -1], tree[node], atol=1e-4, rtol=1e-3):
-            return False
-    return True
+    scores = []
+    for row, own in enumerate(answers):
+        values: list[float] = []
+        for i in range(0, len(own), batch_size):
+            part = own[i : i + batch_size]
+            branch = rows.branch(row, len(part))
+            logits = last[row].expand(len(part), -1)
+            sums = torch.zeros(len(part), device=last.device)
+            longest = max(len(a) for a in part)
+            for place in range(longest):
+                here = [a[place] if place < len(a) else None for a in part]
+                ids = torch.tensor([0 if t is None else t for t in here], device=last.device)
+                there = torch.tensor([t is not None for t in here], device=last.device)
+                known = logits.float().log_softmax(dim=-1)
+                sums += known.gather(1, ids[:, None]).squeeze(1) * there
+                if place + 1 < longest:
+                    logits = branch.step(ids)
+            values.extend(sums.tolist())
+        scores.append(values)
+    return scores

@@ -1,1 +1,1 @@
-"""From bytes to what a model reads: fetching."""
+"""From bytes to images: decoding, the one fetcher, work done ahead."""

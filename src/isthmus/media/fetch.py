@@ -1,4 +1,4 @@
-"""Fetching pictures by address. Pure: no torch.
+"""Fetching images by address. Pure: no torch.
 
 One policy, for a person's command line and for a server that strangers use:
 
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from isthmus.errors import FetchError
 
 TIMEOUT = 10.0
-"""Seconds for a name's look-up and all of the picture."""
+"""Seconds for a name's look-up and all of the image."""
 MOST_BYTES = 10_000_000
 """Largest file that is fetched."""
 
@@ -92,13 +92,13 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Fetches pictures by address.
+    """Fetches images by address.
 
     Attributes:
         domains: The hosts, exactly as addresses must name them; none are fetched from others. None
             allows every host of the open internet.
         timeout: Seconds for all of it, the look-up included.
-        max_bytes: Most bytes of a picture.
+        max_bytes: Most bytes of an image.
         plain: Whether http is allowed beside https.
         resolve: Looks a host up; asked once for each fetch, in a thread of its own.
         connect: Opens a connection to an address.
@@ -121,7 +121,7 @@ class Fetcher:
         """
         if self.domains == ():
             raise FetchError(
-                "pictures by address are off: send the picture itself as a data URI "
+                "images by address are off: send the image itself as a data URI "
                 '("data:image/png;base64,..."), or start the server with --allow-media-domain HOST',
                 refused=True,
             )
@@ -129,25 +129,25 @@ class Fetcher:
             parts = urllib.parse.urlsplit(url)
             host, port = (parts.hostname or "").lower().rstrip("."), parts.port
         except ValueError:
-            raise FetchError("the picture's address is malformed", refused=True) from None
+            raise FetchError("the image's address is malformed", refused=True) from None
         scheme = parts.scheme.lower()
         schemes = ("https", "http") if self.plain else ("https",)
         if scheme not in schemes or not host or parts.username or parts.password:
             raise FetchError(
-                f"the picture's address is not one of {' or '.join(schemes)} without a user name: "
-                "download the picture and pass it itself",
+                f"the image's address is not one of {' or '.join(schemes)} without a user name: "
+                "download the image and pass it itself",
                 refused=True,
             )
         if self.domains is not None and host not in {d.lower().rstrip(".") for d in self.domains}:
             raise FetchError(
-                f"pictures may be fetched from {', '.join(self.domains)} alone: send the picture "
+                f"images may be fetched from {', '.join(self.domains)} alone: send the image "
                 "as a data URI",
                 refused=True,
             )
         if port not in (None, _PORTS[scheme]):
             raise FetchError(
-                f"the picture's address has port {port}: expected {_PORTS[scheme]}; download the "
-                "picture and pass it itself",
+                f"the image's address has port {port}: expected {_PORTS[scheme]}; download the "
+                "image and pass it itself",
                 refused=True,
             )
         path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
@@ -182,8 +182,8 @@ class Fetcher:
             raise found
         if not found or not all(is_public(a) for a in found):
             raise FetchError(
-                f"the picture's host {target.host[:100]} is not on the open internet: download the "
-                "picture and pass it itself",
+                f"the image's host {target.host[:100]} is not on the open internet: download the "
+                "image and pass it itself",
                 refused=True,
             )
         return tuple(found)
@@ -229,11 +229,11 @@ class Fetcher:
         except (OSError, ValueError, http.client.HTTPException) as error:
             if time.monotonic() >= deadline:
                 raise _failed(f"it is not done after {self.timeout:g} s") from None
-            raise _failed("it does not answer as a picture's address does") from error
+            raise _failed("it does not answer as an image's address does") from error
 
     def _body(self, answer: http.client.HTTPResponse, deadline: float) -> bytes:
         if 300 <= answer.status < 400:
-            raise _failed("it redirects: send the address of the picture itself")
+            raise _failed("it redirects: send the address of the image itself")
         if answer.status != 200:
             raise _failed(f"it answers {answer.status}")
         pieces, size = [], 0
@@ -254,7 +254,7 @@ class Fetcher:
 
 
 def _failed(why: str) -> FetchError:
-    return FetchError(f"the picture's address cannot be used: {why}", refused=False)
+    return FetchError(f"the image's address cannot be used: {why}", refused=False)
 
 
 class _Pinned(http.client.HTTPConnection):

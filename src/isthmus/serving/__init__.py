@@ -1,1 +1,1 @@
-"""Serving: an engine that batches requests as they come, and an OpenAI-compatible server on it."""
+"""Serving: an OpenAI-compatible server, and the page and shell on the same service."""

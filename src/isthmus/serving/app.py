@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -11,28 +12,30 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import isthmus
-from isthmus.align.dual_encoder import DualEncoder
 from isthmus.errors import IsthmusError
+from isthmus.generation.server import ServingEngine
 from isthmus.media.fetch import Fetcher
-from isthmus.model import VisionLanguageModel
-from isthmus.serving.answering import Choice
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reasoning.live import AnswerStream
+from isthmus.serving.admission import Admission, ClientGone
+from isthmus.serving.bodies import M, parsed
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.dual import DualService
-from isthmus.serving.engine import ServingEngine
-from isthmus.serving.gate import ClientGone, Gate
 from isthmus.serving.refusals import Refusal, refusal_of
 from isthmus.serving.replies import streamed, whole
 from isthmus.serving.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest, ErrorBody
 from isthmus.serving.settings import ServerSettings
 
+log = logging.getLogger("isthmus.serving")
+
 _BODIES = (ChatRequest, EmbeddingRequest, ClassifyRequest)
 _T = TypeVar("_T")
-_M = TypeVar("_M", bound=BaseModel)
 
 
 def create_app(
@@ -51,7 +54,7 @@ def create_app(
         settings: Limits, key and names.
         engine: Of the model, where another part of the program uses it too; it is left open at
             the end. None makes one.
-        fetcher: Fetches pictures by address, in place of what the settings say.
+        fetcher: Fetches images by address, in place of what the settings say.
 
     Returns:
         The application, to be run by any ASGI server; setting `state.closing`, an event, makes it
@@ -69,12 +72,13 @@ def create_app(
     settings = settings or ServerSettings()
     own = engine is None
     service = make_service(model, settings, engine=engine, fetcher=fetcher)
-    engine, metrics, reader = service.engine, service.metrics, service.pictures
+    engine, metrics, reader = service.engine, service.metrics, service.images
     dual = None if dual_encoder is None else DualService(dual_encoder, reader, settings)
     metrics.watch(engine)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        _tell_how_rows_run(engine)
         yield
         app.state.closing.set()
         if own:
@@ -100,7 +104,7 @@ def create_app(
     app.add_exception_handler(IsthmusError, _refused)
 
     app.state.closing = asyncio.Event()
-    app.add_middleware(Gate, settings=settings, metrics=metrics, closing=app.state.closing)
+    app.add_middleware(Admission, settings=settings, metrics=metrics, closing=app.state.closing)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -148,22 +152,23 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
 
     @app.post("/v1/embeddings", **_documented(EmbeddingRequest))
     async def embeddings(request: Request) -> Any:
-        """The vectors of texts, and of pictures as data URIs."""
+        """The vectors of texts, and of images as data URIs."""
         asked = await _parsed(request, EmbeddingRequest)
         return JSONResponse(await _unless_gone(request, _dual(dual).embed(asked), most))
 
     @app.post("/v1/classify", **_documented(ClassifyRequest))
     async def classify(request: Request) -> Any:
-        """The labels of pictures, whatever labels are asked for."""
+        """The labels of images, whatever labels are asked for."""
         asked = await _parsed(request, ClassifyRequest)
         return JSONResponse(await _unless_gone(request, _dual(dual).classify(asked), most))
 
     @app.get("/health", **_documented())
     async def health() -> Any:
-        """Whether the server takes requests; needs no key."""
+        """Whether the server takes requests, and how it decodes them; needs no key."""
         if not service.engine.is_alive:
             raise Refusal(503, "the engine has stopped: start the server anew", "engine_stopped")
-        return {"status": "ok"}
+        together = service.engine.statistics().rows_together
+        return {"status": "ok", "rows_together": together}
 
     @app.get("/metrics", **_documented(media="text/plain"))
     async def prometheus() -> Response:
@@ -171,11 +176,28 @@ def _add_routes(app: FastAPI, service: Service, dual: DualService | None) -> Non
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
+def _tell_how_rows_run(engine: ServingEngine) -> None:
+    """Logs whether rows of different requests are decoded together; a warning if they are not."""
+    together = engine.statistics().rows_together
+    language = engine.model.language
+    dtype = str(language.input_embedding.weight.dtype).removeprefix("torch.")
+    log.log(
+        logging.INFO if together else logging.WARNING,
+        "%s in %s on %s: rows are decoded %s",
+        type(language.model).__name__,
+        dtype,
+        engine.model.device,
+        "together, in one pass"
+        if together
+        else "one by one, since the structure of this language model allows no other way",
+    )
+
+
 def _dual(found: DualService | None) -> DualService:
     if found is None:
         raise Refusal(
             404,
-            "this server has no dual encoder: start it with --dual-encoder tiny (or another)",
+            "this server has no dual encoder: start it with --dual-encoder tiny-clip (or another)",
             "model_not_found",
             "model",
         )
@@ -185,7 +207,7 @@ def _dual(found: DualService | None) -> DualService:
 # --- A request's body ------------------------------------------------------------------------
 
 
-async def _parsed(request: Request, schema: type[_M]) -> _M:
+async def _parsed(request: Request, schema: type[M]) -> M:
     """The body as its schema has it, parsed in a thread: it may be large.
 
     Raises:
@@ -198,15 +220,7 @@ async def _parsed(request: Request, schema: type[_M]) -> _M:
             415, "expected the header Content-Type: application/json", "unsupported_media_type"
         )
     body = await request.body()
-    try:
-        return await asyncio.to_thread(schema.model_validate_json, body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        if first["type"] == "json_invalid":
-            raise Refusal(400, "the body is no JSON, or too deep", "invalid_json") from None
-        code = "missing_parameter" if first["type"] == "missing" else "invalid_value"
-        raise Refusal(400, f"{place}: {first['msg']}", code, place) from None
+    return await asyncio.to_thread(parsed, schema, body)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T], most: float) -> _T:
@@ -250,7 +264,9 @@ async def _answer(service: Service, asked: ChatRequest) -> dict[str, Any]:
             choice.cancel()
 
 
-async def _begin(service: Service, asked: ChatRequest) -> tuple[list[Choice], AsyncIterator[bytes]]:
+async def _begin(
+    service: Service, asked: ChatRequest
+) -> tuple[list[AnswerStream], AsyncIterator[bytes]]:
     """A stream whose first event is there."""
     choices = await service.choices(asked)
     try:
@@ -272,7 +288,7 @@ async def _begin(service: Service, asked: ChatRequest) -> tuple[list[Choice], As
 class _Events(StreamingResponse):
     """Server-sent events; whichever way they end, nothing goes on being generated."""
 
-    def __init__(self, events: AsyncIterator[bytes], choices: Sequence[Choice]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], choices: Sequence[AnswerStream]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self.choices = choices

@@ -2,7 +2,7 @@
 
 Each replica holds its own model and engine, and answers the same routes with the same checks; Ray's
 proxy hands requests to whichever of two replicas drawn at random has fewer (power of two choices:
-Mitzenmacher 2001). Prefixes and pictures are kept by each replica for itself.
+Mitzenmacher 2001). Prefixes and images are kept by each replica for itself.
 """
 
 from __future__ import annotations

@@ -7,26 +7,30 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from isthmus.errors import PromptError
+from isthmus.generation.requests import SEEDS
+from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.media.fetch import Fetcher
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Example, Prompt
-from isthmus.prompting.chains import STEP_STOPS
-from isthmus.prompting.reason import way_for
-from isthmus.serving.answering import Choice, Steps
-from isthmus.serving.conversation import Conversations, Form, Turn
-from isthmus.serving.engine import GenerationRequest, ServingEngine
-from isthmus.serving.media import PictureReader
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example, Prompt
+from isthmus.prompts.template import shown_answer
+from isthmus.reasoning.live import AnswerStream
+from isthmus.reasoning.method import Reasoning, reasoning_for
+from isthmus.reasoning.question import Question
+from isthmus.reasoning.vote import program_for
+from isthmus.serving.conversation import Conversations, Turn
+from isthmus.serving.media import ImageReader
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal
-from isthmus.serving.schemas import ChatRequest, ReasoningOptions
+from isthmus.serving.schemas import OTHER_FORMS, UNSERVED, ChatRequest, ReasoningOptions
 from isthmus.serving.settings import ServerSettings
-from isthmus.templates import shown_answer
-from isthmus.triggers import trigger_named
 
-_SEEDS = 1 << 32
+_DRAWN_SEEDS = 1 << 32
+_BETWEEN_CHOICES = 998_244_353
+"""Far from the steps between the chains of a vote, so that no two draw alike."""
 _CHARACTERS = 64
 """More characters to a token than any prompt has."""
 
@@ -38,7 +42,7 @@ class Service:
     Attributes:
         engine: Generates.
         talk: Makes prompts of conversations.
-        pictures: Reads pictures.
+        images: Reads images.
         sees: Whether the model sees any.
         settings: Limits.
         metrics: Counts answers.
@@ -47,7 +51,7 @@ class Service:
 
     engine: ServingEngine
     talk: Conversations
-    pictures: PictureReader
+    images: ImageReader
     settings: ServerSettings
     metrics: Metrics
     sees: bool = True
@@ -68,31 +72,33 @@ class Service:
             )
         form = asked.response_format
         if form is not None and form.type != "text":
-            if form.type == "json_schema" and form.json_schema is None:
+            if form.followed is None:
                 raise Refusal(
                     400,
                     'the type json_schema needs {"json_schema": {"name": ..., "schema": ...}}',
                     "missing_parameter",
                     "response_format.json_schema",
                 )
-            if asked.reasoning:
+            options = asked.reasoning
+            way = options.way if isinstance(options, ReasoningOptions) else options
+            votes = isinstance(options, ReasoningOptions) and options.samples > 1
+            if votes or (options and way != "none"):
                 raise Refusal(
                     400,
                     "steps are free text: leave reasoning or response_format out",
                     "invalid_value",
                     "response_format",
                 )
-        for name in ("tools", "functions", "logit_bias"):
+        for name in (*UNSERVED, *OTHER_FORMS):
             if getattr(asked, name):
-                raise Refusal(
-                    400, f"{name} is not served: leave it out", "unsupported_parameter", name
-                )
+                mend = "say the form in response_format" if name in OTHER_FORMS else "leave it out"
+                raise Refusal(400, f"{name} is not served: {mend}", "unsupported_parameter", name)
         if asked.modalities is not None and asked.modalities != ["text"]:
             raise Refusal(400, 'expected modalities ["text"]', "unsupported_value", "modalities")
         if asked.top_logprobs is not None and not asked.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
 
-    async def choices(self, asked: ChatRequest) -> list[Choice]:
+    async def choices(self, asked: ChatRequest) -> list[AnswerStream]:
         """The choices of a request, all in line.
 
         Raises:
@@ -100,31 +106,27 @@ class Service:
         """
         self.check(asked)
         turns, shots = await self._read(asked)
-        form = self.talk.form(turns, shots)
-        steps, lead = self._steps(asked, turns, shots)
-        if steps is not None and steps.way == "cot":
-            said = steps.trigger.wording.conclusion
-            shots = [replace(s, answer=shown_answer(s, said), rationale=None) for s in shots]
-        if steps is not None:
-            steps = replace(steps, prompt=lambda begun: form.prompt(turns, shots, lead=begun))
-        prompt = await asyncio.to_thread(form.prompt, turns, shots, lead=lead)
-        if len(prompt.text) > _CHARACTERS * self.engine.context_length:
+        question, reasoning = self._question(asked, turns, shots)
+        plain = await asyncio.to_thread(question.prompt)
+        if len(plain.text) > _CHARACTERS * self.engine.context_length:
             raise self._too_long("a prompt")  # reading megabytes into tokens would take a while
-        count = asked.n or 1
         choices = [
-            Choice(
+            AnswerStream(
                 self.engine,
-                self._request(asked, form, prompt, steps, number),
-                steps,
-                not form.is_chat,
-                self._finished,
+                program_for(question, replace(reasoning, seed=seed)),
+                adapt=partial(_adapted, asked),
+                timeout_s=self.settings.timeout,
+                finished=self._finished,
             )
-            for number in range(count)
+            for seed in self._seeds(asked)
         ]
         try:
             for choice in choices:
                 await choice.start()
         except PromptError as error:
+            for choice in choices:
+                choice.cancel()
+            prompt = choices[0].prompt or plain
             tokens = await asyncio.to_thread(self.engine.prompt_tokens, prompt)
             if tokens >= self.engine.context_length:
                 raise self._too_long(f"a prompt of {tokens} tokens") from error
@@ -149,10 +151,10 @@ class Service:
         self.metrics.answered(end.first_token_s, end.total_s, tokens)
 
     async def _read(self, asked: ChatRequest) -> tuple[list[Turn], list[Example]]:
-        """Turns and demonstrations, their pictures read."""
+        """Turns and demonstrations, their images read."""
         places: list[tuple[str, str]] = []
         for i, shot in enumerate(asked.shots):
-            places += [(f"shots.{i}.pictures.{j}", url) for j, url in enumerate(shot.pictures)]
+            places += [(f"shots.{i}.images.{j}", url) for j, url in enumerate(shot.images)]
         for i, message in enumerate(asked.messages):
             if isinstance(message.content, str) or message.content is None:
                 if message.content is None and message.role != "assistant":
@@ -168,12 +170,12 @@ class Service:
                     place = f"messages.{i}.content.{j}.image_url.url"
                     if message.role != "user":
                         raise Refusal(
-                            400, "pictures go into the user's messages", "invalid_value", place
+                            400, "images go into the user's messages", "invalid_value", place
                         )
                     places.append((place, part.image_url.url))
-        pictures = iter(await self._pictures(places))
+        images = iter(await self._images(places))
         shots = [
-            Example(tuple(next(pictures) for _ in s.pictures), s.question, s.answer, s.rationale)
+            Example(tuple(next(images) for _ in s.images), s.question, s.answer, s.rationale)
             for s in asked.shots
         ]
         turns = []
@@ -181,107 +183,117 @@ class Service:
             content = message.content
             parts: tuple[Any, ...] = (content or "",)
             if isinstance(content, list):
-                parts = tuple(p.text if p.type == "text" else next(pictures) for p in content)
+                parts = tuple(p.text if p.type == "text" else next(images) for p in content)
             role = "system" if message.role == "developer" else message.role
             turns.append(Turn(role, parts))
         return turns, shots
 
-    async def _pictures(self, places: Sequence[tuple[str, str]]) -> list[Any]:
+    async def _images(self, places: Sequence[tuple[str, str]]) -> list[Any]:
         if not places:
             return []
         if not self.sees:
             raise Refusal(
                 400,
-                f"{self.settings.model_name} is a language model alone and sees no pictures",
+                f"{self.settings.model_name} is a language model alone and sees no images",
                 "unsupported_value",
                 places[0][0],
             )
-        return await self.pictures.read(places)
+        return await self.images.read(places)
 
-    def _steps(
+    def _question(
         self, asked: ChatRequest, turns: Sequence[Turn], shots: Sequence[Example]
-    ) -> tuple[Steps | None, str]:
-        """How the answer is reached in steps, if it is, and what the first prompt ends with."""
-        if not asked.reasoning:
-            return None, ""
-        given = ReasoningOptions() if asked.reasoning is True else asked.reasoning
-        question = next((t.text for t in reversed(turns) if t.role == "user"), "")
-        usual = way_for(question, shots)
-        way = given.way or usual.way
+    ) -> tuple[Question, Reasoning]:
+        """The conversation as a question, and how its answer is reached."""
+        form = self.talk.form(turns, shots)
+        given = asked.reasoning
+        options = given if isinstance(given, ReasoningOptions) else ReasoningOptions()
+        way = options.way or ("auto" if given else None)
+        if isinstance(given, str):
+            way = given
         if way == "cot" and not any(s.rationale for s in shots):
             raise Refusal(
                 400,
                 'the way "cot" needs a demonstration with a rationale: give one in shots, or take '
                 '"zero-cot"',
                 "invalid_value",
-                "reasoning.way",
+                "reasoning.way" if isinstance(given, ReasoningOptions) else "reasoning",
             )
-        closed = given.kind in ("choice", "label")
-        if closed != bool(given.choices):
+        closed = options.kind in ("choice", "label")
+        if closed != bool(options.choices):
             raise Refusal(
                 400,
                 "choices go with the kinds choice and label, and those need them",
                 "invalid_value",
                 "reasoning.choices",
             )
-        trigger = trigger_named(usual.trigger if given.trigger is True else given.trigger)
-        most = self._most(asked)
-        steps = Steps(
-            way=way,
-            trigger=trigger,
-            kind=given.kind,
-            choices=tuple(given.choices),
-            budget=most,
-            max_step_tokens=min(given.max_step_tokens, most),
-            max_new_tokens=min(given.max_new_tokens or most, most),
-            prompt=lambda lead: Prompt(lead),
+        if options.samples > 1 and asked.temperature == 0:
+            raise Refusal(
+                400,
+                f"{options.samples} samples at temperature 0 would all be the same: expected a "
+                "temperature above 0, or none",
+                "invalid_value",
+                "temperature",
+            )
+
+        def render(lead: str, conclusion: str) -> Prompt:
+            own = list(shots)
+            if conclusion:
+                own = [replace(s, answer=shown_answer(s, conclusion), rationale=None) for s in own]
+            return form.prompt(turns, own, lead=lead)
+
+        question = Question(
+            text=next((t.text for t in reversed(turns) if t.role == "user"), ""),
+            render=render,
+            shots=tuple(shots),
+            kind=options.kind,
+            choices=tuple(options.choices),
+            stop=() if _schema(asked) else form.stop,  # what follows a schema ends by itself
             markers=self.markers,
         )
-        return steps, "" if way == "cot" else trigger.text
-
-    def _most(self, asked: ChatRequest) -> int:
-        return asked.max_completion_tokens or asked.max_tokens or self.settings.max_tokens
-
-    def _request(
-        self, asked: ChatRequest, form: Form, prompt: Prompt, steps: Steps | None, number: int
-    ) -> GenerationRequest:
-        """What the engine is asked for; each of several choices draws from a seed of its own."""
-        count = asked.n or 1
-        given = asked.stop or ()
-        stop = tuple([given] if isinstance(given, str) else given)
-        schema = _schema(asked)
-        if schema is None:  # what follows a schema ends by itself
-            stop = (*form.stop, *stop) if steps is None else (*STEP_STOPS, *stop)
-        temperature = asked.temperature
-        if temperature is None:
-            # As `ask`: the likeliest text; several of it would all be the same
-            temperature = 0.0 if count == 1 else 1.0
-        seed = secrets.randbelow(_SEEDS) if asked.seed is None else asked.seed
-        most = self._most(asked) if steps is None else steps.max_step_tokens
-        return GenerationRequest(
-            prompt=prompt,
-            max_new_tokens=most,
-            temperature=temperature,
+        most = asked.max_completion_tokens or asked.max_tokens or self.settings.max_new_tokens
+        # As `ask`: the likeliest text; several of it would all be the same
+        drawn = 1.0 if (asked.n or 1) > 1 and options.samples == 1 else None
+        reasoning = reasoning_for(way, shots)
+        # As `ask`: an answer after its steps is short, one at once may be long
+        usual = most if reasoning.way == "none" else reasoning.max_new_tokens
+        reasoning = replace(
+            reasoning,
+            trigger=options.trigger,
+            samples=options.samples,
+            temperature=drawn if asked.temperature is None else asked.temperature,
             top_p=max(1e-6, 1.0 if asked.top_p is None else asked.top_p),
             top_k=max(0, asked.top_k or 0),
-            seed=(seed + number * 1_000_003) % _SEEDS,
-            stop=stop,
-            logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-            deadline_s=self.settings.timeout,
-            presence_penalty=asked.presence_penalty or 0.0,
-            frequency_penalty=asked.frequency_penalty or 0.0,
-            json_schema=schema,
+            max_rationale_tokens=min(options.max_rationale_tokens, most),
+            max_new_tokens=min(options.max_new_tokens or usual, most),
+            max_chain_tokens=most,
         )
+        if reasoning.way != "none":
+            reasoning.trigger_of(question.text)  # an unknown one is said before anything is asked
+        return question, reasoning
+
+    def _seeds(self, asked: ChatRequest) -> list[int]:
+        """The seed of each choice."""
+        first = secrets.randbelow(_DRAWN_SEEDS) if asked.seed is None else asked.seed
+        return [(first + number * _BETWEEN_CHOICES) % SEEDS for number in range(asked.n or 1)]
+
+
+def _adapted(asked: ChatRequest, request: GenerationRequest) -> GenerationRequest:
+    """A program's request with what the client asked for besides."""
+    given = asked.stop or ()
+    return replace(
+        request,
+        stop=(*request.stop, *([given] if isinstance(given, str) else given)),
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        presence_penalty=asked.presence_penalty or 0.0,
+        frequency_penalty=asked.frequency_penalty or 0.0,
+        json_schema=_schema(asked),
+    )
 
 
 def _schema(asked: ChatRequest) -> str | None:
     """The schema that an answer is to follow, as JSON."""
-    form = asked.response_format
-    if form is None or form.type == "text":
-        return None
-    if form.type == "json_object" or form.json_schema is None:
-        return '{"type": "object"}'
-    return json.dumps(form.json_schema.schema_)
+    schema = None if asked.response_format is None else asked.response_format.followed
+    return None if schema is None else json.dumps(schema)
 
 
 def make_service(
@@ -297,7 +309,7 @@ def make_service(
         model: The model.
         settings: Limits.
         engine: Of the model, where there is one already; None makes one.
-        fetcher: Fetches pictures by address, in place of what the settings say.
+        fetcher: Fetches images by address, in place of what the settings say.
 
     Raises:
         ConfigError: If the settings' template is unknown, or needs what the tokenizer lacks.
@@ -312,9 +324,9 @@ def make_service(
         )
     fetcher = fetcher or Fetcher(settings.media_domains, settings.media_timeout, settings.max_media)
     sees = not model.text_only
-    prepare: Any = model.vision.preprocess if sees else lambda picture: picture
-    reader = PictureReader(
-        prepare, fetcher, max_pictures=settings.max_pictures, max_pixels=settings.max_pixels
+    prepare: Any = model.vision.preprocess if sees else lambda image: image
+    reader = ImageReader(
+        prepare, fetcher, max_images=settings.max_images, max_pixels=settings.max_pixels
     )
     markers = tuple(model.language.tokenizer.all_special_tokens)
     return Service(engine, talk, reader, settings, Metrics(), sees, markers)

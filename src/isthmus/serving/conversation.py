@@ -1,4 +1,4 @@
-"""A conversation as a prompt: turns in, one text with its pictures out.
+"""A conversation as a prompt: turns in, one text with its images out.
 
 Whatever the template, the prompt of a later turn begins with the prompt of the one before and the
 answer to it, so that an engine which keeps prefixes computes only what is new.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
-from isthmus.prompting.chains import STOPS
-from isthmus.templates import Template, refuse_tags, template_named
+from isthmus.prompts.prompt import IMAGE_TAG, Example, Prompt, Span, without_tags
+from isthmus.prompts.template import Template, refuse_tags
+from isthmus.prompts.templates import template_named
+from isthmus.reasoning.question import STOPS
 
 Role = Literal["system", "user", "assistant"]
 _GAP = "\U0010fffe"
-"""Where a picture stands inside a text while the template renders; it is no character."""
+"""Where an image stands inside a text while the template renders; it is no character."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Turn:
 
     Attributes:
         role: Who: "system", "user" or "assistant".
-        parts: Texts and pictures in their order; whatever is no text is a picture.
+        parts: Texts and images in their order; whatever is no text is an image.
     """
 
     role: Role
     parts: tuple[Any, ...]
 
     @property
-    def pictures(self) -> tuple[Any, ...]:
-        """Its pictures."""
+    def images(self) -> tuple[Any, ...]:
+        """Its images."""
         return tuple(p for p in self.parts if not isinstance(p, str))
 
     @property
@@ -94,15 +95,15 @@ class Form:
         examples = [
             self._example(said, answer) for said, answer in zip(asked, answers, strict=False)
         ]
-        context = [*shots, *examples[: len(asked) - 1]]
+        context = [*map(self._shot, shots), *examples[: len(asked) - 1]]
         query = self._example(asked[-1], None)
         lead = f"{begun} {lead}" if begun and lead else begun or lead
         made = self._template(context, query, instruction=instruction, lead=lead)
-        pictures = tuple(p for s in shots for p in s.pictures)
-        pictures += tuple(p for said in asked for p in said.pictures)
+        images = tuple(p for s in shots for p in s.images)
+        images += tuple(p for said in asked for p in said.images)
         shared = len(made.text[: made.shared].replace(_GAP, IMAGE_TAG))
         spans = [part for span in made.spans for part in _with_images(span)]
-        return Prompt.of(spans, pictures, shared, made.junction)
+        return Prompt.of(spans, images, shared, made.junction)
 
     def _paired(self, turns: Sequence[Turn]) -> tuple[str, list[Turn], list[str | None], str]:
         """Instruction, the user's turns, the answers to them, and a beginning of the last one."""
@@ -118,7 +119,7 @@ class Form:
                 else:
                     instructions.append(turn.text)
             elif turn.role == "user":
-                own = held + turn.parts
+                own = held + _placed(turn).parts
                 held = ()
                 if asked and answers[-1] is None:
                     asked[-1] = Turn("user", asked[-1].parts + own)
@@ -140,11 +141,18 @@ class Form:
             begun = answers[-1]
         return "\n\n".join(instructions), asked, answers, begun
 
+    def _shot(self, shot: Example) -> Example:
+        """A demonstration, in whose question tags may say where its images stand."""
+        if IMAGE_TAG not in shot.question or not shot.images:
+            return shot
+        said = _placed(Turn("user", (*shot.images, shot.question)))
+        return replace(self._example(said, shot.answer), rationale=shot.rationale)
+
     def _example(self, said: Turn, answer: str | None) -> Example:
         """A turn of the user's as the template takes it.
 
-        Pictures before the text stand where the template puts pictures. Those behind it stay there
-        in a chat; the other templates were learned with pictures first.
+        Images before the text stand where the template puts images. Those behind it stay there
+        in a chat; the other templates were learned with images first.
         """
         parts = list(said.parts)
         if not self.is_chat and parts and not isinstance(parts[-1], str):
@@ -162,6 +170,33 @@ class Form:
         return Example(tuple(parts[:first]), text, answer)
 
 
+def _placed(turn: Turn) -> Turn:
+    """A turn whose images stand where `<image>` does in its text, if it does.
+
+    Harnesses such as lm-eval send the text with its tags, and the images beside it.
+
+    Raises:
+        PromptError: If there are not as many tags as images.
+    """
+    first, *rest = turn.text.split(IMAGE_TAG)
+    if not rest or not turn.images:
+        return turn
+    if len(rest) != len(turn.images):
+        raise PromptError(
+            f"a message has {len(rest)} {IMAGE_TAG} tags in its text and {len(turn.images)} "
+            "images beside it: expected a tag for each image, or none"
+        )
+    parts: list[Any] = []
+    said = False
+    for number, text in enumerate([first, *rest]):
+        # As in training, the end of the line behind a first image is no part of the question
+        text = text if said else text.lstrip()
+        said = said or bool(text)
+        parts += [text] * bool(text)
+        parts += turn.images[number : number + 1]
+    return replace(turn, parts=tuple(parts))
+
+
 def _with_images(span: Span) -> list[Span]:
     """A span, with images where somebody's text has gaps for them."""
     first, *rest = span.text.split(_GAP)
@@ -175,7 +210,7 @@ class Conversations:
     """Chooses the form in which a model reads a conversation.
 
     A language model was taught chats, its own way; what joins it to a vision encoder was taught
-    pictures in the model's template. So a conversation with a picture takes that template, and one
+    images in the model's template. So a conversation with an image takes that template, and one
     without the chat template, where there is one that can be rendered.
 
     Args:
@@ -202,5 +237,5 @@ class Conversations:
 
     def form(self, turns: Sequence[Turn], shots: Sequence[Example] = ()) -> Form:
         """The form for a conversation and the demonstrations before it."""
-        seen = any(t.pictures for t in turns) or any(s.pictures for s in shots)
+        seen = any(t.images for t in turns) or any(s.images for s in shots)
         return self._shown if seen else self._told

@@ -1,4 +1,4 @@
-"""The CLIP side: vectors of texts and pictures, and labels of pictures.
+"""The CLIP side: vectors of texts and images, and labels of images.
 
 One thread computes, so that requests take turns and the event loop stays free.
 """
@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.templates import SLOT, checked_labels, prompts_of, template_sets
-from isthmus.align.zeroshot import NONE, ZeroShotClassifier
+from isthmus.classification.templates import SLOT, checked_labels, prompts_of, template_sets
+from isthmus.classification.zero_shot import NONE, ZeroShotClassifier
 from isthmus.errors import InputError
-from isthmus.serving.media import PictureReader
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.serving.media import ImageReader
 from isthmus.serving.refusals import Refusal
 from isthmus.serving.schemas import ClassifyRequest, EmbeddingRequest
 from isthmus.serving.settings import ServerSettings
@@ -35,11 +35,11 @@ class DualService:
 
     Args:
         model: The dual encoder.
-        reader: Reads pictures.
+        reader: Reads images.
         settings: Limits and the name.
     """
 
-    def __init__(self, model: DualEncoder, reader: PictureReader, settings: ServerSettings) -> None:
+    def __init__(self, model: DualEncoder, reader: ImageReader, settings: ServerSettings) -> None:
         self.model = model.eval()
         self.reader = reader
         self.settings = settings
@@ -70,7 +70,7 @@ class DualService:
     # --- Vectors ----------------------------------------------------------------------------
 
     async def embed(self, asked: EmbeddingRequest) -> dict[str, Any]:
-        """The vectors of texts and pictures, in their order, of length 1.
+        """The vectors of texts and images, in their order, of length 1.
 
         Raises:
             Refusal, PromptError: If one cannot be read, or is longer than the context.
@@ -87,13 +87,13 @@ class DualService:
         shown = [i for i, one in enumerate(given) if one[:11].lower() == "data:image/"]
         places = [(f"input.{i}", given[i]) for i in shown]
         pixels = await self.reader.read(places, self.model.preprocess)
-        pictures = dict(zip(shown, pixels, strict=True))
-        texts = [one for i, one in enumerate(given) if i not in pictures]
-        vectors, tokens = await self._do(lambda: self._vectors(list(pictures.values()), texts))
-        of_pictures, of_texts = iter(vectors[: len(pictures)]), iter(vectors[len(pictures) :])
+        images = dict(zip(shown, pixels, strict=True))
+        texts = [one for i, one in enumerate(given) if i not in images]
+        vectors, tokens = await self._do(lambda: self._vectors(list(images.values()), texts))
+        of_images, of_texts = iter(vectors[: len(images)]), iter(vectors[len(images) :])
         data = []
         for i in range(len(given)):
-            vector = next(of_pictures if i in pictures else of_texts)
+            vector = next(of_images if i in images else of_texts)
             told: Any = vector.tolist()
             if asked.encoding_format == "base64":
                 raw = vector.numpy().astype("<f4").tobytes()
@@ -122,16 +122,16 @@ class DualService:
     def _features(self, pixels: Sequence[Tensor]) -> Tensor:
         batches = [pixels[i : i + _BATCH] for i in range(0, len(pixels), _BATCH)]
         return torch.cat(
-            [self.model.encode_images(torch.stack(list(b))).float().cpu() for b in batches]
+            [self.model.encode_pixels(torch.stack(list(b))).float().cpu() for b in batches]
         )
 
     # --- Labels -----------------------------------------------------------------------------
 
     async def classify(self, asked: ClassifyRequest) -> dict[str, Any]:
-        """The label of each picture, or its labels, with every label's probability.
+        """The label of each image, or its labels, with every label's probability.
 
         Raises:
-            Refusal, InputError: If labels, templates or a picture cannot be used.
+            Refusal, InputError: If labels, templates or an image cannot be used.
         """
         self.check_model(asked.model)
         labels = self._checked(asked)

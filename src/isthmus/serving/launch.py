@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.saved import load_clip
-from isthmus.checkpoint import load_vlm
 from isthmus.errors import MissingExtraError
 from isthmus.machine import device_for, set_threads
-from isthmus.model import VisionLanguageModel
+from isthmus.model.checkpoint import load_vlm
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.serving.settings import ServerSettings
 
 

@@ -1,17 +1,14 @@
-"""From what a request says of its pictures to pixels, nothing of which may harm the server.
+"""From what a request says of its images to pixels, nothing of which may harm the server.
 
-A picture is a data URI, strictly read, or an https address where the server allows its host; never
+An image is a data URI, strictly read, or an https address where the server allows its host; never
 a path. Its size is read off its header before it is decoded. Decoding and fetching happen in a few
-threads of their own, and what waits in a queue is the encoder's small input, not the picture.
+threads of their own, and what waits in a queue is the encoder's small input, not the image.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import io
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,72 +17,56 @@ from typing import Any
 
 from PIL import Image
 
-from isthmus.errors import PictureError
-from isthmus.images import FORMATS, open_picture
+from isthmus.errors import ImageError
+from isthmus.media.data_uri import DataURIError, bytes_of
 from isthmus.media.fetch import Fetcher, is_url
+from isthmus.media.image import FORMATS, open_image
 from isthmus.serving.refusals import Refusal, refusal_of
 
 DECODERS = 2
 FETCHERS = 4
 RESOLVERS = 32
 """Threads that look names up: a slow name server keeps some of them, and nothing else."""
-_HEAD = re.compile(r"data:image/(png|jpe?g|webp|gif|bmp|x-ms-bmp);base64,", re.IGNORECASE)
 
 
 def data_of(uri: str) -> bytes:
     r"""The bytes of a data URI.
 
     Raises:
-        Refusal: 400 if it is no data URI of a picture, or not base64 to the letter.
+        Refusal: 400 if it is no data URI of an image, or not base64 to the letter.
 
     Example:
         >>> data_of("data:image/png;base64,AAEC")
         b'\x00\x01\x02'
     """
-    head = _HEAD.match(uri[:64])
-    if head is None:
-        raise Refusal(
-            400,
-            'expected a picture as "data:image/png;base64,..." (png, jpeg, webp, gif or bmp); '
-            "paths and other addresses are not read",
-            "invalid_image_url",
-        )
     try:
-        written = uri[head.end() :].encode("ascii")
-        data = base64.b64decode(written, validate=True)
-        if base64.b64encode(data) != written:  # more padding than there is to pad, stray bits
-            raise binascii.Error
-    except (binascii.Error, UnicodeEncodeError):
-        raise Refusal(
-            400,
-            "the picture's base64 is malformed: expected A-Z, a-z, 0-9, + and /, padded with =, "
-            "without line breaks",
-            "invalid_base64",
-        ) from None
-    if not data:
-        raise Refusal(400, "the picture is empty: expected its bytes", "invalid_base64")
-    return data
+        return bytes_of(uri)
+    except DataURIError as error:
+        if error.malformed:
+            raise Refusal(400, str(error), "invalid_base64") from None
+        why = f"{error}; paths and other addresses are not read"
+        raise Refusal(400, why, "invalid_image_url") from None
 
 
 def pixels_claimed(data: bytes) -> int:
-    """Pixels that a picture's header claims; 0 if it has none that can be read."""
+    """Pixels that an image's header claims; 0 if it has none that can be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                return picture.width * picture.height
-        except Exception:  # whatever is wrong with it, `open_picture` says it
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return image.width * image.height
+        except Exception:  # whatever is wrong with it, `open_image` says it
             return 0
 
 
-class PictureReader:
-    """Reads the pictures of requests.
+class ImageReader:
+    """Reads the images of requests.
 
     Args:
-        prepare: Makes of an opened picture what is kept of it.
+        prepare: Makes of an opened image what is kept of it.
         fetcher: Fetches addresses.
-        max_pictures: Most pictures of a request.
-        max_pixels: Most pixels of all pictures of a request.
+        max_images: Most images of a request.
+        max_pixels: Most pixels of all images of a request.
     """
 
     def __init__(
@@ -93,12 +74,12 @@ class PictureReader:
         prepare: Callable[[Image.Image], Any],
         fetcher: Fetcher,
         *,
-        max_pictures: int = 32,
+        max_images: int = 32,
         max_pixels: int = 120_000_000,
     ) -> None:
         self.prepare = prepare
         self.fetcher = fetcher
-        self.max_pictures = max_pictures
+        self.max_images = max_images
         self.max_pixels = max_pixels
         self._decoders = ThreadPoolExecutor(DECODERS, "isthmus-decode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, "isthmus-fetch")
@@ -106,29 +87,29 @@ class PictureReader:
 
     async def read(
         self,
-        pictures: Sequence[tuple[str, str]],
+        images: Sequence[tuple[str, str]],
         prepare: Callable[[Image.Image], Any] | None = None,
     ) -> list[Any]:
-        """What is kept of each picture.
+        """What is kept of each image.
 
         Args:
-            pictures: Where each stands in the request, and its data URI or address.
+            images: Where each stands in the request, and its data URI or address.
             prepare: In place of the reader's own.
 
         Raises:
-            Refusal: 400 if there are too many, or one is no picture's address; 422 if one cannot
+            Refusal: 400 if there are too many, or one is no image's address; 422 if one cannot
                 be read or is too large. `param` says which.
         """
-        if len(pictures) > self.max_pictures:
+        if len(images) > self.max_images:
             raise Refusal(
                 400,
-                f"got {len(pictures)} pictures, expected at most {self.max_pictures} in a request",
+                f"got {len(images)} images, expected at most {self.max_images} in a request",
                 "too_many_images",
-                pictures[self.max_pictures][0],
+                images[self.max_images][0],
             )
         loop = asyncio.get_running_loop()
         kept, left = [], self.max_pixels
-        for place, url in pictures:
+        for place, url in images:
             try:
                 if is_url(url):
                     data = await self._fetched(url)
@@ -139,7 +120,7 @@ class PictureReader:
                 )
             except Refusal as refusal:
                 raise Refusal(refusal.status, refusal.message, refusal.code, place) from None
-            except PictureError as error:
+            except ImageError as error:
                 said = refusal_of(error)
                 raise Refusal(said.status, said.message, said.code, place) from None
             left -= claimed
@@ -161,11 +142,11 @@ class PictureReader:
     ) -> tuple[int, Any]:
         claimed = pixels_claimed(data)
         if claimed > left:
-            raise PictureError(
-                f"the request's pictures claim more than {self.max_pixels // 1_000_000} megapixels "
+            raise ImageError(
+                f"the request's images claim more than {self.max_pixels // 1_000_000} megapixels "
                 "in all: make them smaller"
             )
-        return claimed, prepare(open_picture(data))
+        return claimed, prepare(open_image(data))
 
     def close(self) -> None:
         """Lets the threads go."""

@@ -16,10 +16,11 @@ _GAUGES = {
     "queued": "Requests that wait.",
     "running": "Requests that are decoded now.",
     "bytes": "Bytes that prefixes and visual tokens take.",
+    "rows_together": "1 if rows are decoded in one pass, 0 if one by one.",
 }
 _COUNTERS = {
-    "pictures_encoded": "Pictures that were encoded.",
-    "pictures_found": "Pictures whose visual tokens were there already.",
+    "images_encoded": "Images that were encoded.",
+    "images_found": "Images whose visual tokens were there already.",
     "prefix_hits": "Prompts that began with a known prefix.",
     "prefix_misses": "Prompts that did not.",
     "prefill_tokens": "Tokens of prompts that were computed.",
@@ -93,8 +94,7 @@ class _EngineCollector:
         """One family for each number."""
         found = self.engine.statistics()
         for name, about in _GAUGES.items():
-            if hasattr(found, name):
-                yield GaugeMetricFamily(f"isthmus_{name}", about, value=getattr(found, name))
+            value = float(getattr(found, name) or 0)
+            yield GaugeMetricFamily(f"isthmus_{name}", about, value=value)
         for name, about in _COUNTERS.items():
-            if hasattr(found, name):
-                yield CounterMetricFamily(f"isthmus_{name}", about, value=getattr(found, name))
+            yield CounterMetricFamily(f"isthmus_{name}", about, value=getattr(found, name))

@@ -6,7 +6,7 @@
 401 authentication_error    no key, or a wrong one
 404, 405                    no such route, model, or method
 408, 413, 415               the body is too slow, too large, or no JSON
-422                         a picture that cannot be read
+422                         an image that cannot be read
 429 rate_limit_error        too many requests wait; come back after Retry-After seconds
 500 server_error            ours; nothing of it is told
 503 server_error            shutting down, or out of time
@@ -14,16 +14,16 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 from isthmus.errors import (
     EngineClosed,
     FetchError,
+    ImageError,
     InputError,
+    Interrupted,
     IsthmusError,
     MissingExtraError,
-    PictureError,
     QueueFull,
 )
 
@@ -86,28 +86,20 @@ def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error; nothing of one that was not raised on purpose."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, Interrupted) and error.late:
+        return Refusal(503, f"{error}: the server is busy, come back later", "timeout")
+    if isinstance(error, Interrupted):
+        return Refusal(503, "the server is shutting down", "shutting_down")
     if isinstance(error, QueueFull):
         return Refusal(429, f"{error}; come back in a moment", "queue_full")
     if isinstance(error, EngineClosed):
         return Refusal(503, "the server is shutting down", "shutting_down")
     if isinstance(error, FetchError) and error.refused:
         return Refusal(400, str(error), "invalid_image_url")
-    if isinstance(error, PictureError):
+    if isinstance(error, ImageError):
         return Refusal(422, str(error), "invalid_image")
     if isinstance(error, MissingExtraError):
         return Refusal(500, "the server lacks a part that this needs", "internal_error")
     if isinstance(error, InputError):
         return Refusal(400, str(error), "invalid_value")
     return Refusal(500, "the server failed on this request; its log says why", "internal_error")
-
-
-def error_place(error: BaseException | None) -> str:
-    """An error's name and where it was raised, without its message or any line that holds values.
-
-    Example:
-        >>> error_place(ValueError("secret"))
-        'ValueError'
-    """
-    frames = traceback.extract_tb(error.__traceback__ if error else None)
-    lines = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
-    return "\n".join([type(error).__name__, *lines])

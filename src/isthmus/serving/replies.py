@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import isthmus
-from isthmus.serving.answering import Choice, Ended, Said
-from isthmus.serving.engine import TokenLogprob
+from isthmus.generation.requests import TokenLogprob
+from isthmus.reasoning.answer import Answer
+from isthmus.reasoning.live import AnswerStream, Piece
 from isthmus.serving.refusals import Refusal, refusal_of
-from isthmus.serving.schemas import ChatRequest
+from isthmus.serving.schemas import ChatRequest, ReasoningOptions
 
 log = logging.getLogger("isthmus.serving")
 
@@ -54,55 +55,68 @@ def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def usage_of(ends: Sequence[Ended]) -> dict[str, Any]:
-    """Tokens of all choices; the prompt, which they share, counts once."""
-    prompt, completion = ends[0].prompt_tokens, sum(e.completion_tokens for e in ends)
+def usage_of(choices: Sequence[AnswerStream], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Tokens of all choices; the first prompt, which they share, counts once."""
+    first = choices[0].first
+    assert first is not None
+    completion = sum(a.new_tokens for a in answers)
     return {
-        "prompt_tokens": prompt,
+        "prompt_tokens": first.prompt_tokens,
         "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": ends[0].cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": sum(e.thought_tokens for e in ends)},
+        "total_tokens": first.prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": sum(a.rationale_tokens for a in answers)},
     }
 
 
-async def whole(asked: ChatRequest, choices: Sequence[Choice], model: str) -> dict[str, Any]:
+async def whole(asked: ChatRequest, choices: Sequence[AnswerStream], model: str) -> dict[str, Any]:
     """All choices as one `chat.completion`."""
     told: list[dict[str, Any]] = []
-    ends: list[Ended] = []
-    for number, found in enumerate(await asyncio.gather(*map(_collected, choices))):
-        said, end = found
-        text = "".join(s.text for s in said if not s.thought)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    answers: list[Answer] = []
+    for number, (tokens, answer) in enumerate(await asyncio.gather(*map(_collected, choices))):
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         if asked.reasoning:
-            steps = "".join(s.text for s in said if s.thought).strip()
-            message["reasoning_content"] = steps or None
-        tokens = [t for s in said if not s.thought for t in s.tokens]
-        choice = {
-            "index": number,
-            "message": message,
-            "logprobs": _logprobs(tokens) if asked.logprobs else None,
-            "finish_reason": end.reason,
-        }
-        if asked.return_prompt:
-            choice["prompts"] = list(end.prompts)
-        told.append(choice)
-        ends.append(end)
+            message["reasoning_content"] = answer.rationale
+        told.append(
+            {
+                "index": number,
+                "message": message,
+                "logprobs": _logprobs(tokens) if asked.logprobs else None,
+                "finish_reason": answer.finish_reason,
+                **_besides(asked, answer),
+            }
+        )
+        answers.append(answer)
     head = _head(new_id(), "chat.completion", model, int(time.time()))
-    return {**head, "choices": told, "usage": usage_of(ends)}
+    return {**head, "choices": told, "usage": usage_of(choices, answers)}
 
 
-async def _collected(choice: Choice) -> tuple[list[Said], Ended]:
-    said: list[Said] = []
+def _besides(asked: ChatRequest, answer: Answer) -> dict[str, Any]:
+    """What is told of an answer beside OpenAI's fields: prompts, and the outcome of a vote."""
+    told: dict[str, Any] = {}
+    if isinstance(asked.reasoning, ReasoningOptions) and asked.reasoning.samples > 1:
+        told["vote"] = {
+            "votes": answer.votes,
+            "agreement": answer.agreement,
+            "unparsed": answer.unparsed,
+        }
+    if asked.return_prompt:
+        told["prompts"] = list(answer.prompts)
+    return told
+
+
+async def _collected(choice: AnswerStream) -> tuple[list[TokenLogprob], Answer]:
+    tokens: list[TokenLogprob] = []
     async for event in choice.events():
-        if isinstance(event, Ended):
-            return said, event
-        said.append(event)
-    raise AssertionError("a choice ended without its end")
+        if isinstance(event, Answer):
+            return tokens, event
+        if event.part == "answer":
+            tokens.extend(event.tokens)
+    raise AssertionError("an answer ended without its end")
 
 
 async def streamed(
-    asked: ChatRequest, choices: Sequence[Choice], model: str
+    asked: ChatRequest, choices: Sequence[AnswerStream], model: str
 ) -> AsyncIterator[bytes]:
     """All choices as server-sent events: roles, pieces, ends, usage if wanted, `[DONE]`.
 
@@ -120,9 +134,9 @@ async def streamed(
     def choice(number: int, delta: dict[str, Any], **rest: Any) -> dict[str, Any]:
         return {"index": number, "delta": delta, "logprobs": None, "finish_reason": None, **rest}
 
-    pieces: asyncio.Queue[tuple[int, Said | Ended | BaseException]] = asyncio.Queue()
+    pieces: asyncio.Queue[tuple[int, Piece | Answer | BaseException]] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(n, c, pieces)) for n, c in enumerate(choices)]
-    ends: dict[int, Ended] = {}
+    ends: dict[int, Answer] = {}
     try:
         number, event = await pieces.get()
         if isinstance(event, BaseException):
@@ -135,20 +149,20 @@ async def streamed(
                     log.error("an answer broke off: %s", type(event).__name__)
                 yield _event(refusal_of(event).body)
                 return
-            if isinstance(event, Ended):
+            if isinstance(event, Answer):
                 ends[number] = event
-                more = {"prompts": list(event.prompts)} if asked.return_prompt else {}
-                yield chunk([choice(number, {}, finish_reason=event.reason, **more)])
+                more = _besides(asked, event)
+                yield chunk([choice(number, {}, finish_reason=event.finish_reason, **more)])
                 if len(ends) == len(choices):
                     break
             else:
-                name = "reasoning_content" if event.thought else "content"
-                known = asked.logprobs and not event.thought
+                name = "content" if event.part == "answer" else "reasoning_content"
+                known = asked.logprobs and event.part == "answer"
                 logprobs = _logprobs(event.tokens) if known else None
                 yield chunk([choice(number, {name: event.text}, logprobs=logprobs)])
             number, event = await pieces.get()
         if with_usage:
-            yield chunk([], usage_of([ends[n] for n in sorted(ends)]))
+            yield chunk([], usage_of(choices, [ends[n] for n in sorted(ends)]))
         yield b"data: [DONE]\n\n"
     finally:
         for task in tasks:
@@ -158,7 +172,9 @@ async def streamed(
 
 
 async def _pump(
-    number: int, choice: Choice, pieces: asyncio.Queue[tuple[int, Said | Ended | BaseException]]
+    number: int,
+    choice: AnswerStream,
+    pieces: asyncio.Queue[tuple[int, Piece | Answer | BaseException]],
 ) -> None:
     try:
         async for event in choice.events():

@@ -11,9 +11,8 @@ from typing import Any
 import uvicorn
 from uvicorn.logging import DefaultFormatter
 
-from isthmus.errors import InputError
+from isthmus.errors import InputError, error_place
 from isthmus.serving.protocol import PatientProtocol
-from isthmus.serving.refusals import error_place
 from isthmus.serving.settings import ServerSettings
 
 _BACKLOG = 2048

@@ -20,21 +20,21 @@ class ServerSettings:
         model_name: What clients call the model.
         dual_encoder_name: What clients call the dual encoder.
         template: How conversations become prompts, a name that `template_named` knows; None is
-            the model's own with pictures, and without the language model's chat template.
+            the model's own with images, and without the language model's chat template.
         max_batch: Requests that are decoded together.
         max_queue: Requests that wait; more are told to come back (429).
         memory: Most bytes that prefixes and visual tokens may keep.
         timeout: Seconds that a request may take, waiting included.
-        max_tokens: Most tokens of an answer where a request does not say.
+        max_new_tokens: Most tokens of an answer where a request does not say.
         max_body: Most bytes of a request's body.
         max_held: Most bytes of all bodies that are being read or answered.
         body_timeout: Seconds that a body may take to arrive.
-        max_pictures: Most pictures of a request, those of demonstrations included.
-        max_pixels: Most pixels of all pictures of a request, read off their headers.
+        max_images: Most images of a request, those of demonstrations included.
+        max_pixels: Most pixels of all images of a request, read off their headers.
         max_prompts: Most prompts (labels times templates) of a classification.
-        media_domains: Hosts that https picture addresses may name; none by default.
-        media_timeout: Seconds to fetch a picture from an address.
-        max_media: Most bytes of a fetched picture.
+        media_domains: Hosts that https image addresses may name; none by default.
+        media_timeout: Seconds to fetch an image from an address.
+        max_media: Most bytes of a fetched image.
         allowed_hosts: Names, besides its own, by which clients may call a server on loopback.
         cors_origins: Web origins whose pages may call the server; none by default.
         grace: Seconds that running requests are given at the end.
@@ -58,11 +58,11 @@ class ServerSettings:
     max_queue: int = 64
     memory: int = 1 << 30
     timeout: float = 300.0
-    max_tokens: int = 512
+    max_new_tokens: int = 512
     max_body: int = 20_000_000
     max_held: int = 400_000_000
     body_timeout: float = 30.0
-    max_pictures: int = 32
+    max_images: int = 32
     max_pixels: int = 120_000_000
     max_prompts: int = 10_000
     media_domains: tuple[str, ...] = ()
@@ -75,7 +75,14 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"got port {self.port}, expected 0 to 65535")
-        counts = ("max_batch", "max_queue", "max_tokens", "max_body", "max_held", "max_pictures")
+        counts = (
+            "max_batch",
+            "max_queue",
+            "max_new_tokens",
+            "max_body",
+            "max_held",
+            "max_images",
+        )
         for name in (
             *counts,
             "max_media",

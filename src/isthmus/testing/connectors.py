@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from isthmus.backbones.vision import FeatureShape
+from isthmus.model.backbones.vision import FeatureShape
 
 SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
 TOLERANCE = 1e-5
@@ -30,14 +30,14 @@ def check_connector(
 
     Args:
         build: Makes the connector from the shape of the features and the width of the tokens.
-        shape: Shape of a picture's features.
+        shape: Shape of an image's features.
         width: Width of the visual tokens.
 
     Raises:
         AssertionError: If one of the checks fails.
 
     Example:
-        >>> from isthmus.connectors.linear import LinearConnector
+        >>> from isthmus.model.connectors.linear import LinearConnector
         >>> check_connector(lambda shape, width: LinearConnector(shape.width, width, shape.tokens))
     """
     torch.manual_seed(0)
@@ -49,8 +49,8 @@ def check_connector(
     assert tokens.isfinite().all(), "tokens are not finite"
     assert int(connector.width) == width, "connector.width is not the width it was built for"  # type: ignore[arg-type]
 
-    alone = torch.cat([connector(picture[None]) for picture in features])
-    close(alone, tokens, "a picture alone and in a batch")
+    alone = torch.cat([connector(image[None]) for image in features])
+    close(alone, tokens, "an image alone and in a batch")
 
     (tokens * torch.randn_like(tokens)).sum().backward()  # type: ignore[no-untyped-call]
     check_gradients(connector)

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.batch import Batch
-from isthmus.checkpoint import load_vlm, save_vlm
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 from isthmus.data.samples import Sample, collate
 from isthmus.generation.decode import generate
-from isthmus.layout import expand
-from isthmus.model import VisionLanguageModel
+from isthmus.model.batch import Batch
+from isthmus.model.checkpoint import STRIP, load_vlm, save_vlm
+from isthmus.model.layout import expand
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.testing.connectors import check_gradients, close
-
-STRIP = ("connector.", "fusion.", "special_tokens.")
 
 
 @torch.no_grad()
@@ -59,7 +57,7 @@ def check_language_model_is_free(model: VisionLanguageModel) -> None:
     """After a pass with gradients the language model carries no hook and sees no image."""
     open_gates(model)
     inner = model.language.model.base_model
-    ids = model.prepare(["Only words, no picture."]).input_ids
+    ids = model.prepare(["Only words, no image."]).input_ids
     with torch.no_grad():
         expected = inner(input_ids=ids).last_hidden_state
     hooks = {name: _hooks(module) for name, module in model.language.named_modules()}
@@ -77,16 +75,16 @@ def _hooks(module: nn.Module) -> int:
 
 
 def prompts_of(model: VisionLanguageModel, seed: int = 0) -> Batch:
-    """Three prompts with 2, 0 and 1 pictures, padded on the left."""
+    """Three prompts with 2, 0 and 1 images, padded on the left."""
     generator = torch.Generator().manual_seed(seed)
     height, width = model.vision.image_size
-    pictures = [torch.randn(3, height, width, generator=generator) for _ in range(3)]
-    texts = ["<image>one<|endofchunk|>a<image>two", "no picture here", "so <image>three"]
-    return model.prepare(texts, [pictures[:2], [], pictures[2:]])
+    images = [torch.randn(3, height, width, generator=generator) for _ in range(3)]
+    texts = ["<image>one<|endofchunk|>a<image>two", "no image here", "so <image>three"]
+    return model.prepare(texts, [images[:2], [], images[2:]])
 
 
 def open_gates(model: VisionLanguageModel, value: float = 0.5) -> None:
-    """Opens the gates of a cross-attention model, so that pictures count."""
+    """Opens the gates of a cross-attention model, so that images count."""
     for gates in model.fusion.gates().values():
         for gate in gates.values():
             nn.init.constant_(gate, value)
@@ -104,21 +102,21 @@ def bare_logits(model: VisionLanguageModel, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def check_text_is_untouched(model: VisionLanguageModel) -> None:
-    """A prompt without pictures gives bit for bit the bare language model's logits.
+    """A prompt without images gives bit for bit the bare language model's logits.
 
-    With open gates too, and again after a prompt with pictures.
+    With open gates too, and again after a prompt with images.
     """
     open_gates(model)
-    text = model.prepare(["Only words, no picture."])
+    text = model.prepare(["Only words, no image."])
     expected = bare_logits(model, text)
     assert torch.equal(model(text).logits, expected), "a text-only prompt differs"
     model(prompts_of(model))
-    assert torch.equal(model(text).logits, expected), "a text-only prompt differs after pictures"
+    assert torch.equal(model(text).logits, expected), "a text-only prompt differs after images"
 
 
 @torch.no_grad()
 def check_closed_gates(model: VisionLanguageModel, *, fresh: bool = False) -> None:
-    """With both gates at 0, pictures change nothing: logits bit for bit the bare model's.
+    """With both gates at 0, images change nothing: logits bit for bit the bare model's.
 
     The `<image>` and `<|endofchunk|>` rows are ours, so they are made rows of the frozen table.
 
@@ -134,30 +132,30 @@ def check_closed_gates(model: VisionLanguageModel, *, fresh: bool = False) -> No
     known = model.language.encode("ab")[:2]
     table = model.language.input_embedding
     model.special_tokens.input_rows.copy_(table(torch.tensor(known)))
-    batch = model.prepare(["<image>one"], [[_picture(model)]])
+    batch = model.prepare(["<image>one"], [[_image(model)]])
     plain = batch.input_ids.clone()
     plain[plain == model.special_tokens.image_id] = known[0]
-    bare = bare_logits(model, Batch(plain, batch.attention_mask))
+    bare = bare_logits(model, Batch(input_ids=plain, attention_mask=batch.attention_mask))
     joined = model(batch).logits[..., : bare.shape[-1]]
     assert torch.equal(joined, bare), "closed gates change the logits"
 
 
-def _picture(model: VisionLanguageModel, seed: int = 0) -> Tensor:
+def _image(model: VisionLanguageModel, seed: int = 0) -> Tensor:
     height, width = model.vision.image_size
     return torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def check_sight(model: VisionLanguageModel) -> None:
-    """Changing the second of two pictures changes no token before it, and some after it.
+    """Changing the second of two images changes no token before it, and some after it.
 
-    With cross-attention to the last picture, the first one must not reach a token behind the
+    With cross-attention to the last image, the first one must not reach a token behind the
     second through a block: what leaves the first block is looked at, since above it the language
-    model itself carries the first picture on.
+    model itself carries the first image on.
     """
     open_gates(model)
     text = "x<image>first y<image>second"
-    first, second = _picture(model, 1), _picture(model, 2)
+    first, second = _image(model, 1), _image(model, 2)
     batch = model.prepare([text], [[first, second]])
     logits = model(batch).logits
     changed = model(model.prepare([text], [[first, second + 1]])).logits
@@ -165,8 +163,8 @@ def check_sight(model: VisionLanguageModel) -> None:
     start = int(tags[len(tags) // 2])
     own = slice(0, model.language.vocab_rows)
     before, after = (logits[0, :start, own], logits[0, start:, own])
-    close(changed[0, :start, own], before, "tokens before the changed picture")
-    assert not torch.allclose(changed[0, start:, own], after), "the changed picture has no effect"
+    close(changed[0, :start, own], before, "tokens before the changed image")
+    assert not torch.allclose(changed[0, start:, own], after), "the changed image has no effect"
     if model.fusion.in_text or model.fusion.sees != "last":
         return
     left: list[Tensor] = []
@@ -177,10 +175,10 @@ def check_sight(model: VisionLanguageModel) -> None:
         model(model.prepare([text], [[first + 1, second]]))
     finally:
         handle.remove()
-    close(left[1][start:], left[0][start:], "tokens behind the second picture, the first changed")
+    close(left[1][start:], left[0][start:], "tokens behind the second image, the first changed")
     begin = int(tags[0])
     seen = left[1][begin:start], left[0][begin:start]
-    assert not torch.allclose(*seen), "the first picture has no effect on its own tokens"
+    assert not torch.allclose(*seen), "the first image has no effect on its own tokens"
 
 
 @torch.no_grad()
@@ -188,15 +186,15 @@ def check_padding(model: VisionLanguageModel) -> None:
     """A row of a padded batch equals the same row alone, padded left and right."""
     open_gates(model)
     texts = ["<image>one<|endofchunk|>a<image>two", "words", "so <image>three"]
-    pictures = [[_picture(model, 1), _picture(model, 2)], [], [_picture(model, 3)]]
+    images = [[_image(model, 1), _image(model, 2)], [], [_image(model, 3)]]
     for side in ("left", "right"):
-        batch = model.prepare(texts, pictures, padding_side=side)
+        batch = model.prepare(texts, images, padding_side=side)
         together = model(batch).logits
         for i, text in enumerate(texts):
-            alone = model(model.prepare([text], [pictures[i]])).logits[0]
+            alone = model(model.prepare([text], [images[i]])).logits[0]
             kept = together[i][batch.attention_mask[i].bool()]
             kept, ours = kept[:, : alone.shape[-1]], kept[:, alone.shape[-1] :]
-            assert ours.isneginf().all(), "a row without pictures may end a chunk"
+            assert ours.isneginf().all(), "a row without images may end a chunk"
             finite = alone.isfinite()
             assert torch.equal(finite, kept.isfinite()), "the two rows differ in what may follow"
             close(kept[finite], alone[finite], f"row {i} padded {side} and alone", 1e-4)
@@ -206,7 +204,7 @@ def check_padding(model: VisionLanguageModel) -> None:
 def check_decoding(model: VisionLanguageModel, new_tokens: int = 6) -> None:
     """Cached greedy decoding equals recomputing the whole sequence, token for token.
 
-    A row without pictures equals the language model's own `generate`.
+    A row without images equals the language model's own `generate`.
     """
     open_gates(model)
     batch = prompts_of(model)
@@ -220,11 +218,11 @@ def check_decoding(model: VisionLanguageModel, new_tokens: int = 6) -> None:
         chosen = logits.argmax(dim=-1)
         assert torch.equal(chosen, ids[:, step]), f"token {step} differs from full recomputation"
         grown = Batch(
-            torch.cat([grown.input_ids, chosen[:, None]], 1),
-            torch.cat([grown.attention_mask, torch.ones_like(chosen[:, None])], 1),
+            input_ids=torch.cat([grown.input_ids, chosen[:, None]], 1),
+            attention_mask=torch.cat([grown.attention_mask, torch.ones_like(chosen[:, None])], 1),
             pixels=batch.pixels,
         )
-    text = model.prepare(["no picture here"])
+    text = model.prepare(["no image here"])
     bare = model.language.model.generate(
         input_ids=text.input_ids,
         attention_mask=text.attention_mask,
@@ -251,13 +249,13 @@ def check_training_step(model: VisionLanguageModel) -> None:
         if n not in trained
     }
     batch = prompts_of(model)
-    batch = Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=batch.input_ids)
+    batch = replace(batch, labels=batch.input_ids)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     labels[labels == model.special_tokens.image_id] = -100
     model.train()
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
     model.zero_grad(set_to_none=True)  # a gradient from before would hide one that is missing
-    loss = model(Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=labels)).loss
+    loss = model(replace(batch, labels=labels)).loss
     assert loss is not None
     loss.backward()
     check_gradients(model)
@@ -290,7 +288,7 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
     batch = prompts_of(model)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     labels[labels == model.special_tokens.image_id] = -100
-    batch = Batch(batch.input_ids, batch.attention_mask, batch.pixels, labels=labels)
+    batch = replace(batch, labels=labels)
     results = []
     for on in (False, True):
         model.zero_grad(set_to_none=True)
@@ -314,25 +312,25 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
 def check_packing(model: VisionLanguageModel) -> None:
     """Samples that share a row have the losses that each has alone: none sees another.
 
-    Packed with and without pictures, several in a row and out of order, beside padding.
+    Packed with and without images, several in a row and out of order, beside padding.
     """
     open_gates(model)
     encode, image = model.special_tokens.encode, model.special_tokens.image_id
-    samples, pictures = [], []
+    samples, images = [], []
     for text in ("<image>a bc<image>d<|endofchunk|>", "efg hi", "<image>jk", "l mnop", "<image>q"):
         ids = expand(encode(text), [model.layout] * text.count("<image>"), image)
         learned = [at > 0 and i != image for at, i in enumerate(ids)]
         samples.append(Sample(ids, learned, ()))
-        pictures.append(torch.randn(text.count("<image>"), 3, *model.vision.image_size))
-    shown = [(Picture(Path(str(i))),) * len(p) for i, p in enumerate(pictures)]
-    samples = [replace(s, pictures=p) for s, p in zip(samples, shown, strict=True)]
+        images.append(torch.randn(text.count("<image>"), 3, *model.vision.image_size))
+    shown = [(ImageRef(Path(str(i))),) * len(p) for i, p in enumerate(images)]
+    samples = [replace(s, images=p) for s, p in zip(samples, shown, strict=True)]
     longest = max(len(s.ids) for s in samples)
-    packed = collate(model, samples, torch.cat(pictures), features=False, pack=longest + 8)
+    packed = collate(model, samples, torch.cat(images), features=False, pack=longest + 8)
     assert packed.batch.positions is not None
     rows = len(packed.batch.input_ids)
     assert rows < len(samples), "nothing was packed"
     together = model(packed.batch).token_losses
-    for number, (sample, own) in enumerate(zip(samples, pictures, strict=True)):
+    for number, (sample, own) in enumerate(zip(samples, images, strict=True)):
         alone = collate(model, [sample], own if len(own) else None, features=False)
         expected = model(alone.batch).token_losses
         assert expected is not None

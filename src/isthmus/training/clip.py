@@ -24,23 +24,23 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.gradient_cache import cached_backward
-from isthmus.align.joined import JoinedImageTower, JoinedTextTower
-from isthmus.align.losses import clip_loss, siglip_loss
-from isthmus.align.saved import description_of, save_clip
-from isthmus.checkpoint import DESCRIPTION, WEIGHTS
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.errors import ConfigError, TrainingError
+from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS
+from isthmus.model.clip.checkpoint import description_of, save_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import JoinedImageTower, JoinedTextTower
 from isthmus.training.feed import Augment, as_sets
 from isthmus.training.locked import PooledViews, TextCache
+from isthmus.training.losses.contrastive import clip_loss, siglip_loss
+from isthmus.training.losses.gradient_cache import cached_backward
 from isthmus.training.optim import contrastive_optimizer
 from isthmus.training.pairs import (
     Pair,
     PairFeed,
     PairSet,
-    all_pictures,
+    all_images,
     names_of,
     number_of,
     same_things,
@@ -49,7 +49,7 @@ from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
 from isthmus.training.trainee import Evaluation, Pass
 
-PICTURES_AT_ONCE = 256
+IMAGES_AT_ONCE = 256
 """Images of one pass in an evaluation."""
 NOT_FOR_PAIRS = (
     "objective",
@@ -63,6 +63,7 @@ NOT_FOR_PAIRS = (
     "augment",
     "sharding",
     "init",
+    "sample_answers",
 )
 """Fields of TrainConfig that say nothing of a dual encoder."""
 
@@ -96,7 +97,9 @@ class DualEncoderTrainee:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         locked = locked_parts(model)
         self.buffers = {n: b for n, b in model.named_buffers() if not n.startswith(locked)}
-        self.optimizer: torch.optim.Optimizer = contrastive_optimizer(self.parameters, config)
+        self.optimizer: torch.optim.Optimizer = contrastive_optimizer(
+            model, self.parameters, config
+        )
         self.group = dist.group.WORLD if processes.count > 1 else None
 
     def steps(self, start: int, stop: int) -> Iterator[list[Pair]]:
@@ -201,16 +204,16 @@ def dual_encoder_trainee(
     plain = replace(config, contrastive=replace(config.contrastive, views=1))
     feeds = []
     for some, how in ((sets, config), (evaluation, plain))[: 2 if evaluation else 1]:
-        pictures, views = None, how.contrastive.views
+        images, views = None, how.contrastive.views
         if "image.encoder." in locked and views:
             assert isinstance(model.image, JoinedImageTower)
-            pictures = FeatureCache(cache, PooledViews(model.image, views, augment, how.seed))
-            own = islice(all_pictures(some), processes.rank, None, processes.count)
+            images = FeatureCache(cache, PooledViews(model.image, views, augment, how.seed))
+            own = islice(all_images(some), processes.rank, None, processes.count)
             size = max(1, 16 // views)
-            pictures.fill(own, quiet=quiet, batch_size=size, workers=config.workers)
+            images.fill(own, quiet=quiet, batch_size=size, workers=config.workers)
             processes.wait()
-            pictures.store.refresh()
-        feed = PairFeed(some, how, model.preprocess, pictures=pictures, augment=augment, **where)
+            images.store.refresh()
+        feed = PairFeed(some, how, model.preprocess, images=images, augment=augment, **where)
         if texts is not None:
             texts.fill(feed.all_texts(), processes, quiet=quiet)
         feeds.append(feed)
@@ -223,21 +226,11 @@ def one_set(records: Any, name: str) -> PairSet:
 
 
 def check_options(config: TrainConfig) -> None:
-    """Refuses numbers with which no step could be made, and what would be ignored.
+    """Refuses what would be ignored.
 
     Raises:
-        ConfigError: If one is out of range, or not for dual encoders.
+        ConfigError: If a field that is set is not for dual encoders.
     """
-    own = config.contrastive
-    if own.views < 0:
-        raise ConfigError(f"train.contrastive.views is {own.views}: expected at least 0")
-    if own.chunk is not None and own.chunk < 1:
-        raise ConfigError(f"train.contrastive.chunk is {own.chunk}: expected at least 1")
-    if not 0 < own.least_scale <= own.most_scale:
-        raise ConfigError(
-            f"train.contrastive.least_scale is {own.least_scale} and most_scale {own.most_scale}: "
-            "expected the first above 0 and no larger than the second"
-        )
     plain = TrainConfig()
     for key in NOT_FOR_PAIRS:
         if getattr(config, key) != getattr(plain, key):
@@ -259,12 +252,12 @@ def locked_parts(model: DualEncoder) -> tuple[str, ...]:
 def encoders(
     model: DualEncoder, feed: PairFeed
 ) -> tuple[Callable[[Sequence[Pair]], Tensor], Callable[[Sequence[Pair]], Tensor]]:
-    """From pairs to vectors (B, D) of length 1: of their pictures, and of their texts."""
+    """From pairs to vectors (B, D) of length 1: of their images, and of their texts."""
 
     def images(pairs: Sequence[Pair]) -> Tensor:
-        found = feed.images(pairs).to(model.device)
-        if feed.pictures is None:
-            return model.encode_images(found)
+        found = feed.inputs(pairs).to(model.device)
+        if feed.images is None:
+            return model.encode_pixels(found)
         assert isinstance(model.image, JoinedImageTower)
         return F.normalize(model.image.map(found), dim=-1)
 
@@ -286,10 +279,10 @@ def encode_texts(model: DualEncoder, feed: PairFeed, texts: Sequence[str]) -> Te
 def zero_shot_accuracy(
     model: DualEncoder, feed: PairFeed, processes: Processes
 ) -> dict[str, float]:
-    """The share of each data set's pictures that are given one of their own names.
+    """The share of each data set's images that are given one of their own names.
 
     Classes are the records' first names; each class's vector is the mean over its texts, as in
-    `ZeroShotClassifier`. A picture that cannot be read counts as not found.
+    `ZeroShotClassifier`. An image that cannot be read counts as not found.
 
     Args:
         model: The model, in evaluation mode.
@@ -307,8 +300,8 @@ def zero_shot_accuracy(
         weights = F.normalize(sums.index_add_(0, owner.to(vectors.device), vectors), dim=-1)
         classes, right = list(labels), 0
         own = range(processes.rank, len(data.records), processes.count)
-        for start in range(0, len(own), PICTURES_AT_ONCE):
-            drawn = [feed.pair(number, i, (0, 0, 0, 0)) for i in own[start:][:PICTURES_AT_ONCE]]
+        for start in range(0, len(own), IMAGES_AT_ONCE):
+            drawn = [feed.pair(number, i, (0, 0, 0, 0)) for i in own[start:][:IMAGES_AT_ONCE]]
             usable = [p for p in map(feed.opened, drawn) if not p.why_not]
             if usable:
                 best = (images(usable).float() @ weights.T).argmax(dim=1).tolist()

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isthmus.batch import Batch, pad
-from isthmus.config import TrainConfig
-from isthmus.data.mixture import Draw
-from isthmus.data.records import Picture, frames
+from isthmus.config.model import TrainConfig
+from isthmus.data.mixture import SampleRef
+from isthmus.data.records import ImageRef, Record, frames
 from isthmus.data.samples import Sample
-from isthmus.errors import PictureError
+from isthmus.errors import InputError
 from isthmus.generation.decode import generate, text_of
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Example
-from isthmus.templates import template_named
-from isthmus.training.feed import DataSet, Feed, Item, PictureSource, parts
+from isthmus.media.image import open_image
+from isthmus.model.batch import Batch, pad
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Example
+from isthmus.prompts.templates import template_named
+from isthmus.training.feed import DataSet, Feed, ImageLoader, TrainingItem, parts
 from isthmus.training.objectives import Objective
 from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
@@ -28,7 +29,7 @@ from isthmus.training.processes import Processes
 MOST_RECORDS = 512
 """Records of each data set that an evaluation reads, the first ones."""
 SIDE = 256
-"""Longest side of the pictures kept beside answers, in pixels."""
+"""Longest side of the images kept beside answers, in pixels."""
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def held_out_losses(
     data: Sequence[DataSet],
     config: TrainConfig,
     objective: Objective,
-    pictures: PictureSource,
+    images: ImageLoader,
     processes: Processes,
 ) -> dict[str, float]:
     """Mean loss per token of each data set, by name, over all processes.
@@ -47,24 +48,26 @@ def held_out_losses(
         data: What was kept aside, none of it empty.
         config: The run's.
         objective: What is measured.
-        pictures: Where pictures come from; never augmented.
+        images: Where images come from; never augmented.
         processes: All of them; each reads its share.
     """
     losses = {}
     for one in data:
-        feed = Feed(model, [one], config, pictures, processes=1)
+        feed = Feed(model, [one], config, images, processes=1)
         count = min(MOST_RECORDS, len(one.records))
-        own = [Draw(i, 0, i, 0) for i in range(processes.rank, count, processes.count)]
+        own = [SampleRef(i, 0, i, 0) for i in range(processes.rank, count, processes.count)]
         items = list(feed.items(own))
         # Every process makes as many passes as the others: some share parameters
         missing = -(-count // processes.count) - len(items)
-        filler = Item(Draw(0, 0, 0, 0), one.record(0), Sample([], [], ()), why_not="filler")
+        filler = TrainingItem(
+            SampleRef(0, 0, 0, 0), Record(text=" "), Sample([], [], ()), why_not="filler"
+        )
         items += [filler] * missing
         total = tokens = 0.0
         size = config.micro_batch_size or max(1, config.batch_size // processes.count)
         for part in parts(items, size):
             kept = [i for i in part if not i.why_not]
-            if not kept and not getattr(objective, "always_pictures", False):
+            if not kept and not getattr(objective, "always_images", False):
                 continue
             with autocast(processes.device, config):
                 for loss in objective.losses(model, kept, [0.0] * len(kept)):
@@ -81,7 +84,7 @@ def answers(
     model: VisionLanguageModel,
     data: Sequence[DataSet],
     config: TrainConfig,
-    pictures: PictureSource,
+    images: ImageLoader,
     folder: Path,
 ) -> list[dict[str, Any]]:
     """What the model answers to the first records that ask something, as the log has it.
@@ -90,59 +93,54 @@ def answers(
         model: The model, in evaluation mode.
         data: Where to take records from, in turn.
         config: For how many.
-        pictures: Where pictures come from.
-        folder: The run's folder; small copies of the pictures go to `samples/` in it.
+        images: Where images come from.
+        folder: The run's folder; small copies of the images go to `samples/` in it.
     """
     found: list[dict[str, Any]] = []
     rounds = max((len(d.records) for d in data), default=0)
-    for index in range(min(rounds, config.samples)):
+    for index in range(min(rounds, config.sample_answers)):
         for one in data:
-            if len(found) == config.samples or index >= len(one.records):
+            if len(found) == config.sample_answers or index >= len(one.records):
                 continue
-            record = one.record(index)
-            if not record.turns:
-                continue
-            with autocast(model.device, config):
-                entry = _answer(model, record.turns[0], pictures, folder)
-            if entry is not None:
-                found.append(entry)
+            # A record that cannot be used is named when its loss is asked for
+            with suppress(InputError), autocast(model.device, config):
+                record = one.record(index)
+                if record.turns:
+                    found.append(_answer(model, record.turns[0], images, folder))
     return found
 
 
 def _answer(
-    model: VisionLanguageModel, turn: Example, pictures: PictureSource, folder: Path
-) -> dict[str, Any] | None:
-    """One turn's answer; None if its pictures cannot be used."""
+    model: VisionLanguageModel, turn: Example, images: ImageLoader, folder: Path
+) -> dict[str, Any]:
+    """One turn's answer."""
     render = template_named(model.config.template, model.language.tokenizer)
-    prompt = render([], Example(turn.pictures, turn.question))
+    prompt = render([], Example(turn.images, turn.question))
     shown: dict[str, Any] = {}
-    try:
-        if prompt.pictures:
-            tensor, features = pictures.load(prompt.pictures, 0)
-            shown["features" if features else "pixels"] = tensor
-        kept = [_keep(p, folder) for m in prompt.pictures for p in frames(m)]
-    except PictureError:
-        return None
-    ids, mask = pad([model.encode_text(prompt.spans, len(prompt.pictures))], model.pad_id, "left")
-    batch = Batch(ids, mask, **shown).to(model.device)
+    if prompt.images:
+        tensor, features = images.load(prompt.images, 0)
+        shown["features" if features else "pixels"] = tensor
+    kept = [_keep(p, folder) for m in prompt.images for p in frames(m)]
+    ids, mask = pad([model.encode_text(prompt.spans, len(prompt.images))], model.pad_id, "left")
+    batch = Batch(input_ids=ids, attention_mask=mask, **shown).to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
     return {
-        "pictures": [name for name in kept if name],
+        "images": [name for name in kept if name],
         "question": turn.question,
         "answer": text_of(model, row),
         "expected": turn.answer,
     }
 
 
-def _keep(picture: Picture, folder: Path) -> str | None:
-    """A small copy of a picture in the run's folder, by its content; None for features."""
-    if picture.is_features:
+def _keep(image: ImageRef, folder: Path) -> str | None:
+    """A small copy of an image in the run's folder, by its content; None for features."""
+    if image.is_features:
         return None
-    data = picture.read()
+    data = image.read()
     name = f"samples/{hashlib.sha256(data).hexdigest()[:16]}.jpg"
     if not (folder / name).exists():
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        small = open_picture(data)
+        small = open_image(data)
         small.thumbnail((SIDE, SIDE))
         small.save(folder / name, quality=85)
     return name

@@ -1,4 +1,4 @@
-"""What each step of a process works on: records drawn, tokenized, their pictures opened ahead."""
+"""What each step of a process works on: records drawn, tokenized, their images opened ahead."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
-from isthmus.data.mixture import Draw, Mixture
-from isthmus.data.prefetch import prefetch
-from isthmus.data.records import Medium, Picture, Record, frames
+from isthmus.data.mixture import Mixture, SampleRef
+from isthmus.data.records import ImageRef, LazyRecords, Medium, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, InputError, PictureError
-from isthmus.images import open_picture
-from isthmus.model import VisionLanguageModel
-from isthmus.templates import template_named
+from isthmus.errors import ConfigError, ImageError, InputError
+from isthmus.media.image import open_image
+from isthmus.media.prefetch import prefetch
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.templates import template_named
 
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 """Makes another image of an image, with nothing random but the generator."""
@@ -39,7 +39,7 @@ class DataSet:
         records: Any sequence; read when they are drawn.
         weight: Share of the draws.
         loss_weight: What a token counts for in the loss.
-        next_picture: Probability that a document's pictures stand before the text in front of
+        next_image: Probability that a document's images stand before the text in front of
             them.
         questions: Questions for records without one, in turn.
         name: What logs call it.
@@ -48,7 +48,7 @@ class DataSet:
     records: Sequence[Record]
     weight: float = 1.0
     loss_weight: float = 1.0
-    next_picture: float = 0.0
+    next_image: float = 0.0
     questions: tuple[str, ...] = ()
     name: str = "data"
 
@@ -61,30 +61,30 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainingItem:
     """One sample of a step.
 
     Attributes:
         draw: Which it is.
         record: Its record.
         sample: Its tokens.
-        pictures: (P, ...) features or pixels of its pictures or clips; None without any.
+        images: (P, ...) features or pixels of its images or clips; None without any.
         is_features: Which of the two.
         why_not: What is wrong with it, if it cannot be used.
     """
 
-    draw: Draw
+    draw: SampleRef
     record: Record
     sample: Sample
-    pictures: Tensor | None = None
+    images: Tensor | None = None
     is_features: bool = False
     why_not: str = ""
 
     def __str__(self) -> str:
-        pictures = self.record.pictures
-        if self.record.origin or not pictures:
+        images = self.record.images
+        if self.record.origin or not images:
             return self.record.origin or repr(self.record.answer[:40])
-        first = pictures[0]
+        first = images[0]
         return str(first[0] if isinstance(first, tuple) else first)
 
 
@@ -123,7 +123,7 @@ def as_sets(data: Any, kind: type[W], make: Callable[[Sequence[Record], str], W]
     """
     if isinstance(data, (str, Path)):
         sets = [make(read_data(data), Path(str(data)).stem)]
-    elif len(data) and isinstance(data[0], Record):
+    elif isinstance(data, LazyRecords) or (len(data) and isinstance(data[0], Record)):
         sets = [make(data, "")]
     else:
         sets = list(data)
@@ -140,9 +140,9 @@ def as_sets(data: Any, kind: type[W], make: Callable[[Sequence[Record], str], W]
 
 
 def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
-    """A data set for training and one for evaluation, that share no picture.
+    """A data set for training and one for evaluation, that share no image.
 
-    Which side a record is on depends on its first picture's name (or its text) and the seed alone.
+    Which side a record is on depends on its first image's name (or its text) and the seed alone.
 
     Args:
         data: The whole.
@@ -157,14 +157,14 @@ def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
             record = data.record(index)
         except InputError:  # of a shard: `isthmus data check` names them
             continue
-        key = str(record.pictures[0]) if record.pictures else record.answer
-        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        key = str(record.images[0]) if record.images else record.answer
+        digest = hashlib.sha256(f"{seed} {key}".encode(errors="backslashreplace")).digest()
         sides[int.from_bytes(digest[:8]) < share * 2.0**64].append(record)
     return replace(data, records=sides[0]), replace(data, records=sides[1])
 
 
-class PictureSource:
-    """Pictures as the model takes them: cached features, or pixels.
+class ImageLoader:
+    """Images as the model takes them: cached features, or pixels.
 
     Args:
         model: For its vision encoder's preprocessing.
@@ -186,19 +186,19 @@ class PictureSource:
         self.augment = augment or augmented
 
     def load(self, media: Sequence[Medium], number: int) -> tuple[Tensor, bool]:
-        """Pictures or clips of one sample as one tensor (P, ...), and whether they are features.
+        """Images or clips of one sample as one tensor (P, ...), and whether they are features.
 
         Args:
             media: At least one.
             number: The sample's number, which decides random crops.
 
         Raises:
-            PictureError: If one cannot be opened, or pictures and clips are mixed.
+            ImageError: If one cannot be opened, or images and clips are mixed.
         """
         lengths = {len(m) if isinstance(m, tuple) else 0 for m in media}
         if len(lengths) > 1:
-            raise PictureError(
-                "a sample mixes pictures and clips, or clips of several lengths: expected one kind"
+            raise ImageError(
+                "a sample mixes images and clips, or clips of several lengths: expected one kind"
             )
         flat = [p for m in media for p in frames(m)]
         features = self.cache is not None
@@ -210,26 +210,26 @@ class PictureSource:
             tensor = tensor.view(len(media), length, *tensor.shape[1:])
         return tensor, features
 
-    def _pixels(self, picture: Picture, number: int, place: int) -> Tensor:
-        if picture.is_features:
-            raise PictureError(
-                f"{picture} holds features: they are read through the feature cache; set "
+    def _pixels(self, image: ImageRef, number: int, place: int) -> Tensor:
+        if image.is_features:
+            raise ImageError(
+                f"{image} holds features: they are read through the feature cache; set "
                 "train.feature_cache = true and train.augment = false"
             )
-        opened = open_picture(picture.read())
+        opened = open_image(image.read())
         if self.seed is not None:
             opened = self.augment(opened, np.random.default_rng([self.seed, 2, number, place]))
         return self.preprocess(opened)
 
 
-def augmented(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+def augmented(image: Image.Image, generator: np.random.Generator) -> Image.Image:
     """A random crop of at least 60% of the area, mirrored half of the time."""
     share = generator.uniform(0.6, 1.0) ** 0.5
-    width, height = picture.size
+    width, height = image.size
     w, h = max(1, round(width * share)), max(1, round(height * share))
     left = int(generator.integers(width - w + 1))
     top = int(generator.integers(height - h + 1))
-    crop = picture.crop((left, top, left + w, top + h))
+    crop = image.crop((left, top, left + w, top + h))
     return ImageOps.mirror(crop) if generator.random() < 0.5 else crop
 
 
@@ -240,7 +240,7 @@ class Feed:
         model: The model, for its tokens.
         data: Data sets, none of them empty.
         config: Batch size, mixture, seed, lengths.
-        pictures: Where pictures come from.
+        images: Where images come from.
         rank: Number of this process.
         processes: How many there are; each takes every so many-th sample of a step.
 
@@ -253,12 +253,12 @@ class Feed:
         model: VisionLanguageModel,
         data: Sequence[DataSet],
         config: TrainConfig,
-        pictures: PictureSource,
+        images: ImageLoader,
         *,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.model, self.data, self.config, self.pictures = model, data, config, pictures
+        self.model, self.data, self.config, self.images = model, data, config, images
         # said now, and not as what is wrong with every record
         template_named(model.config.template, model.language.tokenizer)
         self.mixture = Mixture(
@@ -276,63 +276,67 @@ class Feed:
                 )
         self.rank, self.processes = rank, processes
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Item]]:
-        """This process's samples of each step, with their pictures opened ahead."""
+    def steps(self, start: int, stop: int) -> Iterator[list[TrainingItem]]:
+        """This process's samples of each step, with their images opened ahead."""
         size = self.mixture.batch_size // self.processes
         own = slice(self.rank, None, self.processes)
         draws = (d for s in range(start, stop) for d in self.mixture.step(s)[own])
-        step: list[Item] = []
+        step: list[TrainingItem] = []
         for item in self.items(draws):
             step.append(item)
             if len(step) == size:
                 yield step
                 step = []
 
-    def items(self, draws: Iterable[Draw]) -> Iterator[Item]:
-        """Samples in order, with their pictures opened ahead."""
+    def items(self, draws: Iterable[SampleRef]) -> Iterator[TrainingItem]:
+        """Samples in order, with their images opened ahead."""
         return prefetch(
             (self._tokenized(d) for d in draws),
-            self._with_pictures,
+            self._with_images,
             workers=self.config.workers,
             ahead=2 * self.mixture.batch_size // self.processes,
         )
 
-    def _tokenized(self, draw: Draw) -> Item:
+    def _tokenized(self, draw: SampleRef) -> TrainingItem:
         data = self.data[draw.data]
         try:
             record = data.record(draw.index)
         except InputError as error:  # a line of a shard that is no record
             nothing = Record(text=" ", origin=f"{data.name}, record {draw.index}")
-            return Item(draw, nothing, Sample([], [], ()), why_not=" ".join(str(error).split()))
+            return TrainingItem(
+                draw, nothing, Sample([], [], ()), why_not=" ".join(str(error).split())
+            )
         turned = False
-        if data.next_picture:
+        if data.next_image:
             chance = np.random.default_rng([self.config.seed, 3, draw.number]).random()
-            turned = chance < data.next_picture
+            turned = chance < data.next_image
         limit = min(self.config.max_tokens, self.config.pack or self.config.max_tokens)
         try:
-            sample = tokenize(self.model, record, max_tokens=limit, next_picture=turned)
+            sample = tokenize(self.model, record, max_tokens=limit, next_image=turned)
         except InputError as error:
             why = " ".join(str(error).split())
-            return Item(draw, record, Sample([], [], ()), why_not=why)
-        return Item(draw, record, sample)
+            return TrainingItem(draw, record, Sample([], [], ()), why_not=why)
+        return TrainingItem(draw, record, sample)
 
-    def _with_pictures(self, item: Item) -> Item:
-        if not item.sample.pictures:
+    def _with_images(self, item: TrainingItem) -> TrainingItem:
+        if not item.sample.images:
             return item
         try:
-            pictures, features = self.pictures.load(item.sample.pictures, item.draw.number)
-        except PictureError as error:
+            images, features = self.images.load(item.sample.images, item.draw.number)
+        except ImageError as error:
             return replace(item, why_not=" ".join(str(error).split()))
-        return replace(item, pictures=pictures, is_features=features)
+        return replace(item, images=images, is_features=features)
 
 
-def parts(items: Sequence[Item], size: int | None, *, by_data: bool = False) -> list[list[Item]]:
+def parts(
+    items: Sequence[TrainingItem], size: int | None, *, by_data: bool = False
+) -> list[list[TrainingItem]]:
     """Samples in parts of one forward pass each.
 
     Args:
         items: In their order.
         size: Most samples of a part; None for as many as there are.
-        by_data: Whether no part has samples of several data sets, whose pictures may be of several
+        by_data: Whether no part has samples of several data sets, whose images may be of several
             kinds.
     """
     size = size or max(1, len(items))

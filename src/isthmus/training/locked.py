@@ -1,9 +1,9 @@
 """Vectors of locked encoders, computed once and kept on disk: training then runs the heads alone.
 
-A file belongs to one encoder, its pooling and its preprocessing; for pictures also to the random
-crops that were asked for. Vectors are fp32: a step on them is the step on pictures and texts.
+A file belongs to one encoder, its pooling and its preprocessing; for images also to the random
+crops that were asked for. Vectors are fp32: a step on them is the step on images and texts.
 
-Letters: P pictures, V views, K texts, D width of an encoder's vectors.
+Letters: P images, V views, K texts, D width of an encoder's vectors.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import JoinedImageTower, JoinedTextTower
-from isthmus.backbones.fingerprint import fingerprint
 from isthmus.data.feature_store import FeatureStore
 from isthmus.data.features import cache_key
-from isthmus.errors import PictureError
-from isthmus.progress import tracked
+from isthmus.errors import ImageError
+from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import JoinedImageTower, JoinedTextTower
+from isthmus.reports.progress import tracked
 from isthmus.training.feed import Augment
 from isthmus.training.processes import Processes
 
 TEXTS_AT_ONCE = 4096
 
 
-def view_of(picture: Image.Image, view: int, key: str, augment: Augment, seed: int) -> Image.Image:
-    """A version of a picture: 0 is itself, others are always the same for one seed.
+def view_of(image: Image.Image, view: int, key: str, augment: Augment, seed: int) -> Image.Image:
+    """A version of an image: 0 is itself, others are always the same for one seed.
 
     Args:
-        picture: The picture.
+        image: The image.
         view: Which version.
         key: Hash of its bytes.
         augment: What makes versions.
         seed: The run's.
     """
     if view == 0:
-        return picture
-    return augment(picture, np.random.default_rng([seed, view, int(key[:16], 16)]))
+        return image
+    return augment(image, np.random.default_rng([seed, view, int(key[:16], 16)]))
 
 
 class PooledViews:
@@ -71,24 +71,24 @@ class PooledViews:
             told += f" {crop.size} {hashlib.sha256(crop.tobytes()).hexdigest()}"
         self.name = f"pooled-{hashlib.sha256(told.encode()).hexdigest()[:16]}.f32"
 
-    def pixels(self, picture: Image.Image, key: str) -> Tensor:
+    def pixels(self, image: Image.Image, key: str) -> Tensor:
         """Pixels (V, 3, H, W) of an image's views."""
-        views = (view_of(picture, v, key, self.augment, self.seed) for v in range(self.shape[0]))
+        views = (view_of(image, v, key, self.augment, self.seed) for v in range(self.shape[0]))
         return torch.stack([self.tower.encoder.preprocess(view) for view in views])
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, pictures: Sequence[object]) -> Any:
+    def encode(self, pixels: Tensor, images: Sequence[object]) -> Any:
         """Vectors (P, V, D) of pixels (P, V, 3, H, W).
 
         Raises:
-            PictureError: If one is not finite.
+            ImageError: If one is not finite.
         """
         device = next(self.tower.encoder.parameters()).device
         pooled = self.tower.pool(pixels.flatten(0, 1).to(device)).float().cpu()
         found = pooled.view(len(pixels), *self.shape)
-        for picture, fine in zip(pictures, found.flatten(1).isfinite().all(1), strict=True):
+        for image, fine in zip(images, found.flatten(1).isfinite().all(1), strict=True):
             if not fine:
-                raise PictureError(f"{picture}: its features are not finite")
+                raise ImageError(f"{image}: its features are not finite")
         return found.numpy()
 
 

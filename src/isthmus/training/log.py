@@ -4,8 +4,8 @@
      "tokens": 400, "samples_per_second": 30.1, "tokens_per_second": 190.0,
      "gates": {"15": {"attention": 0.46, "ffw": 0.47}}}            a step; gates after tanh
     {"step": 500, "evaluation": {"pairs": 2.0}, "held_out_loss": 2.0}
-    {"step": 500, "answers": [{"pictures": [...], "question": ..., "answer": ..., "expected": ...}]}
-    {"step": 37, "broken": [{"picture": "a.jpg", "why": "..."}]}
+    {"step": 500, "answers": [{"images": [...], "question": ..., "answer": ..., "expected": ...}]}
+    {"step": 37, "broken": [{"image": "a.jpg", "why": "..."}]}
 
 A run that goes on repeats the steps after its last checkpoint: the later line counts.
 """
@@ -35,7 +35,8 @@ class RunLog:
         path = folder / LOG
         if path.is_file():
             _cut_half_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        # An image's name need not be UTF-8: what is not is written as JSON's escape of it
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter

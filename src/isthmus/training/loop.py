@@ -19,14 +19,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.config import TrainConfig
-from isthmus.config_file import to_mapping
+from isthmus.config.file import to_mapping
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.errors import ConfigError, TrainingError, TrainingStopped
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import Progress as ProgressLine
-from isthmus.progress import Rates
+from isthmus.errors import TrainingError, TrainingStopped
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reports.progress import Progress, Rates
 from isthmus.training.clip import dual_encoder_trainee
 from isthmus.training.feed import Augment, DataSet, augmented
 from isthmus.training.log import RunLog
@@ -36,7 +35,7 @@ from isthmus.training.processes import Processes
 from isthmus.training.report import write_report
 from isthmus.training.state import (
     BEST,
-    Progress,
+    Reached,
     load_buffers,
     load_state,
     state_tensors,
@@ -99,7 +98,6 @@ def train(
         >>> model = im.train(model, records, config, tempfile.mkdtemp(), quiet=True)
     """
     folder = Path(out)
-    _check(config)
     processes = Processes(model.device)
     hush = quiet or not processes.is_main
     if not hush:
@@ -148,7 +146,7 @@ def run_steps(
     stepper = Stepper(trainee, scale)
     log = RunLog(folder, step=state.step) if processes.is_main else None
     broken, best, rates = Broken(config.broken_share), state.best, Rates()
-    progress = ProgressLine("Training", config.steps, done=state.step, unit="samples", quiet=quiet)
+    progress = Progress("Training", config.steps, done=state.step, unit="samples", quiet=quiet)
 
     def save(step: int) -> None:
         """All processes gather, the first writes."""
@@ -156,7 +154,7 @@ def run_steps(
         tensors |= {f"buffer.{n}": b.detach().cpu() for n, b in trainee.buffers.items()}
         write = trainee.writer({"train": {**told, "steps_done": step}})
         if processes.is_main:
-            reached = Progress(step, best, scale.value, scale.good_steps)
+            reached = Reached(step, best, scale.value, scale.good_steps)
             write_checkpoint(folder, reached, tensors, write, trainee.files, described, config.keep)
         processes.wait()
 
@@ -184,7 +182,7 @@ def run_steps(
             rates.add(samples=result.samples, tokens=result.tokens)
             progress.advance(amount=result.samples, loss=f"{result.loss:.3f}")
             if log is not None and result.broken:
-                named = [{"picture": p, "why": w} for p, w in result.broken]
+                named = [{"image": p, "why": w} for p, w in result.broken]
                 log.write({"step": step, "broken": named})
             if last or step % config.log_every == 0:
                 entry = {**result.entry(trainee.optimizer), **trainee.entry()}
@@ -259,16 +257,6 @@ def asked_to_stop() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _check(config: TrainConfig) -> None:
-    """Refuses counts with which no step could be made."""
-    for key in ("steps", "batch_size", "log_every", "save_every", "keep", "max_tokens"):
-        if (value := getattr(config, key)) < 1:
-            raise ConfigError(f"train.{key} is {value}: expected at least 1")
-    for key in ("evaluate_every", "workers", "warmup"):
-        if (value := getattr(config, key)) < 0:
-            raise ConfigError(f"train.{key} is {value}: expected at least 0")
 
 
 def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ layer and the trained word that reads its output. With gradient checkpointing a 
 input alone, s D, and one layer at a time is computed again (gated blocks stand outside of the
 layers and keep theirs; how much, their fusion says). Logits: s for each labelled token and row of
 the vocabulary, three times (without and with our two tokens, and their gradient; see
-`cross_entropy`). What the connector keeps is counted while it runs on one picture, since connectors
+`cross_entropy`). What the connector keeps is counted while it runs on one image, since connectors
 are many.
 
 `benchmarks/memory_estimate.py` compares it with the measured peak. What tensors take is what is
@@ -33,11 +33,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.config import TrainConfig
-from isthmus.model import VisionLanguageModel
+from isthmus.config.model import TrainConfig
+from isthmus.model.checkpoint import STRIP
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.precision import decided
 
-STRIP = ("connector.", "fusion.", "special_tokens.")
 FP32 = 4
 
 
@@ -48,14 +48,14 @@ class Load:
     Attributes:
         rows: Rows of the batch.
         tokens: Tokens of a row.
-        pictures: Pictures in all rows.
+        images: Images in all rows.
         labelled: Tokens of all rows that are learned.
         cached: Whether features come from the cache, so that the encoder does not run.
     """
 
     rows: int
     tokens: int
-    pictures: int
+    images: int
     labelled: int
     cached: bool = True
 
@@ -97,7 +97,7 @@ def memory(
         "AdamW's moments": 2 * trained * FP32 // shards,
         "trained weights in half precision": trained * 2 if value == 2 else 0,
         "vision encoder, without gradients": 0 if load.cached else _vision(model, load),
-        "connector's activations": _connector(model, value) * load.pictures,
+        "connector's activations": _connector(model, value) * load.images,
     }
     if config.objective == "language":
         items |= _language(model, config, load, value)
@@ -122,7 +122,7 @@ def _language(
         layer += heads * load.tokens * (FP32 + value)
     if model.language.config.lora_rank:
         layer += value * (2 * width + mlp)
-    visual = int(model.connector.num_tokens) * load.pictures  # type: ignore[arg-type]
+    visual = int(model.connector.num_tokens) * load.images  # type: ignore[arg-type]
     blocks = model.fusion.activation_bytes(tokens, visual, value)
     rows = model.language.vocab_rows + 2
     logits = 3 * value * load.labelled * rows
@@ -164,11 +164,11 @@ def _vision(model: VisionLanguageModel, load: Load) -> int:
     """A frozen encoder's pass: the pixels, and the largest tensors of the layer that is run."""
     height, width = model.vision.image_size
     shape = model.vision.shape
-    return load.pictures * FP32 * (3 * height * width + 12 * shape.tokens * shape.width)
+    return load.images * FP32 * (3 * height * width + 12 * shape.tokens * shape.width)
 
 
 def _connector(model: VisionLanguageModel, value: int) -> int:
-    """Bytes of one picture's features, and of what autograd keeps of the connector's run on it."""
+    """Bytes of one image's features, and of what autograd keeps of the connector's run on it."""
     kept = saved_bytes(
         model.connector,
         torch.zeros(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isthmus.connectors.concept_bottleneck import ConceptBottleneckConnector
 from isthmus.data.samples import Sample, collate
 from isthmus.errors import ConfigError
-from isthmus.model import VisionLanguageModel
-from isthmus.training.feed import Item
+from isthmus.model.connectors.concept_bottleneck import ConceptBottleneckConnector
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.training.feed import TrainingItem
 
 FILLER = "."
 
@@ -44,12 +44,12 @@ class Loss:
 class Objective(Protocol):
     """How items become a loss."""
 
-    def count(self, item: Item) -> int:
+    def count(self, item: TrainingItem) -> int:
         """How many terms an item adds to the loss."""
         ...
 
     def losses(
-        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+        self, model: VisionLanguageModel, items: Sequence[TrainingItem], weights: Sequence[float]
     ) -> Iterator[Loss]:
         """Forward passes over items, each term of item i counting `weights[i]`."""
         ...
@@ -61,43 +61,43 @@ class Language:
 
     Attributes:
         pack: Length of packed rows; 0 for one sample a row.
-        always_pictures: Whether each forward pass must run the whole strip, so that processes that
-            share its parameters stay together. A picture that nobody looks at is added where there
+        always_images: Whether each forward pass must run the whole strip, so that processes that
+            share its parameters stay together. An image that nobody looks at is added where there
             is none.
     """
 
     pack: int = 0
-    always_pictures: bool = False
+    always_images: bool = False
 
-    def count(self, item: Item) -> int:
+    def count(self, item: TrainingItem) -> int:
         """Learned tokens."""
         return sum(item.sample.learned)
 
     def losses(
-        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+        self, model: VisionLanguageModel, items: Sequence[TrainingItem], weights: Sequence[float]
     ) -> Iterator[Loss]:
-        """One forward pass for each kind of picture: features, pixels, clips of a length."""
+        """One forward pass for each kind of image: features, pixels, clips of a length."""
         numbers = sorted(range(len(items)), key=lambda i: _kind(items[i]))
         groups = [list(g) for _, g in groupby(numbers, key=lambda i: _kind(items[i]))]
         if len(groups) > 1 and _kind(items[groups[0][0]]) == "":  # text goes with anything
             text = groups.pop(0)
             groups[0] = text + groups[0]
-        if self.always_pictures and len(groups) > 1:
+        if self.always_images and len(groups) > 1:
             raise ConfigError(
-                'train.sharding = "fsdp" needs pictures of one kind in each forward pass: all '
-                "pictures, or all clips of one length"
+                'train.sharding = "fsdp" needs images of one kind in each forward pass: all '
+                "images, or all clips of one length"
             )
         for group in groups or [[]]:
             chosen = [items[i] for i in group]
             samples = [i.sample for i in chosen]
-            shown = [i.pictures for i in chosen if i.pictures is not None]
+            shown = [i.images for i in chosen if i.images is not None]
             features = any(i.is_features for i in chosen)
-            if self.always_pictures and not shown:
+            if self.always_images and not shown:
                 image = model.layout.written(model.special_tokens.image_id)
                 samples.append(Sample([*image, model.pad_id], [False] * (len(image) + 1), (None,)))  # type: ignore[arg-type]
                 shown.append(torch.zeros(1, 3, *model.vision.image_size))
-            pictures = torch.cat(shown) if shown else None
-            collated = collate(model, samples, pictures, features=features, pack=self.pack)
+            images = torch.cat(shown) if shown else None
+            collated = collate(model, samples, images, features=features, pack=self.pack)
             batch = collated.weighted([*(weights[i] for i in group), 0.0]).to(model.device)
             output = model(batch)
             assert output.token_losses is not None
@@ -106,11 +106,11 @@ class Language:
             yield Loss(output.loss, output.token_losses, owner)
 
 
-def _kind(item: Item) -> str:
+def _kind(item: TrainingItem) -> str:
     """Items of one kind can stand in one batch; "" stands with any."""
-    if item.pictures is None:
+    if item.images is None:
         return ""
-    return f"{'features' if item.is_features else 'pixels'} {tuple(item.pictures.shape[1:])}"
+    return f"{'features' if item.is_features else 'pixels'} {tuple(item.images.shape[1:])}"
 
 
 def concept_bottleneck(model: VisionLanguageModel) -> ConceptBottleneckConnector:
@@ -142,20 +142,20 @@ def name_concepts(model: VisionLanguageModel, answers: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Concepts:
-    """Cross-entropy of the classifier on the answers' concepts, of records with one picture."""
+    """Cross-entropy of the classifier on the answers' concepts, of records with one image."""
 
-    def count(self, item: Item) -> int:
+    def count(self, item: TrainingItem) -> int:
         """One."""
         return 1
 
     def losses(
-        self, model: VisionLanguageModel, items: Sequence[Item], weights: Sequence[float]
+        self, model: VisionLanguageModel, items: Sequence[TrainingItem], weights: Sequence[float]
     ) -> Iterator[Loss]:
         """One pass over all items."""
         connector = concept_bottleneck(model)
-        shown = torch.cat([i.pictures[:1] for i in items if i.pictures is not None])
+        shown = torch.cat([i.images[:1] for i in items if i.images is not None])
         if not items[0].is_features:
-            shown = model.encode_pictures(shown.to(model.device))
+            shown = model.encode_pixels(shown.to(model.device))
         logits = connector.logits(shown.to(model.device))
         rows = {tuple(name): i for i, name in enumerate(connector.names.tolist())}
         found = [rows.get(name_pieces(model, i.record.answer)) for i in items]

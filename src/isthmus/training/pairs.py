@@ -1,7 +1,7 @@
-"""What each step of a contrastive run works on: pairs of pictures and texts.
+"""What each step of a contrastive run works on: pairs of images and texts.
 
-A record may have several pictures of the same thing, several names for it, and each name several
-texts by the templates; each picture may have several views. Of each one is drawn anew whenever the
+A record may have several images of the same thing, several names for it, and each name several
+texts by the templates; each image may have several views. Of each one is drawn anew whenever the
 record is. What is drawn depends on the seed and the step alone.
 
 Letters: B pairs of this process, N pairs of all processes, R records, V views, D width.
@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.align.templates import Templates, prompts_of
-from isthmus.config import TrainConfig
+from isthmus.classification.templates import Templates, prompts_of
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache, decode
 from isthmus.data.mixture import Mixture
-from isthmus.data.prefetch import prefetch
-from isthmus.data.records import Picture, Record, frames
-from isthmus.errors import ConfigError, InputError, PictureError, PromptError
-from isthmus.prompt import IMAGE_TAG
+from isthmus.data.records import ImageRef, Record, frames
+from isthmus.errors import ConfigError, ImageError, InputError, PromptError
+from isthmus.media.prefetch import prefetch
+from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
 from isthmus.training.feed import Augment, augmented
 from isthmus.training.locked import TextCache, key_of, view_of
 
@@ -38,14 +38,14 @@ PLAIN = "{}"
 
 @dataclass(frozen=True)
 class PairSet:
-    """Records with pictures and names, and how they become pairs.
+    """Records with images and names, and how they become pairs.
 
     Attributes:
         records: Any sequence; read when they are drawn.
-        templates: How names become texts; see `isthmus.align.templates.prompts_of`.
+        templates: How names become texts; see `isthmus.classification.templates.prompts_of`.
         weight: Share of the draws.
         name: What logs call it.
-        vectors: (R, V, D) or (R, D) in place of the records' pictures: pooled features of a locked
+        vectors: (R, V, D) or (R, D) in place of the records' images: pooled features of a locked
             image tower that were computed elsewhere, such as a class's weights in the encoder's
             own classifier.
     """
@@ -80,27 +80,29 @@ class PairSet:
 
 
 def names_of(record: Record) -> tuple[str, ...]:
-    """What a record's pictures show, in one way or several.
+    """What a record's images show, in one way or several.
 
     Raises:
-        InputError: If it says nothing.
+        InputError: If it says nothing, or something that is no Unicode.
     """
     given = record.names or (record.answer.replace(IMAGE_TAG, " "),)
     found = tuple(name.strip() for name in given if name.strip())
     if not found:
         raise InputError(f"{record.origin or 'a record'} has neither a name nor a text")
+    if wrong := next(filter(None, map(lone_surrogate, found)), ""):
+        raise InputError(f"{record.origin}: {wrong}" if record.origin else wrong)
     return found
 
 
-def pictures_of(record: Record) -> tuple[Picture, ...]:
-    """A record's pictures, frames of clips among them.
+def images_of(record: Record) -> tuple[ImageRef, ...]:
+    """A record's images, frames of clips among them.
 
     Raises:
         InputError: If it has none.
     """
-    found = tuple(picture for medium in record.pictures for picture in frames(medium))
+    found = tuple(image for medium in record.images for image in frames(medium))
     if not found:
-        raise InputError(f"{record.origin or record.answer!r} has no picture")
+        raise InputError(f"{record.origin or record.answer!r} has no image")
     return found
 
 
@@ -113,8 +115,8 @@ class Pair:
         first: The record's first name.
         name: The name that was drawn.
         text: The text that was drawn for it.
-        picture: The picture that was drawn; None where the data set has vectors.
-        place: Where the picture's vectors are: row of the cache, or of the data set's vectors.
+        image: The image that was drawn; None where the data set has vectors.
+        place: Where the image's vectors are: row of the cache, or of the data set's vectors.
         view: Which view.
         pixels: (3, H, W), where no vectors are kept.
         why_not: What is wrong with it, if it cannot be used.
@@ -125,14 +127,14 @@ class Pair:
     first: str = ""
     name: str = ""
     text: str = ""
-    picture: Picture | None = None
+    image: ImageRef | None = None
     place: int = -1
     view: int = 0
     pixels: Tensor | None = None
     why_not: str = ""
 
     def __str__(self) -> str:
-        return str(self.picture or self.name or f"record {self.index}")
+        return str(self.image or self.name or f"record {self.index}")
 
 
 class PairFeed:
@@ -141,8 +143,8 @@ class PairFeed:
     Args:
         data: Data sets, none of them empty.
         config: Batch size, seed, views.
-        preprocess: From a picture to pixels.
-        pictures: Vectors of pictures; None gives pixels.
+        preprocess: From an image to pixels.
+        images: Vectors of images; None gives pixels.
         texts: Vectors of texts; None gives texts.
         augment: What makes views.
         rank: Number of this process.
@@ -158,7 +160,7 @@ class PairFeed:
         config: TrainConfig,
         preprocess: Callable[[Image.Image], Tensor],
         *,
-        pictures: FeatureCache | None = None,
+        images: FeatureCache | None = None,
         texts: TextCache | None = None,
         augment: Augment = augmented,
         rank: int = 0,
@@ -170,7 +172,7 @@ class PairFeed:
                 "least one pair for each"
             )
         self.data, self.config, self.preprocess = list(data), config, preprocess
-        self.pictures, self.texts, self.augment = pictures, texts, augment
+        self.images, self.texts, self.augment = images, texts, augment
         self.rank, self.processes = rank, processes
         self.vectors = [self._checked_vectors(one) for one in data]
         self.mixture = Mixture(
@@ -185,12 +187,12 @@ class PairFeed:
         """A data set's vectors (R, V, D)."""
         if data.vectors is None:
             return None
-        if self.pictures is None:
+        if self.images is None:
             raise ConfigError(
-                f"{data.name} has vectors for pictures: expected a locked image tower of "
+                f"{data.name} has vectors for images: expected a locked image tower of "
                 "DualEncoder.join, train.feature_cache = true and train.contrastive.views above 0"
             )
-        shape, width = tuple(data.vectors.shape), self.pictures.shape[1]
+        shape, width = tuple(data.vectors.shape), self.images.shape[1]
         if len(shape) not in (2, 3) or (shape[0], shape[-1]) != (len(data.records), width):
             raise ConfigError(
                 f"the vectors of {data.name} are {shape}: expected ({len(data.records)}, {width}) "
@@ -199,10 +201,10 @@ class PairFeed:
         return data.vectors.float().view(shape[0], -1, width)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Pair]]:
-        """This process's pairs of each step, counted from 0, with their pictures opened ahead."""
+        """This process's pairs of each step, counted from 0, with their images opened ahead."""
         size = len(range(self.rank, self.config.batch_size, self.processes))
         drawn = (pair for step in range(start, stop) for pair in self.drawn(step))
-        workers = self.config.workers if self.pictures is None else 0
+        workers = self.config.workers if self.images is None else 0
         opened = prefetch(drawn, self.opened, workers=workers, ahead=size)
         while step := list(islice(opened, size)):
             yield step
@@ -220,7 +222,7 @@ class PairFeed:
         Args:
             data: Number of the data set.
             index: Number of the record.
-            chance: Four numbers in [0, 1): which picture, view, name and template.
+            chance: Four numbers in [0, 1): which image, view, name and template.
             number: The sample's number, which decides what a view that is made anew looks like.
         """
         source = self.data[data]
@@ -233,9 +235,9 @@ class PairFeed:
             if (vectors := self.vectors[data]) is not None:
                 told |= {"place": index, "view": int(chance[1] * vectors.shape[1])}
             else:
-                shown = pictures_of(record)
+                shown = images_of(record)
                 at = int(chance[0] * len(shown))
-                told["picture"] = shown[at]
+                told["image"] = shown[at]
                 told |= self._kept((data, index, at), shown[at], chance[1], number)
         except PromptError:
             raise  # of the templates, and so of every record
@@ -244,26 +246,26 @@ class PairFeed:
         return Pair(data, index, **told)
 
     def _kept(
-        self, where: tuple[int, int, int], picture: Picture, chance: float, number: int
+        self, where: tuple[int, int, int], image: ImageRef, chance: float, number: int
     ) -> dict[str, int]:
-        """Which view of a picture, and where its vectors are."""
-        if self.pictures is None:
+        """Which view of an image, and where its vectors are."""
+        if self.images is None:
             views = self.config.contrastive.views
             return {"view": int(chance * views) if views else -1 - number}
         if where not in self._rows:
-            self._rows[where] = self.pictures.row(picture)
-        return {"place": self._rows[where], "view": int(chance * self.pictures.shape[0])}
+            self._rows[where] = self.images.row(image)
+        return {"place": self._rows[where], "view": int(chance * self.images.shape[0])}
 
     def opened(self, pair: Pair) -> Pair:
         """A pair with its pixels, where no vectors are kept."""
-        if pair.why_not or pair.picture is None or self.pictures is not None:
+        if pair.why_not or pair.image is None or self.images is not None:
             return pair
         try:
-            if pair.picture.is_features:
-                raise PictureError(f"{pair.picture} holds features: expected a picture")
-            data = pair.picture.read()
-            shown = decode(pair.picture, data)
-        except PictureError as error:
+            if pair.image.is_features:
+                raise ImageError(f"{pair.image} holds features: expected an image")
+            data = pair.image.read()
+            shown = decode(pair.image, data)
+        except ImageError as error:
             return replace(pair, why_not=" ".join(str(error).split()))
         key = hashlib.sha256(data).hexdigest()
         if pair.view < 0:
@@ -275,18 +277,18 @@ class PairFeed:
 
     # --- Batches ----------------------------------------------------------------------------
 
-    def images(self, pairs: Sequence[Pair]) -> Tensor:
-        """Vectors (B, D) of pairs' pictures, or their pixels (B, 3, H, W)."""
-        if self.pictures is None:
+    def inputs(self, pairs: Sequence[Pair]) -> Tensor:
+        """Vectors (B, D) of pairs' images, or their pixels (B, 3, H, W)."""
+        if self.images is None:
             return torch.stack([p.pixels for p in pairs if p.pixels is not None])
-        found = torch.empty(len(pairs), self.pictures.shape[1])
+        found = torch.empty(len(pairs), self.images.shape[1])
         for data in {p.data for p in pairs}:
             here = [i for i, p in enumerate(pairs) if p.data == data]
             places = np.array([pairs[i].place for i in here])
             views = np.array([pairs[i].view for i in here])
             vectors = self.vectors[data]
             if vectors is None:
-                found[here] = torch.from_numpy(self.pictures.store.gather(places, views))
+                found[here] = torch.from_numpy(self.images.store.gather(places, views))
             else:
                 found[here] = vectors[places, views]
         return found
@@ -308,12 +310,12 @@ def _pick(several: Sequence[str], chance: float) -> str:
     return several[int(chance * len(several))]
 
 
-def all_pictures(data: Sequence[PairSet]) -> Iterator[Picture]:
-    """Every picture of data sets without vectors; what cannot be read is named when drawn."""
+def all_images(data: Sequence[PairSet]) -> Iterator[ImageRef]:
+    """Every image of data sets without vectors; what cannot be read is named when drawn."""
     for source in data:
         for index in range(0 if source.vectors is not None else len(source.records)):
             with suppress(InputError):
-                yield from pictures_of(source.records[index])
+                yield from images_of(source.records[index])
 
 
 @functools.lru_cache(maxsize=1 << 20)

@@ -12,20 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import JoinedImageTower
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture
 from isthmus.data.packing import packed_rows
 from isthmus.errors import ConfigError
-from isthmus.model import VisionLanguageModel
-from isthmus.progress import clock
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import JoinedImageTower
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
-from isthmus.training.feed import DataSet, Item, PictureSource, WeightedSet, as_sets, augmented
+from isthmus.training.feed import (
+    DataSet,
+    ImageLoader,
+    TrainingItem,
+    WeightedSet,
+    as_sets,
+    augmented,
+)
 from isthmus.training.locked import PooledViews, TextCache
 from isthmus.training.memory import Load, memory
-from isthmus.training.pairs import PairFeed, PairSet, all_pictures
+from isthmus.training.pairs import PairFeed, PairSet, all_images
 from isthmus.training.precision import decided
 from isthmus.training.processes import Processes
 from isthmus.training.step import Stepper
@@ -46,7 +53,7 @@ class Plan:
         steps, batch_size: Of the run.
         epochs: How often each data set is gone through, by name.
         step_seconds: Measured, with cached features where the run has them.
-        pictures: Images to encode before the first step.
+        images: Images to encode before the first step.
         encode_seconds: For all of them, and for texts that are kept, measured on a few.
         cache: Bytes of the feature cache.
         details: More figures, of one kind of model: parts, visual tokens, memory and tokens of a
@@ -60,7 +67,7 @@ class Plan:
     batch_size: int
     epochs: dict[str, float]
     step_seconds: float
-    pictures: int
+    images: int
     encode_seconds: float
     cache: int
     details: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +97,7 @@ class Plan:
             texts = f", {self.details['texts']:,} texts" if self.details.get("texts") else ""
             lines.append(
                 f"{'feature cache':<16}{self.cache / GB:.2f} GB on disk, "
-                f"{clock(self.encode_seconds)} to fill ({self.pictures:,} pictures{texts})"
+                f"{clock(self.encode_seconds)} to fill ({self.images:,} images{texts})"
             )
         return "\n".join([*lines, f"{'whole run':<16}{clock(self.seconds)}"])
 
@@ -159,28 +166,28 @@ def _plan_samples(
     """Of a vision-language model."""
     vlm.check_options(config)
     summary = model.summary()
-    source = PictureSource(model, None)
+    source = ImageLoader(model, None)
     trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)
     started = time.perf_counter()
     items = [i for i in next(trainee.steps(0, 1)) if not i.why_not]
     if not items:
         raise ConfigError("no sample of the first step can be used: see `isthmus data check`")
-    shown = sum(len(i.pictures) for i in items if i.pictures is not None)
+    shown = sum(len(i.images) for i in items if i.images is not None)
     cached = config.feature_cache and not config.augment
     if cached:
         items = [_encoded(model, i) for i in items]
-    picture_seconds = (time.perf_counter() - started) / max(1, shown)
+    image_seconds = (time.perf_counter() - started) / max(1, shown)
     seconds = _step_seconds(trainee, items)
     lengths = [len(i.sample.ids) for i in items]
     micro = config.micro_batch_size or len(items)
     rows, length = min(micro, len(lengths)), max(lengths)
     if config.pack:
         rows, length = len(packed_rows(lengths[:micro], config.pack)), config.pack
-    pictures = round(sum(len(d.records) for d in data) * shown / len(items))
+    images = round(sum(len(d.records) for d in data) * shown / len(items))
     load = Load(
         rows=rows,
         tokens=length,
-        pictures=round(shown / len(items) * min(micro, len(items))),
+        images=round(shown / len(items) * min(micro, len(items))),
         labelled=sum(sum(i.sample.learned) for i in items[:micro]),
         cached=cached,
     )
@@ -193,9 +200,9 @@ def _plan_samples(
         batch_size=trainee.feed.mixture.batch_size,
         epochs=_epochs(data, config, trainee.feed.mixture),
         step_seconds=seconds,
-        pictures=pictures,
-        encode_seconds=pictures * picture_seconds,
-        cache=pictures * model.vision.shape.tokens * model.vision.shape.width * 2 if cached else 0,
+        images=images,
+        encode_seconds=images * image_seconds,
+        cache=images * model.vision.shape.tokens * model.vision.shape.width * 2 if cached else 0,
         details={
             "summary": asdict(summary),
             "tokens": tokens,
@@ -210,12 +217,12 @@ def _plan_samples(
     )
 
 
-def _encoded(model: VisionLanguageModel, item: Item) -> Item:
+def _encoded(model: VisionLanguageModel, item: TrainingItem) -> TrainingItem:
     """An item with features in place of pixels."""
-    if item.pictures is None or item.is_features:
+    if item.images is None or item.is_features:
         return item
-    features = model.encode_pictures(item.pictures.to(model.device)).cpu()
-    return replace(item, pictures=features, is_features=True)
+    features = model.encode_pixels(item.images.to(model.device)).cpu()
+    return replace(item, images=features, is_features=True)
 
 
 def _plan_pairs(
@@ -225,16 +232,16 @@ def _plan_pairs(
     clip.check_options(config)
     locked = clip.locked_parts(model) if config.feature_cache else ()
     own = config.contrastive
-    pictures = texts = None
+    images = texts = None
     shown, written, seconds, size = 0, 0, 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         if "image.encoder." in locked and own.views:
             assert isinstance(model.image, JoinedImageTower)
             views = PooledViews(model.image, own.views, augmented, config.seed)
-            pictures, width = FeatureCache(folder, views), views.shape[1]
-            shown = sum(1 for _ in all_pictures(data))
+            images, width = FeatureCache(folder, views), views.shape[1]
+            shown = sum(1 for _ in all_images(data))
             started = time.perf_counter()
-            tried = pictures.fill(islice(all_pictures(data), TRIED), quiet=True).computed
+            tried = images.fill(islice(all_images(data), TRIED), quiet=True).computed
             seconds += (time.perf_counter() - started) / max(1, tried) * shown
             size += shown * own.views * width * 4
             # Any vectors will do to see how long a step takes
@@ -242,7 +249,7 @@ def _plan_pairs(
             data = [replace(d, vectors=some.expand(len(d.records), 1, width)) for d in data]
         if "text.encoder." in locked:
             texts = TextCache(folder, model)
-        feed = PairFeed(data, config, model.preprocess, pictures=pictures, texts=texts)
+        feed = PairFeed(data, config, model.preprocess, images=images, texts=texts)
         step = next(feed.steps(0, 1))
         if texts is not None:
             written = len(feed.all_texts())
@@ -261,7 +268,7 @@ def _plan_pairs(
         batch_size=config.batch_size,
         epochs=_epochs(data, config, feed.mixture),
         step_seconds=step_seconds,
-        pictures=shown,
+        images=shown,
         encode_seconds=seconds,
         cache=size,
         details={"pairs": pairs, "names": names, "texts": written},

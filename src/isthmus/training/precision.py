@@ -1,4 +1,4 @@
-"""The precision of a run: what `train.precision = "auto"` means on this machine, and why."""
+"""Precision and attention of a run: what "auto" means on this machine, and why."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from isthmus.config import TrainConfig
-from isthmus.machine import precision_for
+from isthmus.config.model import TrainConfig
+from isthmus.machine import attention_for, precision_for
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,10 +27,13 @@ def best_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"
 
 
 def decided(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """A configuration with a precision in place of "auto"."""
-    if config.precision != "auto":
-        return config
-    return replace(config, precision=best_precision(device)[0])
+    """A configuration with a precision and an attention in place of "auto"."""
+    precision, attention = config.precision, config.attention
+    if precision == "auto":
+        precision = best_precision(device)[0]
+    if attention == "auto":
+        attention = attention_for(DTYPES[precision], device)
+    return replace(config, precision=precision, attention=attention)
 
 
 def choice(config: TrainConfig, device: torch.device) -> str:
@@ -42,7 +45,7 @@ def choice(config: TrainConfig, device: torch.device) -> str:
 
     Example:
         >>> choice(TrainConfig(precision="bf16"), torch.device("cuda"))
-        'training in bf16 (train.precision) on cuda'
+        'training in bf16 (train.precision) on cuda, attention sdpa'
     """
     precision, why = config.precision, "train.precision"
     if config.precision == "auto":
@@ -53,7 +56,8 @@ def choice(config: TrainConfig, device: torch.device) -> str:
         where = f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
         if config.precision in ("bf16", "fp16"):
             why += "; on a CPU fp32 is often far faster"
-    return f"training in {precision} ({why}) on {where}"
+    attention = decided(config, device).attention
+    return f"training in {precision} ({why}) on {where}, attention {attention}"
 
 
 def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManager[object]:

@@ -3,7 +3,7 @@
 Accelerate finds the device and starts the process group (`torchrun`, `accelerate launch`, or
 neither). Gradients of the strip are summed once a step, in one tensor: a wrapper that sums while
 the backward pass runs would do so once for each part of an accumulated step, and cannot know that a
-part without pictures leaves the connector without a gradient.
+part without images leaves the connector without a gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from isthmus.model import VisionLanguageModel
+from isthmus.model.vlm import VisionLanguageModel
 
 
 class Processes:

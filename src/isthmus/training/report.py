@@ -9,10 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from isthmus.checkpoint import DESCRIPTION
 from isthmus.files import write_text
-from isthmus.pages.charts import Line, chart
-from isthmus.pages.page import page
+from isthmus.model.checkpoint import DESCRIPTION
+from isthmus.reports.charts import Line, chart
+from isthmus.reports.page import page
 from isthmus.training.log import read_log
 
 REPORT = "report.html"
@@ -133,8 +133,8 @@ def _gates(steps: Sequence[dict[str, Any]]) -> list[str]:
     return parts
 
 
-def _picture(folder: Path, name: str) -> str:
-    """A picture of the run's folder, in the page itself."""
+def _image(folder: Path, name: str) -> str:
+    """An image of the run's folder, in the page itself."""
     file = folder / name
     if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
         return ""
@@ -148,10 +148,10 @@ def _answers(entries: Sequence[dict[str, Any]], folder: Path) -> list[str]:
     for number, entry in enumerate(reversed(entries)):
         answered = []
         for found in entry["answers"]:
-            pictures = "".join(_picture(folder, name) for name in found["pictures"])
+            images = "".join(_image(folder, name) for name in found["images"])
             question = escape(found["question"] or "caption")
             answered.append(
-                f'<div class="answer">{pictures}<div><p class="label">{question}</p>'
+                f'<div class="answer">{images}<div><p class="label">{question}</p>'
                 f"<p>{escape(found['answer'] or '(nothing)')}</p>"
                 f'<p class="label">expected: {escape(found["expected"] or "")}</p></div></div>'
             )
@@ -163,7 +163,7 @@ def _answers(entries: Sequence[dict[str, Any]], folder: Path) -> list[str]:
 
 def _broken(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Samples that could not be used."""
-    found = {b["picture"]: b["why"] for e in entries for b in e["broken"]}
+    found = {b["image"]: b["why"] for e in entries for b in e["broken"]}
     if not found:
         return []
     listed = "".join(

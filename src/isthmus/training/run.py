@@ -8,17 +8,18 @@ from pathlib import Path
 
 import torch
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.align.saved import load_clip
-from isthmus.checkpoint import describe, load_strip, locate
-from isthmus.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from isthmus.config_file import model_from_mapping, read_run, run_from_mapping, to_mapping
+from isthmus.config.clip import DualEncoderConfig
+from isthmus.config.file import model_from_mapping, read_run, run_from_mapping, to_mapping
+from isthmus.config.model import DataConfig, ModelConfig, RunConfig, TrainConfig
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
-from isthmus.dual_encoder_config import DualEncoderConfig
 from isthmus.errors import ConfigError
-from isthmus.model import VisionLanguageModel, compose
+from isthmus.machine import device_for
+from isthmus.model.checkpoint import describe, load_strip, locate
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
+from isthmus.model.vlm import VisionLanguageModel, compose
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairSet
@@ -33,7 +34,7 @@ def default_run(data: str | Path, records: int) -> RunConfig:
     """What is done where there is data and no configuration: the shipped default learns more.
 
     Its names stay as they are; its free tokens and gated blocks are trained on. A tenth of the
-    pictures, where there are enough, is kept aside to see what was learned.
+    images, where there are enough, is kept aside to see what was learned.
 
     Args:
         data: Where the data is.
@@ -90,7 +91,7 @@ def data_sets(
             (),
             config.weight,
             config.loss_weight,
-            config.next_picture,
+            config.next_image,
             config.questions,
             name=name,
         )
@@ -107,7 +108,7 @@ def pair_sets(
     """Data sets of a dual encoder, for training and for evaluation; else as `data_sets`."""
     training, evaluation = [], []
     for config, name, own, aside in _read(configs, root, seed):
-        _refuse(config, ("loss_weight", "questions", "next_picture"), "a vision-language model")
+        _refuse(config, ("loss_weight", "questions", "next_image"), "a vision-language model")
         templates = config.templates[0] if len(config.templates) == 1 else config.templates
         if len(aside):
             evaluation.append(PairSet(aside, templates, name=name))
@@ -139,8 +140,12 @@ def _refuse(config: DataConfig, keys: Sequence[str], whose: str) -> None:
             raise ConfigError(f"data.{key} is for {whose}: leave it out of {config.path}")
 
 
-def build(config: RunConfig) -> VisionLanguageModel | DualEncoder:
-    """The model of a run on a GPU if there is one; what is trained is new, or of `train.init`.
+def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | DualEncoder:
+    """The model of a run; what is trained is new, or of `train.init`.
+
+    Args:
+        config: All choices of the run.
+        device: Where it is put, as for `load`.
 
     Raises:
         ConfigError: If a name or option is unknown.
@@ -149,11 +154,13 @@ def build(config: RunConfig) -> VisionLanguageModel | DualEncoder:
     m = config.model
     model: VisionLanguageModel | DualEncoder
     if isinstance(m, ModelConfig):
-        model = compose(m.vision, m.language, m.connector, m.fusion, template=m.template)
+        model = compose(
+            m.vision, m.language, m.connector, m.fusion, template=m.template, device=device
+        )
         if config.train.init is not None:
             load_strip(model, locate(config.train.init), partly=True)
     elif m.name is not None:
-        model = load_clip(m.name)
+        model = load_clip(m.name, device=device)
     else:
         assert m.vision is not None
         assert m.text is not None
@@ -168,28 +175,35 @@ def build(config: RunConfig) -> VisionLanguageModel | DualEncoder:
             lock_image=m.lock_image,
             lock_text=m.lock_text,
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device_for(device))
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedRun:
     """A run that is ready to start.
 
     Attributes:
         config: All of its choices.
         training, evaluation: Its data sets, of the kind that its model is trained on.
         cache: Folder of the feature cache; None is in the run's own.
+        device: Where a process that is alone computes, as for `load`.
     """
 
     config: RunConfig
     training: list[DataSet] | list[PairSet]
     evaluation: list[DataSet] | list[PairSet]
     cache: Path | None = None
+    device: str = "auto"
 
 
 def job(
-    config: Path | None, data: Path | None, overrides: Sequence[str] = (), *, smoke: bool = False
-) -> Job:
+    config: Path | None,
+    data: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    smoke: bool = False,
+    device: str = "auto",
+) -> PreparedRun:
     """The run that a configuration file, a data folder, or both describe.
 
     Args:
@@ -198,6 +212,7 @@ def job(
             without one the data itself.
         overrides: Strings `section.key=value`.
         smoke: Whether to shrink the run to tiny parts and made-up data.
+        device: Where a process that is alone computes, as for `load`.
 
     Raises:
         ConfigError: If anything in it is unknown or missing.
@@ -215,13 +230,14 @@ def job(
     pairs = isinstance(chosen.model, DualEncoderConfig)
     if smoke:
         chosen, records = smoke_run(chosen)
-        return Job(chosen, [PairSet(records)] if pairs else [DataSet(records)], [])
+        made = [PairSet(records)] if pairs else [DataSet(records)]
+        return PreparedRun(chosen, made, [], device=device)
     read = pair_sets if pairs else data_sets
     training, evaluation = read(chosen.data, root, chosen.train.seed)
-    return Job(chosen, training, evaluation, cache)
+    return PreparedRun(chosen, training, evaluation, cache, device)
 
 
-def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
+def work(job: PreparedRun, out: str | Path, *, quiet: bool = False) -> Path:
     """Does a job.
 
     Args:
@@ -233,7 +249,7 @@ def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
         The folder of the trained model.
     """
     train(
-        build(job.config),
+        build(job.config, job.device),
         job.training,
         job.config.train,
         out,
@@ -244,6 +260,6 @@ def work(job: Job, out: str | Path, *, quiet: bool = False) -> Path:
     return Path(out)
 
 
-def plan_of(job: Job) -> Plan:
+def plan_of(job: PreparedRun) -> Plan:
     """What a job would cost, with the time of a step measured here."""
-    return plan(build(job.config), job.training, job.config.train)
+    return plan(build(job.config, job.device), job.training, job.config.train)

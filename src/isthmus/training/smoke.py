@@ -15,17 +15,17 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from isthmus.config import (
+from isthmus.config.clip import DualEncoderConfig
+from isthmus.config.model import (
     DataConfig,
     LanguageConfig,
     ModelConfig,
     RunConfig,
     TrainConfig,
 )
-from isthmus.data.records import Medium, Picture, Record
+from isthmus.data.records import ImageRef, Medium, Record
 from isthmus.data.rows import png
-from isthmus.dual_encoder_config import DualEncoderConfig
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 STEPS, BATCH = 3, 4
 FRAMES = 3
@@ -48,11 +48,11 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
     Returns:
         A run of three steps in fp32 on tiny parts, whose data sets keep their paths and weights;
         and twelve records to give each of them in place of what lies at its path: captions,
-        questions, documents with two pictures, a chat, plain text, and a clip where the connector
-        takes clips. For `objective = "concepts"` they all have one picture and an answer.
+        questions, documents with two images, a chat, plain text, and a clip where the connector
+        takes clips. For `objective = "concepts"` they all have one image and an answer.
 
     Example:
-        >>> from isthmus.config_file import run_from_mapping
+        >>> from isthmus.config.file import run_from_mapping
         >>> small, records = smoke(
         ...     run_from_mapping(
         ...         {
@@ -82,10 +82,10 @@ def _dual_encoder(config: RunConfig, model: DualEncoderConfig) -> tuple[RunConfi
         model = replace(model, vision="tiny-vit", text="tiny-text", width=16)
     train = replace(config.train, steps=2, batch_size=len(PLAIN), warmup=1, evaluate_every=0)
     shown = {
-        name: Picture(Path(f"{name}.png"), data=png(Image.new("RGB", (32, 32), name)))
+        name: ImageRef(Path(f"{name}.png"), data=png(Image.new("RGB", (32, 32), name)))
         for name in PLAIN
     }
-    records = [Record.of(picture, "", name) for name, picture in shown.items()]
+    records = [Record.of(image, "", name) for name, image in shown.items()]
     return replace(config, model=model, train=train), records
 
 
@@ -121,7 +121,7 @@ def _train(config: TrainConfig) -> TrainConfig:
         init=None,
         workers=min(config.workers, 1),
         evaluate_every=min(config.evaluate_every, STEPS),
-        samples=min(config.samples, 1),
+        sample_answers=min(config.sample_answers, 1),
         save_every=STEPS,
         log_every=1,
     )
@@ -140,7 +140,7 @@ COLOURS = {"red": (210, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 210)}
 SHAPES = ("circle", "square", "triangle")
 
 
-def _picture(colour: str, shape: str, left: int = 12) -> Picture:
+def _image(colour: str, shape: str, left: int = 12) -> ImageRef:
     """A drawn shape as a PNG in memory.
 
     Args:
@@ -158,18 +158,18 @@ def _picture(colour: str, shape: str, left: int = 12) -> Picture:
         draw.polygon([(left, 40), (left + 32, 40), (left + 16, 8)], fill=COLOURS[colour])
     data = io.BytesIO()
     image.save(data, format="PNG")
-    return Picture(Path(f"{colour}-{shape}-{left}.png"), data=data.getvalue())
+    return ImageRef(Path(f"{colour}-{shape}-{left}.png"), data=data.getvalue())
 
 
 def _clip(colour: str, shape: str) -> Medium:
     """Frames in which a shape moves to the right."""
-    return tuple(_picture(colour, shape, left=8 * t) for t in range(FRAMES))
+    return tuple(_image(colour, shape, left=8 * t) for t in range(FRAMES))
 
 
 def _records(*, clips: bool, only_pairs: bool) -> list[Record]:
     """Twelve records of the kinds that a run can meet."""
     names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    captions = [_caption(_picture(*name), f"a {' '.join(name)}") for name in names[:4]]
+    captions = [_caption(_image(*name), f"a {' '.join(name)}") for name in names[:4]]
     questions = [_question(name) for name in names[4:7]]
     if only_pairs:
         pairs = [_question(name) for name in names]
@@ -191,15 +191,15 @@ def _caption(medium: Medium, text: str) -> Record:
 
 
 def _question(name: tuple[str, str]) -> Record:
-    return Record.of(_picture(*name), "Which shape?", name[1], origin="smoke: question")
+    return Record.of(_image(*name), "Which shape?", name[1], origin="smoke: question")
 
 
 def _document(names: Sequence[tuple[str, str]]) -> Record:
     text = " ".join(f"<image>Here is a {' '.join(name)}." for name in names)
-    pictures = tuple(_picture(*name) for name in names)
-    return Record(text=text, pictures_in_text=pictures, origin="smoke: document")
+    images = tuple(_image(*name) for name in names)
+    return Record(text=text, images_in_text=images, origin="smoke: document")
 
 
 def _chat(name: tuple[str, str]) -> Record:
-    first = Example((_picture(*name),), "Which shape?", name[1])
+    first = Example((_image(*name),), "Which shape?", name[1])
     return Record((first, Example((), "Which colour?", name[0])), origin="smoke: chat")

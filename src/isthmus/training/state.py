@@ -54,7 +54,7 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
-class Progress:
+class Reached:
     """How far a run has come.
 
     Attributes:
@@ -84,7 +84,7 @@ def state_tensors(
 
 def write_checkpoint(
     folder: Path,
-    progress: Progress,
+    progress: Reached,
     tensors: Mapping[str, Tensor],
     write: Callable[[Path], object],
     files: Sequence[str],
@@ -144,18 +144,18 @@ def load_state(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     config: str,
-) -> Progress:
+) -> Reached:
     """Reads the newest state of a run, if there is one.
 
     Returns:
-        How far it had come; `Progress()` for a fresh run.
+        How far it had come; `Reached()` for a fresh run.
 
     Raises:
         TrainingError: If the state is damaged, or was written by another configuration.
     """
     found = checkpoints(folder)
     if not found:
-        return Progress()
+        return Reached()
     path = found[-1] / STATE
     try:
         with safe_open(path, framework="pt") as file:
@@ -169,7 +169,7 @@ def load_state(
                     for key in _MOMENTS
                     if f"{key}.{name}" in names
                 }
-            return Progress(**json.loads(metadata["progress"]))
+            return Reached(**json.loads(metadata["progress"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise TrainingError(
             f"{path} cannot be read ({error}): remove its folder to go on from the checkpoint "

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from isthmus.config import TrainConfig
+from isthmus.config.model import TrainConfig
 from isthmus.training.processes import Processes
 
 

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
-from isthmus.config import TrainConfig
-from isthmus.config_file import to_mapping
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.file import to_mapping
+from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import Picture, Record, frames
-from isthmus.dual_encoder_config import ContrastiveConfig
+from isthmus.data.records import ImageRef, Record, entries_of, frames
 from isthmus.errors import ConfigError, InputError
-from isthmus.model import VisionLanguageModel
+from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
-from isthmus.training.feed import Augment, DataSet, Feed, Item, PictureSource, as_sets, parts
+from isthmus.training.feed import Augment, DataSet, Feed, ImageLoader, TrainingItem, as_sets, parts
 from isthmus.training.objectives import Concepts, Language, Loss, Objective, name_concepts
 from isthmus.training.optim import optimizer_for
 from isthmus.training.precision import DTYPES, autocast, decided
@@ -37,7 +37,7 @@ class VisionLanguageTrainee:
         data: Data sets, none of them empty.
         config: The run's configuration; its precision is decided.
         processes: Those that share the run.
-        pictures: Where images come from.
+        images: Where images come from.
         evaluation: Data sets that are looked at and never trained on.
         plain: Where their images come from; never augmented.
     """
@@ -48,12 +48,12 @@ class VisionLanguageTrainee:
         data: Sequence[DataSet],
         config: TrainConfig,
         processes: Processes,
-        pictures: PictureSource,
+        images: ImageLoader,
         evaluation: Sequence[DataSet] = (),
-        plain: PictureSource | None = None,
+        plain: ImageLoader | None = None,
     ) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
-        self.evaluation, self.plain = evaluation, plain or pictures
+        self.evaluation, self.plain = evaluation, plain or images
         self.identity = to_mapping(model.config)
         self.description = description_of(model)
         self.files: tuple[str, ...] = (WEIGHTS, DESCRIPTION)
@@ -69,20 +69,20 @@ class VisionLanguageTrainee:
         self.parameters = model.trained_parameters()
         self.buffers: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer = optimizer_for(
-            self.parameters, config, spread=self.sharded
+            model, self.parameters, config, spread=self.sharded
         )
         self.objective: Objective = Concepts()
         if config.objective == "language":
-            self.objective = Language(config.pack, always_pictures=self.sharded)
+            self.objective = Language(config.pack, always_images=self.sharded)
         self.feed = Feed(
-            model, data, config, pictures, rank=processes.rank, processes=processes.count
+            model, data, config, images, rank=processes.rank, processes=processes.count
         )
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Item]]:
+    def steps(self, start: int, stop: int) -> Iterator[list[TrainingItem]]:
         """This process's samples of each step."""
         return self.feed.steps(start, stop)
 
-    def share(self, drawn: Sequence[Item]) -> list[int]:
+    def share(self, drawn: Sequence[TrainingItem]) -> list[int]:
         """Terms that each data set adds to the loss."""
         counts = [0] * len(self.data)
         for item in drawn:
@@ -91,7 +91,7 @@ class VisionLanguageTrainee:
         return counts
 
     def backward(
-        self, step: int, drawn: Sequence[Item], shares: Sequence[list[int]], scale: float
+        self, step: int, drawn: Sequence[TrainingItem], shares: Sequence[list[int]], scale: float
     ) -> Pass:
         """Forward and backward passes over the parts of a step."""
         counts = [sum(own) for own in zip(*shares, strict=True)]
@@ -100,7 +100,7 @@ class VisionLanguageTrainee:
         by_data = self.config.mixture == "accumulate"
         for part in parts(drawn, self.config.micro_batch_size, by_data=by_data):
             kept = [i for i in part if not i.why_not]
-            if not kept and not getattr(self.objective, "always_pictures", False):
+            if not kept and not getattr(self.objective, "always_images", False):
                 continue
             own = [weights[i.draw.data] for i in kept]
             passes = self.objective.losses(self.model, kept, own)
@@ -132,7 +132,7 @@ class VisionLanguageTrainee:
         )
         error = sum(losses.values()) / len(losses) if losses else float("inf")
         shown: list[dict[str, Any]] = []
-        asks = config.samples and config.objective == "language"
+        asks = config.sample_answers and config.objective == "language"
         if asks and processes.is_main and not self.sharded:
             shown = answers(self.model, self.evaluation, config, self.plain, folder)
         return Evaluation(losses, error, shown)
@@ -157,21 +157,22 @@ def vision_language_trainee(
     check_options(config)
     sets = as_sets(data, DataSet, one_set)
     if config.objective == "concepts" and config.init is None:
-        name_concepts(model, (d.record(i).answer for d in sets for i in range(len(d.records))))
+        readable = (r for d in sets for r in entries_of(d.records) if isinstance(r, Record))
+        name_concepts(model, (record.answer for record in readable))
     store = None
     if config.feature_cache:
         model.vision.to(processes.device)
         store = FeatureCache(cache, PatchFeatures(model.vision))
-        shown = iter(()) if config.augment else all_pictures([*sets, *evaluation])
+        shown = iter(()) if config.augment else all_images([*sets, *evaluation])
         own = islice(shown, processes.rank, None, processes.count)
         store.fill(own, quiet=quiet, workers=config.workers)
         processes.wait()
         store.store.refresh()
-    pictures = plain = PictureSource(model, store)
+    images = plain = ImageLoader(model, store)
     if config.augment:
-        plain = PictureSource(model, None)
-        pictures = PictureSource(model, None, config.seed, augment)
-    return VisionLanguageTrainee(model, sets, config, processes, pictures, evaluation, plain)
+        plain = ImageLoader(model, None)
+        images = ImageLoader(model, None, config.seed, augment)
+    return VisionLanguageTrainee(model, sets, config, processes, images, evaluation, plain)
 
 
 def one_set(records: Sequence[Record], name: str) -> DataSet:
@@ -201,21 +202,22 @@ def check_options(config: TrainConfig) -> None:
         )
 
 
-def all_pictures(data: Sequence[DataSet]) -> Iterator[Picture]:
+def all_images(data: Sequence[DataSet]) -> Iterator[ImageRef]:
     """Every image of data sets; records that cannot be read are named when they are drawn."""
     for one in data:
         for index in range(len(one.records)):
             with suppress(InputError):
-                for medium in one.records[index].pictures:
+                for medium in one.records[index].images:
                     yield from frames(medium)
 
 
 def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
     """Puts the frozen language model into the run's precision; what is trained stays fp32."""
-    dtype = DTYPES[decided(config, model.device).precision]
-    if model.device.type == "cpu" and dtype != torch.float32:
-        # the CPU's fused attention in half precision is slower than its parts at these lengths
-        model.language.model.set_attn_implementation("eager")
+    decided_config = decided(config, model.device)
+    dtype = DTYPES[decided_config.precision]
+    # what the model came with stays, unless another one is asked for or far faster
+    if config.attention != "auto" or decided_config.attention == "eager":
+        model.language.model.set_attn_implementation(decided_config.attention)
     for parameter in model.language.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

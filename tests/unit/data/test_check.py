@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from isthmus.cli import app
 from isthmus.data.check import Spread, check_data, look
-from isthmus.data.records import Picture, Record
-from isthmus.errors import ConfigError, PictureError
+from isthmus.data.records import ImageRef, Record
+from isthmus.errors import ConfigError, ImageError
 
 
 def paint(path: Path, colour: str, size: tuple[int, int] = (300, 240)) -> Path:
@@ -55,18 +55,18 @@ def test_everything_is_counted(mixed: Path) -> None:
     report = check_data(mixed)
     assert (report.records, report.usable) == (9, 6)
     assert (report.turns, report.documents, report.clips) == (8, 2, 1)
-    assert (report.pictures, report.features) == (6, 1)
+    assert (report.images, report.features) == (6, 1)
     assert report.width == Spread(100, 300, 300)
     assert report.height == Spread(240, 240, 500)
     assert report.small == pytest.approx(1 / 3)
-    assert report.duplicate_pictures == 1
+    assert report.duplicate_images == 1
     assert report.duplicate_records == 1
     assert report.empty_answers == 1
-    named = [Path(t.what).name for t in report.broken_pictures]
+    named = [Path(t.what).name for t in report.broken_images]
     assert named == ["cut.png", "none.png"]
-    assert "truncated" in report.broken_pictures[0].why
-    assert "cut.png" in report.broken_pictures[0].why
-    assert "No such file" in report.broken_pictures[1].why
+    assert "truncated" in report.broken_images[0].why
+    assert "cut.png" in report.broken_images[0].why
+    assert "No such file" in report.broken_images[1].why
     # "Next?" has one word, "all of it is red" five, the chat eight
     assert report.words == Spread(1, 2, 8)
     assert report.characters == Spread(5, 10, 26)
@@ -75,30 +75,30 @@ def test_everything_is_counted(mixed: Path) -> None:
 
 def test_without_decoding_damage_behind_the_header_goes_unseen(mixed: Path) -> None:
     report = check_data(mixed, decode=False)
-    assert [Path(t.what).name for t in report.broken_pictures] == ["none.png"]
-    assert report.duplicate_pictures == 0  # red.png and red.bmp are other bytes
+    assert [Path(t.what).name for t in report.broken_images] == ["none.png"]
+    assert report.duplicate_images == 0  # red.png and red.bmp are other bytes
     assert not report.decoded
     assert report.height == Spread(240, 240, 500)
 
 
-def test_the_same_picture_twice_is_no_duplicate(tmp_path: Path) -> None:
+def test_the_same_image_twice_is_no_duplicate(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", "red")
     rows = [{"image": "a.png", "question": q, "answer": "x"} for q in ("One?", "Two?", "One?")]
     report = check_data(write(tmp_path / "r.jsonl", *rows))
-    assert (report.pictures, report.duplicate_pictures, report.duplicate_records) == (1, 0, 1)
+    assert (report.images, report.duplicate_images, report.duplicate_records) == (1, 0, 1)
 
 
-def test_pictures_in_memory_that_are_called_the_same(tmp_path: Path) -> None:
+def test_images_in_memory_that_are_called_the_same(tmp_path: Path) -> None:
     coded = [
         "data:image/png;base64,"
         + base64.b64encode(paint(tmp_path / "x.png", c).read_bytes()).decode()
         for c in ("red", "blue")
     ]
     report = check_data(write(tmp_path / "r.jsonl", {"images": coded, "text": "red and blue"}))
-    assert (report.pictures, report.duplicate_pictures, report.usable) == (2, 0, 1)
+    assert (report.images, report.duplicate_images, report.usable) == (2, 0, 1)
 
 
-def test_records_with_other_pictures_are_no_duplicates(tmp_path: Path) -> None:
+def test_records_with_other_images_are_no_duplicates(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", "red")
     paint(tmp_path / "b.png", "blue")
     rows = [{"image": name, "text": "x"} for name in ("a.png", "b.png")]
@@ -110,12 +110,11 @@ def test_verdicts(tmp_path: Path) -> None:
     good = check_data(write(tmp_path / "r.jsonl", {"image": "a.png", "text": "x"}))
     assert good.exit_code == 0
     assert good.verdict == (
-        "Fit for training: 1 of 1 records are usable. "
-        "But 100% of the pictures are below 224 pixels."
+        "Fit for training: 1 of 1 records are usable. But 100% of the images are below 224 pixels."
     )
     bad = check_data(write(tmp_path / "r.jsonl", {"image": "b.png", "text": "x"}))
     assert bad.exit_code == 2
-    assert bad.verdict == ("Not fit for training: none of 1 records is usable: 1 broken picture.")
+    assert bad.verdict == ("Not fit for training: none of 1 records is usable: 1 broken image.")
     rows = [{"text": "same"}] * 3 + [{"text": " "}]
     assert check_data(write(tmp_path / "r.jsonl", *rows)).verdict == (
         "Fit for training: 3 of 4 records are usable. But 1 empty answer teach to say nothing; "
@@ -125,15 +124,16 @@ def test_verdicts(tmp_path: Path) -> None:
 
 def test_unreadable_samples_of_a_shard_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
-    picture = paint(tmp_path / "a.png", "red").read_bytes()
-    members = {"0.png": picture, "0.txt": b"red", "1.png": picture, "1.json": b"{", "2.txt": b"w"}
+    image = paint(tmp_path / "a.png", "red").read_bytes()
+    members = {"0.png": image, "0.txt": b"red", "1.png": image, "1.json": b"{"}
+    members["2.json"] = b'{"text_list": ["w"], "image_info": []}'
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     report = check_data(path)
-    assert (report.records, report.usable, report.pictures) == (3, 2, 1)
+    assert (report.records, report.usable, report.images) == (3, 2, 1)
     (trouble,) = report.broken_records
     assert trouble.what == "record 2"
     assert "0.tar, sample 1 is no record" in trouble.why
@@ -148,7 +148,7 @@ def test_unreadable_samples_of_a_shard_are_named_and_the_rest_counted(tmp_path: 
         ("a.npy", "nan"),
         ("a.npy", "flat"),
         ("a.png", b""),
-        ("a.png", b"not a picture"),
+        ("a.png", b"not an image"),
         ("a.jpg", b"\xff\xd8\xff"),
     ],
 )
@@ -161,16 +161,16 @@ def test_what_cannot_be_looked_at(tmp_path: Path, name: str, data: Any, decode: 
         np.save(path, np.ones(4))
     else:
         path.write_bytes(data)
-    with pytest.raises(PictureError, match=name):
-        look(Picture(path), decode=decode)
+    with pytest.raises(ImageError, match=name):
+        look(ImageRef(path), decode=decode)
 
 
-def test_a_picture_whose_shard_ends_within_it(tmp_path: Path) -> None:
+def test_a_image_whose_shard_ends_within_it(tmp_path: Path) -> None:
     path = paint(tmp_path / "a.png", "red")
     size = path.stat().st_size
-    assert look(Picture(path, size=size))[1] == (300, 240)
-    with pytest.raises(PictureError, match=rf"ends after {size} of {size + 9} bytes"):
-        look(Picture(path, size=size + 9))
+    assert look(ImageRef(path, size=size))[1] == (300, 240)
+    with pytest.raises(ImageError, match=rf"ends after {size} of {size + 9} bytes"):
+        look(ImageRef(path, size=size + 9))
 
 
 def test_records_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_the_table_names_what_is_broken_and_ends_with_the_verdict(mixed: Path) -
     result = CliRunner().invoke(app, ["data", "check", str(mixed), "--quiet"])
     lines = result.stdout.strip().splitlines()
     assert result.exit_code == 1
-    assert lines[-1].startswith("Fit for training only without 2 broken pictures: 6 of 9")
+    assert lines[-1].startswith("Fit for training only without 2 broken images: 6 of 9")
     assert sum("none.png" in line or "cut.png" in line for line in lines) == 2
-    assert any(line.split() == ["pictures", "6"] for line in lines)
+    assert any(line.split() == ["images", "6"] for line in lines)
     assert any("300" in line and "width" in line for line in lines)
 
 
@@ -199,12 +199,12 @@ def test_ten_are_named_on_the_screen_and_all_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", {"image": "a.png", "text": "x"}, *rows)
     screen = CliRunner().invoke(app, ["data", "check", str(path), "--quiet"])
     assert screen.stdout.count("cannot read") == 10
-    assert "and 2 more broken pictures" in screen.stdout
+    assert "and 2 more broken images" in screen.stdout
     result = CliRunner().invoke(
         app, ["data", "check", "r.jsonl", "--root", str(tmp_path), "--json"]
     )
     found = json.loads(result.stdout)
-    assert len(found["broken_pictures"]) == 12
+    assert len(found["broken_images"]) == 12
     assert (found["records"], found["usable"], found["exit_code"]) == (13, 1, result.exit_code)
     assert found["width"] == {"min": 300, "median": 300, "max": 300}
 

@@ -16,30 +16,30 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.backbones.tiny import tiny_vit_model
-from isthmus.backbones.vision import VisionEncoder, load_vision
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, cache_key
-from isthmus.data.records import Picture
-from isthmus.errors import ConfigError, PictureError
+from isthmus.data.records import ImageRef
+from isthmus.errors import ConfigError, ImageError
+from isthmus.model.backbones.tiny import tiny_vit_model
+from isthmus.model.backbones.vision import VisionEncoder, load_vision
 
 TOKENS, WIDTH = 16, 32
 ROW = TOKENS * WIDTH * 2
 SRC = Path(im.__file__).parent.parent
 
 
-def paint(folder: Path, count: int, first: int = 0) -> list[Picture]:
+def paint(folder: Path, count: int, first: int = 0) -> list[ImageRef]:
     folder.mkdir(exist_ok=True)
     made = []
     for i in range(first, first + count):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:04}.png")
-        made.append(Picture(folder / f"{i:04}.png"))
+        made.append(ImageRef(folder / f"{i:04}.png"))
     return made
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Picture]:
-    return paint(tmp_path / "pictures", 8)
+def images(tmp_path: Path) -> list[ImageRef]:
+    return paint(tmp_path / "images", 8)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def encoder() -> VisionEncoder:
     return load_vision("tiny-vit")
 
 
-def expected(encoder: VisionEncoder, pictures: list[Picture]) -> torch.Tensor:
-    pixels = [encoder.preprocess(im.open_picture(io.BytesIO(p.read()))) for p in pictures]
+def expected(encoder: VisionEncoder, images: list[ImageRef]) -> torch.Tensor:
+    pixels = [encoder.preprocess(im.open_image(io.BytesIO(p.read()))) for p in images]
     return encoder(torch.stack(pixels))
 
 
@@ -57,13 +57,13 @@ def encoder_of(cache: FeatureCache) -> VisionEncoder:
     return cache.encoding.encoder
 
 
-def assert_sound(cache: FeatureCache, pictures: list[Picture]) -> None:
-    """Every picture has its row once, array and index agree, and rows are the encoder's."""
+def assert_sound(cache: FeatureCache, images: list[ImageRef]) -> None:
+    """Every image has its row once, array and index agree, and rows are the encoder's."""
     lines = cache.store.index.read_text("ascii").splitlines()
-    assert len(set(lines)) == len(lines) == len({cache.key(p) for p in pictures})
+    assert len(set(lines)) == len(lines) == len({cache.key(p) for p in images})
     assert cache.path.stat().st_size == len(lines) * ROW
     torch.testing.assert_close(
-        cache.get(pictures), expected(encoder_of(cache), pictures), atol=2e-3, rtol=2e-3
+        cache.get(images), expected(encoder_of(cache), images), atol=2e-3, rtol=2e-3
     )
 
 
@@ -71,78 +71,78 @@ def assert_sound(cache: FeatureCache, pictures: list[Picture]) -> None:
 
 
 def test_the_cache_holds_the_encoders_features(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    assert cache.fill(pictures, quiet=True) == FillReport(computed=8)
-    assert torch.equal(cache.get(pictures), expected(encoder, pictures).half().float())
+    assert cache.fill(images, quiet=True) == FillReport(computed=8)
+    assert torch.equal(cache.get(images), expected(encoder, images).half().float())
     again = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    assert again.fill(pictures, quiet=True) == FillReport(present=8)
-    assert torch.equal(again.get(pictures[::-1]), cache.get(pictures).flip(0))
+    assert again.fill(images, quiet=True) == FillReport(present=8)
+    assert torch.equal(again.get(images[::-1]), cache.get(images).flip(0))
 
 
 def test_rows_are_found_by_content(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    cache.fill(pictures, quiet=True)
+    cache.fill(images, quiet=True)
     shard = tmp_path / "shard.tar"
-    shard.write_bytes(b"head" + pictures[3].read() + pictures[5].read())
-    length = [len(p.read()) for p in pictures]
+    shard.write_bytes(b"head" + images[3].read() + images[5].read())
+    length = [len(p.read()) for p in images]
     inside = [
-        Picture(shard, start=4, size=length[3], member="a.png"),
-        Picture(shard, start=4 + length[3], size=length[5], member="b.png"),
-        Picture(Path("row 1"), data=pictures[0].read()),
+        ImageRef(shard, start=4, size=length[3], member="a.png"),
+        ImageRef(shard, start=4 + length[3], size=length[5], member="b.png"),
+        ImageRef(Path("row 1"), data=images[0].read()),
     ]
     assert all(p in cache for p in inside)
-    found = [pictures[i] for i in (3, 5, 0)]
+    found = [images[i] for i in (3, 5, 0)]
     assert torch.equal(cache.get(inside), cache.get(found))
     assert cache.fill([*inside, *found], quiet=True) == FillReport(present=6)
 
 
-def test_a_file_that_changes_is_another_picture(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
+def test_a_file_that_changes_is_another_image(
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    cache.fill(pictures, quiet=True)
-    pictures[0].path.write_bytes(pictures[1].read())
-    os.utime(pictures[0].path, ns=(1, 1))
-    assert torch.equal(cache.get(pictures[:1]), cache.get(pictures[1:2]))
-    Image.new("RGB", (5, 5), "red").save(pictures[0].path)
-    os.utime(pictures[0].path, ns=(2, 2))
-    assert pictures[0] not in cache
-    with pytest.raises(PictureError, match=r"no features of .*0000\.png"):
-        cache.get(pictures)
+    cache.fill(images, quiet=True)
+    images[0].path.write_bytes(images[1].read())
+    os.utime(images[0].path, ns=(1, 1))
+    assert torch.equal(cache.get(images[:1]), cache.get(images[1:2]))
+    Image.new("RGB", (5, 5), "red").save(images[0].path)
+    os.utime(images[0].path, ns=(2, 2))
+    assert images[0] not in cache
+    with pytest.raises(ImageError, match=r"no features of .*0000\.png"):
+        cache.get(images)
 
 
 def test_hashes_are_remembered(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder, monkeypatch: Any
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder, monkeypatch: Any
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    cache.fill(pictures, quiet=True)
-    first = cache.get(pictures)
+    cache.fill(images, quiet=True)
+    first = cache.get(images)
 
-    def read(self: Picture) -> bytes:
+    def read(self: ImageRef) -> bytes:
         raise AssertionError(f"{self} was read again")
 
-    monkeypatch.setattr(Picture, "read", read)
-    assert torch.equal(cache.get(pictures), first)
+    monkeypatch.setattr(ImageRef, "read", read)
+    assert torch.equal(cache.get(images), first)
 
 
 def test_one_reader_sees_what_another_wrote(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     reader, writer = (FeatureCache(tmp_path / "cache", PatchFeatures(encoder)) for _ in range(2))
-    assert pictures[0] not in reader
+    assert images[0] not in reader
     for end in (3, 8):  # the second time its map of the file is too short
-        writer.fill(pictures[:end], quiet=True)
-        assert torch.equal(reader.get(pictures[:end]), writer.get(pictures[:end]))
-    assert pictures[7] in reader
+        writer.fill(images[:end], quiet=True)
+        assert torch.equal(reader.get(images[:end]), writer.get(images[:end]))
+    assert images[7] in reader
 
 
-def test_more_pictures_than_are_gathered_at_once(tmp_path: Path, encoder: VisionEncoder) -> None:
+def test_more_images_than_are_gathered_at_once(tmp_path: Path, encoder: VisionEncoder) -> None:
     count = 1064
-    kinds = [Picture(Path(f"{i}"), data=data) for i in range(count) for data in [_bitmap(i)]]
+    kinds = [ImageRef(Path(f"{i}"), data=data) for i in range(count) for data in [_bitmap(i)]]
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     report = cache.fill(iter([*kinds, *kinds]), quiet=True, batch_size=64, workers=0)
     assert report == FillReport(computed=count, present=count)
@@ -159,44 +159,44 @@ def _bitmap(i: int) -> bytes:
 
 
 def test_arrays_are_read_as_they_are(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     array = np.full((TOKENS, WIDTH), 1e5, np.float32)  # beyond half precision: not converted
     np.save(tmp_path / "a.npy", array)
     np.save(tmp_path / "wide.npy", np.zeros((TOKENS, WIDTH + 1), np.float16))
     (tmp_path / "text.npy").write_text("not an array")
-    good, wide, text = (Picture(tmp_path / f"{n}.npy") for n in ("a", "wide", "text"))
+    good, wide, text = (ImageRef(tmp_path / f"{n}.npy") for n in ("a", "wide", "text"))
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    report = cache.fill([good, wide, text, *pictures], quiet=True)
+    report = cache.fill([good, wide, text, *images], quiet=True)
     assert (report.computed, report.present) == (8, 1)
     whys = dict(report.broken)
     assert "(16, 33), expected (16, 32)" in whys[str(wide.path)]
     assert "no array" in whys[str(text.path)]
-    mixed = cache.get([pictures[0], good])
+    mixed = cache.get([images[0], good])
     assert torch.equal(mixed[1], torch.from_numpy(array))
-    assert torch.equal(mixed[:1], cache.get(pictures[:1]))
+    assert torch.equal(mixed[:1], cache.get(images[:1]))
     assert good in cache
     assert wide not in cache
-    with pytest.raises(PictureError, match=r"wide\.npy is \(16, 33\), expected \(16, 32\)"):
+    with pytest.raises(ImageError, match=r"wide\.npy is \(16, 33\), expected \(16, 32\)"):
         cache.get([wide])
-    with pytest.raises(PictureError, match=r"text\.npy is no array"):
+    with pytest.raises(ImageError, match=r"text\.npy is no array"):
         cache.get([text])
 
 
-# --- Pictures and features that cannot be kept ---------------------------------------------------
+# --- Images and features that cannot be kept ---------------------------------------------------
 
 
-def test_broken_pictures_are_listed_and_the_rest_computed(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
+def test_broken_images_are_listed_and_the_rest_computed(
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     cut = tmp_path / "cut.png"
-    cut.write_bytes(pictures[0].read()[:-300])
+    cut.write_bytes(images[0].read()[:-300])
     missing = tmp_path / "none.png"
-    broken = [Picture(tmp_path / "text.png"), Picture(cut), Picture(missing)]
-    broken.append(Picture(Path("rows.parquet"), member="7", data=b""))
+    broken = [ImageRef(tmp_path / "text.png"), ImageRef(cut), ImageRef(missing)]
+    broken.append(ImageRef(Path("rows.parquet"), member="7", data=b""))
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    report = cache.fill([*broken, *pictures], quiet=True)
+    report = cache.fill([*broken, *images], quiet=True)
     assert report.computed == 8
     assert {name for name, _ in report.broken} == {str(p) for p in broken}
     whys = dict(report.broken)
@@ -205,18 +205,18 @@ def test_broken_pictures_are_listed_and_the_rest_computed(
     assert "truncated" in whys[str(cut)]
     assert "0 bytes" in whys["rows.parquet:7"]
     assert not any(p in cache for p in broken)
-    assert_sound(cache, pictures)
-    with pytest.raises(PictureError, match=r"cannot read .*none\.png"):
-        cache.get([Picture(missing)])
+    assert_sound(cache, images)
+    with pytest.raises(ImageError, match=r"cannot read .*none\.png"):
+        cache.get([ImageRef(missing)])
 
 
 @pytest.mark.parametrize("value", [65504.0, 65505.0, -1e6, float("nan"), float("inf")])
 def test_features_beyond_half_precision(
-    pictures: list[Picture], tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+    images: list[ImageRef], tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load_vision("tiny-vit")
     plain = encoder.forward
-    seventh = encoder.preprocess(im.open_picture(pictures[6].path))
+    seventh = encoder.preprocess(im.open_image(images[6].path))
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         features = plain(pixels).clone()
@@ -226,28 +226,28 @@ def test_features_beyond_half_precision(
     monkeypatch.setattr(encoder, "forward", forward)
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     if value == 65504.0:
-        cache.fill(pictures, quiet=True)
-        assert float(cache.get(pictures[6:7]).max()) == 65504.0
+        cache.fill(images, quiet=True)
+        assert float(cache.get(images[6:7]).max()) == 65504.0
         return
-    with pytest.raises(PictureError, match=r"0006\.png: a feature of size"):
-        cache.fill(pictures, quiet=True, batch_size=1)
-    assert pictures[6] not in cache
-    others = [p for p in pictures if p in cache]
+    with pytest.raises(ImageError, match=r"0006\.png: a feature of size"):
+        cache.fill(images, quiet=True, batch_size=1)
+    assert images[6] not in cache
+    others = [p for p in images if p in cache]
     assert not others or cache.get(others).isfinite().all()
     # No lock is left behind: another encoder run in the same folder goes on
     monkeypatch.undo()
-    assert cache.fill(pictures, quiet=True).computed == 8 - len(others)
+    assert cache.fill(images, quiet=True).computed == 8 - len(others)
 
 
 # --- What tells one cache from another -----------------------------------------------------------
 
 
 def test_the_key_tells_encoder_layer_and_preprocessing_apart(tmp_path: Path) -> None:
-    def halved(picture: Image.Image) -> torch.Tensor:
-        return plain.preprocess(picture) / 2
+    def halved(image: Image.Image) -> torch.Tensor:
+        return plain.preprocess(image) / 2
 
-    def random(picture: Image.Image) -> torch.Tensor:
-        return plain.preprocess(picture) + torch.rand(1)
+    def random(image: Image.Image) -> torch.Tensor:
+        return plain.preprocess(image) + torch.rand(1)
 
     plain = load_vision("tiny-vit")
     encoders = [
@@ -273,7 +273,7 @@ def test_the_key_tells_encoder_layer_and_preprocessing_apart(tmp_path: Path) -> 
     [(2.3, 8, 2), (2, 8, 2), (8, 3.5, 3), (3, 3.5, 3), (2, 3.5, 2), (0, 8, 0), (8, 0, 0)],
 )
 def test_files_that_do_not_match_are_cut_to_what_both_have(
-    pictures: list[Picture],
+    images: list[ImageRef],
     tmp_path: Path,
     encoder: VisionEncoder,
     rows: float,
@@ -281,15 +281,15 @@ def test_files_that_do_not_match_are_cut_to_what_both_have(
     kept: int,
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    cache.fill(pictures, quiet=True)
+    cache.fill(images, quiet=True)
     with cache.path.open("r+b") as file:
         file.truncate(int(rows * ROW))
     with cache.store.index.open("r+b") as file:
         file.truncate(int(lines * 33))
     again = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    assert again.fill(pictures[::-1], quiet=True) == FillReport(8 - kept, kept)
-    assert_sound(again, pictures)
-    assert_sound(FeatureCache(tmp_path / "cache", PatchFeatures(encoder)), pictures)
+    assert again.fill(images[::-1], quiet=True) == FillReport(8 - kept, kept)
+    assert_sound(again, images)
+    assert_sound(FeatureCache(tmp_path / "cache", PatchFeatures(encoder)), images)
 
 
 FILL = """
@@ -297,9 +297,9 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from isthmus.backbones.vision import load_vision
+from isthmus.model.backbones.vision import load_vision
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 
 cache, folder, first, last, delay = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:6]
 encoder = load_vision("tiny-vit")
@@ -308,12 +308,12 @@ def slowly(pixels):
     time.sleep(float(delay))
     return plain(pixels)
 encoder.forward = slowly
-pictures = [Picture(folder / f"{i:04}.png") for i in range(int(first), int(last))]
+images = [ImageRef(folder / f"{i:04}.png") for i in range(int(first), int(last))]
 cache = FeatureCache(cache, PatchFeatures(encoder))
 print("ready", flush=True)
 sys.stdin.readline()
-report = cache.fill(pictures, quiet=True, batch_size=4)
-assert bool(torch.isfinite(cache.get(pictures)).all())
+report = cache.fill(images, quiet=True, batch_size=4)
+assert bool(torch.isfinite(cache.get(images)).all())
 print(report.computed, report.present, len(report.broken))
 """
 
@@ -340,9 +340,9 @@ def go(process: subprocess.Popen[str]) -> None:
 
 def test_two_processes_fill_one_folder(tmp_path: Path, encoder: VisionEncoder) -> None:
     """At once, with pictures that both have: each row is there once, and it is whole."""
-    pictures = paint(tmp_path / "pictures", 240)
+    images = paint(tmp_path / "images", 240)
     folder = tmp_path / "cache"
-    both = [begin(folder, tmp_path / "pictures", *s, 0.04) for s in ((0, 180), (60, 240))]
+    both = [begin(folder, tmp_path / "images", *s, 0.04) for s in ((0, 180), (60, 240))]
     for process in both:
         go(process)
     counts = []
@@ -353,14 +353,14 @@ def test_two_processes_fill_one_folder(tmp_path: Path, encoder: VisionEncoder) -
     assert [sum(c) for c in counts] == [180, 180]
     assert sum(c[0] for c in counts) >= 240
     cache = FeatureCache(folder, PatchFeatures(encoder))
-    assert cache.fill(pictures, quiet=True) == FillReport(present=240)
-    assert_sound(cache, pictures)
+    assert cache.fill(images, quiet=True) == FillReport(present=240)
+    assert_sound(cache, images)
 
 
 def test_a_fill_that_is_killed_goes_on(tmp_path: Path, encoder: VisionEncoder) -> None:
-    pictures = paint(tmp_path / "pictures", 120)
+    images = paint(tmp_path / "images", 120)
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    process = begin(tmp_path / "cache", tmp_path / "pictures", 0, 120, 0.05)
+    process = begin(tmp_path / "cache", tmp_path / "images", 0, 120, 0.05)
     go(process)
     deadline = time.monotonic() + 60
     while len(cache.store.refresh()) < 20 and time.monotonic() < deadline:
@@ -373,20 +373,20 @@ def test_a_fill_that_is_killed_goes_on(tmp_path: Path, encoder: VisionEncoder) -
     # As if it had been killed between a row and its line, too
     with cache.path.open("ab") as file:
         file.write(b"\x55" * (ROW + 7))
-    report = FeatureCache(tmp_path / "cache", PatchFeatures(encoder)).fill(pictures, quiet=True)
+    report = FeatureCache(tmp_path / "cache", PatchFeatures(encoder)).fill(images, quiet=True)
     assert report == FillReport(computed=120 - there, present=there)
-    assert_sound(cache, pictures)
+    assert_sound(cache, images)
 
 
 def test_what_another_process_has_just_written_is_not_computed_again(
-    pictures: list[Picture], tmp_path: Path, encoder: VisionEncoder
+    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache, other = (FeatureCache(tmp_path / "cache", PatchFeatures(encoder)) for _ in range(2))
-    row = expected(encoder, [pictures[2]]).half().numpy()
+    row = expected(encoder, [images[2]]).half().numpy()
 
-    def meanwhile() -> Iterator[Picture]:
-        yield from pictures
-        other.store.append([cache.key(pictures[2])], row)
+    def meanwhile() -> Iterator[ImageRef]:
+        yield from images
+        other.store.append([cache.key(images[2])], row)
 
     assert cache.fill(meanwhile(), quiet=True, workers=0) == FillReport(computed=7, present=1)
-    assert_sound(cache, pictures)
+    assert_sound(cache, images)

@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.backbones.vision import load_vision
 from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
 from isthmus.data.ray_features import fill_with_ray
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 from isthmus.errors import MissingExtraError
+from isthmus.model.backbones.vision import load_vision
 
 
-def paint(folder: Path, count: int) -> list[Picture]:
+def paint(folder: Path, count: int) -> list[ImageRef]:
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:04}.png")
-    return [Picture(folder / f"{i:04}.png") for i in range(count)]
+    return [ImageRef(folder / f"{i:04}.png") for i in range(count)]
 
 
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,19 +34,19 @@ def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("default")  # Ray's own, of many kinds
 def test_a_ray_job_fills_as_fill_does(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
-    pictures = paint(tmp_path, 40)
+    images = paint(tmp_path, 40)
     shard = tmp_path / "shard.tar"
-    shard.write_bytes(b"head" + pictures[0].read())
-    inside = Picture(shard, start=4, size=len(pictures[0].read()), member="a.png")
-    rows = [Picture(Path("rows"), member=str(i), data=pictures[i].read()) for i in (1, 2)]
-    (tmp_path / "text.png").write_text("no picture")
-    broken = [Picture(tmp_path / "text.png"), Picture(tmp_path / "none.png")]
+    shard.write_bytes(b"head" + images[0].read())
+    inside = ImageRef(shard, start=4, size=len(images[0].read()), member="a.png")
+    rows = [ImageRef(Path("rows"), member=str(i), data=images[i].read()) for i in (1, 2)]
+    (tmp_path / "text.png").write_text("no image")
+    broken = [ImageRef(tmp_path / "text.png"), ImageRef(tmp_path / "none.png")]
     encoder = load_vision("tiny-vit")
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
-    cache.fill(pictures[30:], quiet=True)
+    cache.fill(images[30:], quiet=True)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        given = [inside, *rows, *pictures[3:], *broken]
+        given = [inside, *rows, *images[3:], *broken]
         report = fill_with_ray(cache, given, encoders=2, batch_size=4, quiet=True)
         again = fill_with_ray(cache, given[:-2], quiet=True)
     finally:
@@ -54,7 +54,7 @@ def test_a_ray_job_fills_as_fill_does(tmp_path: Path) -> None:
     assert (report.computed, report.present) == (30, 10)
     assert {name for name, _ in report.broken} == {str(p) for p in broken}
     assert again == FillReport(present=40)
-    pixels = [encoder.preprocess(im.open_picture(p.path)) for p in pictures]
+    pixels = [encoder.preprocess(im.open_image(p.path)) for p in images]
     torch.testing.assert_close(
-        cache.get(pictures), encoder(torch.stack(pixels)), atol=2e-3, rtol=2e-3
+        cache.get(images), encoder(torch.stack(pixels)), atol=2e-3, rtol=2e-3
     )

@@ -4,42 +4,42 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.data.records import Picture, Record, with_questions
-from isthmus.errors import PictureError
+from isthmus.data.records import ImageRef, Record, with_questions
+from isthmus.errors import ImageError
 
 
-def test_a_picture_is_a_stretch_of_a_file(tmp_path: Path) -> None:
+def test_a_image_is_a_stretch_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     path.write_bytes(b"0123456789")
-    assert Picture(path, start=3, size=4).read() == b"3456"
-    assert Picture(path, start=3).read() == b"3456789"
-    assert Picture(path, data=b"memory").read() == b"memory"
+    assert ImageRef(path, start=3, size=4).read() == b"3456"
+    assert ImageRef(path, start=3).read() == b"3456789"
+    assert ImageRef(path, data=b"memory").read() == b"memory"
 
 
-def test_a_missing_picture_is_named_with_its_member(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"cannot read .*none\.tar:a\.jpg: No such file"):
-        Picture(tmp_path / "none.tar", member="a.jpg").read()
+def test_a_missing_image_is_named_with_its_member(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"cannot read .*none\.tar:a\.jpg: No such file"):
+        ImageRef(tmp_path / "none.tar", member="a.jpg").read()
 
 
 def test_features_are_told_by_the_member_s_ending() -> None:
-    assert Picture(Path("a.npy")).is_features
-    assert Picture(Path("s.tar"), member="a.npy").is_features
-    assert not Picture(Path("a.npy"), member="a.jpg").is_features
+    assert ImageRef(Path("a.npy")).is_features
+    assert ImageRef(Path("s.tar"), member="a.npy").is_features
+    assert not ImageRef(Path("a.npy"), member="a.jpg").is_features
 
 
-def test_a_record_has_as_many_tags_as_pictures() -> None:
-    cat = Picture(Path("cat.jpg"))
-    assert Record(text="<image>A cat.", pictures_in_text=(cat,)).pictures == (cat,)
-    with pytest.raises(ValueError, match="2 <image> tags and 1 pictures"):
-        Record(text="<image><image>", pictures_in_text=(cat,))
+def test_a_record_has_as_many_tags_as_images() -> None:
+    cat = ImageRef(Path("cat.jpg"))
+    assert Record(text="<image>A cat.", images_in_text=(cat,)).images == (cat,)
+    with pytest.raises(ValueError, match="2 <image> tags and 1 images"):
+        Record(text="<image><image>", images_in_text=(cat,))
     with pytest.raises(ValueError, match="turns or a text"):
         Record()
 
 
 def test_a_clip_is_one_medium() -> None:
-    clip = (Picture(Path("1.jpg")), Picture(Path("2.jpg")))
-    assert Record.of(clip, "", "a walk").pictures == (clip,)
-    assert Record.of(None, "Why?", "Because.").pictures == ()
+    clip = (ImageRef(Path("1.jpg")), ImageRef(Path("2.jpg")))
+    assert Record.of(clip, "", "a walk").images == (clip,)
+    assert Record.of(None, "Why?", "Because.").images == ()
 
 
 def test_questions_go_to_those_without_one() -> None:

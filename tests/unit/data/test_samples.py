@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.backbones.span_tokens import pieces
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import ImageRef, Record
 from isthmus.data.samples import Sample, collate, conversation_spans, document_spans, tokenize
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Example, joined
-from isthmus.templates import TEMPLATES
+from isthmus.model.backbones.span_tokens import pieces
+from isthmus.prompts.prompt import Example, joined
+from isthmus.prompts.templates import TEMPLATES
 
-A, B = Picture(Path("a.png")), Picture(Path("b.png"))
+A, B = ImageRef(Path("a.png")), ImageRef(Path("b.png"))
 
 
 @pytest.fixture(scope="module", params=["inline", "cross_attention"])
@@ -33,7 +33,7 @@ def test_a_chat_learns_the_answers_and_nothing_else(model: im.VisionLanguageMode
     turns = (Example(A, "What?", "a cat"), Example((), "Sure?", "yes"), Example(B, "And?", "a dog"))
     sample = tokenize(model, Record(turns))
     assert learned_text(model, sample) == " a cat<end> yes<end> a dog<end>"
-    assert sample.pictures == (A, B)
+    assert sample.images == (A, B)
     assert sample.ids.count(model.special_tokens.image_id) == 2 * model.layout.places
 
 
@@ -51,21 +51,21 @@ def test_golden_chat() -> None:
 
 
 def test_a_document_learns_its_text(model: im.VisionLanguageModel) -> None:
-    record = Record(text="Hi. <image>A cat. <image>A dog.", pictures_in_text=(A, B))
+    record = Record(text="Hi. <image>A cat. <image>A dog.", images_in_text=(A, B))
     sample = tokenize(model, record)
     # the very first token is predicted by nothing
     assert learned_text(model, sample) == "i. <end>A cat. <end>A dog.<end>"
 
 
-def test_the_next_picture_of_each_text() -> None:
-    spans = document_spans("One. <image>Two. <image>Three.", next_picture=True)
+def test_the_next_image_of_each_text() -> None:
+    spans = document_spans("One. <image>Two. <image>Three.", next_image=True)
     assert joined(spans) == ("<image>One. <|endofchunk|><image>Two. Three.<|endofchunk|>")
-    start = "<image>One.<image>Two."  # the first picture leads already
-    assert document_spans(start, next_picture=True) == document_spans(start)
+    start = "<image>One.<image>Two."  # the first image leads already
+    assert document_spans(start, next_image=True) == document_spans(start)
 
 
 def test_plain_text_ends_as_the_language_model_does(model: im.VisionLanguageModel) -> None:
-    sample = tokenize(model, Record(text="no picture"))
+    sample = tokenize(model, Record(text="no image"))
     assert model.special_tokens.end_id not in sample.ids
     assert sample.ids[-1] == model.language.end_ids()[0]
     assert sample.learned[-1]
@@ -73,14 +73,14 @@ def test_plain_text_ends_as_the_language_model_does(model: im.VisionLanguageMode
     assert question.ids[-1] == model.language.end_ids()[0]
 
 
-def test_a_long_sample_is_cut_and_never_inside_of_a_picture(model: im.VisionLanguageModel) -> None:
-    record = Record(text="ab<image>cd<image>ef", pictures_in_text=(A, B))
+def test_a_long_sample_is_cut_and_never_inside_of_a_image(model: im.VisionLanguageModel) -> None:
+    record = Record(text="ab<image>cd<image>ef", images_in_text=(A, B))
     whole = tokenize(model, record)
     repeat = model.layout.places
     for limit in range(4, len(whole.ids)):
         sample = tokenize(model, record, max_tokens=limit)
         tags = sample.ids.count(model.special_tokens.image_id)
-        assert tags == repeat * len(sample.pictures)
+        assert tags == repeat * len(sample.images)
         assert sample.ids == whole.ids[: len(sample.ids)]
         assert limit - repeat < len(sample.ids) <= limit
 
@@ -102,7 +102,7 @@ def test_a_turn_that_cannot_be_learned_is_named_with_its_record() -> None:
         conversation_spans(record, TEMPLATES["plain"])
 
 
-def test_without_pictures_an_inner_end_is_learned_as_the_language_model_s_own(
+def test_without_images_an_inner_end_is_learned_as_the_language_model_s_own(
     model: im.VisionLanguageModel,
 ) -> None:
     sample = tokenize(model, Record((Example((), "a", "b"), Example((), "c", "d"))))
@@ -116,16 +116,16 @@ def test_without_pictures_an_inner_end_is_learned_as_the_language_model_s_own(
     assert end not in labels
 
 
-def test_packed_pictures_follow_their_samples(model: im.VisionLanguageModel) -> None:
+def test_packed_images_follow_their_samples(model: im.VisionLanguageModel) -> None:
     records = [
         Record.of(A, "Q?", "x"),
         Record.of(None, "Q?", "y" * 30),
         Record((Example((A, B), "Q?", "z" * 20),)),
     ]
     samples = [tokenize(model, r) for r in records]
-    pictures = torch.arange(3.0)[:, None, None, None].expand(3, 3, 32, 32)
+    images = torch.arange(3.0)[:, None, None, None].expand(3, 3, 32, 32)
     longest = max(len(s.ids) for s in samples)
-    packed = collate(model, samples, pictures, features=False, pack=longest)
+    packed = collate(model, samples, images, features=False, pack=longest)
     assert packed.batch.pixels is not None
     image = model.special_tokens.image_id
     order = sorted(range(3), key=lambda n: -len(samples[n].ids))

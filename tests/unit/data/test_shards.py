@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from isthmus.data.records import Picture
+from isthmus.data.records import ImageRef
 from isthmus.data.shards import Shards, expand, find_files
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
@@ -32,9 +32,9 @@ def shard(path: Path, members: dict[str, Any], mode: str = "w") -> Path:
 
 def pair(key: str, **metadata: Any) -> dict[str, Any]:
     """A sample as img2dataset writes it."""
-    picture = f"picture {key}".encode() * 100
+    image = f"image {key}".encode() * 100
     return {
-        f"{key}.jpg": picture,
+        f"{key}.jpg": image,
         f"{key}.txt": f"caption {key}\n",
         f"{key}.json": {"caption": f"crawled {key}", "url": "u", **metadata},
     }
@@ -45,14 +45,14 @@ def test_pairs_of_img2dataset(tmp_path: Path) -> None:
     records = read_data(path)
     assert [(r.question, r.answer) for r in records] == [("", "caption 000"), ("", "caption 001")]
     assert records[1].extra == {"caption": "crawled 001", "url": "u", "width": 7}
-    (picture,) = records[1].pictures
-    assert isinstance(picture, Picture)
-    assert (picture.path, picture.member, picture.data) == (path, "001.jpg", None)
-    assert picture.read() == b"picture 001" * 100
+    (image,) = records[1].images
+    assert isinstance(image, ImageRef)
+    assert (image.path, image.member, image.data) == (path, "001.jpg", None)
+    assert image.read() == b"image 001" * 100
     assert records[1].origin == f"{path}, sample 001"
 
 
-def test_the_reader_reads_texts_on_demand_and_pictures_never(
+def test_the_reader_reads_texts_on_demand_and_images_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = shard(tmp_path / "0.tar", pair("000") | pair("001"))
@@ -78,13 +78,13 @@ def test_the_reader_reads_texts_on_demand_and_pictures_never(
             return self.file.read(size)
 
     monkeypatch.setattr(Path, "open", lambda self, *a: Watched(real(self, *a)))
-    (picture,) = records[1].pictures
-    assert isinstance(picture, Picture)
+    (image,) = records[1].images
+    assert isinstance(image, ImageRef)
     assert [size for _, size in spans] == [
         len("caption 001\n"),
         len('{"caption": "crawled 001", "url": "u"}'),
     ]
-    assert all(start >= picture.start + (picture.size or 0) for start, _ in spans)
+    assert all(start >= image.start + (image.size or 0) for start, _ in spans)
 
 
 def test_many_shards_are_one_sequence(tmp_path: Path) -> None:
@@ -130,11 +130,11 @@ def test_documents_with_base64_as_openflamingo_s_converter_writes_them(tmp_path:
         info["image_base64"] = str(base64.b64encode(data))
     (record,) = read_data(shard(tmp_path / "0.tar", {"f00.json": row}))
     assert record.text == "<image>A. <image>B."
-    assert [p.read() for p in record.pictures if isinstance(p, Picture)] == [b"aa", b"bb"]
+    assert [p.read() for p in record.images if isinstance(p, ImageRef)] == [b"aa", b"bb"]
     assert record.extra == {"url": "u"}
 
 
-def test_documents_with_pictures_beside_them(tmp_path: Path) -> None:
+def test_documents_with_images_beside_them(tmp_path: Path) -> None:
     members = {
         "x/b.jpg": b"bb of x",
         "x/doc.json": document(("b.jpg", 1), ("a.jpg", 0)),
@@ -149,9 +149,9 @@ def test_documents_with_pictures_beside_them(tmp_path: Path) -> None:
         "elsewhere/only-here.png": b"png",
     }
     x, y, z, w = read_data(shard(tmp_path / "0.tar", members))
-    contents = [[p.read() for p in r.pictures if isinstance(p, Picture)] for r in (x, y, z, w)]
+    contents = [[p.read() for p in r.images if isinstance(p, ImageRef)] for r in (x, y, z, w)]
     assert contents == [[b"aa of x", b"bb of x"], [b"aa of y"], [b"aa of y", b"png"], [b"bb of x"]]
-    # Two pictures are called x.jpg, and neither is beside w: none is better than the wrong one
+    # Two images are called x.jpg, and neither is beside w: none is better than the wrong one
     assert [r.text for r in (x, y, w)] == ["<image>A. <image>B.", "A. <image>B.", "A. <image>B."]
 
 
@@ -163,7 +163,7 @@ def test_other_rows_in_json(tmp_path: Path) -> None:
         "1.json": {"text": "<image>One. <image>Two."},
         "1.0.png": b"one",
         "1.1.png": b"two",
-        "2.txt": "only words",
+        "2.json": {"text_list": ["only words"], "image_info": []},
         "3.caption.txt": "as WebDataset groups it",
         "3.image.webp": b"3",
         "4.v1.txt": "version 1",
@@ -180,7 +180,7 @@ def test_other_rows_in_json(tmp_path: Path) -> None:
         ("", "version 1"),
         ("", "version 2"),
     ]
-    assert [[p.read() for p in r.pictures if isinstance(p, Picture)] for r in records] == [
+    assert [[p.read() for p in r.images if isinstance(p, ImageRef)] for r in records] == [
         [b"cat"],
         [b"one", b"two"],
         [],
@@ -262,13 +262,13 @@ def test_damage_in_the_middle_is_no_quiet_end(
     assert f"damaged at byte {header}: 1 whole samples" in caplog.text
 
 
-def test_pictures_without_a_text_beside_pairs_are_named(
+def test_images_without_a_text_beside_pairs_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     path = shard(tmp_path / "0.tar", pair("000") | {"001.jpg": b"x"})
     assert len(Shards([path])) == 1
-    assert "1 pictures without a text of the same name" in caplog.text
+    assert "1 images without a text of the same name" in caplog.text
     assert "001.jpg" in caplog.text
 
 
@@ -282,6 +282,34 @@ def test_long_names_and_folders(tmp_path: Path) -> None:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         (record,) = read_data(path)
-        (picture,) = record.pictures
-        assert isinstance(picture, Picture)
-        assert (record.answer, picture.read(), picture.member) == ("away", b"far", f"{key}.jpg")
+        (image,) = record.images
+        assert isinstance(image, ImageRef)
+        assert (record.answer, image.read(), image.member) == ("away", b"far", f"{key}.jpg")
+
+
+def test_a_text_that_lost_its_image_is_left_out_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = pair("001")
+    del lost["001.jpg"]
+    path = shard(tmp_path / "0.tar", pair("000") | lost | pair("002"))
+    assert [r.answer for r in read_data(path)] == ["caption 000", "caption 002"]
+    assert "1 texts without an image of the same name, left out: 001" in caplog.text
+    words = shard(tmp_path / "1.tar", {"0.txt": "words", "1.txt": "alone"})
+    assert [r.text for r in read_data(words)] == ["words", "alone"]
+
+
+def test_json_that_lost_its_image_is_no_record(tmp_path: Path) -> None:
+    chat = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I"}]
+    members = {
+        "0.jpg": b"x",
+        "0.json": {"text": "a cat"},
+        "1.json": {"text": "a dog"},
+        "2.json": {"conversations": chat},
+        "3.json": {"text_list": ["Only words."], "image_info": []},
+    }
+    records = read_data(shard(tmp_path / "0.tar", members))
+    assert (len(records), records[0].answer, records[2].answer) == (4, "a cat", "I")
+    assert records[3].text == "Only words."
+    with pytest.raises(ConfigError, match=r"0\.tar, sample 1 is no record \(no image\)"):
+        records[1]

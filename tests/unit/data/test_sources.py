@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import ImageRef, Record
 from isthmus.data.rows import png
 from isthmus.data.sources import read_data, read_records
 from isthmus.errors import ConfigError, MissingExtraError
@@ -38,8 +38,8 @@ def one(tmp_path: Path, row: Any) -> Record:
 
 
 def shown(record: Record) -> list[list[str]]:
-    """Names of the pictures of each turn."""
-    return [[Path(str(p)).name for p in turn.pictures] for turn in record.turns]
+    """Names of the images of each turn."""
+    return [[Path(str(p)).name for p in turn.images] for turn in record.turns]
 
 
 # --- JSONL ---------------------------------------------------------------------------------------
@@ -57,8 +57,8 @@ def test_each_kind_of_line(tmp_path: Path) -> None:
     assert (caption.answer, caption.question, caption.names) == ("a dog", "", ("a dog",))
     assert (name.answer, name.names, name.extra) == ("dog", ("dog", "puppy"), {"source": "s"})
     assert (question.question, question.answer) == ("How many?", "2")
-    assert question.pictures == (Picture(tmp_path / "c.npy"),)
-    assert caption.pictures == (Picture(tmp_path / "a.jpg"),)
+    assert question.images == (ImageRef(tmp_path / "c.npy"),)
+    assert caption.images == (ImageRef(tmp_path / "a.jpg"),)
     assert name.origin == f"{path}, line 3"
 
 
@@ -69,7 +69,7 @@ def test_each_kind_of_line(tmp_path: Path) -> None:
         '{"image": "a.jpg"}',
         "3",
         '{"image": 1, "text": "a"}',
-        '{"caption": "no picture"}',
+        '{"caption": "no image"}',
         '{"image": "a.jpg", "text": 3}',
         '{"image": "a.jpg", "text": "a <image>"}',
         '{"image": "a.jpg", "question": "<|endofchunk|>?", "answer": "a"}',
@@ -84,7 +84,7 @@ def test_each_kind_of_line(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError, match=r"r\.jsonl, line 2 is no record"):
-        read_data(write(tmp_path / "r.jsonl", '{"image": "a.jpg", "text": "a"}', line))
+        list(read_data(write(tmp_path / "r.jsonl", '{"image": "a.jpg", "text": "a"}', line)))
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
@@ -95,19 +95,19 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is empty"):
         read_records(write(tmp_path / "r.jsonl", ""))
     (tmp_path / "latin.jsonl").write_bytes('{"text": "\xe9"}'.encode("latin-1"))
-    with pytest.raises(ConfigError, match="no UTF-8 after line 0"):
+    with pytest.raises(ConfigError, match=r"line 1 is no record \(not UTF-8 text"):
         read_data(tmp_path / "latin.jsonl")
 
 
-def test_source_and_pictures_are_relative_to_the_root(tmp_path: Path) -> None:
+def test_source_and_images_are_relative_to_the_root(tmp_path: Path) -> None:
     write(tmp_path / "lists" / "r.jsonl", {"image": "a.jpg", "text": "a"})
     (record,) = read_data("lists/r.jsonl", root=tmp_path)
-    assert record.pictures == (Picture(tmp_path / "a.jpg"),)
+    assert record.images == (ImageRef(tmp_path / "a.jpg"),)
     (record,) = read_data(tmp_path / "lists" / "r.jsonl")
-    assert record.pictures == (Picture(tmp_path / "lists" / "a.jpg"),)
+    assert record.images == (ImageRef(tmp_path / "lists" / "a.jpg"),)
 
 
-def test_several_pictures_of_one_question(tmp_path: Path) -> None:
+def test_several_images_of_one_question(tmp_path: Path) -> None:
     row = {"images": ["a.jpg", "b.jpg"], "question": "<image>\n<image> Same?", "answer": "no"}
     record = one(tmp_path, row)
     assert shown(record) == [["a.jpg", "b.jpg"]]
@@ -118,7 +118,7 @@ def test_no_answer_is_kept_for_check_and_text_alone_is_a_document(tmp_path: Path
     assert one(tmp_path, {"image": "a.jpg", "answer": ""}).answer == ""
     plain = one(tmp_path, {"text": "Only words.", "url": "u"})
     assert (plain.text, plain.turns, plain.extra) == ("Only words.", (), {"url": "u"})
-    assert one(tmp_path, {"question": "Why?", "answer": "So."}).pictures == ()
+    assert one(tmp_path, {"question": "Why?", "answer": "So."}).images == ()
 
 
 LLAVA = [
@@ -129,7 +129,7 @@ LLAVA = [
 ]
 
 
-def test_llava_shows_the_picture_where_its_tag_is(tmp_path: Path) -> None:
+def test_llava_shows_the_image_where_its_tag_is(tmp_path: Path) -> None:
     record = one(tmp_path, {"id": "1", "image": "cat.jpg", "conversations": LLAVA})
     assert shown(record) == [[], ["cat.jpg"]]
     assert [(t.question, t.answer) for t in record.turns] == [
@@ -139,7 +139,7 @@ def test_llava_shows_the_picture_where_its_tag_is(tmp_path: Path) -> None:
     assert (record.names, record.extra) == (("Hi",), {"id": "1"})
 
 
-def test_without_a_tag_pictures_go_to_the_first_turn(tmp_path: Path) -> None:
+def test_without_a_tag_images_go_to_the_first_turn(tmp_path: Path) -> None:
     rows = [{"from": "system", "value": "Be brief."}, *LLAVA[:2], *LLAVA[:2]]
     record = one(tmp_path, {"image": "cat.jpg", "conversations": rows})
     assert shown(record) == [["cat.jpg"], []]
@@ -152,7 +152,7 @@ def test_a_list_in_one_json_file_as_llava_has_it(tmp_path: Path) -> None:
     assert len(read_data(path)) == 2
     path.write_text(json.dumps([{"image": "cat.jpg", "text": "a"}, {"conversations": LLAVA}]))
     with pytest.raises(ConfigError, match=r"llava\.json, entry 2 is no record \(<image> stands 1"):
-        read_data(path)
+        list(read_data(path))
 
 
 def test_typed_parts(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_typed_parts(tmp_path: Path) -> None:
     ]
     record = one(tmp_path, {"messages": chat, "images": ["b.jpg"]})
     assert shown(record)[0] == ["a.jpg", "b.jpg"]
-    assert record.turns[1].pictures[0].read() == b"bytes"
+    assert record.turns[1].images[0].read() == b"bytes"
     assert [(t.question, t.answer) for t in record.turns] == [
         ("Which?", "The first"),
         ("", "A third"),
@@ -183,7 +183,7 @@ def test_typed_parts(tmp_path: Path) -> None:
         (LLAVA[:1], [], "1 messages"),
         (LLAVA[1:3], [], "stands 1 times, with 0"),
         ([LLAVA[1], LLAVA[0]], [], "got a assistant, then a user"),
-        (LLAVA, ["a.jpg", "b.jpg"], "1 <image> tags and 2 pictures"),
+        (LLAVA, ["a.jpg", "b.jpg"], "1 <image> tags and 2 images"),
         ([LLAVA[0], {"from": "gpt", "value": "<image>"}], ["a.jpg"], "turn of the assistant"),
         ([{"from": "tool", "value": "x"}], [], 'the role "tool"'),
         ([{"role": "user", "content": [{"type": "audio"}]}], [], 'type "audio"'),
@@ -200,9 +200,9 @@ def test_chats_that_do_not_fit(
 
 def test_documents_of_every_kind(tmp_path: Path) -> None:
     tagged = one(tmp_path, {"text": "A cat. <image>A dog.", "images": ["dog.jpg"]})
-    assert (tagged.text, tagged.pictures) == (
+    assert (tagged.text, tagged.images) == (
         "A cat. <image>A dog.",
-        (Picture(tmp_path / "dog.jpg"),),
+        (ImageRef(tmp_path / "dog.jpg"),),
     )
     obelics = one(tmp_path, {"texts": ["A cat.", None], "images": [None, "dog.jpg"], "id": 1})
     assert (obelics.text, obelics.extra) == ("A cat. <image>", {"id": 1})
@@ -210,19 +210,19 @@ def test_documents_of_every_kind(tmp_path: Path) -> None:
     info.append({"image_name": "a.jpg", "matched_text_index": 0})
     mmc4 = one(tmp_path, {"text_list": ["A.", "B."], "image_info": info, "url": "u"})
     assert mmc4.text == "<image>A. <image>B."
-    assert mmc4.pictures == (Picture(tmp_path / "a.jpg"), Picture(tmp_path / "b.jpg"))
+    assert mmc4.images == (ImageRef(tmp_path / "a.jpg"), ImageRef(tmp_path / "b.jpg"))
     assert mmc4.extra == {"url": "u"}
 
 
 def test_clips(tmp_path: Path) -> None:
     touch(tmp_path / "clip", "f10.jpg", "f9.jpg", "f1.jpg", "notes.txt", ".hidden.jpg")
-    frames = tuple(Picture(tmp_path / "clip" / f"f{n}.jpg") for n in (1, 9, 10))
-    assert one(tmp_path, {"video": "clip", "text": "a walk"}).pictures == (frames,)
+    frames = tuple(ImageRef(tmp_path / "clip" / f"f{n}.jpg") for n in (1, 9, 10))
+    assert one(tmp_path, {"video": "clip", "text": "a walk"}).images == (frames,)
     listed = one(tmp_path, {"frames": ["clip/f9.jpg", "clip/f1.jpg"], "text": "a walk"})
-    assert listed.pictures == ((frames[1], frames[0]),)
+    assert listed.images == ((frames[1], frames[0]),)
     chat = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A walk"}]
     record = one(tmp_path, {"video": "clip", "conversations": chat})
-    assert (record.question, record.pictures) == ("What?", (frames,))
+    assert (record.question, record.images) == ("What?", (frames,))
 
 
 # --- CSV -----------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text('\ufeffimage,text\na.jpg,"a dog,\nasleep"\nb.jpg,\n', encoding="utf-8")
     dog, empty = read_data(table)
-    assert (dog.answer, dog.pictures) == ("a dog,\nasleep", (Picture(tmp_path / "a.jpg"),))
+    assert (dog.answer, dog.images) == ("a dog,\nasleep", (ImageRef(tmp_path / "a.jpg"),))
     assert empty.answer == ""
     table = tmp_path / "t.tsv"
     table.write_text("file_name\tquestion\tanswer\tsource\na.jpg\tHow many?\t2\tx\n")
@@ -243,9 +243,12 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,text\na.jpg,a,b\n", "line 2 is no record: expected 2 columns, image, text"),
-        ("image,text\na.jpg\n", "line 2 is no record: expected 2 columns"),
-        ("image,words\na.jpg,b\n", 'line 2 is no record .neither "answer"'),
+        ("image,text\na.jpg,a,b\n", "line 2 is no record .expected 2 columns, image, text"),
+        ("image,text\na.jpg\n", "line 2 is no record .expected 2 columns"),
+        (
+            "image,words\na.jpg,b\n",
+            r"columns image, words: expected .*\(answer, name, text",
+        ),
         ("image,text\n", "is empty"),
         ('image,text\na.jpg,"never closed', "unexpected end"),
     ],
@@ -288,11 +291,11 @@ def test_a_dataset_is_read_row_by_row(tmp_path: Path) -> None:
     assert dataset.read == []
     assert (records[-1].answer, records[-1].extra) == ("great owl", {})
     assert dataset.read == [2, 2]
-    path, data, pil = (r.pictures[0] for r in records)
-    assert path == Picture(tmp_path / "a.jpg")
-    assert isinstance(data, Picture)
+    path, data, pil = (r.images[0] for r in records)
+    assert path == ImageRef(tmp_path / "a.jpg")
+    assert isinstance(data, ImageRef)
     assert (data.read(), data.member) == (b"b", "b.jpg")
-    assert isinstance(pil, Picture)
+    assert isinstance(pil, ImageRef)
     with Image.open(io.BytesIO(pil.read())) as decoded:
         assert (decoded.format, decoded.size, decoded.getpixel((0, 0))) == (
             "PNG",
@@ -315,7 +318,7 @@ def test_splits_and_strangers_are_refused() -> None:
 
 def test_an_unknown_form_says_what_is_known(tmp_path: Path) -> None:
     touch(tmp_path, "a.zip")
-    with pytest.raises(ConfigError, match=r'a\.zip is "\.zip": expected a folder of pictures, tar'):
+    with pytest.raises(ConfigError, match=r'a\.zip is "\.zip": expected a folder of images, tar'):
         read_data(tmp_path / "a.zip")
 
 
@@ -334,8 +337,8 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     records = pickle.loads(pickle.dumps(read_data(tmp_path / "t.parquet")))
     assert [r.answer for r in records] == ["a", "b"]
-    assert records[0].pictures[0].read() == b"x"
-    assert records[1].pictures == (Picture(tmp_path / "b.jpg"),)
+    assert records[0].images[0].read() == b"x"
+    assert records[1].images == (ImageRef(tmp_path / "b.jpg"),)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match="is no Parquet file"):
         read_data(tmp_path / "t.parquet")
@@ -355,7 +358,7 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     made.save_to_disk(tmp_path / "saved")
     cat, fox = read_data("saved", root=tmp_path)
     assert (cat.answer, fox.answer) == ("cat", "red fox")
-    with Image.open(io.BytesIO(fox.pictures[0].read())) as decoded:
+    with Image.open(io.BytesIO(fox.images[0].read())) as decoded:
         assert decoded.size == (3, 2)
     datasets.DatasetDict(train=made).save_to_disk(tmp_path / "splits")
     with pytest.raises(ConfigError, match="has the splits train"):

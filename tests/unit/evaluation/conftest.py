@@ -20,4 +20,4 @@ def grid() -> Task:
     """Questions whose rationales are short, for a model that is slow to write them."""
     from dataclasses import replace
 
-    return replace(two_hop(n=6, support=8, side=2, size=32), max_reason_tokens=8)
+    return replace(two_hop(n=6, support=8, side=2, size=32), max_rationale_tokens=8)

@@ -11,7 +11,7 @@ from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Task, limited
 from isthmus.evaluation.tasks import TASKS, task_named
 from isthmus.evaluation.tasks.questions import questions
-from isthmus.prompt import Example, with_choices
+from isthmus.prompts.prompt import Example, with_choices
 
 
 def jsonl(path: Path, *rows: Any) -> Path:
@@ -19,20 +19,20 @@ def jsonl(path: Path, *rows: Any) -> Path:
     return path
 
 
-def picture(path: Path, colour: str = "red") -> Path:
+def image(path: Path, colour: str = "red") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), colour).save(path)
     return path
 
 
 def test_an_exam_with_choices(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     file = jsonl(
         tmp_path / "exam.jsonl",
-        {"question": "Which?", "answer": "blue", "options": ["red", "blue"], "image": "a.png"},
+        {"question": "Which?", "answer": "blue", "choices": ["red", "blue"], "image": "a.png"},
         "",
-        {"id": "last", "question": "And?", "answer": "c", "options": [1, 2, 4], "rationale": "So."},
-        {"question": "First?", "answer": "A", "options": ["A", "B"], "split": "support"},
+        {"id": "last", "question": "And?", "answer": "c", "choices": [1, 2, 4], "rationale": "So."},
+        {"question": "First?", "answer": "A", "choices": ["A", "B"], "split": "support"},
     )
     task = task_named(str(file))
     assert (task.name, task.kind, task.metric, task.chance) == (
@@ -42,12 +42,12 @@ def test_an_exam_with_choices(tmp_path: Path) -> None:
         (1 / 2 + 1 / 3) / 2,
     )
     first, last = task.items
-    assert (first.id, first.example.answer, first.example.pictures) == (
+    assert (first.id, first.example.answer, first.example.images) == (
         "1",
         "B",
         (tmp_path / "a.png",),
     )
-    assert (last.id, last.example.answer, last.options, last.example.rationale) == (
+    assert (last.id, last.example.answer, last.choices, last.example.rationale) == (
         "last",
         "C",
         ("1", "2", "4"),
@@ -88,18 +88,18 @@ Q = {"question": "?", "answer": "x"}
         ([Q, {"question": "?"}], 'line 2 has no "answer"'),
         ([{"answer": "x"}], 'line 1 has no "question"'),
         ([Q, {**Q, "quesion": 1}], 'unknown field "quesion": did you mean "question"'),
-        ([{**Q, "options": "ab"}], 'line 1: "options" is'),
-        ([{**Q, "options": ["y", "z"]}], "none of the options \\(y, z\\)"),
-        ([{**Q, "options": ["x", "x"]}], "several of the options"),
-        ([{**Q, "image": "gone.png"}], "line 1: no picture at .*gone.png"),
-        ([{**Q, "images": 3}], "the pictures are 3"),
+        ([{**Q, "choices": "ab"}], 'line 1: "choices" is'),
+        ([{**Q, "choices": ["y", "z"]}], "none of the choices \\(y, z\\)"),
+        ([{**Q, "choices": ["x", "x"]}], "several of the choices"),
+        ([{**Q, "image": "gone.png"}], "line 1: no image at .*gone.png"),
+        ([{**Q, "images": 3}], "the images are 3"),
         ([{**Q, "split": "tset"}], 'did you mean "test"'),
         ([{**Q, "question": "a <image> b"}], "<image> is placed by the template"),
         ([{**Q, "id": "a"}, {**Q, "id": "a"}], 'the id "a" is used twice'),
         ([{**Q, "id": "a"}, {**Q, "id": "a", "split": "support"}], "is a test item and in the"),
-        ([{**Q, "options": ["x", "y"]}, {**Q, "id": "odd"}], 'none, such as "odd"'),
+        ([{**Q, "choices": ["x", "y"]}, {**Q, "id": "odd"}], 'none, such as "odd"'),
         ([{**Q, "split": "support"}], 'no questions with "split": "test"'),
-        ([{**Q, "options": [str(i) for i in range(27)]}], "27 options"),
+        ([{**Q, "choices": [str(i) for i in range(27)]}], "27 choices"),
         ([{**Q, "answer": ["x"]}], "expected a text"),
     ],
 )
@@ -163,12 +163,12 @@ def test_easy_vqa_from_its_package(tmp_path: Path) -> None:
         "train": [["what color is it?", "red", 0], ["is it red?", "yes", 0]],
         "test": [["what shape is it?", "circle", 3]],
     }.items():
-        picture(tmp_path / f"easy_vqa/data/{split}/images/0.png")
+        image(tmp_path / f"easy_vqa/data/{split}/images/0.png")
         (tmp_path / f"easy_vqa/data/{split}/questions.json").write_text(json.dumps(rows))
     task = task_named(f"easy-vqa:{tmp_path}")
     item = task.items[0]
-    assert item.example.pictures == (tmp_path / "easy_vqa/data/test/images/3.png",)
-    assert (item.example.question, item.options) == ("What shape is it?", ("circle", "red", "yes"))
+    assert item.example.images == (tmp_path / "easy_vqa/data/test/images/3.png",)
+    assert (item.example.question, item.choices) == ("What shape is it?", ("circle", "red", "yes"))
     assert [s.example.answer for s in task.support] == ["red", "yes"]
     with pytest.raises(ConfigError, match="No such file"):
         task_named(f"easy-vqa:{tmp_path / 'easy_vqa'}/nothing")
@@ -179,31 +179,31 @@ def test_a_folder_for_each_class(tmp_path: Path, split: bool) -> None:
     for name in ("red_apple", "pear", ".hidden"):
         for i in range(5):
             folder = Path("train" if i > 2 else "test") if split else Path()
-            picture(tmp_path / folder / name / f"{i}.png")
+            image(tmp_path / folder / name / f"{i}.png")
     task = task_named(f"classes:{tmp_path}")
     assert [i.example.answer for i in task.items] == ["pear"] * 3 + ["red apple"] * 3
-    assert [Path(str(i.example.pictures[0])).name for i in task.support] == ["3.png", "4.png"] * 2
-    assert task.items[0].options == ("pear", "red apple")
+    assert [Path(str(i.example.images[0])).name for i in task.support] == ["3.png", "4.png"] * 2
+    assert task.items[0].choices == ("pear", "red apple")
     assert task.chance == 0.5
     task.check()
 
 
 def test_one_class_is_no_task(tmp_path: Path) -> None:
-    picture(tmp_path / "only" / "a.png")
+    image(tmp_path / "only" / "a.png")
     with pytest.raises(ConfigError, match="has 1 classes"):
         task_named(f"classes:{tmp_path}")
 
 
-def test_names_and_texts_of_pictures(tmp_path: Path) -> None:
+def test_names_and_texts_of_images(tmp_path: Path) -> None:
     rows = []
     for i in range(20):
-        picture(tmp_path / f"{i}.png")
+        image(tmp_path / f"{i}.png")
         rows.append({"image": f"{i}.png", "name": f"cup {i}", "names": [f"cup {i}", "mug"]})
     file = jsonl(tmp_path / "names.jsonl", *rows)
     task = task_named(f"naming:{file}")
     task.check()
     assert [i.id for i in task.support] == ["0", "10"]
-    assert (task.items[0].answers, task.items[0].example.pictures) == (
+    assert (task.items[0].answers, task.items[0].example.images) == (
         ("cup 1", "mug"),
         (tmp_path / "1.png",),
     )

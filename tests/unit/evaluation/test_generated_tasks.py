@@ -14,10 +14,10 @@ from isthmus.evaluation.tasks import TASKS, task_named
 from isthmus.evaluation.tasks.drawing import COLOURS, PAPER
 from isthmus.evaluation.tasks.episodes import fast_binding, operator_induction
 from isthmus.evaluation.tasks.grids import counting, two_hop
-from isthmus.evaluation.tasks.pictures import ocr
+from isthmus.evaluation.tasks.images import ocr
 from isthmus.evaluation.tasks.text import arithmetic, parity
 
-GENERATED = [name for name, known in TASKS.items() if not known.needs_path]
+GENERATED = [name for name, known in TASKS.items() if known.generate]
 
 
 def digest(items: Sequence[Item], *, pixels: bool) -> str:
@@ -25,10 +25,10 @@ def digest(items: Sequence[Item], *, pixels: bool) -> str:
     found = hashlib.sha256()
     for item in items:
         for example in (item.example, *(item.shots or ())[:4]):
-            told = (item.id, example.question, example.answer, example.rationale, item.options)
+            told = (item.id, example.question, example.answer, example.rationale, item.choices)
             found.update(repr(told).encode())
-            for picture in example.pictures if pixels else ():
-                found.update(repr(picture.size).encode() + picture.tobytes())
+            for image in example.images if pixels else ():
+                found.update(repr(image.size).encode() + image.tobytes())
     return found.hexdigest()[:16]
 
 
@@ -72,21 +72,21 @@ def test_no_question_is_among_its_demonstrations(name: str) -> None:
 
 
 def _bare(item: Item) -> Item:
-    return Item("", item.example, options=item.options)
+    return Item("", item.example, choices=item.choices)
 
 
 # --- Grids: read back from the pixels ---------------------------------------------------------
 
 
-def cells_of(picture: Image.Image, side: int) -> list[list[tuple[str, str] | None]]:
+def cells_of(image: Image.Image, side: int) -> list[list[tuple[str, str] | None]]:
     """What a grid shows, from its colours and the share of each cell that they fill."""
-    step = picture.width // side
+    step = image.width // side
     names = {rgb: name for name, rgb in COLOURS.items()}
     rows: list[list[tuple[str, str] | None]] = []
     for r in range(side):
         row: list[tuple[str, str] | None] = []
         for c in range(side):
-            cell = picture.crop((c * step, r * step, (c + 1) * step, (r + 1) * step))
+            cell = image.crop((c * step, r * step, (c + 1) * step, (r + 1) * step))
             inked = [p for p in cell.get_flattened_data() if p != PAPER]
             if not inked:
                 row.append(None)
@@ -106,19 +106,19 @@ def count(cells: list[list[tuple[str, str] | None]], plural: str) -> int:
 
 
 @pytest.mark.parametrize("number", range(25))
-def test_counting_is_what_the_picture_shows(number: int) -> None:
+def test_counting_is_what_the_image_shows(number: int) -> None:
     example = counting(seed=2).items[number].example
     thing = re.fullmatch(r"How many (\w+ \w+) are there\?", example.question)
     assert thing is not None
-    assert count(cells_of(example.pictures[0], 4), thing[1]) == int(example.answer or "")
+    assert count(cells_of(example.images[0], 4), thing[1]) == int(example.answer or "")
 
 
 @pytest.mark.parametrize("number", range(25))
-def test_two_hop_rationales_are_true_of_the_picture(number: int) -> None:
+def test_two_hop_rationales_are_true_of_the_image(number: int) -> None:
     example = two_hop(seed=2).items[number].example
     asked = re.fullmatch(r"\((\w+ \w+) \* 2 \+ (\w+ \w+)\) mod 10\?", example.question)
     assert asked is not None
-    cells = cells_of(example.pictures[0], 4)
+    cells = cells_of(example.images[0], 4)
     counts = [count(cells, name) for name in asked.groups()]
     total = 2 * counts[0] + counts[1]
     assert int(example.answer or "") == total % 10
@@ -181,9 +181,9 @@ def test_fast_binding_shows_each_name_as_often(ways: int) -> None:
         for k in (ways, 2 * ways, 4 * ways):
             counts = Counter(s.answer for s in item.shots[:k])
             assert set(counts.values()) == {k // ways}
-            assert sorted(n or "" for n in counts) == list(item.options)
-        assert item.example.answer in item.options
-        names.add(item.options)
+            assert sorted(n or "" for n in counts) == list(item.choices)
+        assert item.example.answer in item.choices
+        names.add(item.choices)
     assert len(names) > 5
 
 
@@ -192,14 +192,14 @@ def test_fast_bindings_things_look_alike_within_a_name_only() -> None:
         assert item.shots is not None
         colours: dict[str | None, set[object]] = {}
         for shot in (*item.shots, item.example):
-            counted = shot.pictures[0].getcolors(1 << 16)
+            counted = shot.images[0].getcolors(1 << 16)
             paper, body = sorted(counted, reverse=True)[:2]
             colours.setdefault(shot.answer, set()).add(min(paper[1], body[1]))
         first, second = colours.values()
         assert len(first) == len(second) == 1
         assert first != second
-        pictures = [s.pictures[0].tobytes() for s in (*item.shots, item.example)]
-        assert len(set(pictures)) == len(pictures)  # no view is shown twice
+        images = [s.images[0].tobytes() for s in (*item.shots, item.example)]
+        assert len(set(images)) == len(images)  # no view is shown twice
 
 
 def test_one_demonstration_settles_the_operator() -> None:
@@ -227,12 +227,12 @@ def test_one_demonstration_settles_the_operator() -> None:
 
 def test_what_is_to_be_read_is_drawn() -> None:
     for item in ocr().items[:20]:
-        picture = item.example.pictures[0]
-        ink = picture.convert("L").point(lambda v: 255 * (v < 128))
+        image = item.example.images[0]
+        ink = image.convert("L").point(lambda v: 255 * (v < 128))
         box = ink.getbbox()
         assert box is not None
         assert box[0] > 0
-        assert box[2] < picture.width
+        assert box[2] < image.width
         assert box[2] - box[0] > 4 * len(item.example.answer or "")
 
 

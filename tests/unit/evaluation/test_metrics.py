@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.answers import vqa_normalize
 from isthmus.evaluation.metrics import (
     bootstrap_difference,
     character_error_rate,
@@ -19,6 +18,7 @@ from isthmus.evaluation.metrics import (
     vqa_accuracy,
     wilson,
 )
+from isthmus.prompts.answers import vqa_normalize
 
 
 @pytest.mark.parametrize(

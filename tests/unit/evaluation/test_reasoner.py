@@ -13,9 +13,9 @@ import pytest
 from isthmus.evaluation.answering import Asker, Style
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.task import Item, Task
-from isthmus.generation.engine import Completion, Engine, Generation
-from isthmus.prompt import END_TAG, Example
-from isthmus.templates import template_named
+from isthmus.generation.engine import Completion, Engine
+from isthmus.prompts.prompt import END_TAG, Example
+from isthmus.prompts.templates import template_named
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "reasoner"
 SHOTS = [Example((), f"{i} + 1?", str(i + 1), f"{i} and 1.") for i in range(3)]
@@ -36,34 +36,33 @@ class Listening:
     def __init__(self, engine: Engine, *texts: str) -> None:
         self.model, self.texts, self.asked = engine.model, list(texts), []
 
-    def generate(self, prompts: Any, **options: Any) -> Any:
-        self.asked += [p.text for p in prompts]
-        said = [(Completion(self.texts.pop(0), (1,), 0.0, True),) for _ in prompts]
-        return [Generation(p, s, 1, 0) for p, s in zip(prompts, said, strict=True)]
+    def run(self, requests: Any) -> Any:
+        self.asked += [r.prompt.text for r in requests]
+        return [Completion(self.texts.pop(0), (1,)) for _ in requests]
 
 
-def asked(engine: Engine, reason: str, *texts: str) -> list[str]:
+def asked(engine: Engine, way: str, *texts: str) -> list[str]:
     """The prompts of the last example, the others as demonstrations."""
-    shots = [] if reason == "zero-cot" else SHOTS[:2]
+    shots = [] if way == "zero-cot" else SHOTS[:2]
     item = Item("q", SHOTS[2])
     task = Task("t", "number", [item], template="plain")
     said: Any = Listening(engine, *texts)
-    Asker(said, task, Arm("t", len(shots), reason), Style()).ask([item], [shots])
+    Asker(said, task, Arm("t", len(shots), way), Style()).ask([item], [shots])
     return said.asked
 
 
-@pytest.mark.parametrize("reason", ["none", "cot"])
+@pytest.mark.parametrize("way", ["none", "cot"])
 def test_episodes_are_asked_as_they_were_learned(
-    engine: Engine, episodes: ModuleType, reason: str
+    engine: Engine, episodes: ModuleType, way: str
 ) -> None:
-    text = episodes.episode(SHOTS, template_named("plain"), reason == "cot")
+    text = episodes.episode(SHOTS, template_named("plain"), way == "cot")
     whole = "".join(piece for piece, _ in text.pieces)
-    (prompt,) = asked(engine, reason, "3")
-    answer = " 2 and 1. The answer is 3." if reason == "cot" else " 3"
+    (prompt,) = asked(engine, way, "3")
+    answer = " 2 and 1. The answer is 3." if way == "cot" else " 3"
     assert whole == f"{prompt}{answer}{END_TAG}"
     learned = [piece for piece, weight in text.pieces if weight and piece != END_TAG]
     assert learned[-1] == answer
-    assert len(learned) == (2 if reason == "cot" else 3)  # nothing tells the first to reason
+    assert len(learned) == (2 if way == "cot" else 3)  # nothing tells the first to reason
 
 
 def test_the_trigger_is_asked_as_it_was_learned(engine: Engine, episodes: ModuleType) -> None:

@@ -13,12 +13,12 @@ from isthmus.evaluation.answering import worth
 from isthmus.evaluation.arms import Arm, plan
 from isthmus.evaluation.metrics import mcnemar, wilson
 from isthmus.evaluation.records import Answered
-from isthmus.evaluation.report import curves, picture_name, write_report
+from isthmus.evaluation.report import curves, image_name, write_report
 from isthmus.evaluation.results import Results, row_of
 from isthmus.evaluation.task import Item, Task
 from isthmus.evaluation.tasks.episodes import fast_binding
 from isthmus.evaluation.tasks.text import parity
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 TASK = Task(
     "t", "label", [Item(str(i), Example((), "?", "ab"[i % 2])) for i in range(8)], chance=0.5
@@ -32,7 +32,7 @@ def said(arm: Arm, parsed: str, usual: str | None = None) -> list[Answered]:
             arm=arm.id,
             item=str(i),
             prompt=f"<b>{i}",
-            pictures=(),
+            images=(),
             text=p,
             parsed=None if p == "." else p,
             expected="ab"[i % 2],
@@ -144,10 +144,10 @@ def test_filler_is_as_long_as_what_it_stands_for(text: str) -> None:
     assert words == " . ."
 
 
-def test_grey_pictures_keep_their_size() -> None:
+def test_grey_images_keep_their_size() -> None:
     example = controls.blanked(Example([Image.new("RGB", (5, 3), "red")], "?", "x"))
-    assert example.pictures[0].size == (5, 3)
-    assert example.pictures[0].getcolors() == [(15, (128, 128, 128))]
+    assert example.images[0].size == (5, 3)
+    assert example.images[0].getcolors() == [(15, (128, 128, 128))]
 
 
 # --- Arms -------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_arms_that_make_no_sense_are_left_out_with_a_reason() -> None:
         "fast-binding-2, 4 shots, none",
         "fast-binding-2, 0 shots, zero-cot",
     ]
-    assert [a.control for a in arms if a.task == "parity" and a.reason == "cot"] == [
+    assert [a.control for a in arms if a.task == "parity" and a.reasoning == "cot"] == [
         "",
         "shuffled",
         "filler",
@@ -209,18 +209,18 @@ class Page(HTMLParser):
 
 def test_the_page_shows_questions_beside_what_every_arm_said(tmp_path: Path) -> None:
     first, second = Arm("t", 0), Arm("t", 4, "cot")
-    shown = tmp_path / "pictures" / picture_name("hash-of-the-question")
+    shown = tmp_path / "images" / image_name("hash-of-the-question")
     shown.parent.mkdir()
     Image.new("RGB", (4, 4), "red").save(shown)
     before = [
-        replace(r, prompt="<image>Q <script>?", pictures=("hash-of-the-question",), question="Q?")
+        replace(r, prompt="<image>Q <script>?", images=("hash-of-the-question",), question="Q?")
         for r in said(first, "abab....")
     ]
     after = [
         replace(
             r,
             prompt="<image>shot<image>Q?",
-            pictures=("shot", "hash-of-the-question"),
+            images=("shot", "hash-of-the-question"),
             rationale="since <x>",
         )
         for r in said(second, "bbbbbbbb")

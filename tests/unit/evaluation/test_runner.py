@@ -10,18 +10,19 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.demonstrations.calibrate import contextual
 from isthmus.errors import ConfigError
 from isthmus.evaluation import runner
-from isthmus.evaluation.answering import Asker, Style
+from isthmus.evaluation.answering import TRIGGER, Asker, Style
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.records import Answered, Records, difference, read
 from isthmus.evaluation.selection import Shots
 from isthmus.evaluation.task import Item, Task
 from isthmus.evaluation.tasks.episodes import fast_binding
 from isthmus.evaluation.tasks.text import parity
-from isthmus.generation.engine import Completion, Engine, Generation
-from isthmus.prompt import Example, Prompt
-from isthmus.prompting.calibrate import contextual
+from isthmus.generation.engine import Completion, Engine
+from isthmus.prompts.prompt import Example, Prompt
+from isthmus.reasoning.method import Reasoning
 
 
 def untimed(path: Path) -> list[dict[str, Any]]:
@@ -36,14 +37,12 @@ class Written:
         self.texts = list(texts)
         self.asked: list[str] = []
 
-    def generate(self, prompts: Any, *, samples: int = 1, **options: Any) -> Any:
-        self.asked += [p.text for p in prompts]
-        made = []
-        for prompt in prompts:
-            texts = [self.texts.pop(0) for _ in range(samples)]
-            said = tuple(Completion(t, (1, 2), -1.0, True) for t in texts)
-            made.append(Generation(prompt, said, 7, 3))
-        return made
+    def run(self, requests: Any) -> list[Completion]:
+        self.asked += [r.prompt.text for r in requests]
+        return [
+            Completion(self.texts.pop(0), (1, 2), prompt_tokens=7, cached_tokens=3)
+            for _ in requests
+        ]
 
 
 class Stop(Exception):
@@ -146,14 +145,14 @@ def test_closed_answers_are_scored_as_the_engine_scores_them(engine: Engine) -> 
     shots = [list((i.shots or ())[:2]) for i in items]
     for item, own, record in zip(items, shots, asker.ask(items, shots), strict=True):
         prompt = asker.prompt(item, own)
-        (alone,) = engine.score([prompt], [f" {o}" for o in item.options])
+        (alone,) = engine.score([prompt], [f" {o}" for o in item.choices])
         assert record.scores == pytest.approx(
-            dict(zip(item.options, alone.by("byte"), strict=True))
+            dict(zip(item.choices, alone.by("byte"), strict=True))
         )
         assert record.parsed == max(record.scores, key=lambda o: record.scores[o])
         assert record.right == float(record.parsed == item.example.answer)
         assert (record.prompt, record.expected) == (prompt.text, item.example.answer)
-        assert len(record.pictures) == 3
+        assert len(record.images) == 3
 
 
 def test_scores_are_calibrated_against_the_same_shots(engine: Engine) -> None:
@@ -171,7 +170,7 @@ def test_scores_are_calibrated_against_the_same_shots(engine: Engine) -> None:
             [
                 Prompt.of(
                     [s._replace(text=s.text.replace(gap, text)) for s in prompt.spans],
-                    prompt.pictures,
+                    prompt.images,
                 )
             ],
             [" even", " odd"],
@@ -207,12 +206,16 @@ def test_seeds_draw_other_shots_and_more_shots_keep_the_fewer(engine: Engine, gr
 def test_samples_vote_and_silence_has_no_vote(engine: Engine) -> None:
     task = Task("t", "number", [Item("a", Example((), "?", "5"))])
     said: Any = Written(engine, "hm", "It is 4", "hm", "5!", "five: 5.0", "hm")
-    (record,) = Asker(said, task, Arm("t", 0), Style(samples=6)).ask(list(task.items), [()])
+    (record,) = Asker(said, task, Arm("t", 0), Style(reasoning=Reasoning(samples=6))).ask(
+        list(task.items), [()]
+    )
     assert record.parsed in ("5", "5.0")
     assert (record.right, record.agreement) == (1.0, pytest.approx(2 / 3))
     assert (record.prompt_tokens, record.cached_tokens, record.new_tokens) == (7, 3, 12)
     silent: Any = Written(engine, "hm", "hm")
-    (record,) = Asker(silent, task, Arm("t", 0), Style(samples=2)).ask(list(task.items), [()])
+    (record,) = Asker(silent, task, Arm("t", 0), Style(reasoning=Reasoning(samples=2))).ask(
+        list(task.items), [()]
+    )
     assert (record.parsed, record.right, record.agreement) == (None, 0.0, None)
 
 
@@ -229,12 +232,15 @@ def test_zero_shot_chain_of_thought_asks_twice(engine: Engine) -> None:
 
 
 def test_each_sampled_chain_is_asked_for_its_own_answer(engine: Engine) -> None:
-    item = Item("a", Example((), "2 + 2?", "4"), options=("3", "4"))
+    item = Item("a", Example((), "2 + 2?", "4"), choices=("3", "4"))
     task = Task("t", "choice", [item], template="qa")
     said: Any = Written(engine, "so B", "so A", "so B again", "B.", "A.", "(B)")
-    asker = Asker(said, task, Arm("t", 0, "zero-cot"), Style(samples=3))
+    asker = Asker(
+        said, task, Arm("t", 0, "zero-cot"), Style(reasoning=Reasoning(samples=3, trigger=TRIGGER))
+    )
     (record,) = asker.ask([item], [()])
-    assert said.asked[1:] == [
+    assert said.asked[:3] == [said.asked[0]] * 3
+    assert said.asked[3:] == [
         f"{said.asked[0]} {chain} \nTherefore, among A through B, the answer is"
         for chain in ("so B", "so A", "so B again")
     ]
@@ -248,9 +254,9 @@ def test_worked_answers_are_read_after_their_marker_and_others_at_the_beginning(
     task = Task("t", "number", [item], template="qa")
     shots = [[Example((), "1 + 1?", "2", "1 and 1.")]]
 
-    def parsed(text: str, reason: str, control: str = "") -> str | None:
+    def parsed(text: str, way: str, control: str = "") -> str | None:
         said: Any = Written(engine, text)
-        arm = Arm("t", 1, reason, control=control)
+        arm = Arm("t", 1, way, control=control)
         (record,) = Asker(said, task, arm, Style()).ask([item], shots)
         prompts.append(said.asked[0])
         return record.parsed
@@ -274,7 +280,7 @@ def test_results_are_kept_as_json_table_and_page(
         engine,
         [grid, parity(n=4, support=4)],
         shots=[0, 2],
-        reason=["none", "cot"],
+        reasoning=["none", "cot"],
         controls=["blank", "filler"],
         seeds=[0, 1],
         out=tmp_path,
@@ -303,11 +309,11 @@ def test_results_are_kept_as_json_table_and_page(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"reason": "cott"}, 'did you mean "cot"'),
+        ({"reasoning": "cott"}, 'did you mean "cot"'),
         ({"controls": ["blanc"]}, 'did you mean "blank"'),
         ({"shots": [-1]}, "-1 shots"),
         ({"shots": [99]}, "nothing to run: parity, 99 shots"),
-        ({"samples": 0}, "samples 0"),
+        ({"samples": 0}, "samples is 0"),
         ({"norm": "mean"}, "expected sum, token or byte"),
         ({"select": "rice"}, 'did you mean "rices"'),
         ({"order": "best"}, "unknown order"),

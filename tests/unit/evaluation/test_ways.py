@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 import isthmus as im
+from isthmus.demonstrations.example_file import read_examples
 from isthmus.evaluation.runner import evaluate
-from isthmus.generation.engine import Completion, Engine, Generation
-from isthmus.prompt import Prompt
-from isthmus.prompting.example_file import read_examples
+from isthmus.generation.engine import Completion, Engine
+from isthmus.generation.requests import GenerationRequest
 
 
 class Says(Engine):
@@ -25,18 +25,16 @@ class Says(Engine):
         self.answer = answer
         self.asked: list[str] = []
 
-    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:  # type: ignore[override]
-        self.asked += [p.text for p in prompts]
+    def run(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        self.asked += [r.prompt.text for r in requests]
         results = []
-        for prompt in prompts:
+        for prompt in (r.prompt for r in requests):
             text = f"That makes {self.answer}. The answer is {self.answer}."
             if prompt.text.endswith("step by step.") and "The answer is" not in prompt.text:
                 text = f"That makes {self.answer}."
             if prompt.text.endswith(" is"):
                 text = f"{self.answer}."
-            completion = Completion(text, (1,) * 4, 0.0, True)
-            completions = (completion,) * options.get("samples", 1)
-            results.append(Generation(prompt, completions, 20, 5))
+            results.append(Completion(text, (1,) * 4, prompt_tokens=20, cached_tokens=5))
         return results
 
 
@@ -49,7 +47,7 @@ def test_auto_cot_writes_its_demonstrations_once(tmp_path: Path) -> None:
     engine = Says("3")
     options: dict[str, Any] = {
         "shots": [2],
-        "reason": "auto-cot",
+        "reasoning": "auto-cot",
         "template": "qa",
         "limit": 4,
         "out": tmp_path,
@@ -74,9 +72,9 @@ def test_auto_cot_writes_its_demonstrations_once(tmp_path: Path) -> None:
 def test_an_arm_whose_chains_do_not_hold_up_is_left_out(tmp_path: Path) -> None:
     engine = Says("no idea")
     results = evaluate(
-        engine, "arithmetic", shots=[0, 2], reason=["none", "auto-cot"], limit=4, out=tmp_path
+        engine, "arithmetic", shots=[0, 2], reasoning=["none", "auto-cot"], limit=4, out=tmp_path
     )
-    assert [row.arm.reason for row in results.rows] == ["none", "none"]
+    assert [row.arm.reasoning for row in results.rows] == ["none", "none"]
     assert "held up" in results.left_out["arithmetic, 2 shots, auto-cot, seed 0"]
 
 
@@ -86,12 +84,12 @@ def test_least_to_most_and_zero_shot_steps(tmp_path: Path) -> None:
         engine,
         "arithmetic",
         shots=[0],
-        reason=["zero-cot", "least-to-most"],
+        reasoning=["zero-cot", "least-to-most"],
         limit=3,
         samples=3,
         out=tmp_path,
     )
-    assert [row.arm.reason for row in results.rows] == ["zero-cot", "least-to-most"]
+    assert [row.arm.reasoning for row in results.rows] == ["zero-cot", "least-to-most"]
     records = rows_of(tmp_path)
     assert all(r["agreement"] == 1.0 for r in records)
     assert all(r["prompt"].endswith("numerals) is") for r in records)
@@ -100,16 +98,16 @@ def test_least_to_most_and_zero_shot_steps(tmp_path: Path) -> None:
 
 
 def test_a_choice_named_by_its_text_after_steps_is_its_letter(tmp_path: Path) -> None:
-    rows = [{"question": f"{n}?", "options": ["red", "blue"], "answer": "B"} for n in range(2)]
+    rows = [{"question": f"{n}?", "choices": ["red", "blue"], "answer": "B"} for n in range(2)]
     support = [
-        {"question": "3?", "options": ["red", "blue"], "answer": "A", "split": "support"},
-        {"question": "4?", "options": ["a", "b", "blue"], "answer": "A", "split": "support"},
+        {"question": "3?", "choices": ["red", "blue"], "answer": "A", "split": "support"},
+        {"question": "4?", "choices": ["a", "b", "blue"], "answer": "A", "split": "support"},
     ]
     path = tmp_path / "exam.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [*rows, *support]))
     engine = Says("blue")
     results = evaluate(
-        engine, str(path), shots=[0, 2], reason=["zero-cot", "auto-cot"], out=tmp_path / "out"
+        engine, str(path), shots=[0, 2], reasoning=["zero-cot", "auto-cot"], out=tmp_path / "out"
     )
     assert [row.accuracy for row in results.rows] == [1.0, 1.0]
     assert [row.unparsed for row in results.rows] == [0.0, 0.0]
@@ -121,7 +119,7 @@ def test_a_choice_named_by_its_text_after_steps_is_its_letter(tmp_path: Path) ->
 
 def test_steps_and_their_filler_conclude_in_the_triggers_language(tmp_path: Path) -> None:
     engine = Says("3")
-    options: dict[str, Any] = {"shots": [1], "reason": "cot", "limit": 1, "out": tmp_path}
+    options: dict[str, Any] = {"shots": [1], "reasoning": "cot", "limit": 1, "out": tmp_path}
     evaluate(engine, "arithmetic", trigger="step-by-step-ko", controls=["filler"], **options)
     steps, filler = (row["prompt"] for row in rows_of(tmp_path))
     assert "정답은 " in steps

@@ -15,11 +15,11 @@ import isthmus as im
 from isthmus import testing
 from isthmus.generation.engine import Engine
 from isthmus.generation.prefix import boundary
-from isthmus.images import open_picture
-from isthmus.layout import Layout, filled
-from isthmus.model import VisionLanguageModel
-from isthmus.prompt import Prompt
-from isthmus.serving.engine import GenerationRequest, ServingEngine
+from isthmus.generation.server import GenerationRequest, ServingEngine
+from isthmus.media.image import open_image
+from isthmus.model.layout import Layout, filled
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.prompts.prompt import Prompt
 
 FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
@@ -31,12 +31,12 @@ MOST = 3
 TEXTS = ("Q: a", "b?", "A:", "<|endofchunk|>", "Why")
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(number))
     return Image.fromarray(noise.to(torch.uint8).numpy())
 
 
-PICTURES = [picture(n) for n in range(3)]
+PICTURES = [image(n) for n in range(3)]
 
 
 @pytest.fixture(scope="module", params=FUSIONS)
@@ -54,23 +54,23 @@ def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
 
 def random_prompt(chance: random.Random) -> Prompt:
     """A few images and texts, any number of whose characters is shared: also half a tag."""
-    text, pictures = "", []
+    text, images = "", []
     for _ in range(chance.randint(1, 5)):
         if chance.random() < 0.5:
             text += "<image>"
-            pictures.append(chance.choice(PICTURES))
+            images.append(chance.choice(PICTURES))
         else:
             text += chance.choice(TEXTS)
     ends = [n for n in range(len(text) + 1) if text[:n].endswith(("<image>", "<image>Q"))]
     anywhere = chance.randint(0, len(text))
     at_image = chance.choice([*ends, len(text)])
-    return Prompt(text, tuple(pictures), shared=chance.choice([anywhere, at_image]))
+    return Prompt(text, tuple(images), shared=chance.choice([anywhere, at_image]))
 
 
 @torch.inference_mode()
 def naive(model: VisionLanguageModel, prompt: Prompt) -> tuple[list[float], list[int]]:
     """Scores of the answers and the greedy tokens, from passes over the whole text."""
-    opened = [open_picture(p) for p in prompt.pictures]
+    opened = [open_image(p) for p in prompt.images]
     batch = model.prepare([prompt.text], [opened])
     start = batch.input_ids.shape[1]
 

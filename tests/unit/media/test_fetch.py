@@ -1,4 +1,4 @@
-"""Pictures by address: allowed hosts alone, the address that was checked, nothing but a picture."""
+"""Images by address: allowed hosts alone, the address that was checked, nothing but an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from isthmus.errors import FetchError, PictureError
+from isthmus.errors import FetchError, ImageError
 from isthmus.media.fetch import Fetcher, is_public, is_url
 
 PUBLIC = "93.184.216.34"
@@ -77,25 +77,25 @@ def test_the_open_internet_is(address: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://pictures.test/cat.png",
+        "http://images.test/cat.png",
         "https://other.test/cat.png",
-        "https://pictures.test:8443/cat.png",
-        "https://pictures.test@other.test/cat.png",
-        "https://user:secret@pictures.test/cat.png",
-        "https://pictures.test.other.test/cat.png",
-        "https://xpictures.test/cat.png",
+        "https://images.test:8443/cat.png",
+        "https://images.test@other.test/cat.png",
+        "https://user:secret@images.test/cat.png",
+        "https://images.test.other.test/cat.png",
+        "https://ximages.test/cat.png",
         "https://127.0.0.1/cat.png",
         "https://[::1]/cat.png",
         "https://0x7f000001/cat.png",
         "https:///cat.png",
-        "https://pictures.test\\@other.test/",
+        "https://images.test\\@other.test/",
         "https://[bad/",
-        "https://pictures.test:99999/",
+        "https://images.test:99999/",
     ],
 )
 def test_only_allowed_hosts_by_https(url: str) -> None:
     asked: list[str] = []
-    fetcher = Fetcher(("pictures.test",), resolve=lambda host, port: asked.append(host) or [])
+    fetcher = Fetcher(("images.test",), resolve=lambda host, port: asked.append(host) or [])
     with pytest.raises(FetchError) as caught:
         fetcher.fetch(url)
     assert caught.value.refused
@@ -104,7 +104,7 @@ def test_only_allowed_hosts_by_https(url: str) -> None:
 
 def test_it_is_off_by_default() -> None:
     with pytest.raises(FetchError, match="--allow-media-domain"):
-        Fetcher().fetch("https://pictures.test/cat.png")
+        Fetcher().fetch("https://images.test/cat.png")
 
 
 @pytest.mark.parametrize("private", ["127.0.0.1", "10.0.0.1", "::1", "169.254.169.254"])
@@ -113,12 +113,12 @@ def test_a_host_with_any_private_address_is_refused(private: str, first: bool) -
     found = [private, PUBLIC] if first else [PUBLIC, private]
     connected: list[Any] = []
     fetcher = Fetcher(
-        ("pictures.test",),
+        ("images.test",),
         resolve=lambda host, port: found,
         connect=lambda address, left: connected.append(address) or socket.socket(),
     )
     with pytest.raises(FetchError, match="open internet"):
-        fetcher.fetch("https://pictures.test/cat.png")
+        fetcher.fetch("https://images.test/cat.png")
     assert connected == []
 
 
@@ -127,7 +127,7 @@ def test_a_host_with_any_private_address_is_refused(private: str, first: bool) -
 
 @dataclass
 class Host:
-    """A host "pictures.test" and everything that was asked of it."""
+    """A host "images.test" and everything that was asked of it."""
 
     fetcher: Fetcher
     resolved: list[str] = field(default_factory=list)
@@ -151,7 +151,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\n")
             self._drip(b"x")  # a header that never ends
             return
-        body = b"x" * 50_000 if self.path == "/large" else b"picture"
+        body = b"x" * 50_000 if self.path == "/large" else b"image"
         body = b"x" * 1000 if self.path == "/drip" else body
         self.send_response(404 if self.path == "/missing" else 200)
         if self.path != "/no-length":
@@ -183,7 +183,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     key, cert = folder / "key.pem", folder / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     command += ["-nodes", "-keyout", str(key), "-out", str(cert), "-days", "2"]
-    command += ["-subj", "/CN=pictures.test", "-addext", "subjectAltName=DNS:pictures.test"]
+    command += ["-subj", "/CN=images.test", "-addext", "subjectAltName=DNS:images.test"]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -213,7 +213,7 @@ def host(certificate: tuple[Path, Path]) -> Iterator[Host]:
     trusting = ssl.create_default_context(cafile=str(cert))
     made = Host(
         Fetcher(
-            ("pictures.test",),
+            ("images.test",),
             timeout=0.5,
             max_bytes=40_000,
             resolve=resolve,
@@ -230,15 +230,15 @@ def host(certificate: tuple[Path, Path]) -> Iterator[Host]:
 
 def test_the_connection_is_to_what_was_checked(host: Host) -> None:
     """Rebinding: a name that is looked up twice leads elsewhere the second time."""
-    assert host.fetcher.fetch("https://pictures.test/cat.png?a=b c") == b"picture"
-    assert host.resolved == ["pictures.test"]
+    assert host.fetcher.fetch("https://images.test/cat.png?a=b c") == b"image"
+    assert host.resolved == ["images.test"]
     assert host.connected == [PUBLIC]
-    assert host.asked == [("/cat.png?a=b%20c", "pictures.test")]
+    assert host.asked == [("/cat.png?a=b%20c", "images.test")]
 
 
 def test_redirects_are_not_followed(host: Host) -> None:
     with pytest.raises(FetchError, match="redirects") as caught:
-        host.fetcher.fetch("https://pictures.test/redirect")
+        host.fetcher.fetch("https://images.test/redirect")
     assert not caught.value.refused
     assert len(host.asked) == len(host.connected) == 1
 
@@ -256,7 +256,7 @@ def test_redirects_are_not_followed(host: Host) -> None:
 )
 def test_size_and_time_are_limited(host: Host, path: str, why: str) -> None:
     with pytest.raises(FetchError, match=why) as caught:
-        host.fetcher.fetch(f"https://pictures.test/{path}")
+        host.fetcher.fetch(f"https://images.test/{path}")
     assert not caught.value.refused
     if path.startswith("drip"):
         assert host.dry.wait(10)
@@ -284,9 +284,9 @@ def test_the_time_limit_covers_the_look_up() -> None:
         answered.wait(60)
         return [PUBLIC]
 
-    fetcher = Fetcher(("pictures.test",), timeout=0.3, resolve=resolve)
+    fetcher = Fetcher(("images.test",), timeout=0.3, resolve=resolve)
     with pytest.raises(FetchError, match=r"not found after 0\.3 s") as caught:
-        fetcher.fetch("https://pictures.test/cat.png")
+        fetcher.fetch("https://images.test/cat.png")
     assert not answered.is_set()
     assert not caught.value.refused
     answered.set()
@@ -297,7 +297,7 @@ def test_a_name_that_nobody_knows_is_an_error_of_ours() -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     with pytest.raises(FetchError, match="host is not known"):
-        Fetcher(("pictures.test",), resolve=resolve).fetch("https://pictures.test/cat.png")
+        Fetcher(("images.test",), resolve=resolve).fetch("https://images.test/cat.png")
 
 
 # --- A person's own command line: any host of the open internet, and http ------------------------
@@ -322,7 +322,7 @@ def test_what_an_address_is() -> None:
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_whatever_is_not_public_is_refused_for_everybody(scheme: str, host: str) -> None:
-    with pytest.raises(PictureError, match=r"^[^\n]*not on the open internet"):
+    with pytest.raises(ImageError, match=r"^[^\n]*not on the open internet"):
         Fetcher(None, plain=True).fetch(f"{scheme}://{host}/cat.png")
 
 
@@ -333,12 +333,12 @@ def test_whatever_is_not_public_is_refused_for_everybody(scheme: str, host: str)
         "http://",
         "http://[",
         "http://a:b/",
-        "http://pictures.test:8080/cat.png",
-        "https://pictures.test:80/cat.png",
-        "https://user@pictures.test/cat.png",
+        "http://images.test:8080/cat.png",
+        "https://images.test:80/cat.png",
+        "https://user@images.test/cat.png",
     ],
 )
-def test_addresses_that_are_no_picture_s(url: str) -> None:
+def test_addresses_that_are_no_image_s(url: str) -> None:
     fetcher = Fetcher(None, plain=True, resolve=lambda host, port: pytest.fail("looked up"))
     with pytest.raises(FetchError, match=r"^[^\n]*$") as caught:
         fetcher.fetch(url)
@@ -352,9 +352,9 @@ def test_http_where_it_is_allowed() -> None:
         def do_GET(self) -> None:
             asked.append((self.path, self.headers["Host"]))
             self.send_response(200)
-            self.send_header("Content-Length", "7")
+            self.send_header("Content-Length", "5")
             self.end_headers()
-            self.wfile.write(b"picture")
+            self.wfile.write(b"image")
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -367,7 +367,7 @@ def test_http_where_it_is_allowed() -> None:
             resolve=lambda host, port: [PUBLIC],
             connect=lambda address, left: socket.create_connection(server.server_address[:2]),
         )
-        data = fetcher.fetch("http://pictures.test/a%20b/점.png?size=2&x=y#part")
+        data = fetcher.fetch("http://images.test/a%20b/점.png?size=2&x=y#part")
         server.shutdown()
-    assert data == b"picture"
-    assert asked == [("/a%20b/%EC%A0%90.png?size=2&x=y", "pictures.test")]
+    assert data == b"image"
+    assert asked == [("/a%20b/%EC%A0%90.png?size=2&x=y", "images.test")]

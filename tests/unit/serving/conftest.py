@@ -1,4 +1,4 @@
-"""A tiny model, a server of it on a free port, and pictures as data URIs."""
+"""A tiny model, a server of it on a free port, and images as data URIs."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from isthmus.serving.settings import ServerSettings
 from isthmus.testing import open_gates
 
 
-def picture_uri(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> str:
-    """A picture of noise as a data URI."""
+def image_uri(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> str:
+    """An image of noise as a data URI."""
     noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def picture_of(uri: str) -> Image.Image:
-    """The picture again."""
-    return im.open_picture(base64.b64decode(uri.partition(",")[2]))
+def image_of(uri: str) -> Image.Image:
+    """The image again."""
+    return im.open_image(base64.b64decode(uri.partition(",")[2]))
 
 
 def tiny_model(connector: Any = None, fusion: Any = None) -> Any:
-    """A model that sees its pictures and writes what can be printed, on one line, without end."""
+    """A model that sees its images and writes what can be printed, on one line, without end."""
     torch.manual_seed(0)
     made = im.compose("tiny-vit", "tiny-lm", connector or im.Linear(), fusion or im.Inline())
     open_gates(made)
@@ -112,8 +112,8 @@ def running(model: Any, dual: Any) -> Iterator[Running]:
 
 
 @pytest.fixture
-def picture() -> str:
-    return picture_uri()
+def image() -> str:
+    return image_uri()
 
 
 Make = Callable[..., contextlib.AbstractContextManager[Running]]

@@ -17,8 +17,9 @@ import openai
 import pytest
 
 from isthmus.errors import ConfigError
-from isthmus.model import bare_language_model
-from isthmus.serving.gate import Gate
+from isthmus.model.vlm import bare_language_model
+from isthmus.serving.admission import Admission
+from isthmus.serving.app import create_app
 from isthmus.serving.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
@@ -58,7 +59,7 @@ def eventually(check: Callable[[], bool]) -> None:
 
 def gate_of(app: Any) -> Any:
     layer = app.middleware_stack
-    while not isinstance(layer, Gate):
+    while not isinstance(layer, Admission):
         layer = layer.app
     return layer
 
@@ -120,7 +121,7 @@ def test_every_route_but_health_wants_the_key(running: Any, given: str | None) -
         answer = httpx.request(method, running.url + path, headers=headers)
         error_of(answer, 401, "invalid_api_key")
         assert answer.headers["www-authenticate"] == "Bearer"
-    assert httpx.get(f"{running.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{running.url}/health").json()["status"] == "ok"
 
 
 def test_keys_are_compared_in_constant_time(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +285,7 @@ def test_a_slow_head_and_no_http(serve: Any, monkeypatch: pytest.MonkeyPatch) ->
         with socket.create_connection(("127.0.0.1", running.port), 10) as link:
             link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             found = b""
-            while b'"ok"}' not in found:
+            while not found.endswith(b"}"):
                 found += link.recv(1 << 16)
             link.sendall(b"GET /hea")
             assert link.recv(1 << 16) == b""
@@ -509,7 +510,7 @@ def test_metrics(serve: Any) -> None:
     assert lines["isthmus_first_token_seconds_count"] == "1.0"
     assert float(lines["isthmus_token_seconds_count"]) <= 4
     assert float(lines["isthmus_decoded_tokens_total"]) >= 0
-    assert "isthmus_pictures_encoded_total" in lines
+    assert "isthmus_images_encoded_total" in lines
     assert "isthmus_prefix_hits_total" in lines
 
 
@@ -563,10 +564,38 @@ def test_settings_are_checked() -> None:
             ServerSettings(**options)
 
 
-def test_a_language_model_alone_sees_no_pictures(serve: Any, picture: str) -> None:
+def test_a_language_model_alone_sees_no_images(serve: Any, image: str) -> None:
     with serve(bare_language_model("tiny-lm")) as running:
         assert httpx.post(running.url + CHAT, json=HI).status_code == 200
-        part = {"type": "image_url", "image_url": {"url": picture}}
+        part = {"type": "image_url", "image_url": {"url": image}}
         body = {"messages": [{"role": "user", "content": [part]}]}
         error = error_of(httpx.post(running.url + CHAT, json=body), 400, "unsupported_value")
         assert error["param"] == "messages.0.content.0.image_url.url"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_how_rows_are_decoded_is_said(
+    together: bool,
+    model: Any,
+    serve: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from isthmus.generation import batch
+
+    monkeypatch.setattr(batch, "takes_lanes", lambda model: together)
+    with serve() as running:
+        health = httpx.get(f"{running.url}/health").json()
+        metrics = httpx.get(f"{running.url}/metrics").text
+    assert health == {"status": "ok", "rows_together": together}
+    assert f"isthmus_rows_together {float(together)}" in metrics
+
+    async def start(app: Any) -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    with caplog.at_level("INFO", logger="isthmus.serving"):
+        asyncio.run(start(create_app(model)))
+    [said] = [r for r in caplog.records if "rows are decoded" in r.message]
+    assert ("together, in one pass" in said.message) == together
+    assert (said.levelname == "WARNING") == (not together)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.backbones.span_tokens import SpanTokenizer
-from isthmus.backbones.tiny import byte_tokenizer
 from isthmus.errors import ConfigError, PromptError
-from isthmus.prompt import Example
+from isthmus.model.backbones.span_tokens import SpanTokenizer
+from isthmus.model.backbones.tiny import byte_tokenizer
+from isthmus.prompts.prompt import Example
 from isthmus.serving.conversation import Conversations, Form, Turn
 
 CHATML = (
@@ -66,7 +66,7 @@ def test_the_chat_template_where_there_is_one() -> None:
         "<|im_start|>user\nCompare <image>with<image><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert made.pictures == (A, B, C)
+    assert made.images == (A, B, C)
     assert made.text[: made.shared].endswith("<|im_end|>\n<|im_start|>user\n")
 
 
@@ -76,11 +76,11 @@ def test_the_plain_template_elsewhere() -> None:
         "Be brief.\n<image>Question: What? Answer: A cat.<|endofchunk|>"
         "Question: Compare <image>with<image> Answer:"
     )
-    assert made.pictures == (A, B, C)
+    assert made.images == (A, B, C)
     assert made.text[made.shared :].startswith("Question: Compare")
 
 
-def test_pictures_behind_the_question_stand_where_the_model_learned_them() -> None:
+def test_images_behind_the_question_stand_where_the_model_learned_them() -> None:
     turns = [user("What?", A, B)]
     assert talk().prompt(turns).text == "<image><image>Question: What? Answer:"
     assert "user\nWhat?<image><image><|im_end|>" in talk(CHATML).prompt(turns).text
@@ -116,7 +116,7 @@ def test_shots_stand_before_the_conversation() -> None:
         "Count.\n<image>Question: How many? Answer: 2<|endofchunk|>"
         "<image>Question: And here? Answer:"
     )
-    assert made.pictures == (B, A)
+    assert made.images == (B, A)
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="<>"), min_size=1, max_size=20)
@@ -130,8 +130,8 @@ def test_each_prompt_begins_with_the_one_before_and_its_answer(
     made = talk(CHATML if chat else None)
     so_far = [system("Be brief.")]
     expected = ""
-    for question, pictures, answer in turns:
-        so_far.append(user(*[object() for _ in range(pictures)], question))
+    for question, images, answer in turns:
+        so_far.append(user(*[object() for _ in range(images)], question))
         prompt = made.prompt(so_far)
         assert prompt.text.startswith(expected)
         glue = "" if chat else " "
@@ -190,7 +190,7 @@ def test_nobody_speaks_for_somebody_else() -> None:
             assert said in prompt.text
 
 
-def test_pictures_take_what_the_model_learned_and_words_the_chat_template() -> None:
+def test_images_take_what_the_model_learned_and_words_the_chat_template() -> None:
     shown, told = [user(A, "What?")], [user("Why?")]
     shot = Example((B,), "How many?", "2")
 
@@ -206,3 +206,52 @@ def test_pictures_take_what_the_model_learned_and_words_the_chat_template() -> N
     for unfit in ("chat", "nonsense"):
         with pytest.raises(ConfigError):
             Conversations(model_of(), unfit)
+
+
+@pytest.mark.parametrize(
+    ("parts", "text", "images"),
+    [
+        ((A, "<image>\nWhat?"), "<image>What?", (A,)),
+        (("<image>\nWhat?", A), "<image>What?", (A,)),
+        ((A, B, "<image>\n<image>\nSame?"), "<image><image>Same?", (A, B)),
+        ((A, B, "Is <image> like <image>?"), "Is <image> like <image>?", (A, B)),
+        (
+            ("First: <image>", "second:", "<image>", A, B),
+            "First: <image>\nsecond:\n<image>",
+            (A, B),
+        ),
+        ((A, "<image>"), "<image>", (A,)),
+        ((A, "What? <image>"), "What? <image>", (A,)),
+    ],
+)
+def test_tags_in_the_text_say_where_its_images_stand(
+    parts: tuple[Any, ...], text: str, images: tuple[Any, ...]
+) -> None:
+    """As lm-eval's multimodal tasks send them."""
+    made = talk(CHATML).prompt([user(*parts)])
+    assert made.text == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert made.images == images
+
+
+def test_tags_in_a_demonstration_and_in_the_plain_template() -> None:
+    shots = [Example((B,), "<image>\nHow many?", "2")]
+    made = talk().prompt([user(A, "<image>\nAnd here?")], shots)
+    assert made.text == (
+        "<image>Question: How many? Answer: 2<|endofchunk|><image>Question: And here? Answer:"
+    )
+    assert made.images == (B, A)
+    assert talk().prompt([user(A, "<image>")]).text == "<image>Output:"
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [user(A, "<image> or <image>?")],
+        [user(A, B, "<image>?")],
+        [user(A, "Who?"), assistant("A cat."), user("<image>?")],
+    ],
+)
+def test_other_numbers_of_tags_are_refused(turns: list[Turn]) -> None:
+    for made in (talk(), talk(CHATML)):
+        with pytest.raises(PromptError, match="<image> tags"):
+            made.prompt(turns)

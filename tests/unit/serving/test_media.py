@@ -1,4 +1,4 @@
-"""Pictures from strangers: strictly read, bounded before they are decoded."""
+"""Images from strangers: strictly read, bounded before they are decoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import struct
 import threading
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from isthmus.data.records import ImageRef
+from isthmus.data.rows import to_record
 from isthmus.media.fetch import Fetcher
-from isthmus.serving.media import FETCHERS, PictureReader, data_of
+from isthmus.serving.media import FETCHERS, ImageReader, data_of
 from isthmus.serving.refusals import Refusal
 
 
@@ -38,14 +41,14 @@ def png(width: int, height: int, body: bytes | None = None) -> bytes:
 
 
 def read(*uris: str, **options: Any) -> list[Any]:
-    reader = PictureReader(lambda picture: picture.size, Fetcher(), **options)
+    reader = ImageReader(lambda image: image.size, Fetcher(), **options)
     try:
         return asyncio.run(reader.read([(f"at.{i}", u) for i, u in enumerate(uris)]))
     finally:
         reader.close()
 
 
-def test_pictures_come_back_in_their_order() -> None:
+def test_images_come_back_in_their_order() -> None:
     assert read(uri(png(3, 2)), uri(png(5, 4))) == [(3, 2), (5, 4)]
 
 
@@ -68,7 +71,8 @@ def test_base64_is_read_to_the_letter(data: bytes) -> None:
         ("data:text/html;base64,AAAA", "invalid_image_url"),
         ("data:image/svg+xml;base64,AAAA", "invalid_image_url"),
         ("data:image/png,AAAA", "invalid_image_url"),
-        ("data:image/png;charset=utf-8;base64,AAAA", "invalid_image_url"),
+        ("data:image/png;charset=utf-8,AAAA", "invalid_image_url"),
+        ("data:image/png;charset=utf-8;base64;base64,AAAA", "invalid_image_url"),
         ("data:image/png;base64,", "invalid_base64"),
         ("data:image/png;base64,AAA", "invalid_base64"),
         ("data:image/png;base64,AA=A", "invalid_base64"),
@@ -100,8 +104,8 @@ def test_a_header_of_100_000_pixels_a_side_is_not_decoded(monkeypatch: pytest.Mo
 
 
 def test_a_bomb_is_not_blown_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """36 megapixels of zeros in some kilobytes: one is a picture, four are too many."""
-    monkeypatch.setattr("isthmus.serving.media.open_picture", lambda data: Image.new("L", (1, 1)))
+    """36 megapixels of zeros in some kilobytes: one is an image, four are too many."""
+    monkeypatch.setattr("isthmus.serving.media.open_image", lambda data: Image.new("L", (1, 1)))
     bomb = uri(png(6000, 6000, zlib.compress(b"\0" * 6001 * 10)))
     assert len(bomb) < 10_000
     assert read(bomb) == [(1, 1)]
@@ -117,7 +121,7 @@ def test_an_animation_s_bomb_within_is_refused_as_any_truncated_file() -> None:
 
 
 @pytest.mark.parametrize("data", [b"abc", b"GIF89a", b"<svg/>", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_what_is_no_picture_is_422(data: bytes) -> None:
+def test_what_is_no_image_is_422(data: bytes) -> None:
     with pytest.raises(Refusal) as caught:
         read(uri(png(2, 2)), uri(data))
     assert (caught.value.status, caught.value.code, caught.value.param) == (
@@ -127,9 +131,9 @@ def test_what_is_no_picture_is_422(data: bytes) -> None:
     )
 
 
-def test_too_many_pictures() -> None:
+def test_too_many_images() -> None:
     with pytest.raises(Refusal, match="at most 2") as caught:
-        read(*[uri(png(2, 2))] * 3, max_pictures=2)
+        read(*[uri(png(2, 2))] * 3, max_images=2)
     assert caught.value.status == 400
 
 
@@ -137,12 +141,12 @@ def test_decoding_leaves_the_event_loop_free() -> None:
     """While a decoder is held up, the loop goes on."""
     held = threading.Event()
 
-    def prepare(picture: Image.Image) -> int:
+    def prepare(image: Image.Image) -> int:
         assert held.wait(10)
         return 1
 
     async def both() -> list[int]:
-        reader = PictureReader(prepare, Fetcher())
+        reader = ImageReader(prepare, Fetcher())
         try:
             reading = asyncio.create_task(reader.read([("at", uri(png(2, 2)))]))
             for _ in range(5):
@@ -168,7 +172,7 @@ def test_slow_name_servers_hold_up_nobody_else() -> None:
 
     async def all_of_them() -> None:
         fetcher = Fetcher(("slow.test", "quick.test"), timeout=60, resolve=resolve)
-        reader = PictureReader(lambda picture: picture, fetcher)
+        reader = ImageReader(lambda image: image, fetcher)
         slow = [
             asyncio.create_task(reader.read([("at", "https://slow.test/")]))
             for _ in range(2 * FETCHERS)
@@ -197,3 +201,21 @@ def test_every_format_is_read_upright_over_white() -> None:
         file = io.BytesIO()
         Image.new(mode, (4, 3)).save(file, kind)
         assert read(uri(file.getvalue(), kind.lower())) == [(4, 3)]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;charset=utf-8;base64,",
+        "data:image/png;name=a.png;charset=utf-8;base64,",
+        'data:image/png;name="my cat.png";base64,',
+        "DATA:IMAGE/PNG;BASE64,",
+    ],
+)
+def test_parameters_of_a_data_uri_are_read_over(head: str) -> None:
+    """RFC 2397, section 3."""
+    data = png(3, 2)
+    address = head + base64.b64encode(data).decode()
+    assert read(address) == [(3, 2)]
+    record = to_record({"image": address, "text": "a"}, lambda name: ImageRef(Path(name)), "x")
+    assert record.images[0].read() == data  # type: ignore[union-attr]

@@ -30,7 +30,7 @@ CHECKS = [
 @pytest.fixture
 def schema(model: Any, dual: Any) -> Any:
     options = ServerSettings(
-        allowed_hosts=("testserver",), max_tokens=2, timeout=0.3, dual_encoder_name="clip"
+        allowed_hosts=("testserver",), max_new_tokens=2, timeout=0.3, dual_encoder_name="clip"
     )
     app = create_app(model, dual_encoder=dual, settings=options)
     return schemathesis.openapi.from_asgi("/openapi.json", app)

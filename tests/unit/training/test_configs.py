@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isthmus.config import ModelConfig, RunConfig
-from isthmus.config_file import read_run, run_from_mapping
-from isthmus.data.records import Medium, Picture, Record
-from isthmus.fusion.cross_attention import CrossAttention
-from isthmus.fusion.inline import Inline
-from isthmus.model import IGNORED, Batch, VisionLanguageModel, compose, pad
-from isthmus.prompt import END_TAG, Example
-from isthmus.templates import plain
+from isthmus.config.file import read_run, run_from_mapping
+from isthmus.config.model import ModelConfig, RunConfig
+from isthmus.data.records import ImageRef, Medium, Record
+from isthmus.model.fusion.cross_attention import CrossAttention
+from isthmus.model.fusion.inline import Inline
+from isthmus.model.vlm import IGNORED, Batch, VisionLanguageModel, compose, pad
+from isthmus.prompts.prompt import END_TAG, Example
+from isthmus.prompts.templates import plain
 from isthmus.training.smoke import smoke
 
 FOLDER = Path(__file__).parents[3] / "configs"
@@ -57,7 +57,7 @@ def test_flamingo_has_the_papers_figures(name: str, every: int, heads: int) -> N
     assert (fusion.gate, fusion.sees) == (0.0, "last")
     assert [d.loss_weight for d in run.data] == [1.0, 0.2, 0.2, 0.03]
     assert [d.weight * train.batch_size for d in run.data] == [256, 512, 512, 64]
-    assert [d.next_picture for d in run.data] == [0.5, 0, 0, 0]
+    assert [d.next_image for d in run.data] == [0.5, 0, 0, 0]
     assert (train.lr, train.warmup, train.schedule) == (1e-4, 5000, "constant")
     assert (train.mixture, train.steps, train.clip) == ("accumulate", 500_000, 1.0)
 
@@ -108,33 +108,38 @@ def test_tiny_is_the_run_that_was_shipped() -> None:
 # --- The same at toy size -----------------------------------------------------------------------
 
 
-def frames(medium: Medium) -> tuple[Picture, ...]:
-    return (medium,) if isinstance(medium, Picture) else medium
+def frames(medium: Medium) -> tuple[ImageRef, ...]:
+    return (medium,) if isinstance(medium, ImageRef) else medium
 
 
 def pixels(model: VisionLanguageModel, medium: Medium) -> Tensor:
     opened = [Image.open(io.BytesIO(p.read())).convert("RGB") for p in frames(medium)]
     stack = torch.stack([model.vision.preprocess(p) for p in opened])
-    return stack[0] if isinstance(medium, Picture) else stack
+    return stack[0] if isinstance(medium, ImageRef) else stack
 
 
 def text_of(record: Record) -> str:
     if record.text is not None:
         return record.text
     *shots, last = record.turns
-    return f"{plain(shots, Example(last.pictures, last.question)).text} {last.answer}{END_TAG}"
+    return f"{plain(shots, Example(last.images, last.question)).text} {last.answer}{END_TAG}"
 
 
 def batch_of(model: VisionLanguageModel, records: list[Record]) -> Batch:
-    rows = [model.encode_text(text_of(r), len(r.pictures)) for r in records]
+    rows = [model.encode_text(text_of(r), len(r.images)) for r in records]
     ids, mask = pad(rows, model.pad_id, "right")
     labels = ids.masked_fill((mask == 0) | (ids == model.special_tokens.image_id), IGNORED)
-    media = [pixels(model, m) for r in records for m in r.pictures]
-    return Batch(ids, mask, pixels=torch.stack(media) if media else None, labels=labels)
+    media = [pixels(model, m) for r in records for m in r.images]
+    return Batch(
+        input_ids=ids,
+        attention_mask=mask,
+        pixels=torch.stack(media) if media else None,
+        labels=labels,
+    )
 
 
 def is_clip(record: Record) -> bool:
-    return any(not isinstance(m, Picture) for m in record.pictures)
+    return any(not isinstance(m, ImageRef) for m in record.images)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,7 +181,7 @@ def test_its_smoke_variant_keeps_the_shape_of_the_run(name: str) -> None:
     assert bool(small.train.pack) == bool(run.train.pack)
     assert bool(small.model.language.lora_rank) == bool(run.model.language.lora_rank)
     for ours, theirs in zip(small.data, run.data, strict=True):
-        for key in ("path", "weight", "loss_weight", "questions", "next_picture"):
+        for key in ("path", "weight", "loss_weight", "questions", "next_image"):
             assert getattr(ours, key) == getattr(theirs, key)
         assert bool(ours.held_out) == bool(theirs.held_out)
         assert ours.held_out == 0 or 2 <= ours.held_out * 12 <= 6
@@ -200,14 +205,14 @@ def test_records_are_of_every_kind_and_alike_each_time() -> None:
     _, records = smoke(run)
     assert sum(is_clip(r) for r in records) == 1
     assert sum(len(r.turns) == 2 for r in records) == 1
-    assert sum(r.text is not None and len(r.pictures) == 2 for r in records) == 2
-    assert sum(not r.pictures for r in records) == 1
+    assert sum(r.text is not None and len(r.images) == 2 for r in records) == 2
+    assert sum(not r.images for r in records) == 1
     assert sum(bool(r.question) for r in records) >= 3
     assert records == smoke(run)[1]
     assert not any(is_clip(r) for r in smoke(read("llava-1.5"))[1])
 
 
-def test_records_for_concepts_have_a_picture_and_an_answer() -> None:
+def test_records_for_concepts_have_a_image_and_an_answer() -> None:
     run = run_from_mapping(
         {
             "vision": {"name": "tiny-vit"},
@@ -218,7 +223,7 @@ def test_records_for_concepts_have_a_picture_and_an_answer() -> None:
     )
     _, records = smoke(run)
     assert len(records) == 12
-    assert all(len(r.pictures) == 1 and r.turns and r.answer for r in records)
+    assert all(len(r.images) == 1 and r.turns and r.answer for r in records)
 
 
 def _run(fusion: dict[str, object]) -> RunConfig:
@@ -276,7 +281,7 @@ def test_the_table_reads_what_a_run_leaves(tmp_path: Path) -> None:
         {"step": 10, "loss": 5.0, "samples_per_second": 1.0},
         {"step": 20, "loss": 4.0, "samples_per_second": 90.0},
         {"step": 20, "evaluation": {"a": 9.0}, "held_out_loss": 9.0},
-        {"step": 37, "broken": [{"picture": "a.jpg", "why": "cut off"}]},
+        {"step": 37, "broken": [{"image": "a.jpg", "why": "cut off"}]},
         {"step": 20, "loss": 4.1, "samples_per_second": 20.0},  # after a resume: this one counts
         {"step": 30, "loss": 3.0, "samples_per_second": 30.0},
         {"step": 30, "evaluation": {"a": 2.5}, "held_out_loss": 2.5},

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.align.dual_encoder import DualEncoder
-from isthmus.align.joined import HeadConfig
-from isthmus.align.saved import load_clip
-from isthmus.align.zeroshot import ZeroShotClassifier
-from isthmus.config import TrainConfig
+from isthmus.classification.zero_shot import ZeroShotClassifier
+from isthmus.config.clip import ContrastiveConfig
+from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.dual_encoder_config import ContrastiveConfig
 from isthmus.errors import ConfigError, PromptError, TrainingError, TrainingStopped
+from isthmus.model.clip.checkpoint import load_clip
+from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.clip.joined import HeadConfig
 from isthmus.training.feed import DataSet
 from isthmus.training.locked import view_of
 from isthmus.training.loop import train
@@ -86,7 +86,7 @@ class Killed(Exception):
 def test_a_killed_run_goes_on_loss_for_loss(
     records: list[Record], tmp_path: Path, end_to_end: bool
 ) -> None:
-    """With everything that is drawn: pictures' views, names, templates, dropout."""
+    """With everything that is drawn: images' views, names, templates, dropout."""
     options: dict[str, Any] = {"image_head": HeadConfig(hidden=32, dropout=0.3)}
     config = change(CONFIG, views=3, evaluate_every=3)
     if end_to_end:
@@ -129,7 +129,7 @@ def test_asked_to_stop_it_saves_first(records: list[Record], tmp_path: Path) -> 
 def test_kept_vectors_change_nothing(
     records: list[Record], tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """Pictures and texts through their encoders at every step, or once before the first."""
+    """Images and texts through their encoders at every step, or once before the first."""
     config = change(CONFIG, views=3, precision="fp32")
     data = [PairSet(records, "imagenet-7")]
     models = []
@@ -205,10 +205,10 @@ def test_the_saved_model_is_the_trained_one(records: list[Record], tmp_path: Pat
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_eight_pictures_are_learned_by_heart(
+def test_eight_images_are_learned_by_heart(
     records: list[Record], tmp_path: Path, loss: str
 ) -> None:
-    """Known value: each picture finds its name, by evaluation and by the classifier alike."""
+    """Known value: each image finds its name, by evaluation and by the classifier alike."""
     config = change(CONFIG, steps=150, batch_size=8, lr=1e-2, evaluate_every=75, save_every=150)
     data = [PairSet(records, "one")]
     model = run(join(loss=loss), data, config, tmp_path / "run", evaluation=data)
@@ -216,8 +216,8 @@ def test_eight_pictures_are_learned_by_heart(
     assert losses[-1] < 0.1 * losses[0]
     assert logged(tmp_path / "run", "evaluation")[-1] == (150, {"pairs": 1.0})
     classifier = ZeroShotClassifier(model, NAMES, "one", cache=False)
-    pictures = [r.pictures[0].path for r in records]  # type: ignore[union-attr]
-    assert list(classifier.predict(pictures)) == NAMES
+    images = [r.images[0].path for r in records]  # type: ignore[union-attr]
+    assert list(classifier.predict(images)) == NAMES
 
 
 def test_evaluation_is_the_classifiers_score(records: list[Record], tmp_path: Path) -> None:
@@ -227,13 +227,13 @@ def test_evaluation_is_the_classifiers_score(records: list[Record], tmp_path: Pa
     model = run(join(), records, config, tmp_path / "run", evaluation=data)
     ((_, found),) = logged(tmp_path / "run", "evaluation")
     classifier = ZeroShotClassifier(model, NAMES, "imagenet-7", cache=False)
-    pictures = [r.pictures[0].path for r in aside]  # type: ignore[union-attr]
-    assert found == {"aside": classifier.score(pictures, [r.names[0] for r in aside])}
+    images = [r.images[0].path for r in aside]  # type: ignore[union-attr]
+    assert found == {"aside": classifier.score(images, [r.names[0] for r in aside])}
     assert 0 < found["aside"] < 1
 
 
-def test_vectors_in_place_of_pictures(tmp_path: Path) -> None:
-    """A class's weights in the encoder's own head are a picture of it that needs no pixels."""
+def test_vectors_in_place_of_images(tmp_path: Path) -> None:
+    """A class's weights in the encoder's own head are an image of it that needs no pixels."""
     model = join()
     vectors = torch.eye(model.image.head.linear.in_features)[:8]  # type: ignore[union-attr]
     named = [Record.of(None, "", name) for name in NAMES]
@@ -276,7 +276,7 @@ def test_rates_and_weight_decay() -> None:
     model = join(lock_image=False, loss="sigmoid")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     config = change(CONFIG, lr=1e-3, lr_encoder=1e-5, weight_decay=0.3)
-    groups = contrastive_optimizer(parameters, config).param_groups
+    groups = contrastive_optimizer(model, parameters, config).param_groups
     told = {id(p): (g["peak"], g["weight_decay"]) for g in groups for p in g["params"]}
     found = {name: told[id(p)] for name, p in parameters.items()}
     assert found["logit_scale"] == found["logit_bias"] == (1e-3, 0.0)
@@ -299,16 +299,16 @@ def feed(data: list[PairSet], **options: Any) -> PairFeed:
 
 
 def test_everything_is_drawn_evenly(records: list[Record]) -> None:
-    """Pictures of a record, names, templates and views, in shares that are known."""
+    """Images of a record, names, templates and views, in shares that are known."""
     several = replace(
         records[0],
-        turns=(replace(records[0].turns[0], pictures=records[0].pictures + records[1].pictures),),
+        turns=(replace(records[0].turns[0], images=records[0].images + records[1].images),),
     )
     made = feed([PairSet([several], ["a {}", "the {}", "{}"])], batch_size=6000, views=2)
     drawn = list(made.drawn(0))
     texts = {(p.name, p.text) for p in drawn}
     assert len(texts) == 2 * 3
-    for key, ways in (("picture", 2), ("view", 2), ("name", 2), ("text", 6)):
+    for key, ways in (("image", 2), ("view", 2), ("name", 2), ("text", 6)):
         values = [getattr(p, key) for p in drawn]
         for value in set(values):
             assert abs(values.count(value) / 6000 - 1 / ways) < 0.03, key
@@ -317,9 +317,9 @@ def test_everything_is_drawn_evenly(records: list[Record]) -> None:
     assert [p.text for p in made.drawn(0)] == [p.text for p in drawn]
 
 
-def test_views_are_of_each_picture_its_own() -> None:
-    """Another picture, view or seed is another crop; the same three are the same."""
-    picture, seen = Image.new("RGB", (4, 4)), []
+def test_views_are_of_each_image_its_own() -> None:
+    """Another image, view or seed is another crop; the same three are the same."""
+    image, seen = Image.new("RGB", (4, 4)), []
 
     def augment(shown: Image.Image, generator: np.random.Generator) -> Image.Image:
         seen.append(generator.random())
@@ -328,14 +328,14 @@ def test_views_are_of_each_picture_its_own() -> None:
     keys = "0" * 32, "1" * 32
     told = [(view, key, seed) for view in (1, 2) for key in keys for seed in (0, 1)]
     for view, key, seed in told * 2:
-        view_of(picture, view, key, augment, seed)
+        view_of(image, view, key, augment, seed)
     assert seen[:8] == seen[8:]
     assert len(set(seen)) == 8
-    assert view_of(picture, 0, keys[0], augment, 0) is picture
+    assert view_of(image, 0, keys[0], augment, 0) is image
     assert len(seen) == 16
 
 
-def test_evaluation_is_on_pictures_as_they_are(records: list[Record], tmp_path: Path) -> None:
+def test_evaluation_is_on_images_as_they_are(records: list[Record], tmp_path: Path) -> None:
     """A new view is made for each pair of the training, and none for the evaluations."""
     made = []
 
@@ -368,9 +368,9 @@ def test_processes_share_a_step(records: list[Record]) -> None:
 # --- Bad input ----------------------------------------------------------------------------------
 
 
-def test_broken_pictures_are_named(records: list[Record], tmp_path: Path) -> None:
+def test_broken_images_are_named(records: list[Record], tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     data = [*records, Record.of(bad, "", "bad")]
     for kept in (True, False):
         config = change(CONFIG, batch_size=9, feature_cache=kept, broken_share=0.5)
@@ -433,7 +433,7 @@ def test_bad_data_is_named(records: list[Record], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"vectors of pairs are \(8, 3\): expected \(8, 32\)"):
         run(join(), [PairSet(records, vectors=torch.zeros(8, 3))], CONFIG, out)
     data = [PairSet(records, vectors=torch.zeros(8, 32))]
-    with pytest.raises(ConfigError, match="pairs has vectors for pictures: expected a locked"):
+    with pytest.raises(ConfigError, match="pairs has vectors for images: expected a locked"):
         run(join(lock_image=False), data, CONFIG, out)
     nothing = join().requires_grad_(False)
     with pytest.raises(TrainingError, match="nothing to train"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import Picture, Record
+from isthmus.data.records import ImageRef, Record
 from isthmus.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped
 from isthmus.training import state as state_module
 from isthmus.training.feed import DataSet, split
@@ -82,7 +82,7 @@ def test_the_seed_decides(records: list[Record], tmp_path: Path) -> None:
     assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
 
 
-def test_eight_pictures_are_learned_by_heart(records: list[Record], tmp_path: Path) -> None:
+def test_eight_images_are_learned_by_heart(records: list[Record], tmp_path: Path) -> None:
     config = im.TrainConfig(steps=120, batch_size=8, warmup=5, lr=1e-2, log_every=1)
     model = compose(im.MLP(), im.CrossAttention(every=2, heads=2, gate=0.5))
     train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
@@ -97,7 +97,7 @@ def test_concepts_are_learned_without_the_language_model(
     train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
     connector = concept_bottleneck(model)
     cache = FeatureCache(tmp_path / "run" / "features", PatchFeatures(model.vision))
-    best = connector.logits(cache.get([r.pictures[0] for r in records])).argmax(dim=-1)
+    best = connector.logits(cache.get([r.images[0] for r in records])).argmax(dim=-1)
     spelled = [model.special_tokens.decode(connector.names[i]) for i in best]
     assert spelled == [f" {n}..."[:4] for n in NAMES]
     assert (connector.names[8] == -1).all()
@@ -138,12 +138,12 @@ MIXED = {
 
 
 def documents(records: list[Record]) -> list[Record]:
-    """Pictures in documents, chats and text without any picture."""
-    first, second, third = (r.pictures[0] for r in records[:3])
+    """Images in documents, chats and text without any image."""
+    first, second, third = (r.images[0] for r in records[:3])
     return [
         *records[:3],
-        Record(text="a <image>b <image>cd", pictures_in_text=(first, second)),
-        Record(text="no picture here"),
+        Record(text="a <image>b <image>cd", images_in_text=(first, second)),
+        Record(text="no image here"),
         Record((im.Example((second, third), "Two?", "yes"), im.Example((), "Sure?", "no"))),
         Record.of(None, "1 + 1?", "2"),
     ]
@@ -205,20 +205,20 @@ def test_loss_weights_and_accumulation(records: list[Record], tmp_path: Path) ->
 # --- What goes wrong ----------------------------------------------------------------------------
 
 
-def test_a_broken_picture_is_skipped_and_named(records: list[Record], tmp_path: Path) -> None:
-    (tmp_path / "red.png").write_bytes(b"no picture")
+def test_a_broken_image_is_skipped_and_named(records: list[Record], tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(b"no image")
     steps_of([DataSet(records)], tmp_path / "run", broken_share=0.5)
     entries = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     broken = [b for e in entries for b in e.get("broken", [])]
-    assert {Path(b["picture"]).name for b in broken} == {"red.png"}
+    assert {Path(b["image"]).name for b in broken} == {"red.png"}
     assert len(broken) == 3  # once in each step of eight
 
 
-def test_too_many_broken_pictures_end_the_run(records: list[Record], tmp_path: Path) -> None:
+def test_too_many_broken_images_end_the_run(records: list[Record], tmp_path: Path) -> None:
     for record in records[:4]:
-        picture = record.pictures[0]
-        assert isinstance(picture, Picture)
-        picture.path.unlink()
+        image = record.images[0]
+        assert isinstance(image, ImageRef)
+        image.path.unlink()
     with pytest.raises(TrainingError, match=r"4 of 8 samples cannot be used.*(red|green)\.png"):
         steps_of([DataSet(records)], tmp_path / "run", broken_share=0.3)
 
@@ -379,13 +379,13 @@ def test_only_the_newest_checkpoints_stay_and_the_best(
     assert same == (min(found, key=lambda s: found[s]) == 9)
     answered = [a for e in entries for a in e.get("answers", [])]
     assert {a["expected"] for a in answered} <= {"red", "green", "blue"}
-    assert all((folder / p).is_file() for a in answered for p in a["pictures"])
+    assert all((folder / p).is_file() for a in answered for p in a["images"])
 
 
-def test_a_split_shares_no_picture(records: list[Record]) -> None:
-    twice = [*records, *(Record.of(r.pictures[0], "Again?", r.answer) for r in records)]
+def test_a_split_shares_no_image(records: list[Record]) -> None:
+    twice = [*records, *(Record.of(r.images[0], "Again?", r.answer) for r in records)]
     training, aside = split(DataSet(twice), 0.4, seed=0)
-    shown = [{str(r.pictures[0]) for r in d.records} for d in (training, aside)]
+    shown = [{str(r.images[0]) for r in d.records} for d in (training, aside)]
     assert not shown[0] & shown[1]
     assert len(training.records) + len(aside.records) == len(twice)
     assert 0 < len(aside.records) < len(twice)
@@ -398,7 +398,7 @@ def test_a_second_stage_starts_from_the_first(records: list[Record], tmp_path: P
     config = im.LanguageConfig(name="tiny-lm", lora_rank=2)
     torch.manual_seed(1)
     second = im.compose("tiny-vit", config, im.MLP(), im.Inline())
-    from isthmus.checkpoint import load_strip
+    from isthmus.model.checkpoint import load_strip
 
     load_strip(second, tmp_path / "first", partly=True)
     for name, parameter in first.trained_parameters().items():

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.backbones.language import LanguageModel
-from isthmus.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit
-from isthmus.config import LanguageConfig, TrainConfig
+from isthmus.config.model import LanguageConfig, TrainConfig
+from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit_model
+from isthmus.model.backbones.vision import load_vision
 from isthmus.training.memory import Load, memory, saved_bytes
 
 
 def test_weights_by_precision_and_sharding() -> None:
     model = im.compose("tiny-vit", "tiny-lm", im.MLP())
-    load = Load(rows=1, tokens=8, pictures=1, labelled=4)
+    load = Load(rows=1, tokens=8, images=1, labelled=4)
     own = model.summary().parts
     frozen, trained = sum(p.frozen for p in own), sum(p.trained for p in own)
     full = memory(model, TrainConfig(), load)
@@ -58,12 +59,14 @@ class Held:
 def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing: bool) -> None:
     language = tiny_language_model(width=256, layers=6, heads=4, vocab=259)
     lm = LanguageModel(language, byte_tokenizer(), LanguageConfig(name="hf:object"))
-    model = im.compose(tiny_vit(width=64), lm, im.MLP(), fusion)
+    model = im.compose(load_vision(tiny_vit_model(width=64)), lm, im.MLP(), fusion)
     rows, tokens, tags = 4, 128, model.layout.places
     ids = torch.full((rows, tokens), 65)
     ids[:, 1 : 1 + tags] = model.special_tokens.image_id
     features = torch.randn(rows, 16, 64)
-    batch = im.Batch(ids, torch.ones_like(ids), features=features, labels=ids % 259)
+    batch = im.Batch(
+        input_ids=ids, attention_mask=torch.ones_like(ids), features=features, labels=ids % 259
+    )
     if checkpointing:
         model.language.checkpoint_activations()
     model.train()
@@ -72,7 +75,7 @@ def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing:
         loss = model(batch).loss
     assert loss is not None
     config = TrainConfig(gradient_checkpointing=checkpointing)
-    load = Load(rows=rows, tokens=tokens, pictures=rows, labelled=rows * (tokens - 1))
+    load = Load(rows=rows, tokens=tokens, images=rows, labelled=rows * (tokens - 1))
     items = memory(model, config, load)
     kept = sum(n for name, n in items.items() if "layers'" in name or "blocks'" in name)
     kept += items["connector's activations"]

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from torch import nn
 
-from isthmus.config import TrainConfig
-from isthmus.training.optim import learning_rate_factor, parameter_groups
+import isthmus as im
+from isthmus.config.model import TrainConfig
+from isthmus.config.registry import CONNECTORS
+from isthmus.training.optim import learning_rate_factor, not_decayed, parameter_groups
 
 
 def test_schedule_warms_up_then_falls_along_a_cosine() -> None:
@@ -30,7 +33,9 @@ def test_only_matrices_decay_and_lora_has_its_own_rate() -> None:
     }
     config = TrainConfig(lr=1e-3, lr_lora=1e-4, weight_decay=0.1)
     found = {}
-    for group in parameter_groups(names, config):
+    for group in parameter_groups(
+        names, config, {"connector.latents", "special_tokens.input_rows"}
+    ):
         for parameter in group["params"]:  # type: ignore[attr-defined]
             name = next(n for n, p in names.items() if p is parameter)
             found[name] = (group["peak"], group["weight_decay"])
@@ -42,3 +47,21 @@ def test_only_matrices_decay_and_lora_has_its_own_rate() -> None:
         "fusion.blocks.0.attention_gate": (1e-3, 0.0),
         "language.layer.lora_A.weight": (1e-4, 0.1),
     }
+
+
+# What a connector adds to tokens, or asks with, has no weight decay (Flamingo's resampler likewise)
+NO_MAPS = {
+    "attention_pool": {"queries"},
+    "c_abstractor": {"positions"},
+    "concept_bottleneck": {"queries"},
+    "qformer": {"queries"},
+    "resampler": {"latents"},
+}
+
+
+@pytest.mark.parametrize("name", CONNECTORS.built_in())
+def test_a_connector_says_what_has_no_weight_decay(name: str) -> None:
+    model = im.compose("tiny-vit", "tiny-lm", CONNECTORS.find(name)().toy(), im.Inline())
+    found = {n for n in not_decayed(model) if not n.startswith(("vision.", "language."))}
+    rows = {"special_tokens.input_rows", "special_tokens.output_rows"}
+    assert found == rows | {f"connector.{n}" for n in NO_MAPS.get(name, ())}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from isthmus.pages.charts import Line, chart, ticks
+from isthmus.reports.charts import Line, chart, ticks
 from isthmus.training.log import RunLog, read_log
 from isthmus.training.report import write_report
 
@@ -47,9 +47,9 @@ def run(folder: Path) -> Path:
     (folder / "samples").mkdir()
     Image.new("RGB", (8, 8), "red").save(folder / "samples" / "a.jpg")
     answer = {"question": "What?", "answer": "<script>alert(1)</script>", "expected": "a & b"}
-    pictures = ["samples/a.jpg", "../secret.jpg"]
-    log.write({"step": 40, "answers": [{**answer, "pictures": pictures}]})
-    log.write({"step": 7, "broken": [{"picture": "x<y>.jpg", "why": "cut short"}]})
+    images = ["samples/a.jpg", "../secret.jpg"]
+    log.write({"step": 40, "answers": [{**answer, "images": images}]})
+    log.write({"step": 7, "broken": [{"image": "x<y>.jpg", "why": "cut short"}]})
     log.close()
     return folder
 
@@ -60,7 +60,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path) -> None:
     page = Page()
     page.feed(text)
     assert "script" not in page.tags
-    assert len(page.fetched) == 1  # and the picture outside of the run's folder is none of them
+    assert len(page.fetched) == 1  # and the image outside of the run's folder is none of them
     assert page.fetched[0].startswith("data:image/jpeg;base64,")
     assert "&lt;script&gt;alert(1)" in text
     assert "a &amp; b" in text

@@ -7,17 +7,17 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.mixture import Draw
+from isthmus.data.mixture import SampleRef
 from isthmus.data.records import Record
 from isthmus.data.samples import Sample
-from isthmus.training.feed import DataSet, Item, parts
+from isthmus.training.feed import DataSet, TrainingItem, parts
 from isthmus.training.loop import train
 from isthmus.training.step import LossScale
 from isthmus.training.vlm import token_weights
 
 
-def item(number: int, data: int = 0) -> Item:
-    return Item(Draw(number, data, 0, 0), Record(text="x"), Sample([1], [False], ()))
+def item(number: int, data: int = 0) -> TrainingItem:
+    return TrainingItem(SampleRef(number, data, 0, 0), Record(text="x"), Sample([1], [False], ()))
 
 
 def test_drawn_together_a_token_counts_for_its_share_of_the_step() -> None:

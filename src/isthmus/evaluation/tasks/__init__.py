@@ -7,55 +7,26 @@ the group `isthmus.tasks`.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+import pkgutil
 from pathlib import Path
 
+from isthmus.config.registry import TASK_MAKERS
 from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.task import Task
-from isthmus.evaluation.tasks import episodes, grids, pictures, published, questions, text
-from isthmus.registry import TASK_MAKERS
+from isthmus.evaluation.task import Known, Task
 
 
-@dataclass(frozen=True)
-class Known:
-    """A task that has a name.
-
-    Attributes:
-        make: Makes it: from a seed, or from a path.
-        needs_path: Whether a path follows the name after a colon.
-        about: What it is, in a line.
-    """
-
-    make: Callable[..., Task]
-    needs_path: bool
-    about: str
+def _every() -> dict[str, Known]:
+    """The tasks of all files in this folder."""
+    found: dict[str, Known] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "TASKS", {})
+    return found
 
 
-TASKS: dict[str, Known] = {
-    "counting": Known(grids.counting, False, "how many shapes of a colour are in a grid"),
-    "two-hop": Known(grids.two_hop, False, "two counts in a grid put together, with rationales"),
-    "parity": Known(text.parity, False, "whether the sum of digits is odd or even (text)"),
-    "arithmetic": Known(text.arithmetic, False, "four operators modulo 7, with steps (text)"),
-    "fast-binding-2": Known(
-        lambda seed=0: episodes.fast_binding(seed), False, "two made-up names for made-up things"
-    ),
-    "fast-binding-5": Known(
-        lambda seed=0: episodes.fast_binding(seed, ways=5), False, "five made-up names"
-    ),
-    "operator-induction": Known(
-        episodes.operator_induction, False, "a hidden operator between two pictured numbers"
-    ),
-    "ocr": Known(pictures.ocr, False, "pictures of made-up words; ocr:PATH for pictures of yours"),
-    "easy-vqa": Known(published.easy_vqa, True, "easy-VQA, from its folder"),
-    "gsm8k": Known(published.gsm8k, True, "GSM8K, from its test file (train beside it for shots)"),
-    "svamp": Known(published.svamp, True, "SVAMP, from SVAMP.json"),
-    "classes": Known(pictures.classification, True, "a folder of pictures for each class"),
-    "naming": Known(pictures.naming, True, "pictures with accepted names, none of them offered"),
-    "questions": Known(questions.questions, True, "a JSONL file of questions; also just its path"),
-}
-"""Every task that can be named."""
+TASKS: dict[str, Known] = _every()
+"""Every task that can be named. A file in this folder adds its own, in its `TASKS`."""
 
 
 def task_named(spec: str, *, seed: int = 0) -> Task:
@@ -76,7 +47,7 @@ def task_named(spec: str, *, seed: int = 0) -> Task:
     if name not in TASKS and (own := _own(name, path, seed)) is not None:
         return own
     if spec.endswith(".jsonl") and name not in TASKS:
-        return questions.questions(spec)
+        name, colon, path = "questions", ":", spec
     if name not in TASKS:
         folder = " (a folder of classes is classes:FOLDER)" if Path(spec).is_dir() else ""
         names = {*TASKS, *TASK_MAKERS.offered()}
@@ -84,16 +55,14 @@ def task_named(spec: str, *, seed: int = 0) -> Task:
             f'unknown task "{name}"{folder}: {suggestion(name, names)}, FILE.jsonl, '
             "package.module:function"
         )
-    if name == "ocr" and path:
-        return pictures.reading(path)
     known = TASKS[name]
-    if known.needs_path:
-        if not path:
-            raise ConfigError(f'the task "{name}" needs a path: expected {name}:PATH')
-        return known.make(path)
+    if path and known.read is not None:
+        return known.read(path)
+    if known.generate is None:
+        raise ConfigError(f'the task "{name}" needs a path: expected {name}:PATH')
     if colon:
         raise ConfigError(f'the task "{name}" is generated and takes no path: got "{spec}"')
-    return known.make(seed)
+    return known.generate(seed)
 
 
 def _own(name: str, rest: str, seed: int) -> Task | None:

@@ -1,4 +1,4 @@
-"""Pictures for generated tasks, drawn with Pillow from a seeded generator. Pure: no torch."""
+"""Images for generated tasks, drawn with Pillow from a seeded generator. Pure: no torch."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def draw_shape(
 
 
 def draw_grid(cells: list[list[tuple[str, str] | None]], size: int) -> Image.Image:
-    """A square picture of (colour, shape) cells; None stays empty.
+    """A square image of (colour, shape) cells; None stays empty.
 
     Args:
         cells: Rows of cells.
         size: Side in pixels.
     """
-    picture = Image.new("RGB", (size, size), PAPER)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size), PAPER)
+    draw = ImageDraw.Draw(image)
     step = size // len(cells)
     margin = max(1, step // 8)
     for r, row in enumerate(cells):
@@ -58,25 +58,25 @@ def draw_grid(cells: list[list[tuple[str, str] | None]], size: int) -> Image.Ima
                 left, top = c * step + margin, r * step + margin
                 right, bottom = (c + 1) * step - margin - 1, (r + 1) * step - margin - 1
                 draw_shape(draw, cell[1], cell[0], (left, top, right, bottom))
-    return picture
+    return image
 
 
 def draw_text(text: str, size: tuple[int, int], height: int) -> Image.Image:
-    """Black text in the middle of a white picture, in Pillow's own font.
+    """Black text in the middle of a white image, in Pillow's own font.
 
     Args:
         text: One line.
         size: Width and height in pixels.
         height: Of the letters, in pixels; made smaller where the line is too wide.
     """
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(height)
     wide = draw.textlength(text, font=font)
     if wide > 0.92 * size[0]:
         font = ImageFont.load_default(max(6, int(height * 0.92 * size[0] / wide)))
     draw.text((size[0] // 2, size[1] // 2), text, fill="black", font=font, anchor="mm")
-    return picture
+    return image
 
 
 class Creature:
@@ -100,8 +100,8 @@ class Creature:
             size: Side in pixels.
         """
         shade = int(rng.integers(225, 256))
-        picture = Image.new("RGB", (size, size), (shade, shade, shade))
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (size, size), (shade, shade, shade))
+        draw = ImageDraw.Draw(image)
         turn = rng.uniform(-0.35, 0.35)
         scale = size * rng.uniform(0.34, 0.44)
         x, y = size * rng.uniform(0.45, 0.55, size=2)
@@ -118,4 +118,4 @@ class Creature:
             b = y + scale * (across * sin(turn) + down * cos(turn))
             r = scale * 0.13
             draw.ellipse((a - r, b - r, a + r, b + r), fill=self.spots)
-        return picture
+        return image

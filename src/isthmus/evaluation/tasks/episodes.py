@@ -7,10 +7,12 @@ arXiv 2403.13164). Without demonstrations both can only be guessed.
 
 from __future__ import annotations
 
+from functools import partial
+
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import Creature, chosen, draw_text, generator
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 NAMES = (
     "dax",
@@ -38,7 +40,7 @@ MOST_SHOTS = 40
 def fast_binding(
     seed: int = 0, n: int = 500, *, ways: int = 2, size: int = 96, shots: int = MOST_SHOTS
 ) -> Task:
-    """Which of a few made-up names a made-up thing has, told by pictures of each with its name.
+    """Which of a few made-up names a made-up thing has, told by images of each with its name.
 
     Demonstrations go round the names in turn, in an order of their own each round, so any multiple
     of the ways is balanced.
@@ -55,7 +57,7 @@ def fast_binding(
 
     Example:
         >>> item = fast_binding().items[0]
-        >>> sorted(shot.answer for shot in item.shots[:2]) == sorted(item.options)
+        >>> sorted(shot.answer for shot in item.shots[:2]) == sorted(item.choices)
         True
     """
     if not 2 <= ways <= len(NAMES):
@@ -72,7 +74,7 @@ def fast_binding(
         query = shown(int(rng.integers(ways)))
         rounds = [rng.permutation(ways) for _ in range(-(-shots // ways))]
         own = tuple(shown(int(w)) for turn in rounds for w in turn)[:shots]
-        return Item(f"test-{number}", query, options=tuple(sorted(names)), shots=own)
+        return Item(f"test-{number}", query, choices=tuple(sorted(names)), shots=own)
 
     return Task(
         name=f"fast-binding-{ways}",
@@ -111,9 +113,9 @@ def operator_induction(
 
         def shown(a: int, b: int) -> Example:
             result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-            picture = draw_text(f"{a} ? {b}", (size, size // 2), size // 3)
+            image = draw_text(f"{a} ? {b}", (size, size // 2), size // 3)
             why = f"The operator is {OPERATORS[sign]}. {a} {sign} {b} = {result}."
-            return Example(picture, "What is the result?", str(result), why)
+            return Example(image, "What is the result?", str(result), why)
 
         order = rng.permutation(len(pairs))[: shots + 1]
         query, *own = (shown(*pairs[i]) for i in order)
@@ -126,6 +128,15 @@ def operator_induction(
         items=Generated(n, make),
         chance=1 / len(answers),
         max_new_tokens=8,
-        max_reason_tokens=64,
+        max_rationale_tokens=64,
         episodic=True,
     )
+
+
+TASKS = {
+    "fast-binding-2": Known("two made-up names for made-up things", generate=fast_binding),
+    "fast-binding-5": Known("five made-up names", generate=partial(fast_binding, ways=5)),
+    "operator-induction": Known(
+        "a hidden operator between two pictured numbers", generate=operator_induction
+    ),
+}

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import COLOURS, SHAPES, draw_grid, generator
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 Cells = list[list[tuple[str, str] | None]]
 Thing = tuple[str, str]
@@ -114,7 +114,7 @@ def counting(
         support=_items(seed, SUPPORT, support, make),
         chance=1 / (most + 1),
         max_new_tokens=8,
-        max_reason_tokens=128,
+        max_rationale_tokens=128,
     )
 
 
@@ -170,5 +170,11 @@ def two_hop(
         support=_items(seed, SUPPORT, support, make),
         chance=1 / modulus,
         max_new_tokens=8,
-        max_reason_tokens=224,
+        max_rationale_tokens=224,
     )
+
+
+TASKS = {
+    "counting": Known("how many shapes of a colour are in a grid", generate=counting),
+    "two-hop": Known("two counts in a grid put together, with rationales", generate=two_hop),
+}

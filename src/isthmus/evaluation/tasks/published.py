@@ -9,8 +9,8 @@ from typing import Any
 
 from isthmus.data.json_lines import lines_of
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
-from isthmus.prompt import Example
+from isthmus.evaluation.task import Generated, Item, Known, Task
+from isthmus.prompts.prompt import Example
 
 EASY_VQA_SUPPORT = 512
 SVAMP_SUPPORT_EVERY = 10
@@ -27,7 +27,7 @@ def _read_json(file: Path, what: str) -> Any:
 
 
 def easy_vqa(path: str | Path) -> Task:
-    """easy-VQA's test questions: one coloured shape in each picture, 13 possible answers.
+    """easy-VQA's test questions: one coloured shape in each image, 13 possible answers.
 
     Every so many of its training questions, 512 in all, are the support set.
 
@@ -51,17 +51,17 @@ def easy_vqa(path: str | Path) -> Task:
             isinstance(r, list) and len(r) == 3 and isinstance(r[0], str) for r in rows[split]
         )
         if not whole:
-            raise ConfigError(f"{file} is not easy-VQA's: expected [question, answer, picture]")
-    options = tuple(sorted({str(r[1]) for r in rows["test"]} | {str(r[1]) for r in rows["train"]}))
+            raise ConfigError(f"{file} is not easy-VQA's: expected [question, answer, image]")
+    labels = tuple(sorted({str(r[1]) for r in rows["test"]} | {str(r[1]) for r in rows["train"]}))
 
     def item(split: str, number: int) -> Item:
-        question, answer, picture = rows[split][number]
+        question, answer, image = rows[split][number]
         example = Example(
-            root / split / "images" / f"{picture}.png",
+            root / split / "images" / f"{image}.png",
             question[:1].upper() + question[1:],
             str(answer),
         )
-        return Item(f"{split}-{number}", example, options=options)
+        return Item(f"{split}-{number}", example, choices=labels)
 
     train = len(rows["train"])
     few = min(EASY_VQA_SUPPORT, train)
@@ -70,7 +70,7 @@ def easy_vqa(path: str | Path) -> Task:
         kind="label",
         items=Generated(len(rows["test"]), lambda i: item("test", i)),
         support=Generated(few, lambda i: item("train", i * train // few)),
-        chance=1 / len(options),
+        chance=1 / len(labels),
         max_new_tokens=8,
     )
 
@@ -86,7 +86,7 @@ def _gsm8k_items(file: Path) -> list[Item]:
         steps, _, answer = solution.rpartition("####")
         rationale = " ".join(
             line.strip() if line.strip().endswith((".", "!", "?")) else f"{line.strip()}."
-            for line in _CALCULATOR.sub("", steps).splitlines()
+            for line in _CALCULATOR.sub("", steps).split("\n")
             if line.strip()
         )
         example = Example((), question.strip(), answer.strip().replace(",", ""), rationale)
@@ -120,7 +120,7 @@ def gsm8k(path: str | Path) -> Task:
         items=_gsm8k_items(file),
         support=_gsm8k_items(train) if train != file and train.is_file() else (),
         max_new_tokens=16,
-        max_reason_tokens=320,
+        max_rationale_tokens=320,
     )
 
 
@@ -172,5 +172,12 @@ def svamp(path: str | Path) -> Task:
         items=items,
         support=support,
         max_new_tokens=16,
-        max_reason_tokens=192,
+        max_rationale_tokens=192,
     )
+
+
+TASKS = {
+    "easy-vqa": Known("easy-VQA, from its folder", read=easy_vqa),
+    "gsm8k": Known("GSM8K, from its test file (train beside it for shots)", read=gsm8k),
+    "svamp": Known("SVAMP, from SVAMP.json", read=svamp),
+}

@@ -6,15 +6,15 @@ One question a line:
 |---|---|
 | `question` | what is asked (needed) |
 | `answer` | the right answer (needed); of a multiple choice its letter or its text |
-| `options` | the answers to choose from, as a list; then the question is a multiple choice |
-| `image`, `images` | a picture or several, paths relative to the file; none for text alone |
+| `choices` | the answers to choose from, as a list; then the question is a multiple choice |
+| `image`, `images` | an image or several, paths relative to the file; none for text alone |
 | `aliases` | other right answers, as a list |
 | `answers` | the answers of several people, as a list, for VQA accuracy; `answer` may be missing |
 | `rationale` | the steps that lead to the answer, for chain-of-thought demonstrations |
 | `split` | "support" for a demonstration; "test", which is the default |
 | `id` | a name; without it the line's number |
 
-All questions of a file are of one kind: multiple choice where there are options, otherwise
+All questions of a file are of one kind: multiple choice where there are choices, otherwise
 numbers or yes and no where all answers are, otherwise text.
 """
 
@@ -24,14 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.answers import AnswerKind
 from isthmus.data.json_lines import EXPECTED, lines_of
 from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.task import LETTERS, Item, Metric, Task
-from isthmus.prompt import END_TAG, IMAGE_TAG, Example
+from isthmus.evaluation.task import LETTERS, Item, Known, Metric, Task
+from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Example
 
 FIELDS = (
-    "id question answer options image images aliases answers rationale split source".split()  # noqa: SIM905
+    "id question answer choices image images aliases answers rationale split source".split()  # noqa: SIM905
 )
 SPLITS = ("test", "support")
 
@@ -55,35 +55,35 @@ def _text(row: dict[str, Any], key: str, where: str) -> str | None:
     raise ConfigError(f'{where}: "{key}" is {value!r}: expected a text')
 
 
-def _pictures(row: dict[str, Any], root: Path, where: str) -> tuple[Path, ...]:
-    """The row's pictures, all of which must be there: hours later is too late to find out."""
+def _images(row: dict[str, Any], root: Path, where: str) -> tuple[Path, ...]:
+    """The row's images, all of which must be there: hours later is too late to find out."""
     names = row.get("images", row.get("image"))
     if names is None:
         return ()
     listed = [names] if isinstance(names, str) else names
     if not isinstance(listed, list) or not all(isinstance(n, str) for n in listed):
-        raise ConfigError(f"{where}: the pictures are {names!r}: expected a path or a list of them")
+        raise ConfigError(f"{where}: the images are {names!r}: expected a path or a list of them")
     found = tuple(root / n for n in listed)
     for path in found:
         if not path.is_file():
             raise ConfigError(
-                f"{where}: no picture at {path}; paths are relative to the folder of the questions"
+                f"{where}: no image at {path}; paths are relative to the folder of the questions"
             )
     return found
 
 
-def _letter(answer: str, options: Sequence[str], where: str) -> str:
+def _letter(answer: str, choices: Sequence[str], where: str) -> str:
     """The letter of the right option, from its letter or its text."""
-    if len(options) > len(LETTERS):
-        raise ConfigError(f"{where} has {len(options)} options: expected at most {len(LETTERS)}")
-    same = [i for i, o in enumerate(options) if o.strip() == answer.strip()]
+    if len(choices) > len(LETTERS):
+        raise ConfigError(f"{where} has {len(choices)} choices: expected at most {len(LETTERS)}")
+    same = [i for i, o in enumerate(choices) if o.strip() == answer.strip()]
     if len(same) == 1:
         return LETTERS[same[0]]
-    if not same and answer.strip().upper() in LETTERS[: len(options)] and answer.strip():
+    if not same and answer.strip().upper() in LETTERS[: len(choices)] and answer.strip():
         return answer.strip().upper()
     raise ConfigError(
-        f'{where}: the answer "{answer}" is {"several" if same else "none"} of the options '
-        f"({', '.join(options)}): expected one of them, or its letter"
+        f'{where}: the answer "{answer}" is {"several" if same else "none"} of the choices '
+        f"({', '.join(choices)}): expected one of them, or its letter"
     )
 
 
@@ -105,21 +105,21 @@ def to_item(row: dict[str, Any], where: str, default_id: str, root: Path) -> tup
     if not question or answer is None or not answer.strip():
         missing = "question" if not question else "answer"
         raise ConfigError(f'{where} has no "{missing}": expected {EXPECTED}')
-    options = _strings(row, "options", where)
+    choices = _strings(row, "choices", where)
     rationale = _text(row, "rationale", where)
-    for text in (question, answer, rationale or "", *options):
+    for text in (question, answer, rationale or "", *choices):
         for tag in (IMAGE_TAG, END_TAG):
             if tag in text:
                 raise ConfigError(f"{where}: {tag} is placed by the template; leave it out")
     split = row.get("split", "test")
     if split not in SPLITS:
         raise ConfigError(f'{where}: "split" is {split!r}: {suggestion(str(split), SPLITS)}')
-    if options:
-        answer = _letter(answer, options, where)
+    if choices:
+        answer = _letter(answer, choices, where)
     accepted = people or _strings(row, "aliases", where)
-    example = Example(_pictures(row, root, where), question, answer, rationale)
+    example = Example(_images(row, root, where), question, answer, rationale)
     identity = _text(row, "id", where) or default_id
-    return split, Item(identity, example, options=options, accepted=accepted)
+    return split, Item(identity, example, choices=choices, accepted=accepted)
 
 
 def kind_of(items: Sequence[Item]) -> AnswerKind:
@@ -129,7 +129,7 @@ def kind_of(items: Sequence[Item]) -> AnswerKind:
         >>> kind_of([Item("1", Example((), "2 + 2?", "4"))])
         'number'
     """
-    if all(item.options for item in items):
+    if all(item.choices for item in items):
         return "choice"
     answers = [(item.example.answer or "").strip().lower() for item in items]
     if all(a in ("yes", "no") for a in answers):
@@ -164,11 +164,11 @@ def questions(path: str | Path) -> Task:
     if not items:
         raise ConfigError(f'{file} has no questions with "split": "test": expected at least one')
     both = [*items, *found["support"]]
-    with_options = [bool(i.options) for i in both]
-    if any(with_options) and not all(with_options):
-        odd = both[with_options.index(not with_options[0])].id
+    with_choices = [bool(i.choices) for i in both]
+    if any(with_choices) and not all(with_choices):
+        odd = both[with_choices.index(not with_choices[0])].id
         raise ConfigError(
-            f'{file}: some questions have "options" and others none, such as "{odd}": expected one '
+            f'{file}: some questions have "choices" and others none, such as "{odd}": expected one '
             "kind a file; split it in two"
         )
     kind = kind_of(both)
@@ -176,7 +176,7 @@ def questions(path: str | Path) -> Task:
     metric: Metric = "vqa" if several else "accuracy"
     chance = {"yes_no": 0.5, "choice": 0.0, "number": 0.0, "label": 0.0, "text": 0.0}[kind]
     if kind == "choice":
-        chance = sum(1 / len(i.options) for i in items) / len(items)
+        chance = sum(1 / len(i.choices) for i in items) / len(items)
     task = Task(
         name=file.stem,
         kind="text" if several else kind,
@@ -188,3 +188,8 @@ def questions(path: str | Path) -> Task:
     )
     task.check()
     return task
+
+
+TASKS = {
+    "questions": Known("a JSONL file of questions; also just its path", read=questions),
+}

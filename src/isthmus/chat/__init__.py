@@ -1,1 +1,0 @@
-"""Talking to a model: a page in the browser, and a shell."""

@@ -1,0 +1,145 @@
+"""Sorting many images into named classes, where one that cannot be read costs no other's result.
+
+`ZeroShotClassifier` is the classifier; here it meets folders, streams and broken files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.classification.templates import Templates
+from isthmus.classification.zero_shot import NONE, ZeroShotClassifier
+from isthmus.data.folders import images_of
+from isthmus.errors import ImageError, InputError
+from isthmus.media.image import Source, open_image
+from isthmus.media.prefetch import prefetch
+from isthmus.model.clip.dual_encoder import DECODERS
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What an image was sorted into.
+
+    Attributes:
+        image: The image as it was given, or its path where a folder was.
+        labels: Its label; with `multi_label` all that hold. "none of these" where none does.
+        top: The likeliest labels with their probabilities, likeliest first.
+        error: Why it could not be read; empty where it could. Then there are no labels.
+    """
+
+    image: Source
+    labels: tuple[str, ...] = ()
+    top: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+
+def classify_images(
+    images: Source | Iterable[Source],
+    labels: Iterable[str],
+    templates: Templates = "imagenet-7",
+    *,
+    top: int = 5,
+    threshold: float | None = None,
+    multi_label: bool = False,
+    model: Any = "tiny-clip",
+    batch_size: int = 32,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
+) -> Iterator[Classified]:
+    """Sorts images into classes that are named in words (Radford et al. 2021, section 3.1).
+
+    Args:
+        images: Images and folders of them, one or several. Hidden files in folders are passed
+            over.
+        labels: The classes.
+        templates: How labels become prompts; see `isthmus.classification.templates.prompts_of`.
+        top: How many labels are told of each image.
+        threshold: Below it an image is "none of these"; with `multi_label`, above it a label
+            holds (0.5 unless set).
+        multi_label: Whether an image may have several labels or none.
+        model: A dual encoder, or what `load_clip` takes.
+        batch_size: Images in one pass; it changes no score.
+        device: Where a model that is named is loaded to.
+        dtype: Its data type.
+
+    Returns:
+        An iterator over the results in the order of the images, a batch computed at a time. An
+        image that cannot be read has an `error` and stops nothing.
+
+    Raises:
+        InputError: At once, if there is no image or no label, or a label is there twice.
+        PromptError: If a template has no `{}`.
+
+    Example:
+        >>> from PIL import Image
+        >>> images = [Image.new("RGB", (8, 8)), "no-such-file.png"]
+        >>> found = list(classify_images(images, ["cat", "dog"]))
+        >>> len(found[0].labels), found[1].error
+        (1, 'no file at no-such-file.png: check the path')
+    """
+    several = isinstance(images, Iterable) and not isinstance(images, (str, bytes, Path))
+    sources = images_of(images if several else [images])  # type: ignore[arg-type, list-item]
+    if not sources:
+        raise InputError("got no images: expected at least one")
+    classifier = ZeroShotClassifier(
+        model,
+        list(labels),
+        templates,
+        multi_label=multi_label,
+        threshold=threshold,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+    )
+    return _classified(classifier, sources, top, batch_size)
+
+
+def _classified(
+    classifier: ZeroShotClassifier, sources: list[Source], top: int, batch_size: int
+) -> Iterator[Classified]:
+    _ = classifier.weights_  # the labels' vectors, once
+
+    def opened(source: Source) -> tuple[Source, Tensor | str]:
+        try:
+            return source, classifier.model.preprocess(open_image(source))
+        except (ImageError, OSError) as error:
+            return source, str(error)
+
+    ahead = 2 * max(batch_size, DECODERS)
+    with closing(prefetch(sources, opened, workers=DECODERS, ahead=ahead)) as found:
+        while batch := list(islice(found, batch_size)):
+            yield from _sorted(classifier, batch, top)
+
+
+@torch.no_grad()
+def _sorted(
+    classifier: ZeroShotClassifier, batch: list[tuple[Source, Tensor | str]], top: int
+) -> list[Classified]:
+    """The results of a batch, in its order."""
+    pixels = [p for _, p in batch if isinstance(p, Tensor)]
+    results: Iterator[tuple[tuple[str, ...], tuple[tuple[str, float], ...]]] = iter(())
+    if pixels:
+        features = classifier.model.encode_pixels(torch.stack(pixels)).float().cpu()
+        best = [tuple(ranked) for ranked in classifier.top(features, top)]
+        results = iter(zip(_labels(classifier, features), best, strict=True))
+    return [
+        Classified(source, *next(results)) if isinstance(p, Tensor) else Classified(source, error=p)
+        for source, p in batch
+    ]
+
+
+def _labels(classifier: ZeroShotClassifier, features: Tensor) -> list[tuple[str, ...]]:
+    found = classifier.predict(features)
+    if not classifier.multi_label:
+        return [(str(label),) for label in found]
+    names = [str(name) for name in classifier.classes_]
+    held = [tuple(n for n, holds in zip(names, row, strict=True) if holds) for row in found]
+    return [labels or (NONE,) for labels in held]

@@ -1,0 +1,1 @@
+"""What can be chosen: checked dataclasses, the registries of parts, TOML files. No torch."""

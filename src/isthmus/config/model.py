@@ -1,0 +1,196 @@
+"""What can be chosen, as frozen dataclasses. Pure: no torch.
+
+What a configuration file holds (`config_file`) and what Python users pass are the same:
+`compose(connector=Resampler(latents=64))`. The configuration of a connector or a fusion stands in
+its own file, in `connectors/` or `fusion/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from isthmus.config.base import Amount, Config, Count, NotNegative, Positive, Share
+from isthmus.config.clip import ContrastiveConfig, DualEncoderConfig
+from isthmus.config.registry import CONNECTORS, FUSIONS, Registry
+from isthmus.errors import ConfigError
+
+SHIPPED = {
+    "tiny": "EfficientNet-Lite2 joined to SmolLM2-135M-Instruct; offline, on a laptop's CPU",
+    "tiny-clip": "a dual encoder of EfficientNet-Lite2 and MiniLM, for classify and search",
+}
+"""Models that come with the package, by name."""
+
+Activation = Literal["gelu", "relu", "silu", "squared_relu"]
+
+
+# --- Parts and the model ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(Config):
+    """Which vision encoder, and which of its features."""
+
+    name: str
+    """"timm:NAME", "hf:REPO", "open_clip:ARCH/PRETRAINED", "asset:NAME" or "tiny-vit"."""
+    feature_layer: int = -1
+    """Which block's output: -1 the last, -2 the one before it (LLaVA), and so on."""
+    keep_cls: bool = False
+    """Whether class and register tokens stay in front of the patch tokens."""
+    resize: Literal["own", "pad", "squash"] = "own"
+    """The encoder's own crop, the whole image padded to a square, or squeezed into it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(Config):
+    """Which language model."""
+
+    name: str
+    """"hf:REPO", "asset:NAME" or "tiny-lm"."""
+    layers: str | None = None
+    """Dotted path of the decoder layers, where they cannot be found by structure."""
+    lora_rank: NotNegative = 0
+    """Rank of LoRA adapters on the language model through PEFT; 0 keeps it frozen."""
+
+
+def _inline() -> Any:
+    """The default fusion."""
+    return FUSIONS.find("inline")()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """A vision-language model: two frozen parts, a connector, a fusion."""
+
+    vision: VisionConfig
+    language: LanguageConfig
+    connector: Any
+    """The configuration of a connector; None for a module of the user's own."""
+    fusion: Any = field(default_factory=_inline)
+    """The configuration of a fusion."""
+    template: str = "plain"
+    """How questions become prompts, trained and asked alike: a name in
+    `isthmus.prompts.templates`, or "chat" for the language model's own chat template."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, registry in PARTS.items():
+            value = getattr(self, name)
+            if not (dataclasses.is_dataclass(value) or (value is None and name == "connector")):
+                raise ConfigError(
+                    f"ModelConfig.{name} = {value!r}: expected the configuration of a {name}, "
+                    f"one of {', '.join(registry.names())}, or one of your own"
+                )
+
+
+PARTS: dict[str, Registry] = {"connector": CONNECTORS, "fusion": FUSIONS}
+"""The parts of a model that are named by a `type`, by their keys in `ModelConfig`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """One data set of a run."""
+
+    path: str
+    """A folder of images, a JSONL, CSV or Parquet file, or tar shards ("shards/{000..009}.tar",
+    "shards/*.tar"), relative to the run's data folder."""
+    weight: Amount = 1.0
+    """Share of the draws, relative to the other data sets."""
+    loss_weight: Amount = 1.0
+    """What a token of this data set counts for in the loss (Flamingo's lambda, section 2.4)."""
+    questions: tuple[str, ...] = ()
+    """Questions to draw from for records that have a name or a text but no question."""
+    next_image: Share = 0.0
+    """Probability that in a document the images stand before the text in front of them instead
+    of behind it (p_next in Flamingo, which used 0.5)."""
+    held_out: Share = 0.0
+    """Share of the records that is kept for evaluation and never trained on; 1 for all."""
+    templates: tuple[str, ...] = ("{}",)
+    """For a dual encoder, how names become texts: templates with {}, or alone a published set such
+    as "imagenet-7". One is drawn at each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """How a model is trained: the strip of a vision-language model, or a dual encoder.
+
+    `contrastive` is for dual encoders. `objective`, `micro_batch_size`, `mixture`, `pack`,
+    `max_tokens`, `lr_connector`, `lr_lora`, `attention`, `gradient_checkpointing`, `augment`,
+    `sample_answers`, `sharding` and `init` are for vision-language models.
+    """
+
+    objective: Literal["language", "concepts"] = "language"
+    """The language model's loss on the answer; or, without running the language model, the loss
+    of a concept bottleneck's classifier on the answer."""
+    steps: Count = 1000
+    batch_size: Count = 32
+    """Samples of one optimiser step, over all processes."""
+    micro_batch_size: Count | None = None
+    """Samples of one forward pass in one process; None is as many as a step has for it. A smaller
+    number accumulates gradients, and changes no result."""
+    mixture: Literal["draw", "accumulate"] = "draw"
+    """Each sample is drawn from a data set by its weight; or each step takes `batch_size * weight`
+    samples of every data set and adds up their gradients (Flamingo, section 2.4)."""
+    pack: NotNegative = 0
+    """Length in tokens of rows that several samples are packed into; 0 gives each its own row."""
+    max_tokens: Count = 2048
+    """Longest sample; a longer one is cut at its end, never inside of an image."""
+    lr: Amount = 1e-3
+    """Peak learning rate of the connector and the fusion."""
+    lr_connector: Amount | None = None
+    """Another peak for the connector, where it starts from a trained one."""
+    lr_lora: Amount = 2e-4
+    weight_decay: Amount = 0.1
+    """For matrices only; vectors, gates, latents and embeddings have none."""
+    warmup: NotNegative = 100
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
+    final_lr: Share = 0.1
+    """Learning rate at the end, as a share of the peak."""
+    clip: Positive = 1.0
+    """Largest norm of the gradient."""
+    seed: NotNegative = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen parts and of activations; trained parameters stay fp32. "auto" takes
+    the fastest that the machine computes well in, and the run says which that is."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Implementation of the language model's attention, by Transformers' name. "auto" takes the
+    faster one on this machine in this precision."""
+    gradient_checkpointing: bool = False
+    augment: bool = False
+    """Random crops and mirror images. Features are then computed anew for every sample."""
+    feature_cache: bool = True
+    """Whether frozen features are kept on disk; never used together with `augment`."""
+    workers: NotNegative = 2
+    """Threads that open images ahead of the step that needs them."""
+    broken_share: Share = 0.05
+    """Largest share of drawn samples whose images cannot be read, before the run stops."""
+    evaluate_every: NotNegative = 0
+    """Steps between evaluations on what `data.held_out` kept; 0 for none."""
+    sample_answers: NotNegative = 4
+    """Answers generated at each evaluation, for people to read."""
+    save_every: Count = 500
+    """Steps between checkpoints."""
+    keep: Count = 2
+    """Checkpoints that are kept, the newest ones; the best by evaluation is kept besides."""
+    log_every: Count = 20
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: every process holds all parameters, or each a shard (FSDP2)."""
+    init: str | None = None
+    """Folder of a saved model that this run starts from: every tensor of its strip that the new
+    model has too."""
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that stay as they are. Freezing
+    "special_tokens.input_rows" ends the backward pass at the lowest gated block."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """All of a configuration file."""
+
+    model: ModelConfig | DualEncoderConfig
+    train: TrainConfig
+    data: tuple[DataConfig, ...]

@@ -1,0 +1,1 @@
+"""Which demonstrations a prompt shows, in which order, written by hand or by the model."""

@@ -1,0 +1,181 @@
+"""From a prompt to a row that can be decoded, with nothing computed that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+
+from isthmus.generation.images import VisualTokens
+from isthmus.generation.prefix import (
+    Prefix,
+    PrefixStore,
+    Symbols,
+    boundary,
+    bytes_of,
+    can_be_cut,
+    fork,
+)
+from isthmus.generation.rows import Encoded, Rows, seen_after
+from isthmus.model.vlm import VisionLanguageModel
+
+
+@dataclass(eq=False)
+class Prefill:
+    """A prompt on its way through the language model, maybe in several pieces.
+
+    Attributes:
+        prompt: The prompt.
+        images: Its images by their hashes.
+        states: What the language model keeps of the first tokens.
+        past: How many these are.
+        cached: How many of them were known.
+        visual: Visual tokens of images that were needed so far, by their hashes.
+    """
+
+    prompt: Encoded
+    images: dict[str, Any]
+    states: Any = None
+    past: int = 0
+    cached: int = 0
+    visual: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def left(self) -> int:
+        """Tokens that are still to be computed."""
+        return len(self.prompt.ids) - self.past
+
+
+class Prefiller:
+    """Prefills prompts, one piece by piece or several together, from known beginnings on.
+
+    Args:
+        model: The model.
+        memory: Most bytes that prefixes and visual tokens may keep, half of it each.
+
+    Attributes:
+        hits, misses: Prompts whose beginning was known, and was not.
+        computed, cached: Tokens of prompts that were computed, and that were not.
+    """
+
+    def __init__(self, model: VisionLanguageModel, memory: int) -> None:
+        self.model = model
+        self.prefixes = PrefixStore(memory // 2)
+        self.visual = VisualTokens(model, memory // 2)
+        self.hits = self.misses = self.computed = self.cached = 0
+
+    def begin(self, prompt: Encoded, images: dict[str, Any]) -> Prefill:
+        """Finds what is known of a prompt."""
+        job = self._begin(prompt, images)
+        self._known([prompt], job.past)
+        return job
+
+    def _begin(self, prompt: Encoded, images: dict[str, Any]) -> Prefill:
+        job = Prefill(prompt, images)
+        near = self.prefixes.nearest(prompt.symbols)
+        if near is not None:
+            prefix, shared = near
+            last = min(shared, len(prompt.ids) - 1)
+            past = boundary(prompt.symbols, last, prompt.layouts)
+            if past and (past == len(prefix.symbols) or can_be_cut(prefix.states)):
+                job.states, job.past = fork(prefix.states, past), past
+        job.cached = job.past
+        return job
+
+    def _known(self, prompts: Sequence[Encoded], past: int) -> None:
+        """Counts prompts that so many tokens were known of."""
+        self.hits += len(prompts) * (past > 0)
+        self.misses += len(prompts) * (past == 0)
+        self.cached += len(prompts) * past
+
+    def advance(self, job: Prefill, most: int) -> tuple[Rows, Tensor] | None:
+        """Computes about so many tokens; the row and its logits (1, V) once all are."""
+        prompt = job.prompt
+        last = min(job.past + most, len(prompt.ids))
+        end = boundary(prompt.symbols, last, prompt.layouts, down=False)
+        part = prompt.first(end) if end < len(prompt.ids) else prompt
+        needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
+        job.visual |= self.visual.of([(h, job.images[h]) for h in part.images if h in needed])
+        rows = Rows(self.model, [part], job.visual, job.states, job.past)
+        logits = rows.prefill()
+        self.computed += end - job.past
+        job.states, job.past = rows.states, end
+        return (rows, logits) if end == len(prompt.ids) else None
+
+    def keep(self, symbols: tuple[int | str, ...], states: Any, instead: Any = ()) -> None:
+        """Keeps states that nobody will write to, in place of those of their beginning."""
+        if symbols in self.prefixes or bytes_of(states) > self.prefixes.memory:
+            return
+        self.prefixes.drop(tuple(instead))
+        self.prefixes.put(symbols, states)
+
+    # --- several prompts together -----------------------------------------------------------------
+
+    def together(
+        self, prompts: Sequence[tuple[Encoded, dict[str, Any]]], most: int
+    ) -> Iterator[tuple[list[int], Rows, int]]:
+        """Batches of prompts behind what they share, which is computed once and kept.
+
+        Args:
+            prompts: Prompts, and their images by their hashes.
+            most: Most rows of a batch.
+
+        Yields:
+            Numbers of a batch's prompts, their rows, not prefilled, and how many tokens of them
+            were known.
+        """
+        groups: dict[Symbols, list[int]] = {}
+        for number, (prompt, _) in enumerate(prompts):
+            groups.setdefault(prompt.symbols[: prompt.shared], []).append(number)
+        for members in groups.values():
+            # held here: the store may have no room for it
+            prefix = self._shared(*prompts[members[0]])
+            for numbers in _batches(prompts, members, prefix, most):
+                chosen = [prompts[n] for n in numbers]
+                past, states = 0, None
+                if prefix is not None:
+                    past = len(prefix.symbols)
+                    states = fork(prefix.states, past, len(chosen))
+                wanted = {h: d[h] for p, d in chosen for h in seen_after(self.model, p, past)}
+                visual = self.visual.of(list(wanted.items()))
+                rows = Rows(self.model, [p for p, _ in chosen], visual, states, past)
+                self._known([p for p, _ in chosen], past)
+                self.computed += sum(len(p.ids) - past for p, _ in chosen)
+                yield numbers, rows, past
+
+    def _shared(self, prompt: Encoded, images: dict[str, Any]) -> Prefix | None:
+        """The states of what a prompt shares, computed if they are not there."""
+        if not prompt.shared:
+            return None
+        part = prompt.first(prompt.shared)
+        found = self.prefixes.get(part.symbols)
+        if found is None:
+            job = self._begin(part, images)
+            self.advance(job, job.left)
+            found = Prefix(part.symbols, job.states, bytes_of(job.states))
+            self.keep(part.symbols, job.states)
+        return found
+
+
+def _batches(
+    prompts: Sequence[tuple[Encoded, dict[str, Any]]],
+    members: Sequence[int],
+    prefix: Prefix | None,
+    most: int,
+) -> Iterator[list[int]]:
+    """Prompts of one prefix in batches, those of like length together: less padding.
+
+    Padding stands between a prefix and what is a row's own. A sliding window would count it, so
+    that there only rows of the same length stand together.
+    """
+    padded = prefix is None or can_be_cut(prefix.states)
+    ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))
+    runs = [ordered]
+    if not padded:
+        runs = [list(g) for _, g in groupby(ordered, key=lambda n: len(prompts[n][0].ids))]
+    for run in runs:
+        for i in range(0, len(run), most):
+            yield run[i : i + most]

@@ -1,0 +1,1 @@
+"""The core: encoders, connectors, fusions and the joined models."""

@@ -1,0 +1,379 @@
+"""Language models: any Transformers causal LM, its decoder layers found by structure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from isthmus.config.model import LanguageConfig
+from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
+
+PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
+
+
+def find_decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
+    """The list of decoder layers of a causal LM, found by structure and not by class name.
+
+    It is the one `nn.ModuleList` that has as many entries as the configuration says the model
+    has hidden layers. Where several do, an outer list wins over one inside it.
+
+    Args:
+        model: A Transformers causal LM.
+        path: Dotted path of the list, which overrides the search ("model.layers").
+
+    Raises:
+        ConfigError: If the path is not a ModuleList, or the search finds none or several. The
+            message lists the candidates.
+
+    Example:
+        >>> from isthmus.model.backbones.tiny import tiny_language_model
+        >>> len(find_decoder_layers(tiny_language_model("gpt2", layers=3)))
+        3
+    """
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    listing = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
+    if path is not None:
+        if path not in lists:
+            raise ConfigError(f'language.layers = "{path}" is no list of modules. Found: {listing}')
+        return lists[path]
+    config: Any = model.config
+    expected = config.get_text_config(decoder=True).num_hidden_layers
+    fitting = {n: m for n, m in lists.items() if len(m) == expected}
+    outer = [n for n in fitting if not any(n.startswith(o + ".") for o in fitting if o != n)]
+    if len(outer) != 1:
+        raise ConfigError(
+            f"{type(model).__name__}: expected one list of {expected} decoder layers, found "
+            f"{len(outer)}; name it with language.layers. Lists: {listing}"
+        )
+    return lists[outer[0]]
+
+
+def block_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive mask (B, 1, L, L) under which each sample of a row sees itself alone.
+
+    Args:
+        positions: (B, L) int64, starting at 0 again with each sample.
+        dtype: Of the mask; what may not be seen has its smallest number.
+
+    Example:
+        >>> (block_mask(torch.tensor([[0, 1, 0]]), torch.float32) == 0).int().tolist()
+        [[[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]]
+    """
+    sample = (positions == 0).cumsum(dim=1)
+    allowed = (sample[:, :, None] == sample[:, None, :]).tril()
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _silence_dropout(model: nn.Module) -> None:
+    """Sets every dropout rate of a model to zero: modules, and rates kept as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+Hooks = Callable[[], Sequence[RemovableHandle]]
+"""Registers forward hooks and returns their handles."""
+
+
+class _Again:
+    """Registers hooks anew for as long as gradient checkpointing runs a layer a second time."""
+
+    def __init__(self, hooks: Sequence[Hooks]) -> None:
+        self.hooks = hooks
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        self._handles = [handle for register in self.hooks for handle in register()]
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class LanguageModel(nn.Module):
+    """A frozen causal language model and its tokenizer.
+
+    The tokenizer and the embedding are used as they are: tokens are never added to the one,
+    nor rows to the other (see `special_tokens`).
+
+    Args:
+        model: A Transformers causal LM.
+        tokenizer: Its tokenizer.
+        config: What it was loaded from; written into checkpoints.
+
+    Attributes:
+        layers: The decoder layers, in order.
+        width: Width D of the hidden states.
+        vocab_rows: Rows of the input embedding, at least the tokenizer's size.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: LanguageConfig) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.config = config
+        found = find_decoder_layers(model, config.layers)
+        self._layers_path = next(n for n, m in model.named_modules() if m is found)
+        self.vocab_rows: int = self.input_embedding.weight.shape[0]
+        self.width: int = self.input_embedding.weight.shape[1]
+        model.requires_grad_(False)
+        if config.lora_rank:
+            self._add_lora(config.lora_rank)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._packs_by: str | None = None
+        self._hooks: tuple[Hooks, ...] = ()
+        self.eval()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, in order."""
+        found: nn.ModuleList = self.model.get_submodule(self._layers_path)
+        return found
+
+    @property
+    def input_embedding(self) -> nn.Embedding:
+        """The token embedding, `weight` of shape (vocab_rows, D)."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def output_embedding(self) -> nn.Linear:
+        """The head that turns hidden states into logits."""
+        return self.model.get_output_embeddings()
+
+    def _add_lora(self, rank: int) -> None:
+        """Puts LoRA adapters into the attention and MLP projections (Hu et al. 2021)."""
+        try:
+            import peft
+        except ImportError as error:
+            raise MissingExtraError("LoRA (language.lora_rank)", "train") from error
+        lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        peft.inject_adapter_in_model(lora, self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Frozen parts never leave evaluation mode, so no dropout comes alive.
+
+        The exceptions are LoRA and activation checkpointing, which Transformers only does in
+        training mode: then the mode changes, and all dropout inside is set to zero.
+        """
+        checkpointing = any(
+            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
+        )
+        mode = mode and (checkpointing or self.config.lora_rank > 0)
+        if mode:
+            _silence_dropout(self.model)
+        super().train(mode)
+        return self
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recomputes activations in the backward pass instead of keeping them, or stops doing so.
+
+        Transformers renamed the method between the versions that we support. Version 5.24
+        recomputes a layer's `forward`; version 5.17 recomputes its `__call__`, and with it the
+        layer's hooks. `hooked` serves both: it lends its hooks to the recomputation.
+        """
+        verb = "enable" if on else "disable"
+        name = f"activation_checkpointing_{verb}"
+        if not hasattr(self.model, name):
+            name = f"gradient_checkpointing_{verb}"
+        options = {"use_reentrant": False, "context_fn": self._recomputed}
+        getattr(self.model, name)(*([options] if on else []))
+        # Its hook on the embedding is for the reentrant kind, and can be neither copied nor pickled
+        if on and hasattr(self.model, "_require_grads_hook"):
+            self.model.disable_input_require_grads()
+
+    def _recomputed(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """The contexts that a checkpointed layer runs in: at first, and in the backward pass."""
+        return nullcontext(), _Again(self._hooks)
+
+    @contextmanager
+    def hooked(self, *hooks: Hooks) -> Iterator[None]:
+        """Registers forward hooks while the context lasts.
+
+        Outside of it the language model carries no hook of ours. So it can be copied, pickled and
+        shared by several models, and whoever calls it finds it as it was. A layer that gradient
+        checkpointing recomputes later sees the hooks of its own forward pass again.
+
+        Args:
+            *hooks: Functions that register hooks and return their handles.
+
+        Example:
+            >>> language = load_language("tiny-lm")
+            >>> def first() -> list[RemovableHandle]:
+            ...     return [language.layers[0].register_forward_pre_hook(lambda module, args: None)]
+            >>> with language.hooked(first):
+            ...     len(language.layers[0]._forward_pre_hooks)
+            1
+            >>> len(language.layers[0]._forward_pre_hooks)
+            0
+        """
+        outer = self._hooks
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_hooks", outer)
+            self._hooks = (*outer, *hooks)
+            for register in hooks:
+                for handle in register():
+                    stack.callback(handle.remove)
+            yield
+
+    def places(self, attention_mask: Tensor, positions: Tensor | None) -> dict[str, Any]:
+        """Mask and positions as the model's `forward` takes them.
+
+        Args:
+            attention_mask: (B, L) int64, 0 at padding.
+            positions: (B, L) int64, starting at 0 again with each sample, where rows hold several;
+                None where a row is one sample.
+
+        Raises:
+            ConfigError: If rows hold several samples and the model cannot keep them apart.
+        """
+        if positions is None:
+            if not self._takes_positions:
+                return {"attention_mask": attention_mask}
+            own = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+            return {"attention_mask": attention_mask, "position_ids": own}
+        if self._packs_by is None:
+            self._packs_by = self._find_packing()
+        mask = None
+        if self._packs_by == "mask":
+            mask = block_mask(positions, self.input_embedding.weight.dtype)
+        return {"attention_mask": mask, "position_ids": positions}
+
+    @torch.no_grad()
+    def _find_packing(self) -> str:
+        """How samples of one row are kept apart: "positions" or "mask".
+
+        Most families of Transformers read it off positions that start anew, which also keeps
+        sliding windows; OPT does not, and would let samples see each other without a word. So it
+        is tried: the second sample's logits must not depend on the first, bit for bit.
+        """
+        device = self.input_embedding.weight.device
+        positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
+        if self._takes_positions:
+            for way, mask in (
+                ("positions", None),
+                ("mask", block_mask(positions, self.input_embedding.weight.dtype)),
+            ):
+                second = [
+                    self.model(
+                        input_ids=torch.tensor([[*first, 4, 5, 6]], device=device),
+                        attention_mask=mask,
+                        position_ids=positions,
+                        use_cache=False,
+                    ).logits[:, 3:]
+                    for first in ([1, 2, 3], [3, 0, 1])
+                ]
+                if torch.equal(*second):
+                    return way
+        raise ConfigError(
+            f"{type(self.model).__name__} cannot keep samples of one row apart: set train.pack = 0"
+        )
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text: the begin-of-sequence token, or nothing."""
+        bare, whole = self.encode("a"), list(self.tokenizer.encode("a"))
+        if len(whole) > len(bare) and bare:
+            for i in range(len(whole) - len(bare) + 1):
+                if whole[i : i + len(bare)] == bare:
+                    return whole[:i]
+        return []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without special tokens at its ends."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def end_ids(self) -> list[int]:
+        """The model's own end-of-sequence tokens."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            ids = self.tokenizer.eos_token_id
+        if ids is None:
+            return []
+        return [int(i) for i in ids] if isinstance(ids, (list, tuple)) else [int(ids)]
+
+
+def load_language(
+    source: str | LanguageConfig | nn.Module | LanguageModel,
+    *,
+    tokenizer: Any = None,
+    layers: str | None = None,
+    lora_rank: int = 0,
+    dtype: torch.dtype | None = None,
+) -> LanguageModel:
+    """Loads a language model by name, or wraps one.
+
+    Args:
+        source: "hf:REPO" (a hub name or a folder), "asset:NAME", "tiny-lm", a
+            `LanguageConfig`, or a Transformers causal LM (then `tokenizer` is needed).
+        tokenizer: The tokenizer of a model that is handed in as an object.
+        layers: Dotted path of the decoder layers, where the search fails.
+        lora_rank: Rank of LoRA adapters; 0 keeps the model frozen.
+        dtype: Precision of the weights; None keeps fp32.
+
+    Raises:
+        ConfigError: If the name has an unknown form, or a tokenizer is missing.
+        CheckpointError: If the weights cannot be fetched.
+
+    Example:
+        >>> load_language("tiny-lm").width
+        64
+    """
+    if isinstance(source, LanguageModel):
+        return source
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ConfigError("a language model handed in as an object needs tokenizer=")
+        name = getattr(getattr(source, "config", None), "name_or_path", "") or "object"
+        config = LanguageConfig(name=f"hf:{name}", layers=layers, lora_rank=lora_rank)
+        return LanguageModel(source if dtype is None else source.to(dtype), tokenizer, config)
+    if isinstance(source, str):
+        source = LanguageConfig(name=source, layers=layers, lora_rank=lora_rank)
+    model, tokenizer = _fetch(source.name)
+    return LanguageModel(model if dtype is None else model.to(dtype), tokenizer, source)
+
+
+def _fetch(name: str) -> tuple[nn.Module, Any]:
+    """The causal LM and tokenizer behind a name, in fp32."""
+    if name == "tiny-lm":
+        from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
+
+        return tiny_language_model(), byte_tokenizer()
+    scheme, _, rest = name.partition(":")
+    if scheme not in ("hf", "asset") or not rest:
+        raise ConfigError(f'unknown language model "{name}": {suggestion(name, PREFIXES)}')
+    if scheme == "asset":
+        from isthmus.assets import registry as assets
+
+        rest = str(assets.fetch_asset(rest))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    try:
+        if Path(rest).is_dir():
+            logging.disable_progress_bar()  # a local file is read in a blink
+        model = AutoModelForCausalLM.from_pretrained(rest, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(rest)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        place = "folder" if Path(rest).is_dir() else "hub repository"
+        raise CheckpointError(f'cannot load the {place} "{rest}": {reason}') from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return model, tokenizer

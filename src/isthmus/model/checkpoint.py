@@ -1,0 +1,378 @@
+"""One folder for every saved model: what was trained as safetensors, the rest by name.
+
+A folder holds `model.safetensors` and `isthmus.json`:
+
+    format_version   1
+    kind             "vlm", a vision-language model, or "clip", a dual encoder
+    config           a `ModelConfig`; or the parts, heads and pooling of a dual encoder
+    parts            fingerprints of the frozen parts that the weights were trained between
+
+The named parts are fetched again on loading and compared with their fingerprints: a strip between
+two other parts would run, and be wrong. Files are written under a temporary name, synced and
+renamed, the JSON last, so a half-written model is never seen.
+
+This file has the folder and vision-language models, whose weights are connector, fusion, special
+tokens and LoRA; `clip.checkpoint` has dual encoders, `saving` both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from isthmus.config.file import model_from_mapping, to_mapping
+from isthmus.config.model import SHIPPED, LanguageConfig, VisionConfig
+from isthmus.errors import CheckpointError, ConfigError, suggestion
+from isthmus.files import write_atomically, write_json
+from isthmus.machine import device_for, dtype_for
+from isthmus.model.backbones.fingerprint import fingerprint, weight_files
+from isthmus.model.backbones.language import LanguageModel, load_language
+from isthmus.model.backbones.precision import refuse_conversion
+from isthmus.model.backbones.vision import VisionEncoder, load_vision
+from isthmus.model.connectors import build_connector
+from isthmus.model.fusion import fusion_config
+from isthmus.model.vlm import VisionLanguageModel, bare_language_model
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "isthmus.json"
+KINDS = {
+    "vlm": "a vision-language model, for ask, chat, eval and serve",
+    "clip": "a dual encoder, for classify, search and serve --dual-encoder",
+}
+"""What a saved model can be."""
+STRIP = ("connector.", "fusion.", "special_tokens.")
+
+
+def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
+    """The tensors of a model that are its own: the strip and any LoRA adapters, by name."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(STRIP) or "lora_" in name
+    }
+
+
+def save_vlm(
+    model: VisionLanguageModel,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Saves the strip of a model.
+
+    Args:
+        model: The model.
+        folder: Where to; made if missing.
+        dtype: Precision of the file, for example `torch.float16`; None keeps the model's.
+        extra: More entries for `isthmus.json`, such as how it was trained.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: If it cannot be written; what was there before is untouched.
+    """
+    return write_model(
+        folder, {**description_of(model), **(extra or {})}, strip_state(model), dtype
+    )
+
+
+def description_of(model: VisionLanguageModel) -> dict[str, Any]:
+    """What `isthmus.json` says of a model: its configuration and what it was trained between."""
+    if model.text_only:
+        raise CheckpointError("a language model alone has no strip to save: keep its name")
+    config = to_mapping(model.config)
+    if model.config.connector is None:  # one of the user's own: the name says whose it was
+        own = type(model.connector)
+        config["connector"] = {"type": "own", "class": f"{own.__module__}.{own.__qualname__}"}
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "vlm",
+        "config": config,
+        "parts": {
+            "vision": fingerprint(model.vision.model),
+            "language": fingerprint(model.language.model),
+        },
+    }
+
+
+def write_model(
+    folder: str | Path,
+    description: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a model's strip and description, the weights first.
+
+    Args:
+        folder: Where to; made if missing.
+        description: As `description_of` gives it, and anything else.
+        state: As `strip_state` gives it, tensors in whole.
+        dtype: Precision of the file; None keeps the tensors'.
+
+    Raises:
+        OutputError: If it cannot be written; what was there before is untouched.
+    """
+    target = Path(folder)
+    tensors = {
+        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
+        for name, t in state.items()
+    }
+    write_atomically(target / WEIGHTS, lambda p: save_file(tensors, p))
+    write_json(target / DESCRIPTION, description)
+    return target
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a saved model.
+
+    Args:
+        source: The name of a shipped model, or a folder.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if str(source) in SHIPPED:
+        return Path(str(resources.files("isthmus"))) / "weights" / str(source)
+    folder = Path(source)
+    if (folder / DESCRIPTION).is_file():
+        return folder
+    what = "holds no isthmus.json" if folder.is_dir() else "is no folder"
+    raise CheckpointError(
+        f'no model "{source}": it {what} and no shipped model ({suggestion(str(source), SHIPPED)})'
+    )
+
+
+def describe(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """`isthmus.json` of a saved model.
+
+    Args:
+        folder: Where it was saved.
+        kind: What it must be, "vlm" or "clip"; None takes either.
+
+    Raises:
+        CheckpointError: If it is damaged, of a later format, or of the other kind.
+    """
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version, told = description["format_version"], description["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format_version {version}, this Isthmus reads {FORMAT_VERSION}: "
+            'pip install --upgrade "isthmus"'
+        )
+    if told not in KINDS:
+        raise CheckpointError(f'{path} is damaged: kind = "{told}": {suggestion(str(told), KINDS)}')
+    if kind is not None and told != kind:
+        raise CheckpointError(
+            f"{folder} holds {KINDS[told]}; expected {KINDS[kind]} "
+            f"(shipped: {'tiny' if kind == 'vlm' else 'tiny-clip'})"
+        )
+    config, parts = description.get("config"), description.get("parts")
+    whole = isinstance(config, dict) and isinstance(parts, dict)
+    if whole and told == "vlm":
+        whole = isinstance(config.get("connector"), dict) and {"vision", "language"} <= parts.keys()
+    if not whole:
+        raise CheckpointError(
+            f"{path} is damaged: expected tables config and parts; of a vision-language model also "
+            "config.connector and the fingerprints of vision and language"
+        )
+    return dict(description)
+
+
+def _encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEncoder:
+    """The saved vision encoder, or the one handed in, giving the features that were trained on."""
+    if source is None and config.name.startswith("object:"):
+        raise CheckpointError(
+            f"{folder} was trained with a vision encoder that was handed in as an object "
+            f"({config.name.partition(':')[2]}): pass it as load(..., vision=...)"
+        )
+    if isinstance(source, (VisionEncoder, VisionConfig)):
+        encoder = load_vision(source)
+    elif source is not None:
+        # Its weights say nothing of the layer that was read, so the fingerprint cannot either
+        encoder = load_vision(
+            source,
+            feature_layer=config.feature_layer,
+            keep_cls=config.keep_cls,
+            resize=config.resize,
+        )
+    else:
+        encoder = load_vision(config)
+    for key in ("feature_layer", "keep_cls"):
+        got, expected = getattr(encoder.config, key), getattr(config, key)
+        if got != expected:
+            raise CheckpointError(
+                f"the vision encoder's {key} is {got}: {folder} was trained with {expected}"
+            )
+    return encoder
+
+
+def _language(source: Any, config: LanguageConfig, tokenizer: Any, folder: Path) -> LanguageModel:
+    """The saved language model, or the one handed in, with the adapters that were trained."""
+    if source is None and config.name == "hf:object":
+        raise CheckpointError(
+            f"{folder} was trained with a language model that was handed in as an object: pass "
+            "it as load(..., language=..., tokenizer=...)"
+        )
+    return load_language(
+        config if source is None else source,
+        tokenizer=tokenizer,
+        layers=config.layers,
+        lora_rank=config.lora_rank,
+    )
+
+
+def load_vlm(
+    source: str | Path,
+    *,
+    connector: nn.Module | None = None,
+    language: Any = None,
+    vision: Any = None,
+    tokenizer: Any = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = "auto",
+) -> VisionLanguageModel:
+    """Loads a saved vision-language model.
+
+    Args:
+        source: The name of a shipped model ("tiny"), a folder that `save` wrote, or a language
+            model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images.
+        connector: Your own connector, where the model was composed with one.
+        language: The language model as an object, where it was composed with one (with its
+            `tokenizer`), or a name in place of the saved one.
+        vision: The vision encoder likewise.
+        tokenizer: The tokenizer of `language`.
+        device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights: "auto" (see `machine.dtype_for`; float32 on a CPU), a name
+            or a `torch.dtype`; None is float32, which a model that is trained on needs.
+
+    Raises:
+        ConfigError: If this machine has no such device.
+        CheckpointError: If the folder is no saved model, or the parts differ from those that it
+            was trained between; the message says what differs.
+
+    Example:
+        >>> import isthmus as im, tempfile
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+        >>> folder = tempfile.mkdtemp()
+        >>> len(im.load(im.save(model, folder)).layout)
+        16
+    """
+    place = device_for(device)  # said before anything is read
+    kind = dtype_for(dtype, place)
+    if str(source).startswith(("hf:", "asset:")):
+        return bare_language_model(str(source)).to(device=place, dtype=kind)
+    for part in (vision, language):
+        refuse_conversion(part, None if dtype in (None, "auto") else kind)
+    folder = locate(source)
+    description = describe(folder, "vlm")
+    values = dict(description["config"])
+    if values["connector"].get("type") == "own":
+        if connector is None:
+            raise CheckpointError(
+                f"{folder} was trained with a connector of its owner's, "
+                f"{values['connector']['class']}: pass one as load(..., connector=...)"
+            )
+        values["connector"] = {"type": "linear"}  # a stand-in, replaced below
+    try:
+        config = model_from_mapping(values, untrusted=folder)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
+    files = {
+        "vision": weight_files(config.vision.name if vision is None else ""),
+        "language": weight_files(config.language.name if language is None else ""),
+    }
+    encoder = _encoder(vision, config.vision, folder)
+    lm = _language(language, config.language, tokenizer, folder)
+    for part, module in (("vision", encoder.model), ("language", lm.model)):
+        expected, got = description["parts"][part], files[part].fingerprint(module)
+        if expected != got:
+            name = getattr(config, part).name
+            raise CheckpointError(
+                f'{folder} was trained with the {part} model "{name}" of fingerprint '
+                f"{expected}; this one has {got}: other weights, or another model"
+            )
+    width = fusion_config(config.fusion).width(lm.width, encoder.shape.width)
+    options = connector if connector is not None else config.connector
+    strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
+    load_strip(model, folder)
+    return model.to(device=place, dtype=kind)
+
+
+def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool = False) -> None:
+    """Reads the strip of a saved model into a model of the same shape.
+
+    Args:
+        model: The model.
+        folder: Where the strip was saved.
+        partly: Whether each may have tensors that the other lacks, as a new stage of training
+            does; they must share some.
+
+    Raises:
+        CheckpointError: If names or shapes differ; the message lists the first of them.
+    """
+    state, own = read_tensors(folder), strip_state(model)
+    refuse_other_tensors(own, state, folder, partly=partly)
+    model.load_state_dict({n: state[n] for n in own.keys() & state.keys()}, strict=False)
+
+
+def read_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a saved model by name.
+
+    Raises:
+        CheckpointError: If they cannot be read.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def refuse_other_tensors(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    folder: str | Path,
+    *,
+    partly: bool = False,
+) -> None:
+    """Refuses saved tensors that are not those of a model.
+
+    Args:
+        own: The model's.
+        state: The saved ones.
+        folder: Where they were saved, for the message.
+        partly: Whether each may have tensors that the other lacks, if they share some.
+
+    Raises:
+        CheckpointError: If names or shapes differ; the message lists the first of them.
+    """
+    shared = own.keys() & state.keys()
+    missing = [f"{n} is missing" for n in sorted(own.keys() - state.keys())]
+    unexpected = [f"{n} is unexpected" for n in sorted(state.keys() - own.keys())]
+    differences = [] if partly and shared else [*missing, *unexpected]
+    differences += [
+        f"{n} is {tuple(state[n].shape)}, expected {tuple(own[n].shape)}"
+        for n in sorted(shared)
+        if own[n].shape != state[n].shape
+    ]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise CheckpointError(
+            f"{folder} does not fit the model: {'; '.join(differences[:3])}{more}"
+        )

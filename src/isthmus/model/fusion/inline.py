@@ -1,0 +1,100 @@
+"""`inline`: visual tokens take the place of `<image>` in the text (LLaVA, Liu et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from isthmus.config.base import Config
+from isthmus.config.registry import FUSIONS
+from isthmus.model.fusion.visual import Visual, joined
+from isthmus.model.layout import Layout, filled
+
+if TYPE_CHECKING:
+    from isthmus.model.backbones.language import LanguageModel
+    from isthmus.model.fusion.sight import Sight
+
+
+def fill(embeddings: Tensor, is_image: Tensor, visual: Visual) -> Tensor:
+    """Replaces the embeddings of holes by visual tokens.
+
+    Args:
+        embeddings: (B, L, D) embeddings of the text.
+        is_image: (B, L) bool, True at as many places as there are visual tokens.
+        visual: Visual tokens of the images in reading order.
+
+    Returns:
+        (B, L, D) in the precision of `embeddings`.
+    """
+    return embeddings.masked_scatter(is_image[..., None], joined(visual).to(embeddings.dtype))
+
+
+class InlineFusion(nn.Module):
+    """Puts visual tokens where `<image>` stands.
+
+    The tag is written once per visual token before embedding, so positions and padding need no
+    second book-keeping.
+
+    Args:
+        visual_width: Width of the visual tokens, the language model's.
+
+    Attributes:
+        visual_width, in_text, sees, blocks: As in `Fusion`.
+    """
+
+    in_text = True
+    sees: Literal["nothing", "last", "previous"] = "nothing"
+
+    def __init__(self, visual_width: int) -> None:
+        super().__init__()
+        self.visual_width = visual_width
+        self.blocks = nn.ModuleDict()
+
+    def layout(self, tokens: int) -> Layout:
+        """One hole for each visual token."""
+        return filled(tokens)
+
+    def embed(self, embeddings: Tensor, is_image: Tensor, visual: Visual) -> Tensor:
+        """Replaces the embeddings of the holes; see `fill`."""
+        return fill(embeddings, is_image, visual)
+
+    def look(self, visual: Visual, seen: Tensor, begin: Tensor, *, keep: bool) -> Sight | None:
+        """Nothing: all there is to see stands in the text."""
+        return None
+
+    def hook(self, language: LanguageModel, sight: Sight) -> list[RemovableHandle]:
+        """No hooks."""
+        return []
+
+    def project(self, visual: Tensor) -> object:
+        """Nothing."""
+        return None
+
+    def gates(self) -> dict[str, dict[str, nn.Parameter]]:
+        """None."""
+        return {}
+
+    def activation_bytes(self, tokens: int, visual_tokens: int, value: int) -> int:
+        """None, beyond the language model's own."""
+        return 0
+
+
+@FUSIONS.register("inline")
+@dataclass(frozen=True, kw_only=True)
+class Inline(Config):
+    """Early fusion: visual tokens take the place of `<image>` in the sequence (LLaVA)."""
+
+    def width(self, language_width: int, vision_width: int) -> int:
+        """The language model's: inline tokens stand between words."""
+        return language_width
+
+    def build(self, language: LanguageModel, visual_width: int) -> InlineFusion:
+        """The module."""
+        return InlineFusion(visual_width)
+
+    def toy(self) -> Inline:
+        """The same: it has no size."""
+        return self

@@ -1,0 +1,111 @@
+"""What a model is made of: parameters, visual tokens and FLOPs, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from isthmus.config.registry import FUSIONS
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part.
+
+    Attributes:
+        name: "vision", "language", "connector", "fusion" or "special tokens".
+        what: What it is.
+        frozen: Number of frozen parameters.
+        trained: Number of trained parameters.
+    """
+
+    name: str
+    what: str
+    frozen: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model's parts and the cost of an image.
+
+    Attributes:
+        parts: The parts in the order an image meets them.
+        visual_tokens: Visual tokens M that an image becomes.
+        text_positions: Positions of the language model's sequence that an image takes.
+        flops: Floating-point operations per image by part (a multiply-add counts as two).
+            The fusion's are those of projecting an image's K and V.
+    """
+
+    parts: tuple[Part, ...]
+    visual_tokens: int
+    text_positions: int
+    flops: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<16}{'frozen':>12}{'trained':>12}{'GFLOP/image':>16}  what"]
+        for part in self.parts:
+            cost = self.flops.get(part.name)
+            gflop = "-" if cost is None else f"{cost / 1e9:.3f}"
+            lines.append(
+                f"{part.name:<16}{part.frozen:>12,}{part.trained:>12,}{gflop:>16}  {part.what}"
+            )
+        frozen = sum(p.frozen for p in self.parts)
+        trained = sum(p.trained for p in self.parts)
+        total = sum(self.flops.values()) / 1e9
+        lines.append(f"{'total':<16}{frozen:>12,}{trained:>12,}{total:>16.3f}")
+        lines.append(
+            f"an image becomes {self.visual_tokens} visual tokens and takes "
+            f"{self.text_positions} position(s) of the text"
+        )
+        return "\n".join(lines)
+
+
+def count(module: nn.Module) -> tuple[int, int]:
+    """Frozen and trained parameters of a module."""
+    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    return frozen, sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def flops_of(module: Callable[..., Any], *inputs: torch.Tensor) -> int:
+    """Floating-point operations of one call, counted while it runs."""
+    # with gradients on: the counter's module tracker fails on parameters that are inputs without
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops())
+
+
+def summary_of(model: Any) -> Summary:
+    """What a `VisionLanguageModel` is made of, and what an image costs in it."""
+    height, width = model.vision.image_size
+    pixels = torch.zeros(1, 3, height, width, device=model.device)
+    pixels = pixels.to(next(model.vision.parameters()).dtype)
+    features = model.vision(pixels)
+    connected = features.to(next(model.connector.parameters(), features).dtype)
+    flops = {
+        "vision": flops_of(model.vision.eager, pixels),
+        "connector": flops_of(model.connector, connected),
+    }
+    with torch.no_grad():
+        visual = model.connector(connected)
+    if cost := flops_of(model.fusion.project, visual):
+        flops["fusion"] = cost
+    described = {
+        "vision": (model.vision, model.config.vision.name),
+        "connector": (model.connector, type(model.connector).__name__),
+        "fusion": (model.fusion, FUSIONS.name_of(type(model.config.fusion))),
+        "special tokens": (model.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
+        "language": (model.language, model.config.language.name),
+    }
+    parts = tuple(Part(name, what, *count(m)) for name, (m, what) in described.items())
+    return Summary(parts, int(model.connector.num_tokens), len(model.layout), flops)

@@ -1,0 +1,396 @@
+"""The vision-language model: two frozen parts, a connector, a fusion.
+
+Letters: B rows (prompts) of a batch, L tokens a row, P images in the whole batch, N patches and
+M visual tokens an image, D the language model's width, V the rows of its embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isthmus.config.model import ModelConfig
+from isthmus.errors import PromptError
+from isthmus.machine import device_for, dtype_for
+from isthmus.model.backbones.language import LanguageModel, load_language
+from isthmus.model.backbones.precision import refuse_conversion
+from isthmus.model.backbones.special_tokens import SpecialTokens
+from isthmus.model.backbones.vision import VisionEncoder, load_vision
+from isthmus.model.batch import IGNORED, Batch, Output, pad
+from isthmus.model.connectors import Connector, build_connector
+from isthmus.model.connectors.linear import Linear
+from isthmus.model.cross_entropy import token_losses
+from isthmus.model.fusion import Fusion, Visual, build_fusion, fusion_config
+from isthmus.model.fusion.inline import Inline
+from isthmus.model.fusion.sight import (
+    Sight,
+    first_image,
+    first_of_each,
+    image_of_token,
+    samples_with_images,
+)
+from isthmus.model.layout import Layout, expand
+from isthmus.model.medium import (
+    ClipMedium,
+    ImageMedium,
+    Medium,
+    connected,
+    fixed_layout,
+    layouts_of,
+    medium_of,
+    stacked,
+    visual_of,
+)
+from isthmus.model.summary import Summary, summary_of
+from isthmus.prompts.prompt import IMAGE_TAG, Span
+
+
+class VisionLanguageModel(nn.Module):
+    """A vision encoder and a language model, joined.
+
+    Args:
+        vision: The frozen vision encoder.
+        language: The language model, frozen or with LoRA.
+        connector: Features to visual tokens; anything that fits `connectors.Connector`.
+        config: What the model is made of; written into checkpoints.
+
+    Example:
+        >>> import isthmus as im
+        >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
+        >>> model.fusion.in_text, model.layout.places
+        (False, 1)
+    """
+
+    def __init__(
+        self,
+        vision: VisionEncoder,
+        language: LanguageModel,
+        connector: nn.Module,
+        config: ModelConfig,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.text_only = False
+        self.vision = vision
+        self.language = language
+        self.connector = connector
+        self.special_tokens = SpecialTokens(language)
+        width = int(cast(Connector, connector).width)
+        self.fusion: Fusion = build_fusion(config.fusion, language, width)
+        self.media: list[Medium] = [ClipMedium(), ImageMedium()]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained rows are, and so the inputs must be."""
+        return self.special_tokens.input_rows.device
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The strip: every parameter that is not frozen, by name."""
+        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+
+    def summary(self) -> Summary:
+        """Parameters frozen and trained part by part, visual tokens and FLOPs per image."""
+        return summary_of(self)
+
+    # --- media ------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """Where an image stands in the text, if its medium does not vary."""
+        return fixed_layout(self)
+
+    def add_medium(self, medium: Medium) -> None:
+        """Takes another medium, which is asked before the ones that are there."""
+        if isinstance(medium, nn.Module):
+            self.add_module(f"{medium.name}_medium", medium)
+        self.media.insert(0, medium)
+
+    # --- from prompts to a batch ------------------------------------------------------------
+
+    def encode_text(self, text: str | Sequence[Span], images: int | Sequence[Layout]) -> list[int]:
+        """Token ids of a prompt, the layout of an image in place of each `<image>`.
+
+        Args:
+            text: The prompt's spans, or its text; one `<image>` per image.
+            images: The layouts of its images; or how many there are, of the model's own layout.
+
+        Raises:
+            PromptError: If the number of tags and of images differ, the model sees none, or a
+                text is no Unicode.
+        """
+        layouts = [self.layout] * images if isinstance(images, int) else images
+        if layouts and self.text_only:
+            raise PromptError(
+                f"{self.config.language.name} is a language model alone and sees no images: "
+                "leave them out, or join it to a vision encoder with im.compose"
+            )
+        ids = self.special_tokens.encode(text)
+        tags = ids.count(self.special_tokens.image_id)
+        if tags != len(layouts):
+            raise PromptError(
+                f"the prompt has {tags} {IMAGE_TAG} tags and {len(layouts)} images came with "
+                "it; expected one tag for each image"
+            )
+        image_id = self.special_tokens.image_id
+        return [*self.language.start_ids, *expand(ids, layouts, image_id)]
+
+    def prepare(
+        self,
+        prompts: Sequence[str | Sequence[Span]],
+        images: Sequence[Sequence[Any]] = (),
+        *,
+        padding_side: str = "left",
+    ) -> Batch:
+        """A batch from prompts and their images, on the model's device.
+
+        Args:
+            prompts: Spans, or texts, with one `<image>` for each image.
+            images: For each prompt its images in order: PIL images, or what
+                `vision.preprocess` made of them (3, H, W), or clips (T, 3, H, W), or whatever
+                else a medium of the model takes. Empty: none.
+            padding_side: "left" for generation, either for anything else.
+
+        Raises:
+            PromptError: If tags and images do not match.
+        """
+        per_prompt = list(images) or [()] * len(prompts)
+        if len(per_prompt) != len(prompts):
+            raise PromptError(f"{len(prompts)} prompts came with {len(per_prompt)} lists of images")
+        opened, layouts, rows = [], [], []
+        for text, own in zip(prompts, per_prompt, strict=True):
+            inputs = [medium_of(self, source).open(self, source) for source in own]
+            here = layouts_of(self, inputs)
+            rows.append(self.encode_text(text, here))
+            opened += inputs
+            layouts += here
+        ids, mask = pad(rows, self.pad_id, padding_side)
+        fixed = all(layout == self.layout for layout in layouts)
+        return Batch(
+            input_ids=ids,
+            attention_mask=mask,
+            pixels=stacked(opened) if opened else None,
+            layouts=None if fixed else tuple(layouts),
+        ).to(self.device)
+
+    @property
+    def pad_id(self) -> int:
+        """A token of the language model's own that stands at padding."""
+        tokenizer = self.language.tokenizer
+        for candidate in (tokenizer.pad_token_id, *self.language.end_ids()):
+            if candidate is not None and candidate < self.special_tokens.image_id:
+                return int(candidate)
+        return 0
+
+    # --- from a batch to logits -------------------------------------------------------------
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Features (P, N, D_vision) of images, or (P, T, N, D_vision) of clips."""
+        return medium_of(self, pixels[0]).features(self, pixels)
+
+    def visual_tokens(self, batch: Batch) -> Visual | None:
+        """Visual tokens (P, M, D_visual) of the batch's images; None without images.
+
+        Raises:
+            PromptError: If tags and images do not match. More tags than images must never
+                become a silent mask.
+        """
+        tags = int((batch.input_ids == self.special_tokens.image_id).sum())
+        source = next(
+            (s for s in (batch.visual, batch.features, batch.pixels) if s is not None), None
+        )
+        count = 0 if source is None else len(source)
+        layouts = self._layouts(batch, count)
+        if len(layouts) != count or tags != sum(layout.places for layout in layouts):
+            places = [layout.places for layout in layouts]
+            each = f"{places}" if batch.layouts else f"{self.layout.places}"
+            raise PromptError(
+                f"the batch has {count} images and {tags} {IMAGE_TAG} tokens; expected "
+                f"{each} tokens for each image"
+            )
+        if source is None or count == 0:
+            return None
+        visual: Visual = source
+        if source is batch.features:
+            visual = connected(self, batch.features)
+        elif source is batch.pixels:
+            visual = stacked(visual_of(self, source))
+        for number, (own, layout) in enumerate(zip(visual, layouts, strict=True)):
+            if layout.holes and len(own) != layout.holes:
+                raise PromptError(
+                    f"image {number} became {len(own)} visual tokens, and its layout has "
+                    f"{layout.holes} holes: expected the same number"
+                )
+        return visual
+
+    def _layouts(self, batch: Batch, count: int) -> Sequence[Layout]:
+        return [self.layout] * count if batch.layouts is None else batch.layouts
+
+    @contextmanager
+    def in_sight(
+        self, batch: Batch, *, decoding: bool = False, chosen: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Puts a batch's images in sight of the language model while the context lasts.
+
+        Outside of it the language model is its bare self, for whoever else holds it.
+
+        Args:
+            batch: The prompts.
+            decoding: Whether tokens will be decoded after the prompt, so that K and V are kept.
+            chosen: (B, L) bool, the positions that logits are wanted of; None for all.
+
+        Yields:
+            Input embeddings (B, L, D) for the language model.
+        """
+        visual = self.visual_tokens(batch)
+        is_image = batch.input_ids == self.special_tokens.image_id
+        embeddings = self.special_tokens.embed(batch.input_ids)
+        sight = may_end = None
+        if visual is not None:
+            may_end = samples_with_images(is_image, batch.positions)
+            embeddings = self.fusion.embed(embeddings, is_image, visual)
+            if self.fusion.sees != "nothing":
+                layouts = self._layouts(batch, len(visual))
+                tags = first_of_each(is_image, [layout.places for layout in layouts])
+                sight = self.fusion.look(
+                    visual,
+                    image_of_token(tags, batch.attention_mask, batch.positions),
+                    first_image(tags, batch.positions),
+                    keep=decoding,
+                )
+        with self.shown(sight, may_end, chosen):
+            yield embeddings
+
+    @contextmanager
+    def shown(
+        self, sight: Sight | None, may_end: Tensor | None, chosen: Tensor | None = None
+    ) -> Iterator[None]:
+        """Shows the language model what is in sight while the context lasts.
+
+        Args:
+            sight: Who sees which visual tokens through cross-attention; None for nothing.
+            may_end: (B,) or (B, L) bool, which rows or tokens have images; None for none.
+            chosen: (B, L) bool, the positions that logits are wanted of; None for all.
+        """
+        seen: AbstractContextManager[None] = nullcontext()
+        if sight is not None:
+            seen = self.language.hooked(partial(self.fusion.hook, self.language, sight))
+        with self.special_tokens.used(may_end, chosen), seen:
+            yield
+
+    def forward(self, batch: Batch, *, last: int = 0) -> Output:
+        """Logits and loss of a batch.
+
+        Args:
+            batch: The prompts, with labels if a loss is wanted.
+            last: Logits are computed for the last so many positions; 0 means all. With labels
+                only the positions before a labelled token have logits.
+
+        Raises:
+            ConfigError: If rows hold several samples and the language model cannot keep them apart.
+        """
+        labels, chosen = batch.labels, None
+        if labels is not None:
+            chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+            last = 0
+        # asked before the images are in sight: it may try the language model out
+        places = self.language.places(batch.attention_mask, batch.positions)
+        with self.in_sight(batch, chosen=chosen) as embeddings:
+            logits: Tensor = self.language.model(
+                inputs_embeds=embeddings, logits_to_keep=last, use_cache=False, **places
+            ).logits
+        if labels is None or chosen is None:
+            return Output(logits)
+        after = chosen[:, :-1]
+        losses = token_losses(logits.flatten(0, 1), labels[:, 1:][after])
+        if batch.weights is None:
+            loss = losses.sum() / max(1, len(losses))
+        else:
+            # no matrix product: autocast would put that into half precision
+            loss = (losses * batch.weights[:, 1:][after]).sum()
+        return Output(logits, loss, losses.detach())
+
+
+def compose(
+    vision: Any,
+    language: Any,
+    connector: Any,
+    fusion: Any = None,
+    *,
+    template: str = "plain",
+    tokenizer: Any = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+) -> VisionLanguageModel:
+    """Joins a vision encoder and a language model.
+
+    Args:
+        vision: A name ("timm:...", "hf:...", "open_clip:..."), a `VisionConfig`, or an object.
+        language: A name ("hf:..."), a `LanguageConfig`, or a Transformers causal LM.
+        connector: A connector's options, for example `Resampler(latents=64)`, or a module of
+            your own that fits `connectors.Connector`.
+        fusion: `Inline()` (the default) or `CrossAttention(...)`.
+        template: How questions become prompts.
+        tokenizer: Needed where `language` is an object.
+        device: "auto" (where a language model handed in as an object is, otherwise the best there
+            is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
+            A strip that is to be trained needs float32; training has a precision of its own.
+
+    Returns:
+        The model in evaluation mode; training switches its mode itself.
+
+    Raises:
+        ConfigError: If a part is unknown, the parts do not fit, there is no such device, or `dtype`
+            would convert a `LanguageModel` or `VisionEncoder` that may be in use elsewhere.
+
+    Example:
+        >>> import isthmus as im
+        >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
+        16
+    """
+    if isinstance(language, nn.Module) and device == "auto":
+        device = next(language.parameters()).device
+    place = device_for(device)  # said before anything is loaded
+    kind = None if dtype is None else dtype_for(dtype, place)
+    for part in (vision, language):
+        refuse_conversion(part, kind)
+    encoder = load_vision(vision)
+    lm = load_language(language, tokenizer=tokenizer)
+    options = Inline() if fusion is None else fusion
+    width = fusion_config(options).width(lm.width, encoder.shape.width)
+    strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
+    config = ModelConfig(
+        vision=encoder.config,
+        language=lm.config,
+        connector=None if isinstance(connector, nn.Module) else connector,
+        fusion=options,
+        template=template,
+    )
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
+    return model.to(device=place, dtype=kind)
+
+
+def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:
+    """A language model alone, for prompts, engine and tasks that need no images.
+
+    Args:
+        language: As for `compose`.
+        tokenizer: Likewise.
+
+    Returns:
+        A model that refuses images. Its strip is a stand-in that nothing goes through: without
+        images a model is always its bare language model.
+
+    Example:
+        >>> bare_language_model("tiny-lm").text_only
+        True
+    """
+    model = compose("tiny-vit", language, Linear(), template="qa", tokenizer=tokenizer)
+    model.text_only = True
+    return model.requires_grad_(False)

@@ -1,1 +1,0 @@
-"""Choosing, ordering and calibrating demonstrations, and reasoning in steps."""

@@ -1,0 +1,1 @@
+"""Prompts, templates, the chat format and the parsers of answers. No torch."""

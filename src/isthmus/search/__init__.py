@@ -1,0 +1,1 @@
+"""An index of images by what is in them."""

@@ -1,0 +1,1 @@
+"""A model in the browser and in the shell."""
