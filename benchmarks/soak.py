@@ -19,7 +19,6 @@ the first fifth, which filled its caches.
 from __future__ import annotations
 
 import argparse
-import base64
 import io
 import json
 import os
@@ -40,13 +39,10 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from isthmus.media.data_uri import data_uri
+
 EXPECTED = {400, 404, 413, 415, 422, 429, 503}
 MODEL = "soaked"
-
-
-def uri(data: bytes) -> str:
-    """A data URI."""
-    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def image(rng: random.Random, kinds: int) -> str:
@@ -55,7 +51,7 @@ def image(rng: random.Random, kinds: int) -> str:
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(pixels).resize((240, 200)).save(data, "PNG")
-    return uri(data.getvalue())
+    return data_uri(data.getvalue())
 
 
 def bomb() -> str:
@@ -67,7 +63,7 @@ def bomb() -> str:
 
     head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     rest = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    return uri(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + rest)
+    return data_uri(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + rest)
 
 
 def body_of(rng: random.Random, kind: str) -> dict[str, Any]:

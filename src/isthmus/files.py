@@ -6,6 +6,7 @@ process that is killed, or a disk that is full, leaves what was there before.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -74,6 +75,16 @@ def write_json(path: Path, values: Any) -> None:
     Half of a surrogate pair, as a file's name may hold, is written as JSON's escape of it.
     """
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def content_key(data: bytes) -> str:
+    """A file's content as 32 hexadecimal digits of its SHA-256.
+
+    Example:
+        >>> content_key(b"abc")
+        'ba7816bf8f01cfea414140de5dae2223'
+    """
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def sync(path: Path) -> None:

@@ -116,7 +116,7 @@ class TrainConfig(Config):
     """How a model is trained: the strip of a vision-language model, or a dual encoder.
 
     `contrastive` is for dual encoders. `objective`, `micro_batch_size`, `mixture`, `pack`,
-    `max_tokens`, `lr_connector`, `lr_lora`, `attention`, `gradient_checkpointing`, `augment`,
+    `max_length`, `lr_connector`, `lr_lora`, `attention`, `gradient_checkpointing`, `augment`,
     `sample_answers`, `sharding` and `init` are for vision-language models.
     """
 
@@ -134,7 +134,7 @@ class TrainConfig(Config):
     samples of every data set and adds up their gradients (Flamingo, section 2.4)."""
     pack: NotNegative = 0
     """Length in tokens of rows that several samples are packed into; 0 gives each its own row."""
-    max_tokens: Count = 2048
+    max_length: Count = 2048
     """Longest sample; a longer one is cut at its end, never inside of an image."""
     lr: Amount = 1e-3
     """Peak learning rate of the connector and the fusion."""

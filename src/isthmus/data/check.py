@@ -16,6 +16,7 @@ from PIL import Image
 from isthmus.data.records import ImageRef, Record, entries_of, frames
 from isthmus.data.sources import open_data
 from isthmus.errors import ImageError
+from isthmus.files import content_key
 from isthmus.media.image import FORMATS, content_hash, open_image
 from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
 from isthmus.reports.progress import tracked
@@ -225,7 +226,7 @@ def look(image: ImageRef, *, decode: bool = True) -> tuple[str, tuple[int, int] 
     data = image.read()
     if image.size is not None and len(data) < image.size:
         raise ImageError(f"{image} ends after {len(data)} of {image.size} bytes")
-    plain = hashlib.sha256(data).hexdigest()[:32]
+    plain = content_key(data)
     if image.is_features:
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)

@@ -24,6 +24,7 @@ from torch import Tensor
 from isthmus.data.feature_store import FeatureStore
 from isthmus.data.records import ImageRef
 from isthmus.errors import ConfigError, ImageError
+from isthmus.files import content_key
 from isthmus.media.image import MOST_FILE_BYTES, open_image
 from isthmus.media.prefetch import prefetch
 from isthmus.model.backbones.fingerprint import fingerprint
@@ -213,7 +214,7 @@ class FeatureCache:
             ImageError: If it cannot be read, or is too large to be an image.
         """
         if image.data is not None:
-            return _hash(image.data)
+            return content_key(image.data)
         try:
             state = image.path.stat()
         except OSError as error:
@@ -225,7 +226,7 @@ class FeatureCache:
         if (state.st_size if image.size is None else image.size) > MOST_FILE_BYTES:
             limit = MOST_FILE_BYTES // 1_000_000
             raise ImageError(f"{image} has more than {limit} MB: expected an image")
-        key = _hash(image.read())
+        key = content_key(image.read())
         self._keys[place] = (state.st_size, state.st_mtime_ns, key)
         return key
 
@@ -317,7 +318,7 @@ class FeatureCache:
             key = self.find(image)
             if key is None or key in self.store.rows:
                 return _Opened(image, key or "")
-            key = _hash(data := image.read())  # of the very bytes that the pixels are of
+            key = content_key(data := image.read())  # of the very bytes that the pixels are of
             return _Opened(image, key, self.encoding.pixels(decode(image, data), key))
         except ImageError as error:
             return _Opened(image, why=str(error))
@@ -353,10 +354,6 @@ def encode(encoder: VisionEncoder, pixels: Tensor, images: Sequence[object]) -> 
                 f"most {HALF_MAX:g}: take another feature_layer, or set train.feature_cache = false"
             )
     return features.half().numpy()
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

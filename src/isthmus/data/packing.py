@@ -38,7 +38,7 @@ def packed_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         if length > row_length:
             raise ConfigError(
                 f"a sample of {length} tokens fits no row of {row_length}: raise train.pack, or "
-                "lower train.max_tokens"
+                "lower train.max_length"
             )
         row = next((r for r, room in enumerate(free) if room >= length), len(rows))
         if row == len(rows):

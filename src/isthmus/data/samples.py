@@ -93,7 +93,7 @@ def tokenize(
     model: VisionLanguageModel,
     record: Record,
     *,
-    max_tokens: int | None = None,
+    max_length: int | None = None,
     next_image: bool = False,
 ) -> Sample:
     """A record as the model's tokens.
@@ -104,7 +104,7 @@ def tokenize(
     Args:
         model: Its tokenizer, fusion and template.
         record: The record.
-        max_tokens: Longest sample; the rest is cut off, and an image whose tag is cut goes with
+        max_length: Longest sample; the rest is cut off, and an image whose tag is cut goes with
             it.
         next_image: As for `document_spans`; of no meaning for conversations.
 
@@ -126,7 +126,7 @@ def tokenize(
         for i in own:
             is_image = i == special.image_id
             own = model.layout.written(i) if is_image else [i]
-            if max_tokens is not None and len(ids) + len(own) > max_tokens:
+            if max_length is not None and len(ids) + len(own) > max_length:
                 break
             ids += own
             learned += [learn and not is_image] * len(own)
@@ -144,7 +144,7 @@ def tokenize(
     if not any(learned):
         raise ConfigError(
             f"{record.origin or record.answer[:40]!r}: nothing can be learned of it within "
-            f"{max_tokens} tokens: raise train.max_tokens"
+            f"{max_length} tokens: raise train.max_length"
         )
     return Sample(ids, learned, record.images[:kept])
 

@@ -7,7 +7,6 @@ An `Embedder` is any function from examples to vectors (n, D). `ImageEmbedder` i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +21,7 @@ from isthmus.data.feature_store import FeatureStore
 from isthmus.data.features import cache_key
 from isthmus.demonstrations.support import file_bytes, frames_of, open_frames
 from isthmus.errors import ConfigError, ImageError, InputError, suggestion
+from isthmus.files import content_key
 from isthmus.media.image import content_hash
 from isthmus.media.prefetch import prefetch
 from isthmus.model.backbones.language import LanguageModel
@@ -235,7 +235,7 @@ class ImageEmbedder:
 
 def _content(image: Any) -> str:
     data = file_bytes(image)
-    return content_hash(image) if data is None else hashlib.sha256(data).hexdigest()[:32]
+    return content_hash(image) if data is None else content_key(data)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

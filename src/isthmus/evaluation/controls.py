@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from isthmus.demonstrations.calibrate import GREY
 from isthmus.media.image import open_image
 from isthmus.prompts.prompt import Example
 
-GREY = (128, 128, 128)
 DOTS = " ."
 
 

@@ -13,13 +13,13 @@ from typing import Literal, overload
 
 from isthmus.errors import ConfigError
 from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.answers.choices import LETTERS
 from isthmus.prompts.prompt import Example
 
 Metric = Literal["accuracy", "vqa", "exact", "characters"]
 """What an answer counts for: right or wrong by its kind; VQA accuracy over several people's
 answers; right or wrong letter by letter; the same, with the character error rate besides."""
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KEPT = 256
 """Items that a generated task keeps in memory."""
 

@@ -212,13 +212,9 @@ def takes_lanes(model: VisionLanguageModel) -> bool:
     own = model.language
 
     def trial(language: LanguageModel) -> Iterator[tuple[Tensor, list[int]]]:
-        yield from _in_lanes(model if language is own else _bare(language))
+        yield from _in_lanes(model if language is own else bare_language_model(language))
 
     return _allows(own, trial, "rows in one pass")
-
-
-def _bare(language: LanguageModel) -> VisionLanguageModel:
-    return bare_language_model(language)
 
 
 class _NoLanes(Exception):

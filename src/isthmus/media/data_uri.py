@@ -71,3 +71,8 @@ def bytes_of(uri: str) -> bytes:
     if not data:
         raise DataURIError("the image is empty: expected its bytes", malformed=True)
     return data
+
+
+def data_uri(image: bytes) -> str:
+    """An image file as the server reads it; which format it is, its bytes tell."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()

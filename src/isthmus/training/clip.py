@@ -56,7 +56,7 @@ NOT_FOR_PAIRS = (
     "micro_batch_size",
     "mixture",
     "pack",
-    "max_tokens",
+    "max_length",
     "lr_connector",
     "lr_lora",
     "gradient_checkpointing",

@@ -310,9 +310,9 @@ class Feed:
         if data.next_image:
             chance = np.random.default_rng([self.config.seed, 3, draw.number]).random()
             turned = chance < data.next_image
-        limit = min(self.config.max_tokens, self.config.pack or self.config.max_tokens)
+        limit = min(self.config.max_length, self.config.pack or self.config.max_length)
         try:
-            sample = tokenize(self.model, record, max_tokens=limit, next_image=turned)
+            sample = tokenize(self.model, record, max_length=limit, next_image=turned)
         except InputError as error:
             why = " ".join(str(error).split())
             return TrainingItem(draw, record, Sample([], [], ()), why_not=why)

@@ -116,7 +116,7 @@ def _train(config: TrainConfig) -> TrainConfig:
         micro_batch_size=None if config.micro_batch_size is None else BATCH // 2,
         warmup=min(config.warmup, 1),
         pack=min(config.pack, LONGEST),
-        max_tokens=min(config.max_tokens, LONGEST),
+        max_length=min(config.max_length, LONGEST),
         precision="fp32",
         init=None,
         workers=min(config.workers, 1),

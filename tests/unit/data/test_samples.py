@@ -78,7 +78,7 @@ def test_a_long_sample_is_cut_and_never_inside_of_a_image(model: im.VisionLangua
     whole = tokenize(model, record)
     repeat = model.layout.places
     for limit in range(4, len(whole.ids)):
-        sample = tokenize(model, record, max_tokens=limit)
+        sample = tokenize(model, record, max_length=limit)
         tags = sample.ids.count(model.special_tokens.image_id)
         assert tags == repeat * len(sample.images)
         assert sample.ids == whole.ids[: len(sample.ids)]
@@ -87,7 +87,7 @@ def test_a_long_sample_is_cut_and_never_inside_of_a_image(model: im.VisionLangua
 
 def test_nothing_left_to_learn_is_an_error(model: im.VisionLanguageModel) -> None:
     with pytest.raises(ConfigError, match=r"nothing can be learned of it within 5 tokens"):
-        tokenize(model, Record.of(A, "A long question?", "yes"), max_tokens=5)
+        tokenize(model, Record.of(A, "A long question?", "yes"), max_length=5)
 
 
 def test_tags_in_an_answer_are_refused(model: im.VisionLanguageModel) -> None:

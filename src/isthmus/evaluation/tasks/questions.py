@@ -26,8 +26,9 @@ from typing import Any
 
 from isthmus.data.json_lines import EXPECTED, lines_of
 from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.task import LETTERS, Item, Known, Metric, Task
+from isthmus.evaluation.task import Item, Known, Metric, Task
 from isthmus.prompts.answers import AnswerKind
+from isthmus.prompts.answers.choices import LETTERS
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Example
 
 FIELDS = (

@@ -6,12 +6,12 @@ say the same to the same.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from isthmus.media.data_uri import data_uri
 from isthmus.prompts.prompt import Example
 from isthmus.reasoning.live import Piece
 from isthmus.serving.completions import Service
@@ -116,8 +116,3 @@ class Session:
             {"type": "image_url", "image_url": {"url": data_uri(image)}} for image in images
         ]
         return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def data_uri(image: bytes) -> str:
-    """An image file as the server reads it; which format it is, its bytes tell."""
-    return "data:image/png;base64," + base64.b64encode(image).decode()

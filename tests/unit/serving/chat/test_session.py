@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 import isthmus as im
+from isthmus.media.data_uri import data_uri
 from isthmus.serving.app import create_app
-from isthmus.serving.chat.session import Reply, Session, data_uri
+from isthmus.serving.chat.session import Reply, Session
 from isthmus.serving.chat.terminal import Terminal
 from isthmus.serving.completions import Service, make_service
 from isthmus.serving.refusals import Refusal
