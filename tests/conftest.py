@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,3 +18,12 @@ import torch
 def _seeded() -> None:
     """Each test draws its random weights from the same seed, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_the_test(request: pytest.FixtureRequest) -> None:
+    """A server sets up the package's log for its process; tests of other rooms start without."""
+    if "serving" not in request.path.parts:
+        logger = logging.getLogger("isthmus")
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True

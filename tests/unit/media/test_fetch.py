@@ -360,7 +360,7 @@ def test_http_where_it_is_allowed() -> None:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Plain) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         fetcher = Fetcher(
             None,
             plain=True,
