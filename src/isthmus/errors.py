@@ -26,9 +26,10 @@ prints the message on one line and leaves with exit code 2.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class IsthmusError(Exception):
@@ -120,6 +121,38 @@ class MissingExtraError(IsthmusError, ImportError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f'{what} needs an optional part: pip install "isthmus[{extra}]"')
         self.extra = extra
+
+
+@contextlib.contextmanager
+def loading(name: str, instead: str) -> Iterator[None]:
+    """Makes an error of ours of what another library raises while it loads a model.
+
+    Libraries and their network clients raise errors of many kinds; ours pass through.
+
+    Args:
+        name: What is loaded, for the message.
+        instead: What can be passed in place of a name.
+
+    Raises:
+        CheckpointError: If anything but an `IsthmusError` was raised inside.
+
+    Example:
+        >>> with loading("hf:no/model", "a folder"):
+        ...     raise OSError("not found")
+        Traceback (most recent call last):
+        ...
+        isthmus.errors.CheckpointError: cannot load "hf:no/model": OSError: not found; ...
+    """
+    try:
+        yield
+    except IsthmusError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f'cannot load "{name}": {type(error).__name__}: {reason}; check the name and the '
+            f"network, or pass {instead}"
+        ) from error
 
 
 def suggestion(got: str, choices: Iterable[str]) -> str:

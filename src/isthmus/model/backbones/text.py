@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isthmus.errors import CheckpointError, ConfigError, IsthmusError, PromptError, suggestion
+from isthmus.errors import (
+    ConfigError,
+    PromptError,
+    loading,
+    suggestion,
+)
 
 TextPooling = Literal["mean", "first"]
 POOLINGS = ("mean", "first")
@@ -171,7 +176,7 @@ def _fetch(name: str) -> tuple[Any, Any]:
     scheme, _, rest = name.partition(":")
     if scheme not in ("asset", "hf") or not rest:
         raise ConfigError(f'unknown text encoder "{name}": {suggestion(name, FORMS)}')
-    try:
+    with loading(name, "a folder or a model"):
         if scheme == "asset":
             from isthmus.assets import registry as assets
 
@@ -179,11 +184,3 @@ def _fetch(name: str) -> tuple[Any, Any]:
         with no_bar_for_files(rest):
             model = AutoModel.from_pretrained(rest, dtype=torch.float32)
         return model, AutoTokenizer.from_pretrained(rest)
-    except IsthmusError:
-        raise
-    except Exception as error:  # the library's own and its network client's, of many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f'cannot load "{name}": {type(error).__name__}: {reason}; check the name and the '
-            "network, or pass a folder or a model"
-        ) from error

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
-from isthmus.errors import CheckpointError, ConfigError, IsthmusError, suggestion
+from isthmus.errors import CheckpointError, ConfigError, loading, suggestion
 from isthmus.media.image import open_image
 from isthmus.model.backbones.libraries import (
     Backbone,
@@ -301,7 +301,7 @@ def _fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     scheme, _, rest = config.name.partition(":")
     if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
         raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')
-    try:
+    with loading(config.name, "a folder or a model"):
         if scheme == "timm":
             return from_timm(_timm_model(rest, pretrained), config)
         if scheme == "asset":
@@ -309,14 +309,6 @@ def _fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
         if scheme == "hf":
             return from_transformers(*_transformers_model(rest, pretrained, config, processor))
         return from_open_clip(*open_clip_model(rest, pretrained, config))
-    except IsthmusError:
-        raise
-    except Exception as error:  # the libraries' own, and their network clients', of many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f'cannot load "{config.name}": {type(error).__name__}: {reason}; check the name and '
-            "the network, or pass a folder or a model"
-        ) from error
 
 
 def _meant(name: str) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
-from isthmus.errors import CheckpointError, ConfigError, IsthmusError
+from isthmus.errors import ConfigError, loading
 from isthmus.model.backbones.libraries import open_clip_library, open_clip_transform
 from isthmus.model.backbones.vision import open_clip_model
 from isthmus.model.clip.dual_encoder import DualEncoder
@@ -192,15 +192,7 @@ def load_open_clip(name: str, *, pretrained: bool = True) -> DualEncoder:
     """
     library = open_clip_library()
     rest = name.partition(":")[2]
-    try:
+    with loading(name, "a model with its tokenizer"):
         model, _, transform = open_clip_model(rest, pretrained, VisionConfig(name=name))
         arch = rest if ":" in rest else rest.partition("/")[0]
         return wrap_open_clip(model, library.get_tokenizer(arch), transform, name)
-    except IsthmusError:
-        raise
-    except Exception as error:  # the library's own, and its network client's, of many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f'cannot load "{name}": {type(error).__name__}: {reason}; check the name and the '
-            "network, or pass a model with its tokenizer"
-        ) from error

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from isthmus.errors import CheckpointError, ConfigError, IsthmusError
+from isthmus.errors import ConfigError, loading
 from isthmus.model.backbones.text import no_bar_for_files
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.towers import ImageTower, TextTower, Tokens
@@ -163,7 +163,7 @@ def load_transformers(place: str, name: str, *, pretrained: bool = True) -> Dual
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-    try:
+    with loading(name, "a folder or a model with its tokenizer"):
         with no_bar_for_files(place):
             if pretrained:
                 model = AutoModel.from_pretrained(place)
@@ -171,11 +171,3 @@ def load_transformers(place: str, name: str, *, pretrained: bool = True) -> Dual
                 model = AutoModel.from_config(AutoConfig.from_pretrained(place))
         tokenizer = AutoTokenizer.from_pretrained(place)
         return wrap_transformers(model, tokenizer, AutoImageProcessor.from_pretrained(place), name)
-    except IsthmusError:
-        raise
-    except Exception as error:  # the library's own, and its network client's, of many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f'cannot load "{name}": {type(error).__name__}: {reason}; check the name and the '
-            "network, or pass a folder or a model with its tokenizer"
-        ) from error
