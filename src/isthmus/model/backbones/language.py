@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.model import LanguageConfig
-from isthmus.errors import CheckpointError, ConfigError, MissingExtraError, suggestion
+from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
+from isthmus.model.backbones.text import no_bar_for_files
 
 PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
 
@@ -361,19 +361,8 @@ def _fetch(name: str) -> tuple[nn.Module, Any]:
 
         rest = str(assets.fetch_asset(rest))
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    try:
-        if Path(rest).is_dir():
-            logging.disable_progress_bar()  # a local file is read in a blink
+    with loading(name, "a folder or a model"), no_bar_for_files(rest):
         model = AutoModelForCausalLM.from_pretrained(rest, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(rest)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        place = "folder" if Path(rest).is_dir() else "hub repository"
-        raise CheckpointError(f'cannot load the {place} "{rest}": {reason}') from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     return model, tokenizer
