@@ -33,9 +33,10 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import ImageRef
+from isthmus.data.features import FeatureCache
+from isthmus.media.file_ref import FileRef
 from isthmus.model.batch import IGNORED, pad
+from isthmus.model.features import PatchFeatures
 from isthmus.prompts.prompt import END_TAG
 from isthmus.prompts.templates import template_named
 
@@ -51,7 +52,7 @@ FREEZE = (
 )
 
 
-def paint(folder: Path, count: int) -> list[ImageRef]:
+def paint(folder: Path, count: int) -> list[FileRef]:
     """JPEG files of 500 x 400 pixels, cut out of one of the examples."""
     source = im.open_image(Path(__file__).parent.parent / "examples" / "cat.jpg")
     source = source.resize((800, 700))
@@ -60,7 +61,7 @@ def paint(folder: Path, count: int) -> list[ImageRef]:
     for i in range(count):
         x, y = (int(v) for v in random.integers(0, 300, 2))
         source.crop((x, y, x + 500, y + 400)).save(folder / f"{i}.jpg", quality=90)
-        images.append(ImageRef(folder / f"{i}.jpg"))
+        images.append(FileRef(folder / f"{i}.jpg"))
     return images
 
 

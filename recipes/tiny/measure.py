@@ -22,11 +22,12 @@ from typing import Any
 from rich.progress import track
 
 import isthmus as im
-from isthmus.data.features import FeatureCache, PatchFeatures
+from isthmus.data.features import FeatureCache
 from isthmus.data.records import frames
 from isthmus.evaluation.metrics import wilson
 from isthmus.generation.decode import text_of
 from isthmus.model.batch import Batch, pad
+from isthmus.model.features import PatchFeatures
 from isthmus.prompts.templates import template_named
 from isthmus.reasoning.question import STOPS
 

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from isthmus import VisionConfig, load_vision, read_records
 from isthmus.assets.registry import fetch_asset
-from isthmus.data.features import FeatureCache, PatchFeatures
+from isthmus.data.features import FeatureCache
 from isthmus.data.records import frames
+from isthmus.model.features import PatchFeatures
 
 ENCODER = VisionConfig(name="asset:efficientnet-lite2", resize="pad")
 BACKGROUNDS = ("train-emoji.jsonl", "train-openclipart.jsonl", "train-grocery.jsonl")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from isthmus.data.check import check_data
     from isthmus.data.compute import compute_features
-    from isthmus.data.records import ImageRef, Record
+    from isthmus.data.records import Record
     from isthmus.data.sources import read_data, read_records
     from isthmus.demonstrations.example_file import read_examples, write_examples
     from isthmus.demonstrations.rationale_file import write_rationales
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.machine import Machine, probe
+    from isthmus.media.file_ref import FileRef
     from isthmus.media.image import open_image
     from isthmus.model.backbones.language import LanguageModel, load_language
     from isthmus.model.backbones.text import TextEncoder, load_text
@@ -66,8 +67,9 @@ if TYPE_CHECKING:
     from isthmus.model.connectors.resampler import Resampler
     from isthmus.model.fusion.cross_attention import CrossAttention
     from isthmus.model.fusion.inline import Inline
+    from isthmus.model.join import compose
     from isthmus.model.saving import load, save
-    from isthmus.model.vlm import VisionLanguageModel, compose
+    from isthmus.model.vlm import VisionLanguageModel
     from isthmus.prompts.prompt import Example, Prompt
     from isthmus.reasoning.answer import Answer
     from isthmus.reasoning.inference import ask, stream
@@ -86,7 +88,8 @@ _HOMES = {
     "isthmus.reasoning.inference": ("ask", "stream"),
     "isthmus.prompts.prompt": ("Example", "Prompt"),
     "isthmus.model.batch": ("Batch", "Output"),
-    "isthmus.model.vlm": ("compose", "VisionLanguageModel"),
+    "isthmus.model.join": ("compose",),
+    "isthmus.model.vlm": ("VisionLanguageModel",),
     "isthmus.config.model": (
         "VisionConfig",
         "LanguageConfig",
@@ -108,7 +111,8 @@ _HOMES = {
     "isthmus.config.clip": ("ContrastiveConfig", "DualEncoderConfig"),
     "isthmus.training.pairs": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),
-    "isthmus.data.records": ("Record", "ImageRef"),
+    "isthmus.data.records": ("Record",),
+    "isthmus.media.file_ref": ("FileRef",),
     "isthmus.data.sources": ("read_data", "read_records"),
     "isthmus.data.check": ("check_data",),
     "isthmus.data.compute": ("compute_features",),
@@ -176,10 +180,10 @@ __all__ = [
     "DualEncoderConfig",
     "Engine",
     "Example",
+    "FileRef",
     "Hit",
     "ImageError",
     "ImageIndex",
-    "ImageRef",
     "Inline",
     "InputError",
     "IsthmusError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from isthmus.assets.registry import ASSETS
 from isthmus.classification.templates import template_sets
 from isthmus.config.model import SHIPPED
-from isthmus.config.registry import CONNECTORS, FUSIONS, Registry
+from isthmus.config.registry import CONNECTORS, FUSIONS, MEDIA, Registry
 from isthmus.prompts.templates import TEMPLATES
 
 
@@ -13,7 +13,7 @@ def available() -> dict[str, dict[str, str]]:
     """Every name that can be given somewhere, by kind, with a line on each.
 
     Returns:
-        The kinds "models", "connectors", "fusions", "templates", "prompts" and "assets".
+        The kinds "models", "connectors", "fusions", "media", "templates", "prompts" and "assets".
 
     Example:
         >>> available()["connectors"]["mlp"][:3]
@@ -23,6 +23,7 @@ def available() -> dict[str, dict[str, str]]:
         "models": dict(SHIPPED),
         "connectors": _parts(CONNECTORS),
         "fusions": _parts(FUSIONS),
+        "media": {"image": "Images.", "clip": "Clips: images in order.", **_parts(MEDIA)},
         "templates": {
             **{n: t.about.partition("\n")[0] for n, t in TEMPLATES.items()},
             "chat": "The language model's own chat template.",

@@ -4,8 +4,9 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
 
     IsthmusError
     ├── InputError (ValueError)        what was handed in cannot be used
-    │   ├── ImageError                 not an image, truncated, too large, missing
-    │   │   └── FetchError             an image's address may not be fetched, or cannot be
+    │   ├── MediaError                 an attachment that cannot be read: a sound, or the like
+    │   │   └── ImageError             not an image, truncated, too large, missing
+    │   │       └── FetchError         an image's address may not be fetched, or cannot be
     │   ├── PromptError                <image> tags and images do not match, and the like
     │   └── ConfigError                unknown key or part, value out of range
     ├── CheckpointError                a saved model does not fit what it is loaded into
@@ -40,7 +41,11 @@ class InputError(IsthmusError, ValueError):
     """What was handed in cannot be used."""
 
 
-class ImageError(InputError):
+class MediaError(InputError):
+    """An attachment is missing, truncated or of an unknown format."""
+
+
+class ImageError(MediaError):
     """An image is missing, truncated, of an unknown format, or too large."""
 
 

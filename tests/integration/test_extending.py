@@ -1,7 +1,8 @@
-"""docs/extending.md: each change is one new file, and what the page shows of it happens."""
+"""docs/extending.md: each change is new files alone, and what the page shows of it happens."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path(isthmus.__file__).parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(
-    re.findall(r"^## A (connector|fusion|task|command)\n(.*?)(?=^## )", PAGE, re.M | re.S)
+    re.findall(r"^## A (connector|fusion|medium|task|command)\n(.*?)(?=^## )", PAGE, re.M | re.S)
 )
 
 
@@ -46,10 +47,11 @@ def extended(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of the package with a section's file in it; beside it an image."""
     left_out = shutil.ignore_patterns("__pycache__", "weights")
     shutil.copytree(PACKAGE, tmp_path / "src" / "isthmus", ignore=left_out)
-    (diff,) = blocks(SECTIONS[request.param], "diff")
-    path, text = new_file(diff)
-    assert not (tmp_path / path).exists()
-    (tmp_path / path).write_text(text, encoding="utf-8")
+    diffs = blocks(SECTIONS[request.param], "diff")
+    assert len(diffs) == (2 if request.param == "medium" else 1)
+    for path, text in map(new_file, diffs):
+        assert not (tmp_path / path).exists()
+        (tmp_path / path).write_text(text, encoding="utf-8")
     shutil.copy(ROOT / "examples" / "coffee.jpg", tmp_path)
     return tmp_path
 
@@ -70,15 +72,25 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("extended", ["connector", "fusion", "task"], indirect=True)
+@pytest.mark.parametrize("extended", ["connector", "fusion", "medium", "task"], indirect=True)
 def test_a_new_file_is_a_new_part(extended: Path, request: pytest.FixtureRequest) -> None:
     kind = request.node.callspec.params["extended"]
     (code,) = blocks(SECTIONS[kind], "python")
     where = "\nimport isthmus; print(isthmus.__file__)"
     assert run(extended, "-c", code + where).strip() == str(extended / "src/isthmus/__init__.py")
-    name = {"connector": "rows", "fusion": "normed", "task": "palindromes"}[kind]
+    name = {"connector": "rows", "fusion": "normed", "medium": "sound", "task": "palindromes"}[kind]
     listing = ("eval", "--list") if kind == "task" else ("list",)
     assert name in run(extended, "-m", "isthmus.cli", *listing)
+    if kind == "medium":
+        report = json.loads(run(extended, "-m", "isthmus.cli", "data", "check", "tones", "--json"))
+        assert report["others"] == {"sound": 24}
+        assert report["usable"] == 24
+        shutil.copy(extended / "tones" / "low" / "0.wav", extended / "whole.wav")
+        (extended / "tones" / "low" / "0.wav").write_bytes(b"RIFF")
+        report = json.loads(run(extended, "-m", "isthmus.cli", "data", "check", "tones", "--json"))
+        assert report["usable"] == 23
+        asked = run(extended, "-m", "isthmus.cli", "ask", "--model", "run", "whole.wav", "")
+        assert asked.strip().endswith("low")
 
 
 @pytest.mark.parametrize("extended", ["command"], indirect=True)

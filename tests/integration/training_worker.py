@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 import isthmus as im
-from isthmus.data.records import ImageRef, Record
+from isthmus.data.records import Record
+from isthmus.media.file_ref import FileRef
 from isthmus.training.feed import DataSet
 from isthmus.training.loop import train
 
@@ -19,7 +20,7 @@ from isthmus.training.loop import train
 def records(folder: Path) -> list[Record]:
     """Images, a document, a clip-less chat and text without an image."""
     made = [
-        Record.of(ImageRef(path), "What is it?", path.stem) for path in sorted(folder.glob("*.png"))
+        Record.of(FileRef(path), "What is it?", path.stem) for path in sorted(folder.glob("*.png"))
     ]
     first, second = made[0].images[0], made[1].images[0]
     return [

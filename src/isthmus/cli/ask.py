@@ -143,10 +143,11 @@ def _planned(way: str, trigger: str, shots: list[Any], options: dict[str, Any]) 
 
 
 def _open(source: str, allow_url: bool) -> Any:
-    """An image from a path, from stdin, or, if allowed, from an address."""
+    """An image from a path, stdin or, if allowed, an address; or a file of another kind."""
     from isthmus.errors import InputError
     from isthmus.media.fetch import Fetcher, is_url
     from isthmus.media.image import open_image
+    from isthmus.media.kinds import kinds, reference
 
     if is_url(source):
         if not allow_url:
@@ -154,4 +155,7 @@ def _open(source: str, allow_url: bool) -> Any:
                 f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
             )
         return open_image(Fetcher(None, plain=True).fetch(source))
+    if source != "-" and (file := reference(Path(source))).kind != "image":
+        kinds()[file.kind].open(file.read())
+        return file
     return open_image(sys.stdin.buffer if source == "-" else source)

@@ -77,6 +77,7 @@ def _show(report: Report) -> None:
         "  turns": report.turns,
         "  documents": report.documents,
         "  clips": report.clips,
+        **{f"files of the kind {name}": count for name, count in report.others.items()},
         "  repeated": report.duplicate_records,
         "  empty answers": report.empty_answers,
         "  unreadable": len(report.broken_records),

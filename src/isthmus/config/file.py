@@ -5,6 +5,7 @@ A configuration file is TOML with one table per dataclass of `config`:
     [vision]      VisionConfig        [connector]   type = "mlp", and that connector's keys
     [language]    LanguageConfig      [fusion]      type = "inline", and that fusion's keys
     [train]       TrainConfig         [[data]]      DataConfig, once per data set
+    [[media]]     type = "package.module:Class", and its keys; once per medium of another kind
 
 The type of a part is a name that `registry` finds: a built-in one, an entry point of an installed
 package, or "package.module:Class".
@@ -27,6 +28,7 @@ from typing import Any
 from isthmus.config.base import from_mapping
 from isthmus.config.clip import DualEncoderConfig
 from isthmus.config.model import PARTS, DataConfig, ModelConfig, RunConfig, TrainConfig
+from isthmus.config.registry import MEDIA, Registry
 from isthmus.errors import ConfigError, suggestion
 
 DUAL_ENCODER = "dual_encoder"
@@ -36,10 +38,10 @@ DUAL_ENCODER = "dual_encoder"
 def part_from_mapping(
     kind: str, values: Mapping[str, Any], *, untrusted: Path | None = None
 ) -> Any:
-    """The configuration of a connector or fusion from a table with a `type`.
+    """The configuration of a connector, fusion or medium from a table with a `type`.
 
     Args:
-        kind: "connector" or "fusion".
+        kind: "connector", "fusion" or "media".
         values: The table, for example `{"type": "resampler", "latents": 64}`. The type is the
             name of a built-in part, of an entry point, or "package.module:Class".
         untrusted: A folder from which no code is imported, where the table was read from it.
@@ -51,7 +53,7 @@ def part_from_mapping(
         >>> part_from_mapping("connector", {"type": "mlp"})
         MLP(depth=2)
     """
-    registry = PARTS[kind]
+    registry = MEDIA if kind == "media" else PARTS[kind]
     if "type" not in values:
         raise ConfigError(f'missing key "{kind}.type": {suggestion("", registry.names())}')
     cls = registry.find(str(values["type"]), untrusted=untrusted)
@@ -77,13 +79,22 @@ def to_mapping(config: Any) -> dict[str, Any]:
             named = {} if registry is None else {"type": registry.name_of(type(value))}
             value = {**named, **to_mapping(value)}
         elif isinstance(value, tuple):
-            value = [to_mapping(v) if dataclasses.is_dataclass(v) else v for v in value]
+            own = MEDIA if f.name == "media" and isinstance(config, ModelConfig) else None
+            value = [_entry(v, own) for v in value]
         values[f.name] = value
     return values
 
 
+def _entry(value: Any, registry: Registry | None) -> Any:
+    """One value of a list, with its `type` if it is a part."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    named = {} if registry is None else {"type": registry.name_of(type(value))}
+    return {**named, **to_mapping(value)}
+
+
 def model_from_mapping(values: Mapping[str, Any], *, untrusted: Path | None = None) -> ModelConfig:
-    """A `ModelConfig` from tables `vision`, `language`, `connector`, `fusion`, `template`.
+    """A `ModelConfig` from tables `vision`, `language`, `connector` and so on.
 
     Args:
         values: The tables.
@@ -98,6 +109,12 @@ def model_from_mapping(values: Mapping[str, Any], *, untrusted: Path | None = No
             if not isinstance(parts[kind], Mapping):
                 raise ConfigError(f"{kind}: expected a table, got {parts[kind]!r}")
             parts[kind] = part_from_mapping(kind, parts[kind], untrusted=untrusted)
+    listed = parts.get("media", ())
+    if not isinstance(listed, list | tuple) or not all(isinstance(m, Mapping) for m in listed):
+        raise ConfigError(f"media: expected a list of tables, got {listed!r}")
+    media = tuple(part_from_mapping("media", m, untrusted=untrusted) for m in listed)
+    if media:
+        parts["media"] = media
     return from_mapping(ModelConfig, parts, "model")
 
 

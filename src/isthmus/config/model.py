@@ -61,7 +61,7 @@ def _inline() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    """A vision-language model: two frozen parts, a connector, a fusion."""
+    """A vision-language model: two frozen parts, a connector, a fusion; and other media."""
 
     vision: VisionConfig
     language: LanguageConfig
@@ -69,6 +69,8 @@ class ModelConfig(Config):
     """The configuration of a connector; None for a module of the user's own."""
     fusion: Any = field(default_factory=_inline)
     """The configuration of a fusion."""
+    media: tuple[Any, ...] = ()
+    """Configurations of media besides images and clips; the last is asked first what it takes."""
     template: str = "plain"
     """How questions become prompts, trained and asked alike: a name in
     `isthmus.prompts.templates`, or "chat" for the language model's own chat template."""
@@ -81,6 +83,11 @@ class ModelConfig(Config):
                 raise ConfigError(
                     f"ModelConfig.{name} = {value!r}: expected the configuration of a {name}, "
                     f"one of {', '.join(registry.names())}, or one of your own"
+                )
+        for medium in self.media:
+            if not dataclasses.is_dataclass(medium):
+                raise ConfigError(
+                    f"ModelConfig.media has {medium!r}: expected configurations of media"
                 )
 
 

@@ -197,6 +197,9 @@ FUSIONS = Registry(
 )
 """Configurations of fusions."""
 
+MEDIA = Registry("medium", package="isthmus.model.media", group="isthmus.media", method="build")
+"""Configurations of media besides images and clips: `build(parts)` makes the medium."""
+
 TASK_MAKERS = Registry("task", package="isthmus.evaluation.tasks", group="isthmus.tasks")
 """Functions that make an evaluation task, from a seed or from a path. The built-in ones stand in
 `evaluation.tasks.TASKS`."""

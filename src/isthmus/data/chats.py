@@ -1,19 +1,21 @@
 """Conversations as others write them, made into turns. Pure: no torch.
 
 LLaVA's (`conversations` of `from` and `value`) and those of OpenAI and Transformers (`messages` of
-`role` and `content`, a string or typed parts). `<image>` in a question says with which turn an
-image is shown; it is taken out, since the images of a turn stand before its question (LLaVA's
-own code moves them there too). Without any such tag all images are shown with the first turn.
+`role` and `content`, a string or typed parts). `<image>`, or the tag of another kind, in a question
+says with which turn an attachment is shown; it is taken out, since the attachments of a turn stand
+before its question (LLaVA's own code moves them there too). Without any such tag all of them are
+shown with the first turn.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from isthmus.data.interleaved import plain
 from isthmus.data.records import Medium
+from isthmus.data.tags import left_of, split_at_tags
+from isthmus.media.kinds import kinds
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 ROLES = {
@@ -24,21 +26,17 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
-VIDEO_TAG = "<video>"
-Read = Callable[[Any], Medium]
-"""Makes an image (or a clip) of what stands for it in a message."""
+Read = Callable[[Any, str], Medium]
+"""Makes an attachment of what stands for it in a message, and the name of its kind."""
 
 
-def turns(
-    messages: Sequence[Any], media: Sequence[Medium], image: Read, clip: Read
-) -> tuple[Example, ...]:
+def turns(messages: Sequence[Any], media: Sequence[Medium], read: Read) -> tuple[Example, ...]:
     r"""Question and answer in turn.
 
     Args:
         messages: The messages.
-        media: Images and clips that the row lists beside the messages, in the order of the tags.
-        image: Makes an image of a part that says where it is.
-        clip: Makes a clip of a part that says where it is.
+        media: Attachments that the row lists beside the messages, in the order of the tags.
+        read: Makes an attachment of a part that says where it is.
 
     Returns:
         The turns; text of a system message stands before the first question.
@@ -48,15 +46,17 @@ def turns(
             a tag stands where no image can.
 
     Example:
+        >>> from pathlib import Path
+        >>> from isthmus.media.file_ref import FileRef
         >>> chat = [{"from": "human", "value": "<image>\nWho?"}, {"from": "gpt", "value": "A cat"}]
-        >>> turns(chat, ["cat.jpg"], str, str)[0].question
+        >>> turns(chat, [FileRef(Path("cat.jpg"))], lambda value, kind: value)[0].question
         'Who?'
     """
     waiting = list(media)
     said: list[tuple[str, str, list[Medium]]] = []
     for message in messages:
         role, content = _message(message)
-        text, shown = _content(content, waiting, image, clip)
+        text, shown = _content(content, waiting, read)
         if shown and role != "user":
             raise ValueError(f"an image in a turn of the {role}: expected it in a user's")
         said.append((role, text, shown))
@@ -99,13 +99,11 @@ def _message(message: Any) -> tuple[str, Any]:
     return ROLES[role.lower()], content
 
 
-def _content(
-    content: Any, waiting: list[Medium], image: Read, clip: Read
-) -> tuple[str, list[Medium]]:
-    """Text of a message and what is shown with it; takes its images from those waiting."""
+def _content(content: Any, waiting: list[Medium], read: Read) -> tuple[str, list[Medium]]:
+    """Text of a message and what is shown with it; takes its attachments from those waiting."""
     if isinstance(content, str):
-        clips = any(isinstance(medium, tuple) for medium in waiting)
-        return take_tags(content, waiting, VIDEO_TAG if clips else None)
+        return take_tags(content, waiting)
+    known = {part: name for name, kind in kinds().items() for part in kind.parts}
     texts: list[str] = []
     shown: list[Medium] = []
     for part in content:
@@ -114,8 +112,8 @@ def _content(
         inside = next((part[k] for k in (kind, "path", "url") if part.get(k) is not None), None)
         if kind == "text":
             texts.append(plain(inside, "a text"))
-        elif kind not in ("image", "image_url", "video"):
-            raise ValueError(f'a part of type "{kind}": expected text, image, image_url or video')
+        elif kind not in known:
+            raise ValueError(f'a part of type "{kind}": expected text, {", ".join(sorted(known))}')
         elif inside is None and not waiting:
             raise ValueError(f"a part of type {kind} that says no path")
         elif inside is None:
@@ -123,23 +121,20 @@ def _content(
         else:
             if kind == "image_url" and isinstance(inside, Mapping):
                 inside = inside["url"]
-            shown.append(clip(inside) if kind == "video" else image(inside))
+            shown.append(read(inside, known[kind]))
     return "\n".join(texts).strip(), shown
 
 
-def take_tags(
-    text: str, waiting: list[Medium], video: str | None = None
-) -> tuple[str, list[Medium]]:
-    """A question without its tags, and the images of the tags, taken from those waiting.
+def take_tags(text: str, waiting: list[Medium]) -> tuple[str, list[Medium]]:
+    """A question without its tags, and the attachments of the tags, taken from those waiting.
 
     Raises:
-        ValueError: If there are more tags than images.
+        ValueError: If there are more tags than attachments.
     """
-    tags = "|".join(re.escape(tag) for tag in (IMAGE_TAG, video) if tag)
-    count = len(re.findall(tags, text))
-    if count > len(waiting):
-        raise ValueError(f"{IMAGE_TAG} stands {count} times, with {len(waiting)} images left")
-    shown = waiting[:count]
-    del waiting[:count]
-    text = re.sub(rf"\s*(?:{tags})\s*", " ", text)
+    pieces, shown = split_at_tags(text, waiting)
+    waiting[:] = left_of(waiting, shown)
+    first, *rest = pieces
+    if rest:  # what stands around a tag is one space
+        inner = (piece.strip() for piece in rest[:-1])
+        text = " ".join([first.rstrip(), *inner, rest[-1].lstrip()])
     return plain(text.strip(), "a message"), shown

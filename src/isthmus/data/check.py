@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isthmus.data.records import ImageRef, Record, entries_of, frames
+from isthmus.data.records import Record, entries_of, frames
 from isthmus.data.sources import open_data
-from isthmus.errors import ImageError
+from isthmus.errors import ImageError, MediaError
 from isthmus.files import content_key
+from isthmus.media.file_ref import FileRef
 from isthmus.media.image import FORMATS, content_hash, open_image
+from isthmus.media.kinds import kinds
 from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
 from isthmus.reports.progress import tracked
 
@@ -63,6 +66,7 @@ class Report:
         usable: Records that can be read, have a text and only whole images.
         images: Different images; a clip's frames count one by one.
         clips: Clips in all records.
+        others: Different attachments of other kinds, by the name of the kind.
         documents: Records that are a text, with images in it or not.
         turns: Questions and captions in all conversations.
         features: Images that are features, computed before.
@@ -81,6 +85,7 @@ class Report:
     usable: int = 0
     images: int = 0
     clips: int = 0
+    others: dict[str, int] = field(default_factory=dict)
     documents: int = 0
     turns: int = 0
     features: int = 0
@@ -157,6 +162,7 @@ class _Tally:
     unreadable: list[Trouble] = field(default_factory=list)
     usable: int = 0
     clips: int = 0
+    others: Counter[str] = field(default_factory=Counter)
     documents: int = 0
     turns: int = 0
     features: int = 0
@@ -164,7 +170,7 @@ class _Tally:
     repeats: int = 0
     empty: int = 0
 
-    def image(self, image: ImageRef) -> str | None:
+    def image(self, image: FileRef) -> str | None:
         """The content's hash, from the first look at it; None if it is broken."""
         # Images in memory may all be called the same
         place = (image.path, image.start, image.member, hash(image.data))
@@ -176,8 +182,10 @@ class _Tally:
         except ValueError as error:  # ImageError, or a zero byte in the name
             self.broken.append(Trouble(str(image), str(error)))
             return None
-        if size is None:
+        if image.is_features:
             self.features += 1
+        elif size is None:
+            self.others[image.kind] += 1
         else:
             self.widths.append(size[0])
             self.heights.append(size[1])
@@ -209,19 +217,19 @@ class _Tally:
         self.texts.add(key)
 
 
-def look(image: ImageRef, *, decode: bool = True) -> tuple[str, tuple[int, int] | None]:
+def look(image: FileRef, *, decode: bool = True) -> tuple[str, tuple[int, int] | None]:
     """Hash of an image's content, and its width and height in pixels.
 
     Args:
-        image: An image, or features.
+        image: An image, a file of another kind, or features.
         decode: Decode it, and hash its pixels: the same for the same pixels in another format.
             Otherwise only the header is read, and the file's bytes are hashed.
 
     Returns:
-        The hash, and the size; None in place of the size for features.
+        The hash, and the size; None in place of the size for what is no image.
 
     Raises:
-        ImageError: If it is missing or damaged.
+        MediaError: If it is missing or damaged.
     """
     data = image.read()
     if image.size is not None and len(data) < image.size:
@@ -237,7 +245,13 @@ def look(image: ImageRef, *, decode: bool = True) -> tuple[str, tuple[int, int] 
             raise ImageError(f"{image} is {array.shape}: expected finite (N, D_vision)")
         return plain, None
     if not data:
-        raise ImageError(f"{image} is empty (0 bytes): expected an image")
+        raise ImageError(f"{image} is empty (0 bytes): expected an {image.kind}")
+    if image.kind != "image":
+        try:
+            kinds()[image.kind].open(data)
+        except MediaError as error:
+            raise MediaError(f"{image}: {error}") from error
+        return plain, None
     try:
         if decode:
             opened = open_image(data)
@@ -285,8 +299,9 @@ def check_data(
     return Report(
         records=len(records),
         usable=tally.usable,
-        images=len(tally.hashes),
+        images=len(tally.hashes) - sum(tally.others.values()),
         clips=tally.clips,
+        others=dict(tally.others),
         documents=tally.documents,
         turns=tally.turns,
         features=tally.features,

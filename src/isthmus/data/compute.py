@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 
-from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
-from isthmus.data.records import ImageRef, LazyRecords, Record, entries_of, frames
+from isthmus.data.features import FeatureCache, FillReport
+from isthmus.data.records import LazyRecords, Record, entries_of, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import InputError
 from isthmus.machine import device_for, dtype_for
+from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.vision import load_vision
+from isthmus.model.features import PatchFeatures
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ def _listed(data: Any) -> list[Any]:
     return [listed] if listed and isinstance(listed[0], Record) else listed
 
 
-def _images(data: Iterable[Sequence[Record]]) -> Iterator[ImageRef]:
+def _images(data: Iterable[Sequence[Record]]) -> Iterator[FileRef]:
     """All images of data sets, a clip's frames one by one; bad records are named in the log."""
     for records in data:
         for entry in entries_of(records):

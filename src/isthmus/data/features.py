@@ -8,31 +8,25 @@ that neither a renamed file nor another encoder's features are ever mistaken.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from isthmus.data.feature_store import FeatureStore
-from isthmus.data.records import ImageRef
-from isthmus.errors import ConfigError, ImageError
+from isthmus.errors import ImageError, MediaError
 from isthmus.files import content_key
-from isthmus.media.image import MOST_FILE_BYTES, open_image
+from isthmus.media.file_ref import FileRef
+from isthmus.media.image import MOST_FILE_BYTES
 from isthmus.media.prefetch import prefetch
-from isthmus.model.backbones.fingerprint import fingerprint
-from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.model.features import Encoding
 from isthmus.reports.progress import Progress
-
-HALF_MAX = 65504.0
-"""The largest number that half precision holds."""
 
 
 @dataclass(frozen=True)
@@ -49,91 +43,6 @@ class FillReport:
     computed: int = 0
     present: int = 0
     broken: tuple[tuple[str, str], ...] = ()
-
-
-def cache_key(encoder: VisionEncoder) -> str:
-    """What tells one encoder's features from another's, 16 hexadecimal digits.
-
-    Its fingerprint, name, feature layer and size, and what its preprocessing makes of two
-    images, which tells any preprocessing from another, a user's own function too.
-
-    Raises:
-        ConfigError: If the preprocessing makes something else of the same image each time.
-    """
-    noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
-    ramp = np.add.outer(np.arange(300), np.arange(180)[:, None] * np.arange(1, 4)) % 256
-    probes = [Image.fromarray(a) for a in (noise, ramp.astype(np.uint8))]
-    digest = hashlib.sha256(
-        f"{fingerprint(encoder.model)} {encoder.config} {encoder.image_size}".encode()
-    )
-    for probe in probes:
-        pixels, again = (encoder.preprocess(probe).float().cpu() for _ in range(2))
-        if not torch.equal(pixels, again):
-            raise ConfigError(
-                "the encoder's preprocessing is random, so that features of an image are not the "
-                "same twice: pass another preprocess, or set train.feature_cache = false"
-            )
-        digest.update(pixels.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def decode(image: ImageRef, data: bytes) -> Image.Image:
-    """An image of its bytes, as RGB.
-
-    Raises:
-        ImageError: If it is none; the message names the image.
-    """
-    try:
-        return open_image(data)
-    except ImageError as error:
-        raise ImageError(f"{image}: {error}") from error
-
-
-class Encoding(Protocol):
-    """What a cache keeps of each image: some encoder's rows.
-
-    Attributes:
-        name: The array's file name, which tells these rows from all others.
-        shape: (N, D) of a row.
-        dtype: Type of its numbers.
-        takes_arrays: Whether an `.npy` file of that shape may stand for an image.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    dtype: Any
-    takes_arrays: bool
-
-    def pixels(self, image: Image.Image, key: str) -> Tensor:
-        """What the encoder is shown of an image; `key` is the hash of its bytes."""
-        ...
-
-    def encode(self, pixels: Tensor, images: Sequence[object]) -> Any:
-        """Rows (P, N, D) as an array; ImageError if one cannot be kept."""
-        ...
-
-
-class PatchFeatures:
-    """A frozen vision encoder's features (N, D_vision) in half precision.
-
-    Args:
-        encoder: The encoder, on any device.
-    """
-
-    def __init__(self, encoder: VisionEncoder) -> None:
-        self.encoder = encoder
-        self.name = f"features-{cache_key(encoder)}.f16"
-        self.shape = (encoder.shape.tokens, encoder.shape.width)
-        self.dtype: Any = np.float16
-        self.takes_arrays = True
-
-    def pixels(self, image: Image.Image, key: str) -> Tensor:
-        """The pixels of its preprocessing."""
-        return self.encoder.preprocess(image)
-
-    def encode(self, pixels: Tensor, images: Sequence[object]) -> Any:
-        """As the function `encode`."""
-        return encode(self.encoder, pixels, images)
 
 
 class FeatureCache:
@@ -165,17 +74,17 @@ class FeatureCache:
         self.store = FeatureStore(self.path, self.shape, encoding.dtype)
         self._keys: dict[tuple[Path, str, int], tuple[int, int, str]] = {}
 
-    def __contains__(self, image: ImageRef) -> bool:
+    def __contains__(self, image: FileRef) -> bool:
         """Whether `get` has features of an image; false for one that cannot be read."""
         try:
             key = self.find(image)
-        except ImageError:
+        except MediaError:
             return False
         return key is None or key in self.store
 
     # --- Reading ----------------------------------------------------------------------------
 
-    def get(self, images: Sequence[ImageRef]) -> Tensor:
+    def get(self, images: Sequence[FileRef]) -> Tensor:
         """Features (P, N, D) of images, float32; an `.npy` file is read as it is.
 
         Raises:
@@ -190,7 +99,7 @@ class FeatureCache:
                 found[i] = self.store[self._filled(image)]
         return torch.from_numpy(found)
 
-    def row(self, image: ImageRef) -> int:
+    def row(self, image: FileRef) -> int:
         """Where an image's features are in the array.
 
         Raises:
@@ -198,14 +107,14 @@ class FeatureCache:
         """
         return self.store.rows[self._filled(image)]
 
-    def _filled(self, image: ImageRef) -> str:
+    def _filled(self, image: FileRef) -> str:
         key = self.find(image)
         if key is None or key not in self.store:
-            decode(image, image.read())  # says what is wrong with it
+            self.encoding.open(image, image.read(), key or "")  # says what is wrong with it
             raise ImageError(f"no features of {image} in {self.path}: fill the cache first")
         return key
 
-    def key(self, image: ImageRef) -> str:
+    def key(self, image: FileRef) -> str:
         """SHA-256 of an image's bytes, 32 hexadecimal digits of it.
 
         A file is hashed again only when its size or time of change is another.
@@ -230,7 +139,7 @@ class FeatureCache:
         self._keys[place] = (state.st_size, state.st_mtime_ns, key)
         return key
 
-    def find(self, image: ImageRef) -> str | None:
+    def find(self, image: FileRef) -> str | None:
         """As `key`; None for features in an `.npy` file, whose shape is checked.
 
         Raises:
@@ -251,7 +160,7 @@ class FeatureCache:
         self._check_shape(image, shape)
         return None
 
-    def _read_array(self, image: ImageRef) -> Any:
+    def _read_array(self, image: FileRef) -> Any:
         try:
             array = np.load(io.BytesIO(image.read()), allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -259,7 +168,7 @@ class FeatureCache:
         self._check_shape(image, array.shape)
         return array
 
-    def _check_shape(self, image: ImageRef, shape: tuple[int, ...]) -> None:
+    def _check_shape(self, image: FileRef, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
             raise ImageError(
                 f"{image} is {shape}, expected {self.shape}: features of another encoder"
@@ -269,7 +178,7 @@ class FeatureCache:
 
     def fill(
         self,
-        images: Iterable[ImageRef],
+        images: Iterable[FileRef],
         *,
         quiet: bool = False,
         batch_size: int = 16,
@@ -312,15 +221,15 @@ class FeatureCache:
             computed += self._encode(batch)
         return FillReport(computed, progress.done - computed - len(broken), tuple(broken))
 
-    def _open(self, image: ImageRef) -> _Opened:
+    def _open(self, image: FileRef) -> _Opened:
         """An image's hash; its pixels unless its features are there; or why there are none."""
         try:
             key = self.find(image)
             if key is None or key in self.store.rows:
                 return _Opened(image, key or "")
             key = content_key(data := image.read())  # of the very bytes that the pixels are of
-            return _Opened(image, key, self.encoding.pixels(decode(image, data), key))
-        except ImageError as error:
+            return _Opened(image, key, self.encoding.open(image, data, key))
+        except MediaError as error:
             return _Opened(image, why=str(error))
 
     def _encode(self, batch: Mapping[str, _Opened]) -> int:
@@ -334,33 +243,11 @@ class FeatureCache:
         return len(missing)
 
 
-def encode(encoder: VisionEncoder, pixels: Tensor, images: Sequence[object]) -> Any:
-    """Features (P, N, D_vision) of pixels (P, 3, H, W) as a float16 array, on any device.
-
-    Args:
-        encoder: The encoder.
-        pixels: What its preprocessing gives, on the CPU.
-        images: What to call each image in a message.
-
-    Raises:
-        ImageError: If a feature is beyond the range of half precision, or not a number.
-    """
-    features = encoder(pixels.to(next(encoder.parameters()).device)).float().cpu()
-    largest = features.abs().flatten(1).amax(dim=1)  # NaN where there is one
-    for image, value in zip(images, largest.tolist(), strict=True):
-        if not value <= HALF_MAX:
-            raise ImageError(
-                f"{image}: a feature of size {value:g} does not fit half precision, expected at "
-                f"most {HALF_MAX:g}: take another feature_layer, or set train.feature_cache = false"
-            )
-    return features.half().numpy()
-
-
 @dataclass(frozen=True)
 class _Opened:
     """An image on its way into the cache."""
 
-    image: ImageRef
+    image: FileRef
     key: str = ""
     pixels: Tensor | None = None
     why: str = ""

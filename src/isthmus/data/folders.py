@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.data.interleaved import plain
-from isthmus.data.records import ImageRef, Record, as_records, entries_of, frames
-from isthmus.data.rows import is_image, to_record
+from isthmus.data.records import Record, as_records, entries_of, frames
+from isthmus.data.rows import is_attachment, is_image, to_record
 from isthmus.errors import ConfigError, InputError
+from isthmus.media.file_ref import FileRef
 from isthmus.media.image import ENDINGS, Source
+from isthmus.media.kinds import kinds, reference
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ def read_folder(folder: Path, read_list: Callable[[Path], Sequence[Record]]) -> 
             records.extend(rows)
             found = [r for r in rows if isinstance(r, Record)]
             listed.update(_normal(p.path) for r in found for m in r.images for p in frames(m))
-        own = [file for file in files if is_image(file)]
+        own = [file for file in files if is_attachment(file)]
         texts |= _beside(own, files)
         images.extend((file, list_file) for file in own)
     if not images and not records:
@@ -215,8 +217,8 @@ def _captioned(image: Path, text: Path) -> Record:
         row = {"text": row}
     if isinstance(row, dict):
         row = {k: v for k, v in row.items() if k not in ("images", "file_name")}
-        row["image"] = image.name
-    return to_record(row, lambda name: ImageRef(image.parent / name), str(text))
+        row[kinds()[reference(image).kind].keys[0]] = image.name
+    return to_record(row, lambda name: FileRef(image.parent / name), str(text))
 
 
 def _named(image: Path, root: Path) -> Record:
@@ -232,6 +234,6 @@ def _named(image: Path, root: Path) -> Record:
             f"beside it, a metadata.jsonl or captions.csv, or a folder for each class{hint}"
         )
     try:
-        return Record.of(ImageRef(image), "", plain(name, "its folder's name"), origin=str(image))
+        return Record.of(reference(image), "", plain(name, "its folder's name"), origin=str(image))
     except ValueError as error:
         raise ConfigError(f"{image} is no record ({error}): rename the folder") from error

@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.data.records import ImageRef, Medium
+from isthmus.data.records import Medium
+from isthmus.data.tags import split_at_tags, tags_of
+from isthmus.media.file_ref import FileRef
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, lone_surrogate
 
 log = logging.getLogger(__name__)
 
-Find = Callable[[str], ImageRef]
+Find = Callable[[str], FileRef]
 """Finds the image of a name; LookupError if there is none."""
 Document = tuple[str, tuple[Medium, ...]]
 """A text, and the images of its tags in their order."""
@@ -50,7 +52,7 @@ def join(pieces: Iterable[str | Medium]) -> Document:
     """Text and images of a document's pieces in reading order.
 
     Example:
-        >>> cat = ImageRef(Path("cat.jpg"))
+        >>> cat = FileRef(Path("cat.jpg"))
         >>> join(["In town.", cat, "A cat."])[0]
         'In town. <image>A cat.'
     """
@@ -68,20 +70,21 @@ def join(pieces: Iterable[str | Medium]) -> Document:
 
 
 def from_tagged(text: str, media: Sequence[Medium]) -> Document:
-    """A text that has its `<image>` tags already, and their images in order.
+    """A text that has tags of its attachments already, and these in the order of the tags.
 
     Raises:
-        ValueError: If there are not as many tags as images, or a tag of another kind.
+        ValueError: If there are not as many tags as attachments, or a tag of no kind of theirs.
     """
-    plain(text.replace(IMAGE_TAG, ""), "the text")
-    tags = text.count(IMAGE_TAG)
+    tags = sum(text.count(tag) for tag in tags_of(media))
     if tags != len(media):
         raise ValueError(f"the text has {tags} {IMAGE_TAG} tags and {len(media)} images")
-    return text, tuple(media)
+    pieces, taken = split_at_tags(text, media)
+    plain("".join(pieces), "the text")
+    return IMAGE_TAG.join(pieces), tuple(taken)
 
 
 def from_aligned(
-    texts: Sequence[Any], images: Sequence[Any], read: Callable[[Any], ImageRef]
+    texts: Sequence[Any], images: Sequence[Any], read: Callable[[Any], FileRef]
 ) -> Document:
     """A row of OBELICS (Laurençon et al. 2023, section 3): two lists, None where the other stands.
 
@@ -116,7 +119,7 @@ def from_mmc4(row: Mapping[str, Any], find: Find, origin: str) -> Document:
     """
     sentences = [plain(sentence, "a sentence") for sentence in row["text_list"]]
     matrix = row.get("similarity_matrix")
-    before: list[list[ImageRef]] = [[] for _ in sentences]
+    before: list[list[FileRef]] = [[] for _ in sentences]
     for number, info in enumerate(row["image_info"]):
         index = info.get("matched_text_index")
         if index is None and matrix:
@@ -136,11 +139,11 @@ def from_mmc4(row: Mapping[str, Any], find: Find, origin: str) -> Document:
     return join(pieces)
 
 
-def _image(info: Mapping[str, Any], number: int, find: Find, origin: str) -> ImageRef | None:
+def _image(info: Mapping[str, Any], number: int, find: Find, origin: str) -> FileRef | None:
     """The image of an entry of `image_info`; None if it is not there."""
     name = str(info.get("image_name") or number)
     if coded := info.get("image_base64"):
-        return ImageRef(Path(origin), member=name, data=decode_base64(coded))
+        return FileRef(Path(origin), member=name, data=decode_base64(coded))
     try:
         return find(name)
     except LookupError:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, decode, encode
-from isthmus.data.records import ImageRef
+from isthmus.data.features import FeatureCache, FillReport
 from isthmus.errors import ImageError, MissingExtraError
+from isthmus.media.file_ref import FileRef
+from isthmus.media.image import decode
 from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.model.features import PatchFeatures, in_half
 
 PART = 16_384
 """Images of one Ray job; the driver holds their names, or their bytes, and no more."""
@@ -54,14 +56,15 @@ class Encode:
         shape = (self.encoder.shape.tokens, self.encoder.shape.width)
         features = np.zeros((len(images), *shape), np.float16)
         if sound:
+            device = next(self.encoder.parameters()).device
             names = [images[i] for i in sound]
-            features[sound] = encode(self.encoder, torch.stack(pixels), names)
+            features[sound] = in_half(self.encoder(torch.stack(pixels).to(device)), names)
         return {"name": batch["name"], "key": batch["key"], "why": why, "features": features}
 
 
 def fill_with_ray(
     cache: FeatureCache,
-    images: Iterable[ImageRef],
+    images: Iterable[FileRef],
     *,
     encoders: int = 2,
     batch_size: int = 16,
@@ -98,7 +101,7 @@ def fill_with_ray(
     assert isinstance(cache.encoding, PatchFeatures)
     encoder = ray.put(cache.encoding.encoder)
     gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
-    part: dict[str, ImageRef] = {}
+    part: dict[str, FileRef] = {}
 
     def work() -> int:
         done = 0
@@ -139,8 +142,8 @@ def fill_with_ray(
 
 
 def _looked_up(
-    cache: FeatureCache, images: Iterable[ImageRef]
-) -> Iterator[tuple[ImageRef, str | None, str]]:
+    cache: FeatureCache, images: Iterable[FileRef]
+) -> Iterator[tuple[FileRef, str | None, str]]:
     for image in images:
         try:
             yield image, cache.find(image), ""
@@ -148,7 +151,7 @@ def _looked_up(
             yield image, None, str(error)
 
 
-def _row(key: str, image: ImageRef) -> dict[str, Any]:
+def _row(key: str, image: FileRef) -> dict[str, Any]:
     """An image as a row of a table."""
     return {
         "key": key,
@@ -162,9 +165,9 @@ def _row(key: str, image: ImageRef) -> dict[str, Any]:
     }
 
 
-def _image(row: dict[str, Any]) -> ImageRef:
+def _image(row: dict[str, Any]) -> FileRef:
     size = int(row["size"])
-    return ImageRef(
+    return FileRef(
         Path(str(row["path"])),
         start=int(row["start"]),
         size=None if size < 0 else size,

@@ -3,7 +3,7 @@
 A record is a conversation about images (`turns`), or a document in which images stand between
 sentences (`text` and `images_in_text`). A caption is a conversation of one turn without a
 question, plain text is a document without images, and a clip is a tuple of images where
-otherwise one would stand. Nothing is opened before it is needed: an `ImageRef` says where the bytes
+otherwise one would stand. Nothing is opened before it is needed: an `FileRef` says where the bytes
 are.
 """
 
@@ -15,54 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from isthmus.errors import ConfigError, ImageError, InputError
+from isthmus.errors import ConfigError, InputError
+from isthmus.media.file_ref import FileRef
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
-
-@dataclass(frozen=True)
-class ImageRef:
-    """Where the bytes of an image are: a file, a stretch of a file, or memory.
-
-    Attributes:
-        path: The file; for an image in memory, a name to call it by.
-        start: First byte of the image in the file (a member of a tar shard).
-        size: Number of bytes; None reads to the end of the file.
-        member: The image's name inside of the file, for messages.
-        data: The bytes themselves, where there is no file.
-    """
-
-    path: Path
-    start: int = 0
-    size: int | None = None
-    member: str = ""
-    data: bytes | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
-
-    @property
-    def is_features(self) -> bool:
-        """Whether these are features (N, D_vision) in an `.npy` file, and no pixels."""
-        return Path(self.member or self.path).suffix == ".npy"
-
-    def read(self) -> bytes:
-        """The bytes.
-
-        Raises:
-            ImageError: If the file is missing or cannot be read.
-        """
-        if self.data is not None:
-            return self.data
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                return file.read(-1 if self.size is None else self.size)
-        except OSError as error:
-            raise ImageError(f"cannot read {self}: {error.strerror or error}") from error
-
-
-Medium = ImageRef | tuple[ImageRef, ...]
-"""An image, or a clip: its frames in order."""
+Medium = FileRef | tuple[FileRef, ...]
+"""An image or another attachment; or a clip, its frames in order."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +68,7 @@ class Record:
         **rest: Any,
     ) -> Record:
         """A record of one turn about one image, or about none."""
-        medium = ImageRef(Path(image)) if isinstance(image, (str, Path)) else image
+        medium = FileRef(Path(image)) if isinstance(image, (str, Path)) else image
         images = () if medium is None else (medium,)
         return cls((Example(images, question, answer),), names=tuple(names) or (answer,), **rest)
 
@@ -136,7 +94,7 @@ class Record:
         return replace(self, turns=(replace(self.turns[0], question=question), *self.turns[1:]))
 
 
-def frames(medium: Medium) -> tuple[ImageRef, ...]:
+def frames(medium: Medium) -> tuple[FileRef, ...]:
     """The images of a medium: itself, or a clip's frames in order."""
     return medium if isinstance(medium, tuple) else (medium,)
 

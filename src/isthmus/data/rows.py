@@ -7,6 +7,7 @@
     {"images": ["a.jpg", "b.jpg"], "question": "...", "answer": "..."}   about several images
     {"features": "a.npy", "question": "...", "answer": "..."}         features computed before
     {"video": ["1.jpg", "2.jpg"], "text": "..."}                      a clip, or a folder of frames
+    {"sound": "a.wav", "text": "..."}                                 another kind, by its key
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>..."}, ...]}   LLaVA
     {"messages": [{"role": "user", "content": [...]}, ...]}           OpenAI, Transformers
     {"text": "A cat. <image>A dog.", "images": ["dog.jpg"]}           a document
@@ -14,8 +15,8 @@
     {"text_list": [...], "image_info": [...]}                         Multimodal C4
     {"text": "words only"}                                            plain text
 
-Other keys are kept in `extra`. An image is a path, an object with `bytes` or `path` (Hugging
-Face), a `data:` address or a PIL image, which becomes PNG.
+Other keys are kept in `extra`; `media.kinds` has all kinds of attachments. An image is a path, an
+object with `bytes` or `path` (Hugging Face), a `data:` address or a PIL image, which becomes PNG.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +40,17 @@ from isthmus.data.interleaved import (
     from_tagged,
     plain,
 )
-from isthmus.data.records import ImageRef, Medium, Record
+from isthmus.data.records import Medium, Record
+from isthmus.data.tags import has_tag
 from isthmus.errors import ConfigError
 from isthmus.media.data_uri import bytes_of, is_data_uri
 from isthmus.media.fetch import is_url
+from isthmus.media.file_ref import FileRef
 from isthmus.media.image import ENDINGS, open_image
+from isthmus.media.kinds import kind_named, kinds
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 ONE_IMAGE = ("features", "image", "file_name")
-CLIP = ("video", "frames")
 CHATS = ("conversations", "messages")
 ANSWERS = ("answer", "name", "text", "caption")
 EXPECTED = '{"image": ..., "question": ..., "answer": ...} or {"image": ..., "text": ...}'
@@ -63,7 +68,7 @@ def to_record(values: Any, find: Find, origin: str) -> Record:
         ConfigError: If it is none; the message begins with `origin`.
 
     Example:
-        >>> to_record({"image": "a.jpg", "text": "a dog"}, lambda n: ImageRef(Path(n)), "x").answer
+        >>> to_record({"image": "a.jpg", "text": "a dog"}, lambda n: FileRef(Path(n)), "x").answer
         'a dog'
     """
     if not isinstance(values, Mapping):
@@ -80,10 +85,7 @@ def to_record(values: Any, find: Find, origin: str) -> Record:
 
 def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
     """The record of a row that is taken to pieces."""
-
-    def image(value: Any) -> ImageRef:
-        return to_image(value, find, origin)
-
+    read = partial(to_medium, find=find, origin=origin)
     if row.get("filepath") is not None and not any(row.get(k) for k in (*ONE_IMAGE, "images")):
         row["image"] = row.pop("filepath")
         if not any(row.get(key) is not None for key in (*ANSWERS, "names")):
@@ -92,26 +94,28 @@ def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
         document = from_mmc4(row, find, origin)
         return _document(document, row, origin, "text_list", "image_info", "similarity_matrix")
     if row.get("texts") is not None:
-        document = from_aligned(row["texts"], row.get("images") or (), image)
+        document = from_aligned(
+            row["texts"], row.get("images") or (), partial(to_file, find=find, origin=origin)
+        )
         return _document(document, row, origin, "texts", "images")
 
-    several = row.get("images") is not None
-    media = _media(row, image)
+    several = any(isinstance(value, list | tuple) for value in (row.get(k) for k in _listed_keys()))
+    media = _media(row, read)
     for key in CHATS:
         chat = row.pop(key, None)
         if chat is not None:
-            talk = turns(chat, media, image, lambda v: to_clip(v, image))
+            talk = turns(chat, media, read)
             return Record(talk, names=(talk[0].answer or "",), extra=row, origin=origin)
 
     text = row.get("text")
-    if not media and isinstance(text, str) and IMAGE_TAG not in text:
+    if not media and isinstance(text, str) and not has_tag(text, media):
         odd = [k for k, v in row.items() if isinstance(v, str) and v.lower().endswith(ENDINGS)]
         if odd := [key for key in odd if key not in ("question", *ANSWERS)]:
             raise ValueError(
                 f'no image, though "{odd[0]}" names one: call it {" or ".join(ONE_IMAGE[1:])}'
             )
     told = {key for key in ("question", "answer", "name", "names") if row.get(key) is not None}
-    if isinstance(text, str) and not told and (not media or (several and IMAGE_TAG in text)):
+    if isinstance(text, str) and not told and (not media or (several and has_tag(text, media))):
         return _document(from_tagged(text, media), row, origin, "text")
     return _turn(row, media, origin)
 
@@ -130,10 +134,11 @@ def _turn(row: dict[str, Any], media: list[Medium], origin: str) -> Record:
     waiting = list(media)
     if question is None:
         question = ""
-    elif IMAGE_TAG in question:
+    elif has_tag(question, media):
         question, shown = take_tags(question, waiting)
         if waiting:
             raise ValueError(f"{len(shown)} {IMAGE_TAG} tags and {len(media)} images")
+        media = shown
     answer = plain(answer, "the answer")
     turn = Example(tuple(media), plain(question, "the question"), answer)
     return Record((turn,), names=names or (answer,), extra=row, origin=origin)
@@ -145,6 +150,11 @@ def _document(document: Document, row: dict[str, Any], origin: str, *used: str) 
     return Record(text=text, images_in_text=media, extra=extra, origin=origin)
 
 
+def _listed_keys() -> list[str]:
+    """Keys under which a row may list several attachments; a clip's list is one."""
+    return ["images", *(k for name, kind in kinds().items() if name != "clip" for k in kind.keys)]
+
+
 def _strings(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
@@ -153,58 +163,76 @@ def _strings(value: Any) -> Sequence[Any]:
     return tuple(value)
 
 
-def _media(row: dict[str, Any], image: Callable[[Any], ImageRef]) -> list[Medium]:
-    """Takes images and clips out of a row."""
+def _media(row: dict[str, Any], read: Callable[[Any, str], Medium]) -> list[Medium]:
+    """Takes attachments out of a row: images first, then clips, then those of other kinds."""
     single = [value for key in ONE_IMAGE if (value := row.pop(key, None)) is not None]
     several = _strings(row.pop("images", None))
-    clips = [value for key in CLIP if (value := row.pop(key, None)) is not None]
     if single and several:
         raise ValueError('both "image" and "images"')
     # "features" stand for the image that "image" names
-    media: list[Medium] = [image(value) for value in [*single[:1], *several]]
-    media.extend(to_clip(value, image) for value in clips)
+    media = [read(value, "image") for value in [*single[:1], *several]]
+    for name, kind in sorted(kinds().items()):  # "clip" is the first of the others
+        if name == "image":
+            continue
+        for value in (row.pop(key) for key in kind.keys if row.get(key) is not None):
+            listed = name != "clip" and isinstance(value, list | tuple)
+            media.extend(read(one, name) for one in (value if listed else [value]))
     return media
 
 
-def to_image(value: Any, find: Find, origin: str) -> ImageRef:
-    """An image of what a row has for it.
+def to_medium(value: Any, kind: str, *, find: Find, origin: str) -> Medium:
+    """An attachment of what a row has for it.
+
+    Args:
+        value: A path, bytes, an object with `bytes` or `path`, a `data:` address, a PIL image; for
+            a clip a list of these, or a folder of images.
+        kind: The name of its kind.
+        find: Finds a file by its name.
+        origin: Where the row stands.
 
     Raises:
         TypeError: If it is nothing that can be one.
-        ValueError: If it is an address.
+        ValueError: If it is an address, or a clip without frames.
         LookupError: If there is none of this name.
     """
+    if kind == "clip":
+        return to_clip(value, partial(to_file, find=find, origin=origin))
+    return replace(to_file(value, find=find, origin=origin), kind=kind)
+
+
+def to_file(value: Any, *, find: Find, origin: str) -> FileRef:
+    """A file of what a row has for it; raises as `to_medium`."""
     if isinstance(value, Image.Image):
-        return ImageRef(Path(origin), member="image.png", data=png(value))
+        return FileRef(Path(origin), member="image.png", data=png(value))
     if isinstance(value, bytes):
-        return ImageRef(Path(origin), member="image", data=value)
+        return FileRef(Path(origin), member="image", data=value)
     if isinstance(value, Mapping):
         name, data = value.get("path"), value.get("bytes")
         if data is not None:
-            return ImageRef(Path(origin), member=Path(name or "image").name, data=data)
+            return FileRef(Path(origin), member=Path(name or "image").name, data=data)
         value = name
     if not isinstance(value, str) or not value:
         raise TypeError(f"an image must be a path, got {value!r:.60}")
     if is_data_uri(value):
-        return ImageRef(Path(origin), member="image", data=bytes_of(value))
+        return FileRef(Path(origin), member="image", data=bytes_of(value))
     if is_url(value):
         raise ValueError(f"{value:.80} is an address: download it, and name the file")
     return find(value)
 
 
-def to_clip(value: Any, image: Callable[[Any], ImageRef]) -> tuple[ImageRef, ...]:
+def to_clip(value: Any, read: Callable[[Any], FileRef]) -> tuple[FileRef, ...]:
     """The frames of a clip: a list of images, or a folder of them in the order of their numbers.
 
     Raises:
         ValueError: If there are none.
     """
     if not isinstance(value, str):
-        frames = tuple(image(frame) for frame in _strings(value))
+        frames = tuple(read(frame) for frame in _strings(value))
     else:
-        folder = image(value).path
+        folder = read(value).path
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder of frames: extract the video's frames first")
-        frames = tuple(ImageRef(p) for p in sorted(folder.iterdir(), key=natural) if is_image(p))
+        frames = tuple(FileRef(p) for p in sorted(folder.iterdir(), key=natural) if is_image(p))
     if not frames:
         raise ValueError("a clip without frames")
     return frames
@@ -213,6 +241,11 @@ def to_clip(value: Any, image: Callable[[Any], ImageRef]) -> tuple[ImageRef, ...
 def is_image(path: Path) -> bool:
     """Whether a file is an image by its name, and not hidden."""
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def is_attachment(path: Path) -> bool:
+    """Whether a file is of some kind by its name, and not hidden."""
+    return kind_named(path) is not None and not path.name.startswith(".")
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.data.packing import packed_rows
-from isthmus.data.records import Medium, Record
+from isthmus.data.records import Record
 from isthmus.errors import ConfigError, PromptError
 from isthmus.model.batch import IGNORED, Batch, pad
+from isthmus.model.layout import Layout
+from isthmus.model.media.base import Attachment, Features, stacked
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
 from isthmus.prompts.template import CONCLUSION, Template
@@ -28,14 +31,14 @@ class Sample:
     """A record as tokens.
 
     Attributes:
-        ids: Token ids, `<image>` repeated as the fusion needs it.
+        ids: Token ids, the layout of an attachment in place of each tag.
         learned: Whether each token is learned; never the first, which nothing predicts.
-        images: The images whose tags are in `ids`, in their order.
+        layouts: The layouts in `ids`, those of the record's first attachments.
     """
 
     ids: list[int]
     learned: list[bool]
-    images: tuple[Medium, ...]
+    layouts: tuple[Layout, ...] = ()
 
 
 def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
@@ -93,6 +96,7 @@ def tokenize(
     model: VisionLanguageModel,
     record: Record,
     *,
+    layouts: Sequence[Layout] | None = None,
     max_length: int | None = None,
     next_image: bool = False,
 ) -> Sample:
@@ -104,6 +108,7 @@ def tokenize(
     Args:
         model: Its tokenizer, fusion and template.
         record: The record.
+        layouts: The layouts of its attachments; None where all have the model's own.
         max_length: Longest sample; the rest is cut off, and an image whose tag is cut goes with
             it.
         next_image: As for `document_spans`; of no meaning for conversations.
@@ -119,13 +124,15 @@ def tokenize(
         spans = conversation_spans(record, template)
     else:
         spans = document_spans(record.text, next_image=next_image)
+    if layouts is None:
+        layouts = [model.layout] * len(record.images)
     ids = list(model.language.start_ids)
     learned = [False] * len(ids)
     kept = 0
     for own, learn in special.spans.encode_pieces(spans):
         for i in own:
             is_image = i == special.image_id
-            own = model.layout.written(i) if is_image else [i]
+            own = layouts[kept].written(i) if is_image else [i]
             if max_length is not None and len(ids) + len(own) > max_length:
                 break
             ids += own
@@ -146,7 +153,7 @@ def tokenize(
             f"{record.origin or record.answer[:40]!r}: nothing can be learned of it within "
             f"{max_length} tokens: raise train.max_length"
         )
-    return Sample(ids, learned, record.images[:kept])
+    return Sample(ids, learned, tuple(layouts[:kept]))
 
 
 @dataclass(frozen=True)
@@ -173,9 +180,8 @@ class Collated:
 def collate(
     model: VisionLanguageModel,
     samples: Sequence[Sample],
-    images: Tensor | None,
+    attachments: Sequence[Attachment] = (),
     *,
-    features: bool,
     pack: int = 0,
 ) -> Collated:
     """One batch of samples.
@@ -185,8 +191,7 @@ def collate(
     Args:
         model: The model that the batch is for.
         samples: At least one.
-        images: Pixels or features of all their images, in order; None without images.
-        features: Whether `images` are features.
+        attachments: Those of all samples, in order: opened, or features.
         pack: Length of rows that several samples are packed into; 0 for one sample a row.
 
     Returns:
@@ -212,15 +217,17 @@ def collate(
             positions[r, place] = torch.arange(len(samples[n].ids))
             at = place.stop
         positions[r, at:] = torch.arange(ids.shape[1] - at)  # padding is a sample of its own
-    if pack and images is not None:
-        images = _in_order(samples, order, images)
+    if pack:
+        attachments = _in_order(samples, order, attachments)
+    layouts = [layout for row in order for n in row for layout in samples[n].layouts]
+    usual = model.layout
     batch = Batch(
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
         positions=positions if pack else None,
-        pixels=None if features else images,
-        features=images if features else None,
+        layouts=None if all(own == usual for own in layouts) else tuple(layouts),
+        **shown(attachments),
     )
     return Collated(batch, owner[owner != IGNORED])
 
@@ -232,15 +239,36 @@ def _targets(model: VisionLanguageModel, sample: Sample) -> Tensor:
     with the `<|endofchunk|>` that its template writes.
     """
     targets = torch.tensor(sample.ids)
-    if sample.images:
+    if sample.layouts:
         return targets
     ends = model.language.end_ids()
     return targets.masked_fill(targets == model.special_tokens.end_id, ends[0] if ends else IGNORED)
 
 
-def _in_order(samples: Sequence[Sample], order: Sequence[Sequence[int]], images: Tensor) -> Tensor:
-    """Images as packing has put their samples."""
-    counts = [len(s.images) for s in samples]
+def shown(attachments: Sequence[Attachment]) -> dict[str, Any]:
+    """Attachments as a batch takes them: stacked where all are images or clips of one shape.
+
+    Example:
+        >>> {name: value.shape for name, value in shown([torch.zeros(3, 8, 8)] * 2).items()}
+        {'pixels': torch.Size([2, 3, 8, 8])}
+    """
+    if not attachments:
+        return {}
+    known = [own.values for own in attachments if isinstance(own, Features)]
+    opened = [own for own in attachments if isinstance(own, Tensor)]
+    if not known:
+        return {"pixels": stacked(opened)}
+    names = {own.medium for own in attachments if isinstance(own, Features)}
+    together = stacked(known)
+    if not opened and isinstance(together, Tensor) and names in ({"image"}, {"clip"}):
+        return {"features": together}
+    return {"pixels": tuple(attachments)}
+
+
+def _in_order(
+    samples: Sequence[Sample], order: Sequence[Sequence[int]], attachments: Sequence[Attachment]
+) -> list[Attachment]:
+    """Attachments as packing has put their samples."""
+    counts = [len(s.layouts) for s in samples]
     starts = [sum(counts[:i]) for i in range(len(counts))]
-    index = [starts[n] + k for row in order for n in row for k in range(counts[n])]
-    return images[torch.tensor(index, dtype=torch.long)]
+    return [attachments[starts[n] + k] for row in order for n in row for k in range(counts[n])]

@@ -9,7 +9,7 @@ Two layouts are known, and may be mixed:
   beside it in the shard, found by `image_name`.
 
 A shard's headers are scanned once; texts are read when a record is asked for, and images never:
-an `ImageRef` says which stretch of the shard it is, so any record of any shard is one seek away.
+an `FileRef` says which stretch of the shard it is, so any record of any shard is one seek away.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from isthmus.data.records import ImageRef, LazyRecords, Record
+from isthmus.data.records import LazyRecords, Record
 from isthmus.data.rows import CHATS, to_record
 from isthmus.errors import ConfigError
-from isthmus.media.image import ENDINGS
+from isthmus.media.file_ref import FileRef
+from isthmus.media.kinds import kind_named, kinds
 
 log = logging.getLogger(__name__)
 
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 BLOCK = 512
 """Bytes of a tar header; an archive ends with blocks of zeros."""
-MEDIA = (*ENDINGS, ".npy")
 TEXTS = (".txt", ".json")
 
 Span = tuple[int, int]
@@ -116,7 +116,7 @@ class _Index:
         names = Counter(PurePosixPath(name).name for name in self.loose)
         return {base: full for full in self.loose if names[base := PurePosixPath(full).name] == 1}
 
-    def image(self, name: str, key: str, members: Group) -> ImageRef:
+    def image(self, name: str, key: str, members: Group) -> FileRef:
         """The image that a text names: the sample's own, one beside it, or the shard's only one.
 
         Raises:
@@ -127,10 +127,10 @@ class _Index:
             span = members.get(full.removeprefix(key)) if full.startswith(key) else None
             span = span or self.loose.get(full)
             if span is not None:
-                return ImageRef(self.path, start=span[0], size=span[1], member=full)
+                return FileRef(self.path, start=span[0], size=span[1], member=full)
         full = self.base_names[PurePosixPath(name).name]
         start, size = self.loose[full]
-        return ImageRef(self.path, start=start, size=size, member=full)
+        return FileRef(self.path, start=start, size=size, member=full)
 
 
 class Shards(LazyRecords):
@@ -178,7 +178,7 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
         row: Any = json.loads(texts.get(".json", "{}"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{origin} is no record: {error}") from error
-    own = [key + ending for ending in members if _kind(ending) in MEDIA]
+    own = [key + ending for ending in members if _is_medium(ending)]
     extra: dict[str, Any] | None = None
     if ".txt" in texts:
         # The text file wins: the metadata tell of the crawl, and their "caption" may be another
@@ -188,7 +188,7 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
         several = len(own) > 1 or "images" in row
         for stale in ("image", "images", "features", "file_name"):  # where it was before
             row.pop(stale, None)
-        row |= {"images": own} if several else {"image": own[0]}
+        row |= _by_key(own, several)
     record = to_record(row, lambda name: shard.image(name, key, members), origin)
     if shard.pairs and not own and not record.images and not _is_document(row):
         raise ConfigError(
@@ -196,6 +196,23 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
             "other samples have"
         )
     return record if extra is None else replace(record, extra=extra)
+
+
+def _is_medium(name: str) -> bool:
+    """Whether a member is an attachment, or features of one."""
+    return _kind(name) == ".npy" or kind_named(f"x{_kind(name)}") is not None
+
+
+def _by_key(names: Sequence[str], several: bool) -> dict[str, Any]:
+    """A sample's attachments as a row has them."""
+    row: dict[str, Any] = {}
+    for name in names:
+        kind = kind_named(name) or "image"
+        key = "images" if kind == "image" else kinds()[kind].keys[0]
+        row.setdefault(key, []).append(name)
+    if len(row) == len(names) == 1 and "images" in row and not several:
+        return {"image": names[0]}
+    return row
 
 
 def _is_document(row: Any) -> bool:
@@ -215,7 +232,8 @@ def _scan(path: Path) -> _Index:
     for name, span in members:
         folder, slash, base = name.removeprefix("./").rpartition("/")
         stem = base.partition(".")[0]
-        if stem and _kind(base) in (*MEDIA, *TEXTS):  # no stem: a hidden file
+        known = _is_medium(base) or _kind(base) in TEXTS
+        if stem and known:  # no stem: a hidden file
             groups.setdefault(folder + slash + stem, {})[base[len(stem) :]] = span
     if cut:
         lost = ""
@@ -234,11 +252,11 @@ def _scan(path: Path) -> _Index:
     lonely: list[str] = []
     for key, group in groups.items():
         for part, rest in _split(key, group).items():
-            kinds = {_kind(ending) for ending in rest}
+            shown = any(map(_is_medium, rest))
             if _has_text(rest):
                 index.samples.append((part, rest))
-                index.pairs |= not kinds.isdisjoint(MEDIA)
-                lonely += [part] * (".txt" in kinds and kinds.isdisjoint(MEDIA))
+                index.pairs |= shown
+                lonely += [part] * (not shown and ".txt" in map(_kind, rest))
             else:
                 index.loose |= {part + ending: span for ending, span in rest.items()}
     if index.pairs and lonely:

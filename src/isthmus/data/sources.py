@@ -21,11 +21,12 @@ from typing import Any, cast
 
 from isthmus.data.folders import LISTS, is_left_out, read_folder, walk
 from isthmus.data.json_lines import json_lines, not_utf8, opened
-from isthmus.data.records import ImageRef, LazyRecords, ReadRecords, Record, as_records
-from isthmus.data.rows import ANSWERS, EXPECTED, ONE_IMAGE, is_image, to_record
+from isthmus.data.records import LazyRecords, ReadRecords, Record, as_records
+from isthmus.data.rows import ANSWERS, EXPECTED, ONE_IMAGE, is_attachment, to_record
 from isthmus.data.shards import Shards, find_files
 from isthmus.data.tables import Joined, from_dataset, from_parquet, from_saved
 from isthmus.errors import ConfigError
+from isthmus.media.file_ref import FileRef
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CSV_IMAGES = (*ONE_IMAGE, "filepath", "video")
@@ -143,7 +144,7 @@ def _folder(folder: Path, root: Path | None) -> Sequence[Record]:
     """The records of a folder: of its images, or else of the files in it."""
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return from_saved(folder, root or folder)
-    if any(any(map(is_image, files)) for _, files, _ in walk(folder)):
+    if any(any(map(is_attachment, files)) for _, files, _ in walk(folder)):
         return read_folder(folder, lambda path: _file(path, path.parent))
     files = [p for p in sorted(folder.iterdir()) if not is_left_out(p.name)]
     for kind in (".tar", ".parquet", ".jsonl"):
@@ -156,8 +157,8 @@ def _folder(folder: Path, root: Path | None) -> Sequence[Record]:
 # --- Files of rows -------------------------------------------------------------------------------
 
 
-def _finder(root: Path) -> Callable[[str], ImageRef]:
-    return lambda name: ImageRef(root / name)
+def _finder(root: Path) -> Callable[[str], FileRef]:
+    return lambda name: FileRef(root / name)
 
 
 def _read(rows: Iterable[tuple[str, Any]], path: Path, root: Path) -> Sequence[Record]:

@@ -9,9 +9,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from isthmus.data.records import ImageRef, LazyRecords, Record
+from isthmus.data.records import LazyRecords, Record
 from isthmus.data.rows import to_record
 from isthmus.errors import ConfigError, MissingExtraError
+from isthmus.media.file_ref import FileRef
 
 
 class Table(Protocol):
@@ -51,7 +52,7 @@ class TableRows(LazyRecords):
             raise ConfigError(f"{origin} cannot be read: {error}") from error
         if self._labels and isinstance(row.get("label"), int) and row["label"] >= 0:
             row["name"] = self._labels[row.pop("label")].replace("_", " ")
-        return to_record(row, lambda name: ImageRef(self._root / name), origin)
+        return to_record(row, lambda name: FileRef(self._root / name), origin)
 
 
 class Joined(LazyRecords):

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isthmus.data.feature_store import FeatureStore
-from isthmus.data.features import cache_key
 from isthmus.demonstrations.support import file_bytes, frames_of, open_frames
 from isthmus.errors import ConfigError, ImageError, InputError, suggestion
 from isthmus.files import content_key
@@ -27,6 +26,7 @@ from isthmus.media.prefetch import prefetch
 from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.vision import VisionEncoder
 from isthmus.model.batch import pad
+from isthmus.model.features import cache_key
 from isthmus.prompts.prompt import Example
 
 Vectors = NDArray[np.float32]

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from isthmus.data.json_lines import lines_of
-from isthmus.data.records import ImageRef, Record, frames
+from isthmus.data.records import Record, frames
 from isthmus.data.rows import ANSWERS, to_record
 from isthmus.data.sources import read_data
 from isthmus.demonstrations.example_file import write_examples
 from isthmus.demonstrations.rationales import Worked, auto_cot, bootstrap
 from isthmus.errors import ImageError, InputError
 from isthmus.generation.engine import Engine
+from isthmus.media.file_ref import FileRef
 from isthmus.model.checkpoint import load_vlm
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.answers.closed import MOST_CHOICES, closed_answers
@@ -143,7 +144,7 @@ def read_questions(data: Path, limit: int) -> list[Record]:
     for where, row in lines_of(data):
         if "question" in row and not any(row.get(key) is not None for key in (*ANSWERS, "names")):
             row["answer"] = ""
-        found.append(to_record(row, lambda name: ImageRef(data.parent / name), where))
+        found.append(to_record(row, lambda name: FileRef(data.parent / name), where))
         if len(found) == limit:
             break
     return found

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from isthmus.data.features import decode
-from isthmus.data.records import ImageRef
 from isthmus.errors import ImageError, InputError
-from isthmus.media.image import content_hash, open_image
+from isthmus.media.file_ref import FileRef
+from isthmus.media.image import content_hash, decode, open_image
 from isthmus.prompts.prompt import Example
 
 
@@ -27,7 +26,7 @@ def open_frames(image: Any) -> list[Image.Image]:
     """An image as a list of one, or a clip's frames, as RGB.
 
     Args:
-        image: A path, bytes, a PIL image, a `data.records.ImageRef`, or a sequence of these.
+        image: A path, bytes, a PIL image, a `media.file_ref.FileRef`, or a sequence of these.
 
     Raises:
         ImageError: If it cannot be read, or is an open file: reading it here would leave
@@ -38,7 +37,7 @@ def open_frames(image: Any) -> list[Image.Image]:
         ['RGB']
     """
     return [
-        decode(frame, frame.read()) if isinstance(frame, ImageRef) else open_image(_source(frame))
+        decode(frame, frame.read()) if isinstance(frame, FileRef) else open_image(_source(frame))
         for frame in frames_of(image)
     ]
 
@@ -61,11 +60,11 @@ def file_bytes(image: Any) -> bytes | None:
         return bytes(source)
     if not isinstance(source, (str, Path)):
         raise ImageError(f"got {type(source).__name__}: expected a path, bytes or a PIL image")
-    return ImageRef(Path(source)).read()
+    return FileRef(Path(source)).read()
 
 
 def _source(image: Any) -> Any:
-    if isinstance(image, ImageRef):
+    if isinstance(image, FileRef):
         return image.read()
     if hasattr(image, "read"):
         raise ImageError(

@@ -11,7 +11,7 @@ from isthmus.generation.images import content_of
 from isthmus.generation.prefix import boundary, common
 from isthmus.generation.rows import Encoded, symbols_of
 from isthmus.model.layout import Layout
-from isthmus.model.medium import layouts_of
+from isthmus.model.media.base import layouts_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
 

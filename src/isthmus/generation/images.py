@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from isthmus.media.file_ref import FileRef
 from isthmus.media.image import open_image
-from isthmus.model.medium import medium_of, visual_of
+from isthmus.media.kinds import reference
+from isthmus.model.media.base import medium_of, visual_of
 from isthmus.model.vlm import VisionLanguageModel
 
 ENCODED_AT_ONCE = 16
@@ -22,17 +25,29 @@ def content_of(source: Any) -> tuple[str, Any]:
     """An image's content as a hash, and the image in a form that can still be opened.
 
     Args:
-        source: A path, the bytes of a file, a binary file, a PIL image, or pixels.
+        source: A path, the bytes of a file, a binary file, a PIL image, or pixels; a `FileRef`;
+            or a sequence of these, as the frames of a clip.
 
     Raises:
-        ImageError: If it is a file that cannot be read.
+        MediaError: If it is a file that cannot be read.
 
     Example:
         >>> content_of(b"abc")[0][:8]
         'ba7816bf'
     """
+    if isinstance(source, (tuple, list)):
+        contents = [content_of(member) for member in source]
+        joined = f"clip {' '.join(key for key, _ in contents)}".encode()
+        return hashlib.sha256(joined).hexdigest(), tuple(member for _, member in contents)
     if isinstance(source, (str, Path)) and Path(source).is_file():
-        source = Path(source).read_bytes()
+        file = reference(Path(source))
+        source = file if file.kind != "image" else file.read()
+    if isinstance(source, FileRef):
+        data = source.read()
+        if source.kind == "image":
+            return content_of(data)
+        key = hashlib.sha256(f"{source.kind} ".encode() + data).hexdigest()
+        return key, replace(source, data=data)
     if isinstance(source, (bytes, bytearray)):
         return hashlib.sha256(source).hexdigest(), source
     if isinstance(source, Tensor):

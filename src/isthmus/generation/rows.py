@@ -17,7 +17,7 @@ from isthmus.generation.prefix import Symbols
 from isthmus.model.backbones.states import as_states, states_in
 from isthmus.model.fusion.sight import Sight, first_of_each
 from isthmus.model.layout import Layout, starts, whole_images
-from isthmus.model.medium import stacked
+from isthmus.model.media.base import stacked
 from isthmus.model.vlm import VisionLanguageModel
 
 

@@ -27,7 +27,8 @@ from isthmus.generation.prefix import can_be_cut
 from isthmus.generation.rows import Encoded, Rows
 from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.states import as_states, states_in
-from isthmus.model.vlm import VisionLanguageModel, bare_language_model
+from isthmus.model.join import bare_language_model
+from isthmus.model.vlm import VisionLanguageModel
 
 _log = logging.getLogger(__name__)
 

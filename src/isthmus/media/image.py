@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from isthmus.errors import ImageError
 from isthmus.media.fetch import is_url
+from isthmus.media.file_ref import FileRef
+from isthmus.media.kinds import KINDS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_PIXELS = 40_000_000
@@ -230,3 +232,30 @@ def content_hash(source: Source) -> str:
     digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()[:32]
+
+
+def decode(image: FileRef, data: bytes) -> Image.Image:
+    """An image of its bytes, as RGB.
+
+    Raises:
+        ImageError: If it is none; the message names the image.
+    """
+    try:
+        return open_image(data)
+    except ImageError as error:
+        raise ImageError(f"{image}: {error}") from error
+
+
+@KINDS.register("image")
+class ImageKind:
+    """Images."""
+
+    tag = "<image>"
+    keys = ("image", "file_name")
+    parts = ("image", "image_url")
+    endings = ENDINGS
+
+    @staticmethod
+    def open(data: bytes) -> Image.Image:
+        """As `open_image`."""
+        return open_image(data)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from isthmus.model.layout import Layout
+from isthmus.model.media.base import Attachment, Features
 
 IGNORED = -100
 
@@ -26,8 +27,8 @@ class Batch:
         input_ids: (B, L) int64; each image's layout stands in them, its places as `<image>`.
         attention_mask: (B, L) int64, 0 at padding.
         pixels: (P, 3, H, W) or (P, T, 3, H, W) the images or clips in reading order; where they
-            differ in shape, or are of other media, a tensor for each.
-        features: (P, N, D_vision) or (P, T, N, D_vision), in place of `pixels`.
+            differ in shape, or are of other media, a tensor for each, or its `Features`.
+        features: (P, N, D_vision) or (P, T, N, D_vision) of images or clips, in place of `pixels`.
         visual: (P, M, D_visual) visual tokens, in place of `features`; where images differ in
             their number, (M_i, D_visual) for each.
         labels: (B, L) int64, -100 where a token costs nothing.
@@ -40,7 +41,7 @@ class Batch:
 
     input_ids: Tensor
     attention_mask: Tensor
-    pixels: Tensor | Sequence[Tensor] | None = None
+    pixels: Tensor | Sequence[Attachment] | None = None
     features: Tensor | None = None
     visual: Tensor | Sequence[Tensor] | None = None
     labels: Tensor | None = None
@@ -57,7 +58,9 @@ class Batch:
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
-    return tuple(_moved(v, device) if isinstance(v, Tensor) else v for v in value)
+    if isinstance(value, Features):
+        return replace(value, values=value.values.to(device))
+    return tuple(_moved(v, device) if isinstance(v, Tensor | Features) else v for v in value)
 
 
 @dataclass(frozen=True)

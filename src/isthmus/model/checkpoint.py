@@ -29,17 +29,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from isthmus.config.file import model_from_mapping, to_mapping
-from isthmus.config.model import SHIPPED, LanguageConfig, VisionConfig
+from isthmus.config.model import SHIPPED
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.machine import device_for, dtype_for
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
-from isthmus.model.backbones.language import LanguageModel, load_language
 from isthmus.model.backbones.precision import refuse_conversion
-from isthmus.model.backbones.vision import VisionEncoder, load_vision
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
-from isthmus.model.vlm import VisionLanguageModel, bare_language_model
+from isthmus.model.join import bare_language_model
+from isthmus.model.saved_parts import (
+    frozen_parts,
+    refuse_other_part,
+    saved_encoder,
+    saved_language,
+)
+from isthmus.model.vlm import MEDIUM_SUFFIX, VisionLanguageModel
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -53,12 +58,20 @@ STRIP = ("connector.", "fusion.", "special_tokens.")
 
 
 def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
-    """The tensors of a model that are its own: the strip and any LoRA adapters, by name."""
+    """The tensors of a model that are its own, by name.
+
+    The strip, any LoRA adapters, and what media of other kinds have besides a frozen `encoder`.
+    """
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if name.startswith(STRIP) or "lora_" in name
+        if name.startswith(STRIP) or "lora_" in name or _of_medium(name)
     }
+
+
+def _of_medium(name: str) -> bool:
+    first, *rest = name.split(".")
+    return first.endswith(MEDIUM_SUFFIX) and rest[:1] != ["encoder"]
 
 
 def save_vlm(
@@ -99,10 +112,7 @@ def description_of(model: VisionLanguageModel) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "kind": "vlm",
         "config": config,
-        "parts": {
-            "vision": fingerprint(model.vision.model),
-            "language": fingerprint(model.language.model),
-        },
+        "parts": {name: fingerprint(part) for name, part in frozen_parts(model).items()},
     }
 
 
@@ -193,49 +203,6 @@ def describe(folder: Path, kind: str | None = None) -> dict[str, Any]:
     return dict(description)
 
 
-def _encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEncoder:
-    """The saved vision encoder, or the one handed in, giving the features that were trained on."""
-    if source is None and config.name.startswith("object:"):
-        raise CheckpointError(
-            f"{folder} was trained with a vision encoder that was handed in as an object "
-            f"({config.name.partition(':')[2]}): pass it as load(..., vision=...)"
-        )
-    if isinstance(source, (VisionEncoder, VisionConfig)):
-        encoder = load_vision(source)
-    elif source is not None:
-        # Its weights say nothing of the layer that was read, so the fingerprint cannot either
-        encoder = load_vision(
-            source,
-            feature_layer=config.feature_layer,
-            keep_cls=config.keep_cls,
-            resize=config.resize,
-        )
-    else:
-        encoder = load_vision(config)
-    for key in ("feature_layer", "keep_cls"):
-        got, expected = getattr(encoder.config, key), getattr(config, key)
-        if got != expected:
-            raise CheckpointError(
-                f"the vision encoder's {key} is {got}: {folder} was trained with {expected}"
-            )
-    return encoder
-
-
-def _language(source: Any, config: LanguageConfig, tokenizer: Any, folder: Path) -> LanguageModel:
-    """The saved language model, or the one handed in, with the adapters that were trained."""
-    if source is None and config.name == "hf:object":
-        raise CheckpointError(
-            f"{folder} was trained with a language model that was handed in as an object: pass "
-            "it as load(..., language=..., tokenizer=...)"
-        )
-    return load_language(
-        config if source is None else source,
-        tokenizer=tokenizer,
-        layers=config.layers,
-        lora_rank=config.lora_rank,
-    )
-
-
 def load_vlm(
     source: str | Path,
     *,
@@ -296,20 +263,17 @@ def load_vlm(
         "vision": weight_files(config.vision.name if vision is None else ""),
         "language": weight_files(config.language.name if language is None else ""),
     }
-    encoder = _encoder(vision, config.vision, folder)
-    lm = _language(language, config.language, tokenizer, folder)
+    encoder = saved_encoder(vision, config.vision, folder)
+    lm = saved_language(language, config.language, tokenizer, folder)
     for part, module in (("vision", encoder.model), ("language", lm.model)):
-        expected, got = description["parts"][part], files[part].fingerprint(module)
-        if expected != got:
-            name = getattr(config, part).name
-            raise CheckpointError(
-                f'{folder} was trained with the {part} model "{name}" of fingerprint '
-                f"{expected}; this one has {got}: other weights, or another model"
-            )
+        refuse_other_part(folder, description, part, files[part].fingerprint(module), config)
     width = fusion_config(config.fusion).width(lm.width, encoder.shape.width)
     options = connector if connector is not None else config.connector
     strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
     model = VisionLanguageModel(encoder, lm, strip, config).eval()
+    for part, module in frozen_parts(model).items():
+        if part not in files:
+            refuse_other_part(folder, description, part, fingerprint(module), config)
     load_strip(model, folder)
     return model.to(device=place, dtype=kind)
 

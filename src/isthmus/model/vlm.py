@@ -17,17 +17,13 @@ from torch.nn import functional as F
 
 from isthmus.config.model import ModelConfig
 from isthmus.errors import PromptError
-from isthmus.machine import device_for, dtype_for
-from isthmus.model.backbones.language import LanguageModel, load_language
-from isthmus.model.backbones.precision import refuse_conversion
+from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.special_tokens import SpecialTokens
-from isthmus.model.backbones.vision import VisionEncoder, load_vision
+from isthmus.model.backbones.vision import VisionEncoder
 from isthmus.model.batch import IGNORED, Batch, Output, pad
-from isthmus.model.connectors import Connector, build_connector
-from isthmus.model.connectors.linear import Linear
+from isthmus.model.connectors import Connector
 from isthmus.model.cross_entropy import token_losses
-from isthmus.model.fusion import Fusion, Visual, build_fusion, fusion_config
-from isthmus.model.fusion.inline import Inline
+from isthmus.model.fusion import Fusion, Visual, build_fusion
 from isthmus.model.fusion.sight import (
     Sight,
     first_image,
@@ -36,9 +32,7 @@ from isthmus.model.fusion.sight import (
     samples_with_images,
 )
 from isthmus.model.layout import Layout, expand
-from isthmus.model.medium import (
-    ClipMedium,
-    ImageMedium,
+from isthmus.model.media.base import (
     Medium,
     connected,
     fixed_layout,
@@ -47,8 +41,12 @@ from isthmus.model.medium import (
     stacked,
     visual_of,
 )
+from isthmus.model.media.image import ClipMedium, ImageMedium
 from isthmus.model.summary import Summary, summary_of
 from isthmus.prompts.prompt import IMAGE_TAG, Span
+
+MEDIUM_SUFFIX = "_medium"
+"""Ends the name of a submodule that is a medium."""
 
 
 class VisionLanguageModel(nn.Module):
@@ -84,6 +82,8 @@ class VisionLanguageModel(nn.Module):
         width = int(cast(Connector, connector).width)
         self.fusion: Fusion = build_fusion(config.fusion, language, width)
         self.media: list[Medium] = [ClipMedium(), ImageMedium()]
+        for options in config.media:
+            self.add_medium(options.build(self))
 
     @property
     def device(self) -> torch.device:
@@ -106,9 +106,12 @@ class VisionLanguageModel(nn.Module):
         return fixed_layout(self)
 
     def add_medium(self, medium: Medium) -> None:
-        """Takes another medium, which is asked before the ones that are there."""
+        """Takes another medium, which is asked before the ones that are there.
+
+        A checkpoint brings back those of `compose(media=...)`, and not one that was added here.
+        """
         if isinstance(medium, nn.Module):
-            self.add_module(f"{medium.name}_medium", medium)
+            self.add_module(f"{medium.name}{MEDIUM_SUFFIX}", medium)
         self.media.insert(0, medium)
 
     # --- from prompts to a batch ------------------------------------------------------------
@@ -215,10 +218,11 @@ class VisionLanguageModel(nn.Module):
             )
         if source is None or count == 0:
             return None
-        visual: Visual = source
-        if source is batch.features:
+        if batch.visual is not None:
+            visual: Visual = batch.visual
+        elif batch.features is not None:
             visual = connected(self, batch.features)
-        elif source is batch.pixels:
+        else:
             visual = stacked(visual_of(self, source))
         for number, (own, layout) in enumerate(zip(visual, layouts, strict=True)):
             if layout.holes and len(own) != layout.holes:
@@ -314,83 +318,3 @@ class VisionLanguageModel(nn.Module):
             # no matrix product: autocast would put that into half precision
             loss = (losses * batch.weights[:, 1:][after]).sum()
         return Output(logits, loss, losses.detach())
-
-
-def compose(
-    vision: Any,
-    language: Any,
-    connector: Any,
-    fusion: Any = None,
-    *,
-    template: str = "plain",
-    tokenizer: Any = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype | None = None,
-) -> VisionLanguageModel:
-    """Joins a vision encoder and a language model.
-
-    Args:
-        vision: A name ("timm:...", "hf:...", "open_clip:..."), a `VisionConfig`, or an object.
-        language: A name ("hf:..."), a `LanguageConfig`, or a Transformers causal LM.
-        connector: A connector's options, for example `Resampler(latents=64)`, or a module of
-            your own that fits `connectors.Connector`.
-        fusion: `Inline()` (the default) or `CrossAttention(...)`.
-        template: How questions become prompts.
-        tokenizer: Needed where `language` is an object.
-        device: "auto" (where a language model handed in as an object is, otherwise the best there
-            is), "cpu", "cuda", "mps" or a `torch.device`.
-        dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
-            A strip that is to be trained needs float32; training has a precision of its own.
-
-    Returns:
-        The model in evaluation mode; training switches its mode itself.
-
-    Raises:
-        ConfigError: If a part is unknown, the parts do not fit, there is no such device, or `dtype`
-            would convert a `LanguageModel` or `VisionEncoder` that may be in use elsewhere.
-
-    Example:
-        >>> import isthmus as im
-        >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
-        16
-    """
-    if isinstance(language, nn.Module) and device == "auto":
-        device = next(language.parameters()).device
-    place = device_for(device)  # said before anything is loaded
-    kind = None if dtype is None else dtype_for(dtype, place)
-    for part in (vision, language):
-        refuse_conversion(part, kind)
-    encoder = load_vision(vision)
-    lm = load_language(language, tokenizer=tokenizer)
-    options = Inline() if fusion is None else fusion
-    width = fusion_config(options).width(lm.width, encoder.shape.width)
-    strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
-    config = ModelConfig(
-        vision=encoder.config,
-        language=lm.config,
-        connector=None if isinstance(connector, nn.Module) else connector,
-        fusion=options,
-        template=template,
-    )
-    model = VisionLanguageModel(encoder, lm, strip, config).eval()
-    return model.to(device=place, dtype=kind)
-
-
-def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:
-    """A language model alone, for prompts, engine and tasks that need no images.
-
-    Args:
-        language: As for `compose`.
-        tokenizer: Likewise.
-
-    Returns:
-        A model that refuses images. Its strip is a stand-in that nothing goes through: without
-        images a model is always its bare language model.
-
-    Example:
-        >>> bare_language_model("tiny-lm").text_only
-        True
-    """
-    model = compose("tiny-vit", language, Linear(), template="qa", tokenizer=tokenizer)
-    model.text_only = True
-    return model.requires_grad_(False)

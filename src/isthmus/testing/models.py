@@ -6,13 +6,11 @@ import copy
 import io
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isthmus.data.records import ImageRef
 from isthmus.data.samples import Sample, collate
 from isthmus.generation.decode import generate
 from isthmus.model.batch import Batch
@@ -316,22 +314,22 @@ def check_packing(model: VisionLanguageModel) -> None:
     """
     open_gates(model)
     encode, image = model.special_tokens.encode, model.special_tokens.image_id
-    samples, images = [], []
+    samples: list[Sample] = []
+    images: list[Tensor] = []
     for text in ("<image>a bc<image>d<|endofchunk|>", "efg hi", "<image>jk", "l mnop", "<image>q"):
-        ids = expand(encode(text), [model.layout] * text.count("<image>"), image)
+        layouts = (model.layout,) * text.count("<image>")
+        ids = expand(encode(text), layouts, image)
         learned = [at > 0 and i != image for at, i in enumerate(ids)]
-        samples.append(Sample(ids, learned, ()))
-        images.append(torch.randn(text.count("<image>"), 3, *model.vision.image_size))
-    shown = [(ImageRef(Path(str(i))),) * len(p) for i, p in enumerate(images)]
-    samples = [replace(s, images=p) for s, p in zip(samples, shown, strict=True)]
+        samples.append(Sample(ids, learned, layouts))
+        images.append(torch.randn(len(layouts), 3, *model.vision.image_size))
     longest = max(len(s.ids) for s in samples)
-    packed = collate(model, samples, torch.cat(images), features=False, pack=longest + 8)
+    packed = collate(model, samples, list(torch.cat(images)), pack=longest + 8)
     assert packed.batch.positions is not None
     rows = len(packed.batch.input_ids)
     assert rows < len(samples), "nothing was packed"
     together = model(packed.batch).token_losses
     for number, (sample, own) in enumerate(zip(samples, images, strict=True)):
-        alone = collate(model, [sample], own if len(own) else None, features=False)
+        alone = collate(model, [sample], list(own))
         expected = model(alone.batch).token_losses
         assert expected is not None
         assert together is not None

@@ -12,16 +12,18 @@ import torch
 
 from isthmus.config.model import TrainConfig
 from isthmus.data.mixture import SampleRef
-from isthmus.data.records import ImageRef, Record, frames
-from isthmus.data.samples import Sample
+from isthmus.data.records import Record, frames
+from isthmus.data.samples import shown as as_inputs
 from isthmus.errors import InputError
 from isthmus.generation.decode import generate, text_of
+from isthmus.media.file_ref import FileRef
 from isthmus.media.image import open_image
 from isthmus.model.batch import Batch, pad
+from isthmus.model.media.base import layouts_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example
 from isthmus.prompts.templates import template_named
-from isthmus.training.feed import DataSet, Feed, ImageLoader, TrainingItem, parts
+from isthmus.training.feed import DataSet, Feed, MediaLoader, TrainingItem, parts
 from isthmus.training.objectives import Objective
 from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
@@ -38,7 +40,7 @@ def held_out_losses(
     data: Sequence[DataSet],
     config: TrainConfig,
     objective: Objective,
-    images: ImageLoader,
+    media: MediaLoader,
     processes: Processes,
 ) -> dict[str, float]:
     """Mean loss per token of each data set, by name, over all processes.
@@ -48,20 +50,18 @@ def held_out_losses(
         data: What was kept aside, none of it empty.
         config: The run's.
         objective: What is measured.
-        images: Where images come from; never augmented.
+        media: Where attachments come from; never augmented.
         processes: All of them; each reads its share.
     """
     losses = {}
     for one in data:
-        feed = Feed(model, [one], config, images, processes=1)
+        feed = Feed(model, [one], config, media, processes=1)
         count = min(MOST_RECORDS, len(one.records))
         own = [SampleRef(i, 0, i, 0) for i in range(processes.rank, count, processes.count)]
         items = list(feed.items(own))
         # Every process makes as many passes as the others: some share parameters
         missing = -(-count // processes.count) - len(items)
-        filler = TrainingItem(
-            SampleRef(0, 0, 0, 0), Record(text=" "), Sample([], [], ()), why_not="filler"
-        )
+        filler = TrainingItem(SampleRef(0, 0, 0, 0), Record(text=" "), why_not="filler")
         items += [filler] * missing
         total = tokens = 0.0
         size = config.micro_batch_size or max(1, config.batch_size // processes.count)
@@ -84,7 +84,7 @@ def answers(
     model: VisionLanguageModel,
     data: Sequence[DataSet],
     config: TrainConfig,
-    images: ImageLoader,
+    media: MediaLoader,
     folder: Path,
 ) -> list[dict[str, Any]]:
     """What the model answers to the first records that ask something, as the log has it.
@@ -93,7 +93,7 @@ def answers(
         model: The model, in evaluation mode.
         data: Where to take records from, in turn.
         config: For how many.
-        images: Where images come from.
+        media: Where attachments come from.
         folder: The run's folder; small copies of the images go to `samples/` in it.
     """
     found: list[dict[str, Any]] = []
@@ -106,23 +106,23 @@ def answers(
             with suppress(InputError), autocast(model.device, config):
                 record = one.record(index)
                 if record.turns:
-                    found.append(_answer(model, record.turns[0], images, folder))
+                    found.append(_answer(model, record.turns[0], media, folder))
     return found
 
 
 def _answer(
-    model: VisionLanguageModel, turn: Example, images: ImageLoader, folder: Path
+    model: VisionLanguageModel, turn: Example, media: MediaLoader, folder: Path
 ) -> dict[str, Any]:
     """One turn's answer."""
     render = template_named(model.config.template, model.language.tokenizer)
     prompt = render([], Example(turn.images, turn.question))
-    shown: dict[str, Any] = {}
-    if prompt.images:
-        tensor, features = images.load(prompt.images, 0)
-        shown["features" if features else "pixels"] = tensor
+    attachments = media.load(prompt.images, 0)
+    layouts = layouts_of(model, attachments)
     kept = [_keep(p, folder) for m in prompt.images for p in frames(m)]
-    ids, mask = pad([model.encode_text(prompt.spans, len(prompt.images))], model.pad_id, "left")
-    batch = Batch(input_ids=ids, attention_mask=mask, **shown).to(model.device)
+    ids, mask = pad([model.encode_text(prompt.spans, layouts)], model.pad_id, "left")
+    inputs = as_inputs(attachments)
+    batch = Batch(input_ids=ids, attention_mask=mask, layouts=tuple(layouts), **inputs)
+    batch = batch.to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
     return {
         "images": [name for name in kept if name],
@@ -132,9 +132,9 @@ def _answer(
     }
 
 
-def _keep(image: ImageRef, folder: Path) -> str | None:
-    """A small copy of an image in the run's folder, by its content; None for features."""
-    if image.is_features:
+def _keep(image: FileRef, folder: Path) -> str | None:
+    """A small copy of an image in the run's folder, by its content; None for anything else."""
+    if image.is_features or image.kind != "image":
         return None
     data = image.read()
     name = f"samples/{hashlib.sha256(data).hexdigest()[:16]}.jpg"

@@ -1,29 +1,30 @@
-"""What each step of a process works on: records drawn, tokenized, their images opened ahead."""
+"""What each step of a process works on: records drawn, opened ahead, tokenized."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture, SampleRef
-from isthmus.data.records import ImageRef, LazyRecords, Medium, Record, frames
+from isthmus.data.records import LazyRecords, Medium, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, ImageError, InputError
-from isthmus.media.image import open_image
+from isthmus.errors import ConfigError, InputError, MediaError
+from isthmus.media.image import decode
+from isthmus.media.kinds import kind_of
 from isthmus.media.prefetch import prefetch
+from isthmus.model.media.base import Attachment, Features, layouts_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.templates import template_named
 
@@ -60,6 +61,9 @@ class DataSet:
         return record.asked(self.questions[index % len(self.questions)])
 
 
+NO_SAMPLE = Sample([], [])
+
+
 @dataclass(frozen=True)
 class TrainingItem:
     """One sample of a step.
@@ -68,16 +72,14 @@ class TrainingItem:
         draw: Which it is.
         record: Its record.
         sample: Its tokens.
-        images: (P, ...) features or pixels of its images or clips; None without any.
-        is_features: Which of the two.
+        attachments: Those of its sample, opened or as features.
         why_not: What is wrong with it, if it cannot be used.
     """
 
     draw: SampleRef
     record: Record
-    sample: Sample
-    images: Tensor | None = None
-    is_features: bool = False
+    sample: Sample = NO_SAMPLE
+    attachments: tuple[Attachment, ...] = ()
     why_not: str = ""
 
     def __str__(self) -> str:
@@ -163,63 +165,64 @@ def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
     return replace(data, records=sides[0]), replace(data, records=sides[1])
 
 
-class ImageLoader:
-    """Images as the model takes them: cached features, or pixels.
+class MediaLoader:
+    """Attachments as the model takes them: cached features, or opened by their medium.
 
     Args:
-        model: For its vision encoder's preprocessing.
-        cache: Features computed before; None gives pixels.
-        seed: Of random crops; None for no augmentation.
+        model: Its media.
+        caches: Features computed before, by the name of their medium.
+        seed: Of random crops of images; None for no augmentation.
         augment: What makes them.
     """
 
     def __init__(
         self,
         model: VisionLanguageModel,
-        cache: FeatureCache | None,
+        caches: Mapping[str, FeatureCache] | None = None,
         seed: int | None = None,
         augment: Augment | None = None,
     ) -> None:
-        self.preprocess = model.vision.preprocess
-        self.cache = cache
+        self.model = model
+        self.caches = caches or {}
         self.seed = seed
         self.augment = augment or augmented
 
-    def load(self, media: Sequence[Medium], number: int) -> tuple[Tensor, bool]:
-        """Images or clips of one sample as one tensor (P, ...), and whether they are features.
+    def load(self, media: Sequence[Medium], number: int) -> tuple[Attachment, ...]:
+        """The attachments of one sample.
 
         Args:
-            media: At least one.
+            media: Where they are.
             number: The sample's number, which decides random crops.
 
         Raises:
-            ImageError: If one cannot be opened, or images and clips are mixed.
+            MediaError: If one cannot be opened.
+            PromptError: If the model has no medium for one.
         """
-        lengths = {len(m) if isinstance(m, tuple) else 0 for m in media}
-        if len(lengths) > 1:
-            raise ImageError(
-                "a sample mixes images and clips, or clips of several lengths: expected one kind"
-            )
-        flat = [p for m in media for p in frames(m)]
-        features = self.cache is not None
-        if self.cache is not None:
-            tensor = self.cache.get(flat)
-        else:
-            tensor = torch.stack([self._pixels(p, number, i) for i, p in enumerate(flat)])
-        if length := lengths.pop():
-            tensor = tensor.view(len(media), length, *tensor.shape[1:])
-        return tensor, features
+        found: list[Attachment] = []
+        place = 0
+        for source in media:
+            found.append(self._loaded(source, number, place))
+            place += len(frames(source))
+        return tuple(found)
 
-    def _pixels(self, image: ImageRef, number: int, place: int) -> Tensor:
-        if image.is_features:
-            raise ImageError(
-                f"{image} holds features: they are read through the feature cache; set "
-                "train.feature_cache = true and train.augment = false"
-            )
-        opened = open_image(image.read())
-        if self.seed is not None:
-            opened = self.augment(opened, np.random.default_rng([self.seed, 2, number, place]))
-        return self.preprocess(opened)
+    def _loaded(self, source: Medium, number: int, place: int) -> Attachment:
+        medium = medium_of(self.model, source)
+        if (cache := self.caches.get(medium.name)) is not None:
+            rows = cache.get(frames(source))
+            return Features(medium.name, rows if isinstance(source, tuple) else rows[0])
+        for file in frames(source):
+            if file.is_features:
+                raise MediaError(
+                    f"{file} holds features: they are read through the feature cache; set "
+                    "train.feature_cache = true and train.augment = false"
+                )
+        if self.seed is None or kind_of(source) not in ("image", "clip"):
+            return medium.open(self.model, source)
+        shown = []
+        for at, file in enumerate(frames(source), place):
+            generator = np.random.default_rng([self.seed, 2, number, at])
+            shown.append(self.augment(decode(file, file.read()), generator))
+        return medium.open(self.model, shown if isinstance(source, tuple) else shown[0])
 
 
 def augmented(image: Image.Image, generator: np.random.Generator) -> Image.Image:
@@ -240,7 +243,7 @@ class Feed:
         model: The model, for its tokens.
         data: Data sets, none of them empty.
         config: Batch size, mixture, seed, lengths.
-        images: Where images come from.
+        media: Where attachments come from.
         rank: Number of this process.
         processes: How many there are; each takes every so many-th sample of a step.
 
@@ -253,12 +256,12 @@ class Feed:
         model: VisionLanguageModel,
         data: Sequence[DataSet],
         config: TrainConfig,
-        images: ImageLoader,
+        media: MediaLoader,
         *,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.model, self.data, self.config, self.images = model, data, config, images
+        self.model, self.data, self.config, self.media = model, data, config, media
         # said now, and not as what is wrong with every record
         template_named(model.config.template, model.language.tokenizer)
         self.mixture = Mixture(
@@ -277,7 +280,7 @@ class Feed:
         self.rank, self.processes = rank, processes
 
     def steps(self, start: int, stop: int) -> Iterator[list[TrainingItem]]:
-        """This process's samples of each step, with their images opened ahead."""
+        """This process's samples of each step, with their attachments opened ahead."""
         size = self.mixture.batch_size // self.processes
         own = slice(self.rank, None, self.processes)
         draws = (d for s in range(start, stop) for d in self.mixture.step(s)[own])
@@ -289,43 +292,57 @@ class Feed:
                 step = []
 
     def items(self, draws: Iterable[SampleRef]) -> Iterator[TrainingItem]:
-        """Samples in order, with their images opened ahead."""
-        return prefetch(
-            (self._tokenized(d) for d in draws),
-            self._with_images,
+        """Samples in order, with their attachments opened ahead."""
+        opened = prefetch(
+            map(self._drawn, draws),
+            self._opened,
             workers=self.config.workers,
             ahead=2 * self.mixture.batch_size // self.processes,
         )
+        with closing(opened):
+            for item in opened:
+                yield self._tokenized(item)
 
-    def _tokenized(self, draw: SampleRef) -> TrainingItem:
+    def _drawn(self, draw: SampleRef) -> TrainingItem:
         data = self.data[draw.data]
         try:
-            record = data.record(draw.index)
+            return TrainingItem(draw, data.record(draw.index))
         except InputError as error:  # a line of a shard that is no record
             nothing = Record(text=" ", origin=f"{data.name}, record {draw.index}")
-            return TrainingItem(
-                draw, nothing, Sample([], [], ()), why_not=" ".join(str(error).split())
-            )
-        turned = False
-        if data.next_image:
-            chance = np.random.default_rng([self.config.seed, 3, draw.number]).random()
-            turned = chance < data.next_image
-        limit = min(self.config.max_length, self.config.pack or self.config.max_length)
-        try:
-            sample = tokenize(self.model, record, max_length=limit, next_image=turned)
-        except InputError as error:
-            why = " ".join(str(error).split())
-            return TrainingItem(draw, record, Sample([], [], ()), why_not=why)
-        return TrainingItem(draw, record, sample)
+            return TrainingItem(draw, nothing, why_not=_line(error))
 
-    def _with_images(self, item: TrainingItem) -> TrainingItem:
-        if not item.sample.images:
+    def _opened(self, item: TrainingItem) -> TrainingItem:
+        """With its attachments; the work of a thread."""
+        if item.why_not or not item.record.images:
             return item
         try:
-            images, features = self.images.load(item.sample.images, item.draw.number)
-        except ImageError as error:
-            return replace(item, why_not=" ".join(str(error).split()))
-        return replace(item, images=images, is_features=features)
+            attachments = self.media.load(item.record.images, item.draw.number)
+        except InputError as error:
+            return replace(item, why_not=_line(error))
+        return replace(item, attachments=attachments)
+
+    def _tokenized(self, item: TrainingItem) -> TrainingItem:
+        """With its tokens, in which the layouts of its attachments stand."""
+        if item.why_not:
+            return item
+        turned = False
+        if chance := self.data[item.draw.data].next_image:
+            drawn = np.random.default_rng([self.config.seed, 3, item.draw.number]).random()
+            turned = drawn < chance
+        limit = min(self.config.max_length, self.config.pack or self.config.max_length)
+        try:
+            layouts = layouts_of(self.model, item.attachments)
+            sample = tokenize(
+                self.model, item.record, layouts=layouts, max_length=limit, next_image=turned
+            )
+        except InputError as error:
+            return replace(item, attachments=(), why_not=_line(error))
+        kept = item.attachments[: len(sample.layouts)]
+        return replace(item, sample=sample, attachments=kept)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def parts(

@@ -20,11 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from isthmus.data.feature_store import FeatureStore
-from isthmus.data.features import cache_key
 from isthmus.errors import ImageError
+from isthmus.media.file_ref import FileRef
+from isthmus.media.image import decode
 from isthmus.model.backbones.fingerprint import fingerprint
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower, JoinedTextTower
+from isthmus.model.features import cache_key
 from isthmus.reports.progress import tracked
 from isthmus.training.feed import Augment
 from isthmus.training.processes import Processes
@@ -71,24 +73,25 @@ class PooledViews:
             told += f" {crop.size} {hashlib.sha256(crop.tobytes()).hexdigest()}"
         self.name = f"pooled-{hashlib.sha256(told.encode()).hexdigest()[:16]}.f32"
 
-    def pixels(self, image: Image.Image, key: str) -> Tensor:
+    def open(self, file: FileRef, data: bytes, key: str) -> Tensor:
         """Pixels (V, 3, H, W) of an image's views."""
+        image = decode(file, data)
         views = (view_of(image, v, key, self.augment, self.seed) for v in range(self.shape[0]))
         return torch.stack([self.tower.encoder.preprocess(view) for view in views])
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, images: Sequence[object]) -> Any:
+    def encode(self, opened: Tensor, files: Sequence[object]) -> Any:
         """Vectors (P, V, D) of pixels (P, V, 3, H, W).
 
         Raises:
             ImageError: If one is not finite.
         """
         device = next(self.tower.encoder.parameters()).device
-        pooled = self.tower.pool(pixels.flatten(0, 1).to(device)).float().cpu()
-        found = pooled.view(len(pixels), *self.shape)
-        for image, fine in zip(images, found.flatten(1).isfinite().all(1), strict=True):
+        pooled = self.tower.pool(opened.flatten(0, 1).to(device)).float().cpu()
+        found = pooled.view(len(opened), *self.shape)
+        for file, fine in zip(files, found.flatten(1).isfinite().all(1), strict=True):
             if not fine:
-                raise ImageError(f"{image}: its features are not finite")
+                raise ImageError(f"{file}: its features are not finite")
         return found.numpy()
 
 

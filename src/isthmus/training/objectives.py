@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from isthmus.data.samples import Sample, collate
 from isthmus.errors import ConfigError
 from isthmus.model.connectors.concept_bottleneck import ConceptBottleneckConnector
+from isthmus.model.media.base import Attachment, Features, features_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import TrainingItem
 
@@ -76,41 +76,33 @@ class Language:
     def losses(
         self, model: VisionLanguageModel, items: Sequence[TrainingItem], weights: Sequence[float]
     ) -> Iterator[Loss]:
-        """One forward pass for each kind of image: features, pixels, clips of a length."""
-        numbers = sorted(range(len(items)), key=lambda i: _kind(items[i]))
-        groups = [list(g) for _, g in groupby(numbers, key=lambda i: _kind(items[i]))]
-        if len(groups) > 1 and _kind(items[groups[0][0]]) == "":  # text goes with anything
-            text = groups.pop(0)
-            groups[0] = text + groups[0]
-        if self.always_images and len(groups) > 1:
-            raise ConfigError(
-                'train.sharding = "fsdp" needs images of one kind in each forward pass: all '
-                "images, or all clips of one length"
-            )
-        for group in groups or [[]]:
-            chosen = [items[i] for i in group]
-            samples = [i.sample for i in chosen]
-            shown = [i.images for i in chosen if i.images is not None]
-            features = any(i.is_features for i in chosen)
-            if self.always_images and not shown:
-                image = model.layout.written(model.special_tokens.image_id)
-                samples.append(Sample([*image, model.pad_id], [False] * (len(image) + 1), (None,)))  # type: ignore[arg-type]
-                shown.append(torch.zeros(1, 3, *model.vision.image_size))
-            images = torch.cat(shown) if shown else None
-            collated = collate(model, samples, images, features=features, pack=self.pack)
-            batch = collated.weighted([*(weights[i] for i in group), 0.0]).to(model.device)
-            output = model(batch)
-            assert output.token_losses is not None
-            assert output.loss is not None
-            owner = torch.tensor(group, dtype=torch.long)[collated.owner]
-            yield Loss(output.loss, output.token_losses, owner)
+        """One forward pass."""
+        samples = [item.sample for item in items]
+        attachments = [own for item in items for own in item.attachments]
+        if self.always_images:
+            if len({_kind(own) for own in attachments}) > 1:
+                raise ConfigError(
+                    'train.sharding = "fsdp" needs images of one kind in each forward pass: all '
+                    "images, or all clips of one length"
+                )
+            if not attachments:
+                layout = model.layout
+                image = layout.written(model.special_tokens.image_id)
+                nothing = [False] * (len(image) + 1)
+                samples.append(Sample([*image, model.pad_id], nothing, (layout,)))
+                attachments.append(torch.zeros(3, *model.vision.image_size))
+        collated = collate(model, samples, attachments, pack=self.pack)
+        output = model(collated.weighted([*weights, 0.0]).to(model.device))
+        assert output.token_losses is not None
+        assert output.loss is not None
+        yield Loss(output.loss, output.token_losses, collated.owner)
 
 
-def _kind(item: TrainingItem) -> str:
-    """Items of one kind can stand in one batch; "" stands with any."""
-    if item.images is None:
-        return ""
-    return f"{'features' if item.is_features else 'pixels'} {tuple(item.images.shape[1:])}"
+def _kind(attachment: Attachment) -> tuple[str, tuple[int, ...]]:
+    """Attachments of one kind go through the same modules in one pass."""
+    if isinstance(attachment, Features):
+        return attachment.medium, tuple(attachment.values.shape)
+    return "", tuple(attachment.shape)
 
 
 def concept_bottleneck(model: VisionLanguageModel) -> ConceptBottleneckConnector:
@@ -153,18 +145,18 @@ class Concepts:
     ) -> Iterator[Loss]:
         """One pass over all items."""
         connector = concept_bottleneck(model)
-        shown = torch.cat([i.images[:1] for i in items if i.images is not None])
-        if not items[0].is_features:
-            shown = model.encode_pixels(shown.to(model.device))
-        logits = connector.logits(shown.to(model.device))
+        found = features_of(model, [item.attachments[0] for item in items])
+        logits = torch.cat([connector.logits(features) for _, _, features in found])
+        places = torch.tensor([number for _, numbers, _ in found for number in numbers])
+        logits = logits[places.argsort()]
         rows = {tuple(name): i for i, name in enumerate(connector.names.tolist())}
-        found = [rows.get(name_pieces(model, i.record.answer)) for i in items]
-        if None in found:
+        named = [rows.get(name_pieces(model, i.record.answer)) for i in items]
+        if None in named:
             raise ConfigError(
-                f"no concept is called {items[found.index(None)].record.answer!r}: the names were "
+                f"no concept is called {items[named.index(None)].record.answer!r}: the names were "
                 "set by the model in train.init"
             )
-        targets = torch.tensor(found, device=logits.device)
+        targets = torch.tensor(named, device=logits.device)
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         total = (losses * torch.tensor(list(weights)).to(losses)).sum()
         yield Loss(total, losses.detach(), torch.arange(len(items)))

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from isthmus.classification.templates import Templates, prompts_of
 from isthmus.config.model import TrainConfig
-from isthmus.data.features import FeatureCache, decode
+from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture
-from isthmus.data.records import ImageRef, Record, frames
+from isthmus.data.records import Record, frames
 from isthmus.errors import ConfigError, ImageError, InputError, PromptError
+from isthmus.media.file_ref import FileRef
+from isthmus.media.image import decode
 from isthmus.media.prefetch import prefetch
 from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
 from isthmus.training.feed import Augment, augmented
@@ -94,7 +96,7 @@ def names_of(record: Record) -> tuple[str, ...]:
     return found
 
 
-def images_of(record: Record) -> tuple[ImageRef, ...]:
+def images_of(record: Record) -> tuple[FileRef, ...]:
     """A record's images, frames of clips among them.
 
     Raises:
@@ -127,7 +129,7 @@ class Pair:
     first: str = ""
     name: str = ""
     text: str = ""
-    image: ImageRef | None = None
+    image: FileRef | None = None
     place: int = -1
     view: int = 0
     pixels: Tensor | None = None
@@ -246,7 +248,7 @@ class PairFeed:
         return Pair(data, index, **told)
 
     def _kept(
-        self, where: tuple[int, int, int], image: ImageRef, chance: float, number: int
+        self, where: tuple[int, int, int], image: FileRef, chance: float, number: int
     ) -> dict[str, int]:
         """Which view of an image, and where its vectors are."""
         if self.images is None:
@@ -310,7 +312,7 @@ def _pick(several: Sequence[str], chance: float) -> str:
     return several[int(chance * len(several))]
 
 
-def all_images(data: Sequence[PairSet]) -> Iterator[ImageRef]:
+def all_images(data: Sequence[PairSet]) -> Iterator[FileRef]:
     """Every image of data sets without vectors; what cannot be read is named when drawn."""
     for source in data:
         for index in range(0 if source.vectors is not None else len(source.records)):

@@ -19,12 +19,13 @@ from isthmus.data.packing import packed_rows
 from isthmus.errors import ConfigError
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower
+from isthmus.model.media.base import Features, features_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
 from isthmus.training.feed import (
     DataSet,
-    ImageLoader,
+    MediaLoader,
     TrainingItem,
     WeightedSet,
     as_sets,
@@ -166,13 +167,13 @@ def _plan_samples(
     """Of a vision-language model."""
     vlm.check_options(config)
     summary = model.summary()
-    source = ImageLoader(model, None)
+    source = MediaLoader(model)
     trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)
     started = time.perf_counter()
     items = [i for i in next(trainee.steps(0, 1)) if not i.why_not]
     if not items:
         raise ConfigError("no sample of the first step can be used: see `isthmus data check`")
-    shown = sum(len(i.images) for i in items if i.images is not None)
+    shown = sum(len(i.attachments) for i in items)
     cached = config.feature_cache and not config.augment
     if cached:
         items = [_encoded(model, i) for i in items]
@@ -218,11 +219,13 @@ def _plan_samples(
 
 
 def _encoded(model: VisionLanguageModel, item: TrainingItem) -> TrainingItem:
-    """An item with features in place of pixels."""
-    if item.images is None or item.is_features:
-        return item
-    features = model.encode_pixels(item.images.to(model.device)).cpu()
-    return replace(item, images=features, is_features=True)
+    """An item with features where a run would find them in its cache."""
+    found = list(item.attachments)
+    for medium, numbers, features in features_of(model, item.attachments):
+        if not medium.varies and medium.encoding(model) is not None:
+            for number, own in zip(numbers, features.cpu(), strict=True):
+                found[number] = Features(medium.name, own)
+    return replace(item, attachments=tuple(found))
 
 
 def _plan_pairs(

@@ -19,6 +19,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from isthmus.errors import ConfigError
 from isthmus.model.vlm import VisionLanguageModel
 
 
@@ -102,7 +103,15 @@ def shard(model: VisionLanguageModel, processes: Processes) -> None:
     Args:
         model: On the device of this process.
         processes: More than one.
+
+    Raises:
+        ConfigError: If a medium of another kind is trained, which not every step of a process runs.
     """
+    own = [medium for medium in model.media if isinstance(medium, nn.Module)]
+    if any(p.requires_grad for medium in own for p in medium.parameters()):
+        raise ConfigError(
+            'train.sharding = "fsdp" trains no media besides images and clips: expected "ddp"'
+        )
     mesh = dist.device_mesh.init_device_mesh(processes.device.type, (processes.count,))
     small = {
         p

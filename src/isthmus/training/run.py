@@ -19,7 +19,8 @@ from isthmus.model.checkpoint import describe, load_strip, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import HeadConfig
-from isthmus.model.vlm import VisionLanguageModel, compose
+from isthmus.model.join import compose
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairSet

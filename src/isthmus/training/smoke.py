@@ -23,8 +23,9 @@ from isthmus.config.model import (
     RunConfig,
     TrainConfig,
 )
-from isthmus.data.records import ImageRef, Medium, Record
+from isthmus.data.records import Medium, Record
 from isthmus.data.rows import png
+from isthmus.media.file_ref import FileRef
 from isthmus.prompts.prompt import Example
 
 STEPS, BATCH = 3, 4
@@ -82,7 +83,7 @@ def _dual_encoder(config: RunConfig, model: DualEncoderConfig) -> tuple[RunConfi
         model = replace(model, vision="tiny-vit", text="tiny-text", width=16)
     train = replace(config.train, steps=2, batch_size=len(PLAIN), warmup=1, evaluate_every=0)
     shown = {
-        name: ImageRef(Path(f"{name}.png"), data=png(Image.new("RGB", (32, 32), name)))
+        name: FileRef(Path(f"{name}.png"), data=png(Image.new("RGB", (32, 32), name)))
         for name in PLAIN
     }
     records = [Record.of(image, "", name) for name, image in shown.items()]
@@ -140,7 +141,7 @@ COLOURS = {"red": (210, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 210)}
 SHAPES = ("circle", "square", "triangle")
 
 
-def _image(colour: str, shape: str, left: int = 12) -> ImageRef:
+def _image(colour: str, shape: str, left: int = 12) -> FileRef:
     """A drawn shape as a PNG in memory.
 
     Args:
@@ -158,7 +159,7 @@ def _image(colour: str, shape: str, left: int = 12) -> ImageRef:
         draw.polygon([(left, 40), (left + 32, 40), (left + 16, 8)], fill=COLOURS[colour])
     data = io.BytesIO()
     image.save(data, format="PNG")
-    return ImageRef(Path(f"{colour}-{shape}-{left}.png"), data=data.getvalue())
+    return FileRef(Path(f"{colour}-{shape}-{left}.png"), data=data.getvalue())
 
 
 def _clip(colour: str, shape: str) -> Medium:

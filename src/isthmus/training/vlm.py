@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -15,13 +15,15 @@ from torch import Tensor
 from isthmus.config.clip import ContrastiveConfig
 from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
-from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import ImageRef, Record, entries_of, frames
+from isthmus.data.features import FeatureCache
+from isthmus.data.records import Record, entries_of, frames
 from isthmus.errors import ConfigError, InputError
+from isthmus.media.file_ref import FileRef
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
+from isthmus.model.media.base import medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
-from isthmus.training.feed import Augment, DataSet, Feed, ImageLoader, TrainingItem, as_sets, parts
+from isthmus.training.feed import Augment, DataSet, Feed, MediaLoader, TrainingItem, as_sets, parts
 from isthmus.training.objectives import Concepts, Language, Loss, Objective, name_concepts
 from isthmus.training.optim import optimizer_for
 from isthmus.training.precision import DTYPES, autocast, decided
@@ -37,9 +39,9 @@ class VisionLanguageTrainee:
         data: Data sets, none of them empty.
         config: The run's configuration; its precision is decided.
         processes: Those that share the run.
-        images: Where images come from.
+        media: Where attachments come from.
         evaluation: Data sets that are looked at and never trained on.
-        plain: Where their images come from; never augmented.
+        plain: Where their attachments come from; never augmented.
     """
 
     def __init__(
@@ -48,12 +50,12 @@ class VisionLanguageTrainee:
         data: Sequence[DataSet],
         config: TrainConfig,
         processes: Processes,
-        images: ImageLoader,
+        media: MediaLoader,
         evaluation: Sequence[DataSet] = (),
-        plain: ImageLoader | None = None,
+        plain: MediaLoader | None = None,
     ) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
-        self.evaluation, self.plain = evaluation, plain or images
+        self.evaluation, self.plain = evaluation, plain or media
         self.identity = to_mapping(model.config)
         self.description = description_of(model)
         self.files: tuple[str, ...] = (WEIGHTS, DESCRIPTION)
@@ -74,9 +76,7 @@ class VisionLanguageTrainee:
         self.objective: Objective = Concepts()
         if config.objective == "language":
             self.objective = Language(config.pack, always_images=self.sharded)
-        self.feed = Feed(
-            model, data, config, images, rank=processes.rank, processes=processes.count
-        )
+        self.feed = Feed(model, data, config, media, rank=processes.rank, processes=processes.count)
 
     def steps(self, start: int, stop: int) -> Iterator[list[TrainingItem]]:
         """This process's samples of each step."""
@@ -159,20 +159,45 @@ def vision_language_trainee(
     if config.objective == "concepts" and config.init is None:
         readable = (r for d in sets for r in entries_of(d.records) if isinstance(r, Record))
         name_concepts(model, (record.answer for record in readable))
-    store = None
-    if config.feature_cache:
-        model.vision.to(processes.device)
-        store = FeatureCache(cache, PatchFeatures(model.vision))
-        shown = iter(()) if config.augment else all_images([*sets, *evaluation])
-        own = islice(shown, processes.rank, None, processes.count)
-        store.fill(own, quiet=quiet, workers=config.workers)
-        processes.wait()
-        store.store.refresh()
-    images = plain = ImageLoader(model, store)
     if config.augment:
-        plain = ImageLoader(model, None)
-        images = ImageLoader(model, None, config.seed, augment)
-    return VisionLanguageTrainee(model, sets, config, processes, images, evaluation, plain)
+        plain = MediaLoader(model)
+        media = MediaLoader(model, seed=config.seed, augment=augment)
+        return VisionLanguageTrainee(model, sets, config, processes, media, evaluation, plain)
+    caches = filled_caches(model, [*sets, *evaluation], config, processes, cache, quiet)
+    media = MediaLoader(model, caches)
+    return VisionLanguageTrainee(model, sets, config, processes, media, evaluation)
+
+
+def filled_caches(
+    model: VisionLanguageModel,
+    data: Sequence[DataSet],
+    config: TrainConfig,
+    processes: Processes,
+    folder: Path,
+    quiet: bool,
+) -> dict[str, FeatureCache]:
+    """A feature cache for each medium that keeps features, filled, by the medium's name.
+
+    Media of one encoding, such as images and the frames of clips, share a cache.
+    """
+    if not config.feature_cache:
+        return {}
+    model.to(processes.device)
+    by_encoding: dict[str, FeatureCache] = {}
+    caches: dict[str, FeatureCache] = {}
+    for medium in model.media:
+        # Where layouts vary they come from what is opened, so that nothing is gained
+        encoding = None if medium.varies else medium.encoding(model)
+        if encoding is not None:
+            own = by_encoding.setdefault(encoding.name, FeatureCache(folder, encoding))
+            caches[medium.name] = own
+    for own in by_encoding.values():
+        names = {name for name, cache in caches.items() if cache is own}
+        files = islice(files_of(model, data, names), processes.rank, None, processes.count)
+        own.fill(files, quiet=quiet, workers=config.workers)
+        processes.wait()
+        own.store.refresh()
+    return caches
 
 
 def one_set(records: Sequence[Record], name: str) -> DataSet:
@@ -202,13 +227,16 @@ def check_options(config: TrainConfig) -> None:
         )
 
 
-def all_images(data: Sequence[DataSet]) -> Iterator[ImageRef]:
-    """Every image of data sets; records that cannot be read are named when they are drawn."""
+def files_of(
+    model: VisionLanguageModel, data: Sequence[DataSet], media: Container[str]
+) -> Iterator[FileRef]:
+    """Every attachment of some media; records that cannot be read are named when they are drawn."""
     for one in data:
         for index in range(len(one.records)):
             with suppress(InputError):
-                for medium in one.records[index].images:
-                    yield from frames(medium)
+                for source in one.records[index].images:
+                    if medium_of(model, source).name in media:
+                        yield from frames(source)
 
 
 def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:

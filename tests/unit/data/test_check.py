@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from isthmus.cli import app
 from isthmus.data.check import Spread, check_data, look
-from isthmus.data.records import ImageRef, Record
+from isthmus.data.records import Record
 from isthmus.errors import ConfigError, ImageError
+from isthmus.media.file_ref import FileRef
 
 
 def paint(path: Path, colour: str, size: tuple[int, int] = (300, 240)) -> Path:
@@ -162,15 +163,15 @@ def test_what_cannot_be_looked_at(tmp_path: Path, name: str, data: Any, decode: 
     else:
         path.write_bytes(data)
     with pytest.raises(ImageError, match=name):
-        look(ImageRef(path), decode=decode)
+        look(FileRef(path), decode=decode)
 
 
 def test_a_image_whose_shard_ends_within_it(tmp_path: Path) -> None:
     path = paint(tmp_path / "a.png", "red")
     size = path.stat().st_size
-    assert look(ImageRef(path, size=size))[1] == (300, 240)
+    assert look(FileRef(path, size=size))[1] == (300, 240)
     with pytest.raises(ImageError, match=rf"ends after {size} of {size + 9} bytes"):
-        look(ImageRef(path, size=size + 9))
+        look(FileRef(path, size=size + 9))
 
 
 def test_records_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -16,29 +16,30 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache, FillReport, PatchFeatures, cache_key
-from isthmus.data.records import ImageRef
+from isthmus.data.features import FeatureCache, FillReport
 from isthmus.errors import ConfigError, ImageError
+from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.tiny import tiny_vit_model
 from isthmus.model.backbones.vision import VisionEncoder, load_vision
+from isthmus.model.features import PatchFeatures, cache_key
 
 TOKENS, WIDTH = 16, 32
 ROW = TOKENS * WIDTH * 2
 SRC = Path(im.__file__).parent.parent
 
 
-def paint(folder: Path, count: int, first: int = 0) -> list[ImageRef]:
+def paint(folder: Path, count: int, first: int = 0) -> list[FileRef]:
     folder.mkdir(exist_ok=True)
     made = []
     for i in range(first, first + count):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:04}.png")
-        made.append(ImageRef(folder / f"{i:04}.png"))
+        made.append(FileRef(folder / f"{i:04}.png"))
     return made
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[ImageRef]:
+def images(tmp_path: Path) -> list[FileRef]:
     return paint(tmp_path / "images", 8)
 
 
@@ -47,7 +48,7 @@ def encoder() -> VisionEncoder:
     return load_vision("tiny-vit")
 
 
-def expected(encoder: VisionEncoder, images: list[ImageRef]) -> torch.Tensor:
+def expected(encoder: VisionEncoder, images: list[FileRef]) -> torch.Tensor:
     pixels = [encoder.preprocess(im.open_image(io.BytesIO(p.read()))) for p in images]
     return encoder(torch.stack(pixels))
 
@@ -57,7 +58,7 @@ def encoder_of(cache: FeatureCache) -> VisionEncoder:
     return cache.encoding.encoder
 
 
-def assert_sound(cache: FeatureCache, images: list[ImageRef]) -> None:
+def assert_sound(cache: FeatureCache, images: list[FileRef]) -> None:
     """Every image has its row once, array and index agree, and rows are the encoder's."""
     lines = cache.store.index.read_text("ascii").splitlines()
     assert len(set(lines)) == len(lines) == len({cache.key(p) for p in images})
@@ -71,7 +72,7 @@ def assert_sound(cache: FeatureCache, images: list[ImageRef]) -> None:
 
 
 def test_the_cache_holds_the_encoders_features(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     assert cache.fill(images, quiet=True) == FillReport(computed=8)
@@ -82,7 +83,7 @@ def test_the_cache_holds_the_encoders_features(
 
 
 def test_rows_are_found_by_content(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(images, quiet=True)
@@ -90,9 +91,9 @@ def test_rows_are_found_by_content(
     shard.write_bytes(b"head" + images[3].read() + images[5].read())
     length = [len(p.read()) for p in images]
     inside = [
-        ImageRef(shard, start=4, size=length[3], member="a.png"),
-        ImageRef(shard, start=4 + length[3], size=length[5], member="b.png"),
-        ImageRef(Path("row 1"), data=images[0].read()),
+        FileRef(shard, start=4, size=length[3], member="a.png"),
+        FileRef(shard, start=4 + length[3], size=length[5], member="b.png"),
+        FileRef(Path("row 1"), data=images[0].read()),
     ]
     assert all(p in cache for p in inside)
     found = [images[i] for i in (3, 5, 0)]
@@ -101,7 +102,7 @@ def test_rows_are_found_by_content(
 
 
 def test_a_file_that_changes_is_another_image(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(images, quiet=True)
@@ -116,21 +117,21 @@ def test_a_file_that_changes_is_another_image(
 
 
 def test_hashes_are_remembered(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder, monkeypatch: Any
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder, monkeypatch: Any
 ) -> None:
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(images, quiet=True)
     first = cache.get(images)
 
-    def read(self: ImageRef) -> bytes:
+    def read(self: FileRef) -> bytes:
         raise AssertionError(f"{self} was read again")
 
-    monkeypatch.setattr(ImageRef, "read", read)
+    monkeypatch.setattr(FileRef, "read", read)
     assert torch.equal(cache.get(images), first)
 
 
 def test_one_reader_sees_what_another_wrote(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     reader, writer = (FeatureCache(tmp_path / "cache", PatchFeatures(encoder)) for _ in range(2))
     assert images[0] not in reader
@@ -142,7 +143,7 @@ def test_one_reader_sees_what_another_wrote(
 
 def test_more_images_than_are_gathered_at_once(tmp_path: Path, encoder: VisionEncoder) -> None:
     count = 1064
-    kinds = [ImageRef(Path(f"{i}"), data=data) for i in range(count) for data in [_bitmap(i)]]
+    kinds = [FileRef(Path(f"{i}"), data=data) for i in range(count) for data in [_bitmap(i)]]
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     report = cache.fill(iter([*kinds, *kinds]), quiet=True, batch_size=64, workers=0)
     assert report == FillReport(computed=count, present=count)
@@ -159,13 +160,13 @@ def _bitmap(i: int) -> bytes:
 
 
 def test_arrays_are_read_as_they_are(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     array = np.full((TOKENS, WIDTH), 1e5, np.float32)  # beyond half precision: not converted
     np.save(tmp_path / "a.npy", array)
     np.save(tmp_path / "wide.npy", np.zeros((TOKENS, WIDTH + 1), np.float16))
     (tmp_path / "text.npy").write_text("not an array")
-    good, wide, text = (ImageRef(tmp_path / f"{n}.npy") for n in ("a", "wide", "text"))
+    good, wide, text = (FileRef(tmp_path / f"{n}.npy") for n in ("a", "wide", "text"))
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     report = cache.fill([good, wide, text, *images], quiet=True)
     assert (report.computed, report.present) == (8, 1)
@@ -187,14 +188,14 @@ def test_arrays_are_read_as_they_are(
 
 
 def test_broken_images_are_listed_and_the_rest_computed(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
     cut = tmp_path / "cut.png"
     cut.write_bytes(images[0].read()[:-300])
     missing = tmp_path / "none.png"
-    broken = [ImageRef(tmp_path / "text.png"), ImageRef(cut), ImageRef(missing)]
-    broken.append(ImageRef(Path("rows.parquet"), member="7", data=b""))
+    broken = [FileRef(tmp_path / "text.png"), FileRef(cut), FileRef(missing)]
+    broken.append(FileRef(Path("rows.parquet"), member="7", data=b""))
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     report = cache.fill([*broken, *images], quiet=True)
     assert report.computed == 8
@@ -207,12 +208,12 @@ def test_broken_images_are_listed_and_the_rest_computed(
     assert not any(p in cache for p in broken)
     assert_sound(cache, images)
     with pytest.raises(ImageError, match=r"cannot read .*none\.png"):
-        cache.get([ImageRef(missing)])
+        cache.get([FileRef(missing)])
 
 
 @pytest.mark.parametrize("value", [65504.0, 65505.0, -1e6, float("nan"), float("inf")])
 def test_features_beyond_half_precision(
-    images: list[ImageRef], tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+    images: list[FileRef], tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load_vision("tiny-vit")
     plain = encoder.forward
@@ -273,7 +274,7 @@ def test_the_key_tells_encoder_layer_and_preprocessing_apart(tmp_path: Path) -> 
     [(2.3, 8, 2), (2, 8, 2), (8, 3.5, 3), (3, 3.5, 3), (2, 3.5, 2), (0, 8, 0), (8, 0, 0)],
 )
 def test_files_that_do_not_match_are_cut_to_what_both_have(
-    images: list[ImageRef],
+    images: list[FileRef],
     tmp_path: Path,
     encoder: VisionEncoder,
     rows: float,
@@ -298,8 +299,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from isthmus.model.backbones.vision import load_vision
-from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import ImageRef
+from isthmus.data.features import FeatureCache
+from isthmus.model.features import PatchFeatures
+from isthmus.media.file_ref import FileRef
 
 cache, folder, first, last, delay = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:6]
 encoder = load_vision("tiny-vit")
@@ -308,7 +310,7 @@ def slowly(pixels):
     time.sleep(float(delay))
     return plain(pixels)
 encoder.forward = slowly
-images = [ImageRef(folder / f"{i:04}.png") for i in range(int(first), int(last))]
+images = [FileRef(folder / f"{i:04}.png") for i in range(int(first), int(last))]
 cache = FeatureCache(cache, PatchFeatures(encoder))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -379,12 +381,12 @@ def test_a_fill_that_is_killed_goes_on(tmp_path: Path, encoder: VisionEncoder) -
 
 
 def test_what_another_process_has_just_written_is_not_computed_again(
-    images: list[ImageRef], tmp_path: Path, encoder: VisionEncoder
+    images: list[FileRef], tmp_path: Path, encoder: VisionEncoder
 ) -> None:
     cache, other = (FeatureCache(tmp_path / "cache", PatchFeatures(encoder)) for _ in range(2))
     row = expected(encoder, [images[2]]).half().numpy()
 
-    def meanwhile() -> Iterator[ImageRef]:
+    def meanwhile() -> Iterator[FileRef]:
         yield from images
         other.store.append([cache.key(images[2])], row)
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from isthmus.data.folders import images_of
-from isthmus.data.records import ImageRef
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.evaluation.tasks.images import classification
+from isthmus.media.file_ref import FileRef
 from isthmus.search.index import paths_in
 
 
@@ -47,7 +47,7 @@ def test_texts_beside_images_the_first_ending_wins(
     write(tmp_path / "in/c.caption", "from caption")
     a, b, c = read_data(tmp_path)
     assert (a.answer, b.question, b.answer, c.answer) == ("from txt", "Who?", "b", "from caption")
-    assert b.images == (ImageRef(tmp_path / "in/b.jpg"),)
+    assert b.images == (FileRef(tmp_path / "in/b.jpg"),)
     assert "1 images have no text" in caplog.text
     assert "without.jpg" in caplog.text
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from isthmus.data.interleaved import decode_base64, from_aligned, from_mmc4, from_tagged, join
-from isthmus.data.records import ImageRef
+from isthmus.media.file_ref import FileRef
 
 
-def find(name: str) -> ImageRef:
+def find(name: str) -> FileRef:
     if name.startswith("gone"):
         raise KeyError(name)
-    return ImageRef(Path(name))
+    return FileRef(Path(name))
 
 
 def names(media: tuple[Any, ...]) -> list[str]:
@@ -77,7 +77,7 @@ def test_base64_also_as_python_writes_bytes(write: Any) -> None:
     row = mmc4(("gone.jpg", 1))
     row["image_info"][0]["image_base64"] = write(base64.b64encode(data))
     _, (image,) = from_mmc4(row, find, "shard")
-    assert isinstance(image, ImageRef)
+    assert isinstance(image, FileRef)
     assert (image.read(), str(image)) == (data, "shard:gone.jpg")
 
 
@@ -118,7 +118,7 @@ def test_our_tags_in_somebody_s_sentence_are_refused(tag: str) -> None:
 
 
 def test_a_tagged_text_has_as_many_images() -> None:
-    cat = ImageRef(Path("cat"))
+    cat = FileRef(Path("cat"))
     assert from_tagged("A <image>cat.", [cat]) == ("A <image>cat.", (cat,))
     with pytest.raises(ValueError, match="2 <image> tags and 1 images"):
         from_tagged("<image> <image>", [cat])

@@ -9,18 +9,19 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache, FillReport, PatchFeatures
+from isthmus.data.features import FeatureCache, FillReport
 from isthmus.data.ray_features import fill_with_ray
-from isthmus.data.records import ImageRef
 from isthmus.errors import MissingExtraError
+from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.vision import load_vision
+from isthmus.model.features import PatchFeatures
 
 
-def paint(folder: Path, count: int) -> list[ImageRef]:
+def paint(folder: Path, count: int) -> list[FileRef]:
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:04}.png")
-    return [ImageRef(folder / f"{i:04}.png") for i in range(count)]
+    return [FileRef(folder / f"{i:04}.png") for i in range(count)]
 
 
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,10 +38,10 @@ def test_a_ray_job_fills_as_fill_does(tmp_path: Path) -> None:
     images = paint(tmp_path, 40)
     shard = tmp_path / "shard.tar"
     shard.write_bytes(b"head" + images[0].read())
-    inside = ImageRef(shard, start=4, size=len(images[0].read()), member="a.png")
-    rows = [ImageRef(Path("rows"), member=str(i), data=images[i].read()) for i in (1, 2)]
+    inside = FileRef(shard, start=4, size=len(images[0].read()), member="a.png")
+    rows = [FileRef(Path("rows"), member=str(i), data=images[i].read()) for i in (1, 2)]
     (tmp_path / "text.png").write_text("no image")
-    broken = [ImageRef(tmp_path / "text.png"), ImageRef(tmp_path / "none.png")]
+    broken = [FileRef(tmp_path / "text.png"), FileRef(tmp_path / "none.png")]
     encoder = load_vision("tiny-vit")
     cache = FeatureCache(tmp_path / "cache", PatchFeatures(encoder))
     cache.fill(images[30:], quiet=True)

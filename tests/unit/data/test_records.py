@@ -4,31 +4,32 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.data.records import ImageRef, Record, with_questions
+from isthmus.data.records import Record, with_questions
 from isthmus.errors import ImageError
+from isthmus.media.file_ref import FileRef
 
 
 def test_a_image_is_a_stretch_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     path.write_bytes(b"0123456789")
-    assert ImageRef(path, start=3, size=4).read() == b"3456"
-    assert ImageRef(path, start=3).read() == b"3456789"
-    assert ImageRef(path, data=b"memory").read() == b"memory"
+    assert FileRef(path, start=3, size=4).read() == b"3456"
+    assert FileRef(path, start=3).read() == b"3456789"
+    assert FileRef(path, data=b"memory").read() == b"memory"
 
 
 def test_a_missing_image_is_named_with_its_member(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"cannot read .*none\.tar:a\.jpg: No such file"):
-        ImageRef(tmp_path / "none.tar", member="a.jpg").read()
+        FileRef(tmp_path / "none.tar", member="a.jpg").read()
 
 
 def test_features_are_told_by_the_member_s_ending() -> None:
-    assert ImageRef(Path("a.npy")).is_features
-    assert ImageRef(Path("s.tar"), member="a.npy").is_features
-    assert not ImageRef(Path("a.npy"), member="a.jpg").is_features
+    assert FileRef(Path("a.npy")).is_features
+    assert FileRef(Path("s.tar"), member="a.npy").is_features
+    assert not FileRef(Path("a.npy"), member="a.jpg").is_features
 
 
 def test_a_record_has_as_many_tags_as_images() -> None:
-    cat = ImageRef(Path("cat.jpg"))
+    cat = FileRef(Path("cat.jpg"))
     assert Record(text="<image>A cat.", images_in_text=(cat,)).images == (cat,)
     with pytest.raises(ValueError, match="2 <image> tags and 1 images"):
         Record(text="<image><image>", images_in_text=(cat,))
@@ -37,7 +38,7 @@ def test_a_record_has_as_many_tags_as_images() -> None:
 
 
 def test_a_clip_is_one_medium() -> None:
-    clip = (ImageRef(Path("1.jpg")), ImageRef(Path("2.jpg")))
+    clip = (FileRef(Path("1.jpg")), FileRef(Path("2.jpg")))
     assert Record.of(clip, "", "a walk").images == (clip,)
     assert Record.of(None, "Why?", "Because.").images == ()
 

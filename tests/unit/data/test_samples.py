@@ -7,14 +7,15 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.data.records import ImageRef, Record
+from isthmus.data.records import Record
 from isthmus.data.samples import Sample, collate, conversation_spans, document_spans, tokenize
 from isthmus.errors import ConfigError, PromptError
+from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.span_tokens import pieces
 from isthmus.prompts.prompt import Example, joined
 from isthmus.prompts.templates import TEMPLATES
 
-A, B = ImageRef(Path("a.png")), ImageRef(Path("b.png"))
+A, B = FileRef(Path("a.png")), FileRef(Path("b.png"))
 
 
 @pytest.fixture(scope="module", params=["inline", "cross_attention"])
@@ -33,7 +34,7 @@ def test_a_chat_learns_the_answers_and_nothing_else(model: im.VisionLanguageMode
     turns = (Example(A, "What?", "a cat"), Example((), "Sure?", "yes"), Example(B, "And?", "a dog"))
     sample = tokenize(model, Record(turns))
     assert learned_text(model, sample) == " a cat<end> yes<end> a dog<end>"
-    assert sample.images == (A, B)
+    assert sample.layouts == (model.layout, model.layout)
     assert sample.ids.count(model.special_tokens.image_id) == 2 * model.layout.places
 
 
@@ -80,7 +81,7 @@ def test_a_long_sample_is_cut_and_never_inside_of_a_image(model: im.VisionLangua
     for limit in range(4, len(whole.ids)):
         sample = tokenize(model, record, max_length=limit)
         tags = sample.ids.count(model.special_tokens.image_id)
-        assert tags == repeat * len(sample.images)
+        assert tags == repeat * len(sample.layouts)
         assert sample.ids == whole.ids[: len(sample.ids)]
         assert limit - repeat < len(sample.ids) <= limit
 
@@ -110,7 +111,7 @@ def test_without_images_an_inner_end_is_learned_as_the_language_model_s_own(
     # what prompts say between the turns, with the model's own end of text learned in its place
     assert sample.ids.count(end) == 1
     assert sample.ids[-1] == own
-    labels = collate(model, [sample], None, features=False).batch.labels
+    labels = collate(model, [sample]).batch.labels
     assert labels is not None
     assert labels[0, sample.ids.index(end)] == own
     assert end not in labels
@@ -125,7 +126,7 @@ def test_packed_images_follow_their_samples(model: im.VisionLanguageModel) -> No
     samples = [tokenize(model, r) for r in records]
     images = torch.arange(3.0)[:, None, None, None].expand(3, 3, 32, 32)
     longest = max(len(s.ids) for s in samples)
-    packed = collate(model, samples, images, features=False, pack=longest)
+    packed = collate(model, samples, list(images), pack=longest)
     assert packed.batch.pixels is not None
     image = model.special_tokens.image_id
     order = sorted(range(3), key=lambda n: -len(samples[n].ids))
@@ -136,7 +137,7 @@ def test_packed_images_follow_their_samples(model: im.VisionLanguageModel) -> No
 
 def test_weights_go_to_the_tokens_of_their_samples(model: im.VisionLanguageModel) -> None:
     samples = [tokenize(model, Record.of(None, "Q?", a)) for a in ("x", "yy")]
-    collated = collate(model, samples, None, features=False)
+    collated = collate(model, samples)
     batch = collated.weighted([1.0, 10.0])
     assert batch.labels is not None
     assert batch.weights is not None

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from isthmus.data.records import ImageRef
 from isthmus.data.shards import Shards, expand, find_files
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
+from isthmus.media.file_ref import FileRef
 
 
 def shard(path: Path, members: dict[str, Any], mode: str = "w") -> Path:
@@ -46,7 +46,7 @@ def test_pairs_of_img2dataset(tmp_path: Path) -> None:
     assert [(r.question, r.answer) for r in records] == [("", "caption 000"), ("", "caption 001")]
     assert records[1].extra == {"caption": "crawled 001", "url": "u", "width": 7}
     (image,) = records[1].images
-    assert isinstance(image, ImageRef)
+    assert isinstance(image, FileRef)
     assert (image.path, image.member, image.data) == (path, "001.jpg", None)
     assert image.read() == b"image 001" * 100
     assert records[1].origin == f"{path}, sample 001"
@@ -79,7 +79,7 @@ def test_the_reader_reads_texts_on_demand_and_images_never(
 
     monkeypatch.setattr(Path, "open", lambda self, *a: Watched(real(self, *a)))
     (image,) = records[1].images
-    assert isinstance(image, ImageRef)
+    assert isinstance(image, FileRef)
     assert [size for _, size in spans] == [
         len("caption 001\n"),
         len('{"caption": "crawled 001", "url": "u"}'),
@@ -130,7 +130,7 @@ def test_documents_with_base64_as_openflamingo_s_converter_writes_them(tmp_path:
         info["image_base64"] = str(base64.b64encode(data))
     (record,) = read_data(shard(tmp_path / "0.tar", {"f00.json": row}))
     assert record.text == "<image>A. <image>B."
-    assert [p.read() for p in record.images if isinstance(p, ImageRef)] == [b"aa", b"bb"]
+    assert [p.read() for p in record.images if isinstance(p, FileRef)] == [b"aa", b"bb"]
     assert record.extra == {"url": "u"}
 
 
@@ -149,7 +149,7 @@ def test_documents_with_images_beside_them(tmp_path: Path) -> None:
         "elsewhere/only-here.png": b"png",
     }
     x, y, z, w = read_data(shard(tmp_path / "0.tar", members))
-    contents = [[p.read() for p in r.images if isinstance(p, ImageRef)] for r in (x, y, z, w)]
+    contents = [[p.read() for p in r.images if isinstance(p, FileRef)] for r in (x, y, z, w)]
     assert contents == [[b"aa of x", b"bb of x"], [b"aa of y"], [b"aa of y", b"png"], [b"bb of x"]]
     # Two images are called x.jpg, and neither is beside w: none is better than the wrong one
     assert [r.text for r in (x, y, w)] == ["<image>A. <image>B.", "A. <image>B.", "A. <image>B."]
@@ -180,7 +180,7 @@ def test_other_rows_in_json(tmp_path: Path) -> None:
         ("", "version 1"),
         ("", "version 2"),
     ]
-    assert [[p.read() for p in r.images if isinstance(p, ImageRef)] for r in records] == [
+    assert [[p.read() for p in r.images if isinstance(p, FileRef)] for r in records] == [
         [b"cat"],
         [b"one", b"two"],
         [],
@@ -283,7 +283,7 @@ def test_long_names_and_folders(tmp_path: Path) -> None:
                 tar.addfile(info, io.BytesIO(data))
         (record,) = read_data(path)
         (image,) = record.images
-        assert isinstance(image, ImageRef)
+        assert isinstance(image, FileRef)
         assert (record.answer, image.read(), image.member) == ("away", b"far", f"{key}.jpg")
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from isthmus.data.records import ImageRef, Record
+from isthmus.data.records import Record
 from isthmus.data.rows import png
 from isthmus.data.sources import read_data, read_records
 from isthmus.errors import ConfigError, MissingExtraError
+from isthmus.media.file_ref import FileRef
 
 RED = Image.new("RGB", (3, 2), "red")
 
@@ -57,8 +58,8 @@ def test_each_kind_of_line(tmp_path: Path) -> None:
     assert (caption.answer, caption.question, caption.names) == ("a dog", "", ("a dog",))
     assert (name.answer, name.names, name.extra) == ("dog", ("dog", "puppy"), {"source": "s"})
     assert (question.question, question.answer) == ("How many?", "2")
-    assert question.images == (ImageRef(tmp_path / "c.npy"),)
-    assert caption.images == (ImageRef(tmp_path / "a.jpg"),)
+    assert question.images == (FileRef(tmp_path / "c.npy"),)
+    assert caption.images == (FileRef(tmp_path / "a.jpg"),)
     assert name.origin == f"{path}, line 3"
 
 
@@ -102,9 +103,9 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
 def test_source_and_images_are_relative_to_the_root(tmp_path: Path) -> None:
     write(tmp_path / "lists" / "r.jsonl", {"image": "a.jpg", "text": "a"})
     (record,) = read_data("lists/r.jsonl", root=tmp_path)
-    assert record.images == (ImageRef(tmp_path / "a.jpg"),)
+    assert record.images == (FileRef(tmp_path / "a.jpg"),)
     (record,) = read_data(tmp_path / "lists" / "r.jsonl")
-    assert record.images == (ImageRef(tmp_path / "lists" / "a.jpg"),)
+    assert record.images == (FileRef(tmp_path / "lists" / "a.jpg"),)
 
 
 def test_several_images_of_one_question(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_documents_of_every_kind(tmp_path: Path) -> None:
     tagged = one(tmp_path, {"text": "A cat. <image>A dog.", "images": ["dog.jpg"]})
     assert (tagged.text, tagged.images) == (
         "A cat. <image>A dog.",
-        (ImageRef(tmp_path / "dog.jpg"),),
+        (FileRef(tmp_path / "dog.jpg"),),
     )
     obelics = one(tmp_path, {"texts": ["A cat.", None], "images": [None, "dog.jpg"], "id": 1})
     assert (obelics.text, obelics.extra) == ("A cat. <image>", {"id": 1})
@@ -210,13 +211,13 @@ def test_documents_of_every_kind(tmp_path: Path) -> None:
     info.append({"image_name": "a.jpg", "matched_text_index": 0})
     mmc4 = one(tmp_path, {"text_list": ["A.", "B."], "image_info": info, "url": "u"})
     assert mmc4.text == "<image>A. <image>B."
-    assert mmc4.images == (ImageRef(tmp_path / "a.jpg"), ImageRef(tmp_path / "b.jpg"))
+    assert mmc4.images == (FileRef(tmp_path / "a.jpg"), FileRef(tmp_path / "b.jpg"))
     assert mmc4.extra == {"url": "u"}
 
 
 def test_clips(tmp_path: Path) -> None:
     touch(tmp_path / "clip", "f10.jpg", "f9.jpg", "f1.jpg", "notes.txt", ".hidden.jpg")
-    frames = tuple(ImageRef(tmp_path / "clip" / f"f{n}.jpg") for n in (1, 9, 10))
+    frames = tuple(FileRef(tmp_path / "clip" / f"f{n}.jpg") for n in (1, 9, 10))
     assert one(tmp_path, {"video": "clip", "text": "a walk"}).images == (frames,)
     listed = one(tmp_path, {"frames": ["clip/f9.jpg", "clip/f1.jpg"], "text": "a walk"})
     assert listed.images == ((frames[1], frames[0]),)
@@ -232,7 +233,7 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text('\ufeffimage,text\na.jpg,"a dog,\nasleep"\nb.jpg,\n', encoding="utf-8")
     dog, empty = read_data(table)
-    assert (dog.answer, dog.images) == ("a dog,\nasleep", (ImageRef(tmp_path / "a.jpg"),))
+    assert (dog.answer, dog.images) == ("a dog,\nasleep", (FileRef(tmp_path / "a.jpg"),))
     assert empty.answer == ""
     table = tmp_path / "t.tsv"
     table.write_text("file_name\tquestion\tanswer\tsource\na.jpg\tHow many?\t2\tx\n")
@@ -292,10 +293,10 @@ def test_a_dataset_is_read_row_by_row(tmp_path: Path) -> None:
     assert (records[-1].answer, records[-1].extra) == ("great owl", {})
     assert dataset.read == [2, 2]
     path, data, pil = (r.images[0] for r in records)
-    assert path == ImageRef(tmp_path / "a.jpg")
-    assert isinstance(data, ImageRef)
+    assert path == FileRef(tmp_path / "a.jpg")
+    assert isinstance(data, FileRef)
     assert (data.read(), data.member) == (b"b", "b.jpg")
-    assert isinstance(pil, ImageRef)
+    assert isinstance(pil, FileRef)
     with Image.open(io.BytesIO(pil.read())) as decoded:
         assert (decoded.format, decoded.size, decoded.getpixel((0, 0))) == (
             "PNG",
@@ -338,7 +339,7 @@ def test_parquet(tmp_path: Path) -> None:
     records = pickle.loads(pickle.dumps(read_data(tmp_path / "t.parquet")))
     assert [r.answer for r in records] == ["a", "b"]
     assert records[0].images[0].read() == b"x"
-    assert records[1].images == (ImageRef(tmp_path / "b.jpg"),)
+    assert records[1].images == (FileRef(tmp_path / "b.jpg"),)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match="is no Parquet file"):
         read_data(tmp_path / "t.parquet")

@@ -15,8 +15,7 @@ import transformers
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import ImageRef
+from isthmus.data.features import FeatureCache
 from isthmus.demonstrations.embed import (
     ImageEmbedder,
     MeanHiddenState,
@@ -26,7 +25,9 @@ from isthmus.demonstrations.embed import (
 )
 from isthmus.demonstrations.tfidf import TfIdf, characters, words
 from isthmus.errors import ConfigError, InputError
+from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.model.features import PatchFeatures
 from isthmus.prompts.prompt import Example
 
 
@@ -167,7 +168,7 @@ def test_features_that_training_has_cached_are_pooled(tmp_path: Path) -> None:
     encoder = im.load_vision("tiny-vit")
     paths = paint(tmp_path / "images", 4)
     FeatureCache(tmp_path / "cache", PatchFeatures(encoder)).fill(
-        [ImageRef(p) for p in paths[:3]], quiet=True
+        [FileRef(p) for p in paths[:3]], quiet=True
     )
     seen = Counting(encoder)
     found = ImageEmbedder(encoder, tmp_path / "cache")([Example(p) for p in paths])

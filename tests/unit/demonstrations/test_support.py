@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isthmus.data.records import ImageRef
 from isthmus.demonstrations.support import Support, identity, pixel_keys
 from isthmus.errors import ImageError, InputError
+from isthmus.media.file_ref import FileRef
 from isthmus.prompts.prompt import Example
 
 
@@ -57,8 +57,8 @@ def test_the_same_pixels_in_any_form_are_the_same_image(tmp_path: Path) -> None:
         str(tmp_path / "a.png"),
         saved(image, "BMP"),
         saved(image, "PNG"),
-        ImageRef(tmp_path / "a.png"),
-        ImageRef(Path("in memory"), data=saved(image, "BMP")),
+        FileRef(tmp_path / "a.png"),
+        FileRef(Path("in memory"), data=saved(image, "BMP")),
     ]
     for form in forms:
         assert answers(Support(SHOTS), Example([form], "What is it?")) == "bcd"

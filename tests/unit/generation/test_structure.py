@@ -17,7 +17,8 @@ from isthmus.generation.requests import GenerationRequest
 from isthmus.generation.server import ServingEngine
 from isthmus.generation.structure import takes_lanes, takes_trees, twin_of
 from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
-from isthmus.model.vlm import VisionLanguageModel, bare_language_model
+from isthmus.model.join import bare_language_model
+from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
 
 SLIDING = ("gemma2", "gemma3")

@@ -19,7 +19,7 @@ from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.engine import Engine
 from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.model.layout import HOLE, IMAGE, Layout, expand, starts
-from isthmus.model.medium import Medium, Parts, connected
+from isthmus.model.media.base import Medium, Parts, connected
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
 
@@ -49,6 +49,9 @@ class Page:
             return source
         tiles = [source.crop((x, 0, x + 32, 32)) for x in range(0, source.width, 32)]
         return torch.stack([parts.vision.preprocess(tile) for tile in tiles])
+
+    def encoding(self, parts: Parts) -> None:
+        return None
 
     def features(self, parts: Parts, opened: Tensor) -> Tensor:
         features: Tensor = parts.vision(opened.flatten(0, 1))
@@ -82,6 +85,9 @@ class Sound(nn.Module):
     def open(self, parts: Parts, source: Any) -> Tensor:
         opened: Tensor = source
         return opened
+
+    def encoding(self, parts: Parts) -> None:
+        return None
 
     def features(self, parts: Parts, opened: Tensor) -> Tensor:
         found: Tensor = self.encoder(opened[:, None])

@@ -12,7 +12,8 @@ import isthmus as im
 from isthmus.errors import CheckpointError, PromptError
 from isthmus.evaluation.runner import evaluate
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
-from isthmus.model.vlm import VisionLanguageModel, bare_language_model
+from isthmus.model.join import bare_language_model
+from isthmus.model.vlm import VisionLanguageModel
 
 
 @pytest.fixture

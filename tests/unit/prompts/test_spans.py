@@ -12,16 +12,17 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import isthmus as im
-from isthmus.data.records import ImageRef, Record
+from isthmus.data.records import Record
 from isthmus.data.samples import tokenize
 from isthmus.errors import InputError, PromptError
 from isthmus.generation.score import continuations, unfinished
+from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.span_tokens import SpanTokenizer, pieces
 from isthmus.prompts.prompt import Example, Prompt, Span, cut, joined, skip, without_images
 from isthmus.prompts.template import CONCLUSION
 from isthmus.prompts.templates import TEMPLATES, template_named
 
-A, B, C = (ImageRef(Path(f"{n}.png")) for n in "abc")
+A, B, C = (FileRef(Path(f"{n}.png")) for n in "abc")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] + '<|im_end|>' }}\n"

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from isthmus.errors import ConfigError
-from isthmus.model.vlm import bare_language_model
+from isthmus.model.join import bare_language_model
 from isthmus.serving.admission import Admission
 from isthmus.serving.app import create_app
 from isthmus.serving.settings import ServerSettings

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from isthmus.data.records import ImageRef
 from isthmus.data.rows import to_record
 from isthmus.media.fetch import Fetcher
+from isthmus.media.file_ref import FileRef
 from isthmus.serving.media import FETCHERS, ImageReader, data_of
 from isthmus.serving.refusals import Refusal
 
@@ -217,5 +217,5 @@ def test_parameters_of_a_data_uri_are_read_over(head: str) -> None:
     data = png(3, 2)
     address = head + base64.b64encode(data).decode()
     assert read(address) == [(3, 2)]
-    record = to_record({"image": address, "text": "a"}, lambda name: ImageRef(Path(name)), "x")
+    record = to_record({"image": address, "text": "a"}, lambda name: FileRef(Path(name)), "x")
     assert record.images[0].read() == data  # type: ignore[union-attr]

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from isthmus.config.file import read_run, run_from_mapping
 from isthmus.config.model import ModelConfig, RunConfig
-from isthmus.data.records import ImageRef, Medium, Record
+from isthmus.data.records import Medium, Record
+from isthmus.media.file_ref import FileRef
 from isthmus.model.fusion.cross_attention import CrossAttention
 from isthmus.model.fusion.inline import Inline
-from isthmus.model.vlm import IGNORED, Batch, VisionLanguageModel, compose, pad
+from isthmus.model.join import compose
+from isthmus.model.vlm import IGNORED, Batch, VisionLanguageModel, pad
 from isthmus.prompts.prompt import END_TAG, Example
 from isthmus.prompts.templates import plain
 from isthmus.training.smoke import smoke
@@ -108,14 +110,14 @@ def test_tiny_is_the_run_that_was_shipped() -> None:
 # --- The same at toy size -----------------------------------------------------------------------
 
 
-def frames(medium: Medium) -> tuple[ImageRef, ...]:
-    return (medium,) if isinstance(medium, ImageRef) else medium
+def frames(medium: Medium) -> tuple[FileRef, ...]:
+    return (medium,) if isinstance(medium, FileRef) else medium
 
 
 def pixels(model: VisionLanguageModel, medium: Medium) -> Tensor:
     opened = [Image.open(io.BytesIO(p.read())).convert("RGB") for p in frames(medium)]
     stack = torch.stack([model.vision.preprocess(p) for p in opened])
-    return stack[0] if isinstance(medium, ImageRef) else stack
+    return stack[0] if isinstance(medium, FileRef) else stack
 
 
 def text_of(record: Record) -> str:
@@ -139,7 +141,7 @@ def batch_of(model: VisionLanguageModel, records: list[Record]) -> Batch:
 
 
 def is_clip(record: Record) -> bool:
-    return any(not isinstance(m, ImageRef) for m in record.images)
+    return any(not isinstance(m, FileRef) for m in record.images)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache, PatchFeatures
-from isthmus.data.records import ImageRef, Record
+from isthmus.data.features import FeatureCache
+from isthmus.data.records import Record
 from isthmus.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped
+from isthmus.media.file_ref import FileRef
+from isthmus.model.features import PatchFeatures
 from isthmus.training import state as state_module
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
@@ -217,7 +219,7 @@ def test_a_broken_image_is_skipped_and_named(records: list[Record], tmp_path: Pa
 def test_too_many_broken_images_end_the_run(records: list[Record], tmp_path: Path) -> None:
     for record in records[:4]:
         image = record.images[0]
-        assert isinstance(image, ImageRef)
+        assert isinstance(image, FileRef)
         image.path.unlink()
     with pytest.raises(TrainingError, match=r"4 of 8 samples cannot be used.*(red|green)\.png"):
         steps_of([DataSet(records)], tmp_path / "run", broken_share=0.3)

@@ -17,7 +17,7 @@ from isthmus.training.vlm import token_weights
 
 
 def item(number: int, data: int = 0) -> TrainingItem:
-    return TrainingItem(SampleRef(number, data, 0, 0), Record(text="x"), Sample([1], [False], ()))
+    return TrainingItem(SampleRef(number, data, 0, 0), Record(text="x"), Sample([1], [False]))
 
 
 def test_drawn_together_a_token_counts_for_its_share_of_the_step() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from isthmus.data.folders import images_in, is_left_out
-from isthmus.data.records import ImageRef, Record, frames
+from isthmus.data.records import Record, frames
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import draw_text, generator
+from isthmus.media.file_ref import FileRef
 from isthmus.media.image import ENDINGS
 from isthmus.prompts.prompt import Example
 
@@ -88,7 +89,7 @@ def classification(path: str | Path, question: str = "What is this?") -> Task:
     )
 
 
-def _source(image: ImageRef) -> Any:
+def _source(image: FileRef) -> Any:
     """What `open_image` takes: the path of a file, or the bytes of a part of one."""
     whole = image.data is None and image.start == 0 and image.size is None
     return image.path if whole else image.read()

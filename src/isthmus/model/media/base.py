@@ -1,10 +1,11 @@
 """A medium: all that lies between a prompt's attachment and its visual tokens.
 
 An attachment is whatever stands for `<image>`: an image, a clip, or something of your own, such as
-a page in tiles or a sound. Its medium says how it is opened, which encoder reads it, how features
-become visual tokens, and where these stand in the text. `VisionLanguageModel.media` holds a model's
-media; the first that takes an attachment is its medium. Prompts, batches, both engines and their
-caches know of no kind of attachment but through it.
+a page in tiles or a sound. Its medium says how it is opened, which encoder reads it, what a cache
+keeps of it, how features become visual tokens, and where these stand in the text.
+`VisionLanguageModel.media` holds a model's media; the first that takes an attachment is its medium.
+Prompts, batches, training, the engine and its caches know of no kind of attachment but through it.
+What needs no model, such as its tag and the names it has in files, is its kind (`media.kinds`).
 
 Letters: P attachments of one shape, T frames, N patches and M visual tokens each.
 """
@@ -12,15 +13,16 @@ Letters: P attachments of one shape, T frames, N patches and M visual tokens eac
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from isthmus.errors import PromptError
-from isthmus.media.image import open_image
+from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.model.features import Encoding
 from isthmus.model.fusion import Fusion
 from isthmus.model.layout import Layout
 
@@ -50,20 +52,33 @@ class Medium(Protocol):
         name: What messages call it.
         varies: Whether two attachments may differ in their layout. It is then opened before its
             prompt is tokenized.
+
+    What is trained of it and what is frozen: a submodule called `encoder` is frozen, and known by a
+    fingerprint in checkpoints; everything else of it is saved with the model.
     """
 
     name: str
     varies: bool
 
     def takes(self, source: Any) -> bool:
-        """Whether an attachment, or what `open` made of one, is of this medium."""
+        """Whether an attachment, or what `open` made of one, is of this medium.
+
+        Of data sets come `FileRef`, and tuples of these; `FileRef.kind` says what one is.
+        """
         ...
 
     def open(self, parts: Parts, source: Any) -> Tensor:
         """What the encoder reads; a tensor that was opened before is returned as it is.
 
         Raises:
-            ImageError: If it cannot be read.
+            MediaError: If it cannot be read.
+        """
+        ...
+
+    def encoding(self, parts: Parts) -> Encoding | None:
+        """What a feature cache keeps of an attachment; None if features are not to be kept.
+
+        Of a tuple it keeps each member. Features of one encoding all have one shape.
         """
         ...
 
@@ -80,6 +95,23 @@ class Medium(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Features:
+    """Features of an attachment that were computed before, in place of what `open` makes of it.
+
+    Attributes:
+        medium: The name of its medium.
+        values: (N, D), or for clips (T, N, D).
+    """
+
+    medium: str
+    values: Tensor
+
+
+Attachment = Tensor | Features
+"""An attachment on its way into a batch: opened, or with its features known."""
+
+
 def connected(parts: Parts, features: Tensor) -> Tensor:
     """Features through the connector, in its precision."""
     dtype = next(parts.connector.parameters(), features).dtype
@@ -92,72 +124,19 @@ def fixed_layout(parts: Parts) -> Layout:
     return parts.fusion.layout(int(parts.connector.num_tokens))  # type: ignore[arg-type]
 
 
-class ImageMedium:
-    """Images: anything that `open_image` reads, or pixels (3, H, W)."""
-
-    name = "image"
-    varies = False
-
-    def takes(self, source: Any) -> bool:
-        """Whether it is one; what is no tensor and no sequence of others is taken for one."""
-        if isinstance(source, Tensor):
-            return source.ndim == 3
-        return isinstance(source, (str, bytes, bytearray)) or not isinstance(source, Sequence)
-
-    def open(self, parts: Parts, source: Any) -> Tensor:
-        """Pixels (3, H, W)."""
-        if isinstance(source, Tensor):
-            return source
-        image = source if isinstance(source, Image.Image) else open_image(source)
-        return parts.vision.preprocess(image)
-
-    def features(self, parts: Parts, opened: Tensor) -> Tensor:
-        """Features (P, N, D_vision) of pixels (P, 3, H, W)."""
-        features: Tensor = parts.vision(opened)
-        return features
-
-    def connect(self, parts: Parts, features: Tensor) -> Tensor:
-        """The connector's."""
-        return connected(parts, features)
-
-    def layout(self, parts: Parts, opened: Tensor | None) -> Layout:
-        """The fusion's, for the connector's number of tokens."""
-        return fixed_layout(parts)
-
-
-class ClipMedium(ImageMedium):
-    """Clips: a sequence of images, or pixels (T, 3, H, W)."""
-
-    name = "clip"
-
-    def takes(self, source: Any) -> bool:
-        """Whether it is one."""
-        if isinstance(source, Tensor):
-            return source.ndim == 4
-        return isinstance(source, (tuple, list))
-
-    def open(self, parts: Parts, source: Any) -> Tensor:
-        """Pixels (T, 3, H, W)."""
-        if isinstance(source, Tensor):
-            return source
-        return torch.stack([super(ClipMedium, self).open(parts, frame) for frame in source])
-
-    def features(self, parts: Parts, opened: Tensor) -> Tensor:
-        """Features (P, T, N, D_vision) of pixels (P, T, 3, H, W)."""
-        features: Tensor = parts.vision(opened.flatten(0, 1))
-        return features.view(*opened.shape[:2], *features.shape[1:])
-
-
 def medium_of(parts: Parts, source: Any) -> Medium:
-    """The medium of an attachment, or of what it was opened to.
+    """The medium of an attachment, of what it was opened to, or of its features.
 
     Raises:
         PromptError: If there is none.
     """
+    if isinstance(source, Features):
+        return next(medium for medium in parts.media if medium.name == source.medium)
     for medium in parts.media:
         if medium.takes(source):
             return medium
     shape = f" {tuple(source.shape)}" if isinstance(source, Tensor) else ""
+    shape = f" of the kind {source.kind}" if isinstance(source, FileRef) else shape
     names = ", ".join(medium.name for medium in parts.media)
     raise PromptError(f"a {type(source).__name__}{shape} is of no known medium ({names})")
 
@@ -177,18 +156,34 @@ def layouts_of(parts: Parts, sources: Sequence[Any]) -> list[Layout]:
     return found
 
 
-def visual_of(parts: Parts, opened: Iterable[Tensor]) -> list[Tensor]:
-    """Visual tokens (M_i, D_visual) of opened attachments, those of one shape in one pass."""
-    groups: dict[tuple[int, torch.Size], list[tuple[int, Tensor]]] = {}
-    for number, own in enumerate(opened):
-        key = (parts.media.index(medium_of(parts, own)), own.shape)
-        groups.setdefault(key, []).append((number, own))
-    found: dict[int, Tensor] = {}
-    for (place, _), members in groups.items():
+def features_of(
+    parts: Parts, attachments: Iterable[Attachment]
+) -> list[tuple[Medium, list[int], Tensor]]:
+    """Features of attachments, those of one medium and shape in one pass.
+
+    Returns:
+        For each such group its medium, the numbers of its attachments, and features (P, ...).
+    """
+    groups: dict[tuple[int, bool, torch.Size], list[tuple[int, Tensor]]] = {}
+    for number, own in enumerate(attachments):
+        known = isinstance(own, Features)
+        values = own.values if isinstance(own, Features) else own
+        key = (parts.media.index(medium_of(parts, own)), known, values.shape)
+        groups.setdefault(key, []).append((number, values))
+    found = []
+    for (place, known, _), members in groups.items():
         medium = parts.media[place]
-        together = torch.stack([own for _, own in members]).to(parts.device)
-        tokens = medium.connect(parts, medium.features(parts, together))
-        found |= dict(zip((number for number, _ in members), tokens, strict=True))
+        together = torch.stack([values for _, values in members]).to(parts.device)
+        features = together if known else medium.features(parts, together)
+        found.append((medium, [number for number, _ in members], features))
+    return found
+
+
+def visual_of(parts: Parts, attachments: Iterable[Attachment]) -> list[Tensor]:
+    """Visual tokens (M_i, D_visual) of attachments, those of one shape in one pass."""
+    found: dict[int, Tensor] = {}
+    for medium, numbers, features in features_of(parts, attachments):
+        found |= dict(zip(numbers, medium.connect(parts, features), strict=True))
     return [found[number] for number in range(len(found))]
 
 

@@ -1,0 +1,103 @@
+"""Joining parts to a model, by their names or as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus.config.model import ModelConfig
+from isthmus.machine import device_for, dtype_for
+from isthmus.model.backbones.language import load_language
+from isthmus.model.backbones.precision import refuse_conversion
+from isthmus.model.backbones.vision import load_vision
+from isthmus.model.connectors import build_connector
+from isthmus.model.connectors.linear import Linear
+from isthmus.model.fusion import fusion_config
+from isthmus.model.fusion.inline import Inline
+from isthmus.model.vlm import VisionLanguageModel
+
+
+def compose(
+    vision: Any,
+    language: Any,
+    connector: Any,
+    fusion: Any = None,
+    *,
+    media: Sequence[Any] = (),
+    template: str = "plain",
+    tokenizer: Any = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+) -> VisionLanguageModel:
+    """Joins a vision encoder and a language model.
+
+    Args:
+        vision: A name ("timm:...", "hf:...", "open_clip:..."), a `VisionConfig`, or an object.
+        language: A name ("hf:..."), a `LanguageConfig`, or a Transformers causal LM.
+        connector: A connector's options, for example `Resampler(latents=64)`, or a module of
+            your own that fits `connectors.Connector`.
+        fusion: `Inline()` (the default) or `CrossAttention(...)`.
+        media: Configurations of media besides images and clips (see `model.media`).
+        template: How questions become prompts.
+        tokenizer: Needed where `language` is an object.
+        device: "auto" (where a language model handed in as an object is, otherwise the best there
+            is), "cpu", "cuda", "mps" or a `torch.device`.
+        dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
+            A strip that is to be trained needs float32; training has a precision of its own.
+
+    Returns:
+        The model in evaluation mode; training switches its mode itself.
+
+    Raises:
+        ConfigError: If a part is unknown, the parts do not fit, there is no such device, or `dtype`
+            would convert a `LanguageModel` or `VisionEncoder` that may be in use elsewhere.
+
+    Example:
+        >>> import isthmus as im
+        >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
+        16
+    """
+    if isinstance(language, nn.Module) and device == "auto":
+        device = next(language.parameters()).device
+    place = device_for(device)  # said before anything is loaded
+    kind = None if dtype is None else dtype_for(dtype, place)
+    for part in (vision, language):
+        refuse_conversion(part, kind)
+    encoder = load_vision(vision)
+    lm = load_language(language, tokenizer=tokenizer)
+    options = Inline() if fusion is None else fusion
+    width = fusion_config(options).width(lm.width, encoder.shape.width)
+    strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
+    config = ModelConfig(
+        vision=encoder.config,
+        language=lm.config,
+        connector=None if isinstance(connector, nn.Module) else connector,
+        fusion=options,
+        media=tuple(media),
+        template=template,
+    )
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
+    return model.to(device=place, dtype=kind)
+
+
+def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:
+    """A language model alone, for prompts, engine and tasks that need no images.
+
+    Args:
+        language: As for `compose`.
+        tokenizer: Likewise.
+
+    Returns:
+        A model that refuses images. Its strip is a stand-in that nothing goes through: without
+        images a model is always its bare language model.
+
+    Example:
+        >>> bare_language_model("tiny-lm").text_only
+        True
+    """
+    model = compose("tiny-vit", language, Linear(), template="qa", tokenizer=tokenizer)
+    model.text_only = True
+    return model.requires_grad_(False)

@@ -1,0 +1,80 @@
+"""Images and clips: one vision encoder, one connector, and the layout of the fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from isthmus.media.file_ref import FileRef
+from isthmus.media.image import decode, open_image
+from isthmus.model.features import Encoding, PatchFeatures
+from isthmus.model.layout import Layout
+from isthmus.model.media.base import Parts, connected, fixed_layout
+
+
+class ImageMedium:
+    """Images: anything that `open_image` reads, or pixels (3, H, W)."""
+
+    name = "image"
+    varies = False
+
+    def takes(self, source: Any) -> bool:
+        """Whether it is one; what is no tensor and no sequence of others is taken for one."""
+        if isinstance(source, Tensor):
+            return source.ndim == 3
+        if isinstance(source, FileRef):
+            return source.kind == "image"
+        return isinstance(source, (str, bytes, bytearray)) or not isinstance(source, Sequence)
+
+    def open(self, parts: Parts, source: Any) -> Tensor:
+        """Pixels (3, H, W)."""
+        if isinstance(source, Tensor):
+            return source
+        if isinstance(source, FileRef):
+            source = decode(source, source.read())
+        image = source if isinstance(source, Image.Image) else open_image(source)
+        return parts.vision.preprocess(image)
+
+    def encoding(self, parts: Parts) -> Encoding | None:
+        """The features of the vision encoder."""
+        return PatchFeatures(parts.vision)
+
+    def features(self, parts: Parts, opened: Tensor) -> Tensor:
+        """Features (P, N, D_vision) of pixels (P, 3, H, W)."""
+        features: Tensor = parts.vision(opened)
+        return features
+
+    def connect(self, parts: Parts, features: Tensor) -> Tensor:
+        """The connector's."""
+        return connected(parts, features)
+
+    def layout(self, parts: Parts, opened: Tensor | None) -> Layout:
+        """The fusion's, for the connector's number of tokens."""
+        return fixed_layout(parts)
+
+
+class ClipMedium(ImageMedium):
+    """Clips: a sequence of images, or pixels (T, 3, H, W)."""
+
+    name = "clip"
+
+    def takes(self, source: Any) -> bool:
+        """Whether it is one."""
+        if isinstance(source, Tensor):
+            return source.ndim == 4
+        return isinstance(source, (tuple, list))
+
+    def open(self, parts: Parts, source: Any) -> Tensor:
+        """Pixels (T, 3, H, W)."""
+        if isinstance(source, Tensor):
+            return source
+        return torch.stack([super(ClipMedium, self).open(parts, frame) for frame in source])
+
+    def features(self, parts: Parts, opened: Tensor) -> Tensor:
+        """Features (P, T, N, D_vision) of pixels (P, T, 3, H, W)."""
+        features: Tensor = parts.vision(opened.flatten(0, 1))
+        return features.view(*opened.shape[:2], *features.shape[1:])

@@ -1,0 +1,84 @@
+"""The frozen parts that a saved model was trained between: found again, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig
+from isthmus.errors import CheckpointError
+from isthmus.model.backbones.language import LanguageModel, load_language
+from isthmus.model.backbones.vision import VisionEncoder, load_vision
+from isthmus.model.vlm import VisionLanguageModel
+
+
+def frozen_parts(model: VisionLanguageModel) -> dict[str, nn.Module]:
+    """What a model was joined of and does not save, by the name that a checkpoint has for it."""
+    parts: dict[str, nn.Module] = {"vision": model.vision.model, "language": model.language.model}
+    for medium in model.media:
+        encoder = getattr(medium, "encoder", None)
+        if isinstance(encoder, nn.Module):
+            parts[medium.name] = encoder
+    return parts
+
+
+def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEncoder:
+    """The saved vision encoder, or the one handed in, giving the features that were trained on."""
+    if source is None and config.name.startswith("object:"):
+        raise CheckpointError(
+            f"{folder} was trained with a vision encoder that was handed in as an object "
+            f"({config.name.partition(':')[2]}): pass it as load(..., vision=...)"
+        )
+    if isinstance(source, (VisionEncoder, VisionConfig)):
+        encoder = load_vision(source)
+    elif source is not None:
+        # Its weights say nothing of the layer that was read, so the fingerprint cannot either
+        encoder = load_vision(
+            source,
+            feature_layer=config.feature_layer,
+            keep_cls=config.keep_cls,
+            resize=config.resize,
+        )
+    else:
+        encoder = load_vision(config)
+    for key in ("feature_layer", "keep_cls"):
+        got, expected = getattr(encoder.config, key), getattr(config, key)
+        if got != expected:
+            raise CheckpointError(
+                f"the vision encoder's {key} is {got}: {folder} was trained with {expected}"
+            )
+    return encoder
+
+
+def saved_language(
+    source: Any, config: LanguageConfig, tokenizer: Any, folder: Path
+) -> LanguageModel:
+    """The saved language model, or the one handed in, with the adapters that were trained."""
+    if source is None and config.name == "hf:object":
+        raise CheckpointError(
+            f"{folder} was trained with a language model that was handed in as an object: pass "
+            "it as load(..., language=..., tokenizer=...)"
+        )
+    return load_language(
+        config if source is None else source,
+        tokenizer=tokenizer,
+        layers=config.layers,
+        lora_rank=config.lora_rank,
+    )
+
+
+def refuse_other_part(
+    folder: Path, description: Mapping[str, Any], part: str, got: str, config: ModelConfig
+) -> None:
+    """Refuses a frozen part that is not the one the strip was trained with."""
+    expected = description["parts"].get(part)
+    if expected == got:
+        return
+    name = getattr(getattr(config, part, None), "name", part)
+    raise CheckpointError(
+        f'{folder} was trained with the {part} model "{name}" of fingerprint '
+        f"{expected}; this one has {got}: other weights, or another model"
+    )
