@@ -8,6 +8,7 @@ from typing import Any
 
 from isthmus.errors import ConfigError
 from isthmus.generation.engine import Engine
+from isthmus.media.file_ref import FileRef
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.answers import AnswerKind
 from isthmus.prompts.prompt import Example, with_choices
@@ -169,4 +170,7 @@ def _question(
 
 def _read_once(example: Example) -> Example:
     """The example with open files read, which several prompts show and nobody can read twice."""
-    return replace(example, images=[p.read() if hasattr(p, "read") else p for p in example.images])
+    opened = [
+        p.read() if hasattr(p, "read") and not isinstance(p, FileRef) else p for p in example.images
+    ]
+    return replace(example, images=opened)
