@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from isthmus.model.connectors.pool import Pool
     from isthmus.model.connectors.qformer import QFormer
     from isthmus.model.connectors.resampler import Resampler
+    from isthmus.model.fusion.adapter import Adapter
     from isthmus.model.fusion.cross_attention import CrossAttention
     from isthmus.model.fusion.inline import Inline
     from isthmus.model.join import compose
@@ -141,6 +142,7 @@ _HOMES = {
     "isthmus.model.connectors.c_abstractor": ("CAbstractor",),
     "isthmus.model.connectors.concept_bottleneck": ("ConceptBottleneck",),
     "isthmus.model.fusion.inline": ("Inline",),
+    "isthmus.model.fusion.adapter": ("Adapter",),
     "isthmus.model.fusion.cross_attention": ("CrossAttention",),
     "isthmus.media.image": ("open_image",),
     "isthmus.errors": (
@@ -162,6 +164,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "MLP",
+    "Adapter",
     "Answer",
     "AssetError",
     "AttentionPool",

@@ -88,15 +88,17 @@ class PromptEncoder:
                 f"the prompt has {len(ids)} tokens and the model's context "
                 f"{self.context_length}: shorten it, so that an answer has room"
             )
-        symbols = symbols_of(self.model, ids, hashes, layouts)
+        adapter = self.model.fusion.adapter
+        adapted = adapter is not None and adapter.config.when == "sample" and bool(hashes)
+        symbols = symbols_of(self.model, ids, hashes, layouts, adapted=adapted)
         shared = 0
         if prompt.shared:
             start = prompt.beginning(prompt.shared)
             shown = layouts[: len(start.images)]
-            own = symbols_of(self.model, self.tokens(start, shown), hashes, shown)
+            own = symbols_of(self.model, self.tokens(start, shown), hashes, shown, adapted=adapted)
             # the text's last token may look different when it goes on
             shared = boundary(symbols, min(common(own, symbols), len(ids) - 1), layouts)
-        return Encoded(ids, symbols, hashes, layouts, shared), dict(contents)
+        return Encoded(ids, symbols, hashes, layouts, shared, adapted), dict(contents)
 
 
 def context_length(model: VisionLanguageModel) -> int:

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 
 from isthmus.generation.rows import Rows
 from isthmus.model.backbones.states import as_states
+from isthmus.model.fusion.adapter import Adapted
 from isthmus.model.fusion.sight import Sight, together
 from isthmus.model.vlm import VisionLanguageModel
 
@@ -110,6 +111,7 @@ class Lanes:
         self._seen: list[tuple[bool, Sight | None]] = []
         self._sight: Sight | None = None
         self._may_end: Tensor | None = None
+        self._adapted: Adapted | None = None
 
     @property
     def bytes(self) -> int:
@@ -184,7 +186,7 @@ class Lanes:
         for layer in self._layers:
             layer.at, layer.length = (lanes, places), length
         embeddings = self.model.special_tokens.embed(torch.tensor(ids, device=device)[:, None])
-        with self.model.shown(self._sight, self._may_end):
+        with self.model.shown(self._sight, self._may_end, adapted=self._adapted):
             logits: Tensor = self.model.language.model(
                 inputs_embeds=embeddings,
                 attention_mask=self._mask[: len(ids), ..., :length],
@@ -220,3 +222,7 @@ class Lanes:
         device = self.model.device
         self._may_end = torch.tensor(ends, device=device) if any(ends) else None
         self._sight = together([sight for _, sight in self._seen], device)
+        adapter = self.model.fusion.adapter
+        self._adapted = None
+        if adapter is not None and self._may_end is not None:
+            self._adapted = adapter.decoding(self._may_end)

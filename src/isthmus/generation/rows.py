@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from isthmus.generation.prefix import Symbols
 from isthmus.model.backbones.states import as_states, states_in
+from isthmus.model.fusion.adapter import Adapted
 from isthmus.model.fusion.sight import Sight, first_of_each
 from isthmus.model.layout import Layout, starts, whole_images
 from isthmus.model.media.base import stacked
@@ -31,6 +33,8 @@ class Encoded:
         images: Hashes of its images, in their order.
         layouts: Their layouts.
         shared: How many tokens other prompts share; they end in no layout.
+        adapted: Whether the language model's adapters act on all of it, images yet to come
+            counted; its symbols then differ from those of the same text without images.
     """
 
     ids: tuple[int, ...]
@@ -38,6 +42,7 @@ class Encoded:
     images: tuple[str, ...]
     layouts: tuple[Layout, ...]
     shared: int = 0
+    adapted: bool = False
 
     def images_before(self, past: int) -> int:
         """How many images lie in whole among the first `past` tokens."""
@@ -47,7 +52,11 @@ class Encoded:
         """The first so many tokens as a prompt of their own."""
         shown = self.images_before(count)
         return Encoded(
-            self.ids[:count], self.symbols[:count], self.images[:shown], self.layouts[:shown]
+            self.ids[:count],
+            self.symbols[:count],
+            self.images[:shown],
+            self.layouts[:shown],
+            adapted=self.adapted,
         )
 
 
@@ -68,12 +77,26 @@ def symbols_of(
     ids: Sequence[int],
     hashes: Sequence[str],
     layouts: Sequence[Layout],
+    *,
+    adapted: bool = False,
 ) -> Symbols:
-    """Token ids, those of each image's layout told by the image's hash."""
+    """Token ids, those of each image's layout told by the image's hash.
+
+    Args:
+        model: The model.
+        ids: Token ids of a prompt, or of its beginning.
+        hashes: Of its images.
+        layouts: Of its images.
+        adapted: Whether adapters act on all of it: its states are then no others' states, which a
+            negative number in place of the first id says.
+    """
     symbols: list[int | str] = list(ids)
     begins = starts(ids, layouts, model.special_tokens.image_id)
     for start, key, layout in zip(begins, hashes, layouts, strict=False):
         symbols[start : start + len(layout)] = [key] * len(layout)
+    if adapted and symbols:
+        first = symbols[0]
+        symbols[0] = -1 - first if isinstance(first, int) else f"adapted {first}"
     return tuple(symbols)
 
 
@@ -113,9 +136,12 @@ class Rows:
         self._ids, self._mask = ids.to(device), mask.to(device)
         self._may_end: Tensor | None = None
         self._sight: Sight | None = None
+        self._adapted: Adapted | None = None
         self._new: list[Tensor] = []
         if any(p.images for p in prompts):
             self._look(prompts, visual, past)
+        if any(p.images or p.adapted for p in prompts):
+            self._adapt(prompts, past)
 
     def _look(self, prompts: Sequence[Encoded], visual: Mapping[str, Tensor], past: int) -> None:
         """Finds out which row sees what; `past` as above."""
@@ -144,13 +170,27 @@ class Rows:
             stack.extend(visual[h] for h in hashes)
         self._sight = model.fusion.look(stacked(stack), seen, begin, keep=True)
 
+    def _adapt(self, prompts: Sequence[Encoded], past: int) -> None:
+        """Finds out where the fusion's adapters act; `past` as above."""
+        adapter, device = self.model.fusion.adapter, self.model.device
+        if adapter is None:
+            return
+        adapted = adapter.see(
+            self._ids == self.model.special_tokens.image_id,
+            self._mask[:, past:],
+            before=torch.tensor([p.images_before(past) > 0 for p in prompts], device=device),
+            ever=torch.tensor([bool(p.images) or p.adapted for p in prompts], device=device),
+        )
+        adapted.prompt = F.pad(adapted.prompt, (past, 0))
+        self._adapted = adapted
+
     def _forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
         """Logits (B, K, V) of the last K tokens; the states grow by all of them."""
         takes = self.model.language.places(self._mask, None)
         places = {"attention_mask": mask}
         if "position_ids" in takes:
             places["position_ids"] = positions
-        with self.model.shown(self._sight, self._may_end):
+        with self.model.shown(self._sight, self._may_end, adapted=self._adapted):
             out = self.model.language.model(
                 inputs_embeds=embeddings,
                 use_cache=True,
@@ -211,6 +251,8 @@ class Rows:
             self._may_end = self._may_end[rows]
         if self._sight is not None:
             self._sight.select(rows)
+        if self._adapted is not None:
+            self._adapted = self._adapted.select(rows)
 
     def keys_values(self, row: int) -> list[tuple[Tensor, Tensor]]:
         """One row's keys and values (H, L, D_head), layer by layer, without padding."""

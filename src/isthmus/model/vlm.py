@@ -7,7 +7,7 @@ M visual tokens an image, D the language model's width, V the rows of its embedd
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from isthmus.config.model import ModelConfig
 from isthmus.errors import PromptError
-from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.language import Hooks, LanguageModel
 from isthmus.model.backbones.special_tokens import SpecialTokens
 from isthmus.model.backbones.vision import VisionEncoder
 from isthmus.model.batch import IGNORED, Batch, Output, pad
 from isthmus.model.connectors import Connector
 from isthmus.model.cross_entropy import token_losses
 from isthmus.model.fusion import Fusion, Visual, build_fusion
+from isthmus.model.fusion.adapter import Adapted
 from isthmus.model.fusion.sight import (
     Sight,
     first_image,
@@ -254,8 +255,10 @@ class VisionLanguageModel(nn.Module):
         visual = self.visual_tokens(batch)
         is_image = batch.input_ids == self.special_tokens.image_id
         embeddings = self.special_tokens.embed(batch.input_ids)
-        sight = may_end = None
+        sight = may_end = adapted = None
         if visual is not None:
+            if self.fusion.adapter is not None:
+                adapted = self.fusion.adapter.see(is_image, batch.attention_mask, batch.positions)
             may_end = samples_with_images(is_image, batch.positions)
             embeddings = self.fusion.embed(embeddings, is_image, visual)
             if self.fusion.sees != "nothing":
@@ -267,12 +270,16 @@ class VisionLanguageModel(nn.Module):
                     first_image(tags, batch.positions),
                     keep=decoding,
                 )
-        with self.shown(sight, may_end, chosen):
+        with self.shown(sight, may_end, chosen, adapted):
             yield embeddings
 
     @contextmanager
     def shown(
-        self, sight: Sight | None, may_end: Tensor | None, chosen: Tensor | None = None
+        self,
+        sight: Sight | None,
+        may_end: Tensor | None,
+        chosen: Tensor | None = None,
+        adapted: Adapted | None = None,
     ) -> Iterator[None]:
         """Shows the language model what is in sight while the context lasts.
 
@@ -280,11 +287,14 @@ class VisionLanguageModel(nn.Module):
             sight: Who sees which visual tokens through cross-attention; None for nothing.
             may_end: (B,) or (B, L) bool, which rows or tokens have images; None for none.
             chosen: (B, L) bool, the positions that logits are wanted of; None for all.
+            adapted: Where the fusion's adapters act; None for nowhere.
         """
-        seen: AbstractContextManager[None] = nullcontext()
+        hooks: list[Hooks] = []
         if sight is not None:
-            seen = self.language.hooked(partial(self.fusion.hook, self.language, sight))
-        with self.special_tokens.used(may_end, chosen), seen:
+            hooks.append(partial(self.fusion.hook, self.language, sight))
+        if adapted is not None and self.fusion.adapter is not None:
+            hooks.append(partial(self.fusion.adapter.hook, self.language, adapted))
+        with self.special_tokens.used(may_end, chosen), self.language.hooked(*hooks):
             yield
 
     def forward(self, batch: Batch, *, last: int = 0) -> Output:

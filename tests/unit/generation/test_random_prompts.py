@@ -25,6 +25,13 @@ FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
     "cross_attention": im.CrossAttention(every=2, heads=2, head_dim=8, ffw_mult=2),
     "hybrid": im.CrossAttention(every=2, heads=2, head_dim=8, ffw_mult=2, inline=True, gate=0.5),
+    **{
+        f"adapter_{when}": im.Inline(adapter=im.Adapter(rank=2, start=1, when=when))
+        for when in ("image", "after", "sample")
+    },
+    "hybrid_adapter": im.CrossAttention(
+        every=2, heads=2, head_dim=8, inline=True, gate=0.5, adapter=im.Adapter(rank=2)
+    ),
 }
 ANSWERS = ["a", "b", " c"]
 MOST = 3

@@ -116,6 +116,7 @@ class LanguageModel(nn.Module):
 
     Attributes:
         layers: The decoder layers, in order.
+        layers_path: Where they are in the model: "model.layers".
         width: Width D of the hidden states.
         vocab_rows: Rows of the input embedding, at least the tokenizer's size.
     """
@@ -126,7 +127,7 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         found = find_decoder_layers(model, config.layers)
-        self._layers_path = next(n for n, m in model.named_modules() if m is found)
+        self.layers_path = next(n for n, m in model.named_modules() if m is found)
         self.vocab_rows: int = self.input_embedding.weight.shape[0]
         self.width: int = self.input_embedding.weight.shape[1]
         model.requires_grad_(False)
@@ -140,7 +141,7 @@ class LanguageModel(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in order."""
-        found: nn.ModuleList = self.model.get_submodule(self._layers_path)
+        found: nn.ModuleList = self.model.get_submodule(self.layers_path)
         return found
 
     @property

@@ -18,7 +18,7 @@ from isthmus.model.fusion.visual import Visual
 
 __all__ = ["Fusion", "FusionConfig", "Visual", "build_fusion", "fusion_config"]
 MEMBERS = (
-    *("visual_width", "in_text", "sees", "blocks"),
+    *("visual_width", "in_text", "sees", "blocks", "adapter"),
     *("layout", "embed", "look", "hook", "project", "gates", "activation_bytes"),
 )
 """What a module needs to fit `Fusion`."""

@@ -21,6 +21,7 @@ from isthmus.model.layout import Layout
 
 if TYPE_CHECKING:
     from isthmus.model.backbones.language import LanguageModel
+    from isthmus.model.fusion.adapter import SightAdapter
     from isthmus.model.fusion.sight import Sight
 
 
@@ -39,12 +40,14 @@ class Fusion(Protocol):
         blocks: The modules that run inside the language model, by the number of the decoder layer
             they stand before; empty where there are none. Each is gathered by itself when a
             model is sharded.
+        adapter: Adapters of the language model that act where an image is in sight; None for none.
     """
 
     visual_width: int
     in_text: bool
     sees: Literal["nothing", "last", "previous"]
     blocks: Mapping[str, nn.Module]
+    adapter: SightAdapter | None
 
     def layout(self, tokens: int) -> Layout:
         """Where an image of so many visual tokens stands in the text, nothing between them."""

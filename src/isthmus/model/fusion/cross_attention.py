@@ -32,6 +32,7 @@ from isthmus.config.registry import FUSIONS
 from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention, feed_forward
 from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.fusion.adapter import Adapter
 from isthmus.model.fusion.inline import fill
 from isthmus.model.fusion.sight import Sight, follow, sight_of
 from isthmus.model.fusion.visual import Visual
@@ -67,6 +68,8 @@ class CrossAttention(Config):
     """Whether visual tokens also stand in the text, as in NVLM-H (Dai et al. 2024)."""
     visual_width: Count | None = None
     """Width of the visual tokens; None keeps the vision encoder's."""
+    adapter: Adapter | None = None
+    """Adapters of the language model that act where an image is in sight; None for none."""
 
     def width(self, language_width: int, vision_width: int) -> int:
         """The vision encoder's (Flamingo), the language model's for inline tokens, or as set."""
@@ -88,6 +91,7 @@ class CrossAttention(Config):
             head_dim=8,
             ffw_mult=min(self.ffw_mult, 2),
             visual_width=None if self.visual_width is None else TOY_WIDTH,
+            adapter=None if self.adapter is None else self.adapter.toy(),
         )
 
 
@@ -200,7 +204,7 @@ class CrossAttentionFusion(nn.Module):
         visual_width: Width of the visual tokens.
 
     Attributes:
-        visual_width, in_text, sees, blocks: As in `Fusion`.
+        visual_width, in_text, sees, blocks, adapter: As in `Fusion`.
 
     Raises:
         ConfigError: If no layer would get a block.
@@ -231,6 +235,7 @@ class CrossAttentionFusion(nn.Module):
             {str(i): GatedCrossAttentionBlock(language.width, visual_width, config) for i in chosen}
         )
         self.sees = config.sees
+        self.adapter = None if config.adapter is None else config.adapter.build(language)
 
     def layout(self, tokens: int) -> Layout:
         """`<image>` once, or a hole for each visual token where they also stand in the text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.base import Config
 from isthmus.config.registry import FUSIONS
+from isthmus.model.fusion.adapter import Adapter, SightAdapter
 from isthmus.model.fusion.visual import Visual, joined
 from isthmus.model.layout import Layout, filled
 
@@ -40,17 +41,19 @@ class InlineFusion(nn.Module):
 
     Args:
         visual_width: Width of the visual tokens, the language model's.
+        adapter: Adapters of the language model that act in sight of images.
 
     Attributes:
-        visual_width, in_text, sees, blocks: As in `Fusion`.
+        visual_width, in_text, sees, blocks, adapter: As in `Fusion`.
     """
 
     in_text = True
     sees: Literal["nothing", "last", "previous"] = "nothing"
 
-    def __init__(self, visual_width: int) -> None:
+    def __init__(self, visual_width: int, adapter: SightAdapter | None = None) -> None:
         super().__init__()
         self.visual_width = visual_width
+        self.adapter = adapter
         self.blocks = nn.ModuleDict()
 
     def layout(self, tokens: int) -> Layout:
@@ -87,14 +90,18 @@ class InlineFusion(nn.Module):
 class Inline(Config):
     """Early fusion: visual tokens take the place of `<image>` in the sequence (LLaVA)."""
 
+    adapter: Adapter | None = None
+    """Adapters of the language model that act where an image is in sight; None for none."""
+
     def width(self, language_width: int, vision_width: int) -> int:
         """The language model's: inline tokens stand between words."""
         return language_width
 
     def build(self, language: LanguageModel, visual_width: int) -> InlineFusion:
         """The module."""
-        return InlineFusion(visual_width)
+        adapter = None if self.adapter is None else self.adapter.build(language)
+        return InlineFusion(visual_width, adapter)
 
     def toy(self) -> Inline:
-        """The same: it has no size."""
-        return self
+        """The same, its adapter small."""
+        return replace(self, adapter=None if self.adapter is None else self.adapter.toy())

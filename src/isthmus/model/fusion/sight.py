@@ -225,6 +225,21 @@ class Sight:
         self.segments = group_tokens(self.seen)
 
 
+def pass_of(args: Any, kwargs: Any) -> tuple[int, int, int]:
+    """Rows and tokens of a pass through a language model, and how many tokens came before.
+
+    Args:
+        args: As the language model was called.
+        kwargs: As it was called.
+    """
+    tokens = kwargs.get("inputs_embeds")
+    if tokens is None:
+        tokens = args[0] if args else kwargs["input_ids"]
+    cache = states_in(kwargs)
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return tokens.shape[0], tokens.shape[1], past
+
+
 def follow(sight: Sight, module: nn.Module, args: Any, kwargs: Any, *, narrow: bool) -> None:
     """A forward pre-hook of a language model: tells a sight which tokens a pass is about.
 
@@ -238,15 +253,11 @@ def follow(sight: Sight, module: nn.Module, args: Any, kwargs: Any, *, narrow: b
         narrow: Whether decoded tokens see each row's last image alone, so that the others need
             not be kept.
     """
-    tokens = kwargs.get("inputs_embeds")
-    if tokens is None:
-        tokens = args[0] if args else kwargs["input_ids"]
-    cache = states_in(kwargs)
-    past = 0 if cache is None else int(cache.get_seq_length())
+    rows, length, past = pass_of(args, kwargs)
     decoding = past >= sight.prompt.shape[1]
     if decoding and sight.keep and narrow and sight.prompt.shape[1] > 1:
         sight.narrow()
-    sight.advance(rows=tokens.shape[0], length=tokens.shape[1], past=past)
+    sight.advance(rows=rows, length=length, past=past)
 
 
 def padded(visual: Visual) -> tuple[Tensor, Tensor | None]:

@@ -49,6 +49,7 @@ class MeanFusion(nn.Module):
 
     in_text = False
     sees: Literal["nothing", "last", "previous"] = "last"
+    adapter = None
 
     def __init__(self, language: LanguageModel, visual_width: int, layer: int) -> None:
         super().__init__()
