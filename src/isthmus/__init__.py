@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ImageError,
         InputError,
         IsthmusError,
+        MediaError,
         MissingExtraError,
         OutputError,
         PromptError,
@@ -145,6 +146,7 @@ _HOMES = {
     "isthmus.media.image": ("open_image",),
     "isthmus.errors": (
         "IsthmusError",
+        "MediaError",
         "InputError",
         "ImageError",
         "PromptError",
@@ -192,6 +194,7 @@ __all__ = [
     "LanguageModel",
     "Linear",
     "Machine",
+    "MediaError",
     "MissingExtraError",
     "ModelConfig",
     "Output",
