@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ImageError,
         InputError,
         IsthmusError,
+        MediaError,
         MissingExtraError,
         OutputError,
         PromptError,
@@ -147,6 +148,7 @@ _HOMES = {
     "isthmus.media.image": ("open_image",),
     "isthmus.errors": (
         "IsthmusError",
+        "MediaError",
         "InputError",
         "ImageError",
         "PromptError",
@@ -195,6 +197,7 @@ __all__ = [
     "LanguageModel",
     "Linear",
     "Machine",
+    "MediaError",
     "MissingExtraError",
     "ModelConfig",
     "Output",

@@ -15,7 +15,7 @@ from typing import Any
 from isthmus.data.interleaved import plain
 from isthmus.data.records import Medium
 from isthmus.data.tags import left_of, split_at_tags
-from isthmus.media.kinds import kinds
+from isthmus.media.kinds import kind_of, kinds
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 ROLES = {
@@ -58,7 +58,8 @@ def turns(messages: Sequence[Any], media: Sequence[Medium], read: Read) -> tuple
         role, content = _message(message)
         text, shown = _content(content, waiting, read)
         if shown and role != "user":
-            raise ValueError(f"an image in a turn of the {role}: expected it in a user's")
+            what = kind_of(shown[0])
+            raise ValueError(f"an {what} in a turn of the {role}: expected it in a user's")
         said.append((role, text, shown))
     if waiting:
         if len(waiting) < len(media):
@@ -117,7 +118,8 @@ def _content(content: Any, waiting: list[Medium], read: Read) -> tuple[str, list
         elif inside is None and not waiting:
             raise ValueError(f"a part of type {kind} that says no path")
         elif inside is None:
-            shown.append(waiting.pop(0))
+            own = [n for n, medium in enumerate(waiting) if kind_of(medium) == known[kind]]
+            shown.append(waiting.pop(own[0] if own else 0))
         else:
             if kind == "image_url" and isinstance(inside, Mapping):
                 inside = inside["url"]

@@ -150,7 +150,7 @@ class _Tally:
     """What was seen so far."""
 
     decode: bool
-    hashes: dict[tuple[Path, int, str, int], str | None] = field(default_factory=dict)
+    hashes: dict[tuple[Path, int, str, int, str], str | None] = field(default_factory=dict)
     """Content of each image by its place; None for a broken one."""
     contents: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
@@ -173,10 +173,12 @@ class _Tally:
     def image(self, image: FileRef) -> str | None:
         """The content's hash, from the first look at it; None if it is broken."""
         # Images in memory may all be called the same
-        place = (image.path, image.start, image.member, hash(image.data))
+        place = (image.path, image.start, image.member, hash(image.data), image.kind)
         if place in self.hashes:
             return self.hashes[place]
         self.hashes[place] = None
+        if image.kind != "image" and not image.is_features:
+            self.others[image.kind] += 1
         try:
             content, size = look(image, decode=self.decode)
         except ValueError as error:  # ImageError, or a zero byte in the name
@@ -184,9 +186,7 @@ class _Tally:
             return None
         if image.is_features:
             self.features += 1
-        elif size is None:
-            self.others[image.kind] += 1
-        else:
+        elif size is not None:
             self.widths.append(size[0])
             self.heights.append(size[1])
         self.twins += content in self.contents
@@ -232,8 +232,9 @@ def look(image: FileRef, *, decode: bool = True) -> tuple[str, tuple[int, int] |
         MediaError: If it is missing or damaged.
     """
     data = image.read()
+    broken = ImageError if image.kind == "image" else MediaError
     if image.size is not None and len(data) < image.size:
-        raise ImageError(f"{image} ends after {len(data)} of {image.size} bytes")
+        raise broken(f"{image} ends after {len(data)} of {image.size} bytes")
     plain = content_key(data)
     if image.is_features:
         try:
@@ -245,12 +246,14 @@ def look(image: FileRef, *, decode: bool = True) -> tuple[str, tuple[int, int] |
             raise ImageError(f"{image} is {array.shape}: expected finite (N, D_vision)")
         return plain, None
     if not data:
-        raise ImageError(f"{image} is empty (0 bytes): expected an {image.kind}")
+        what = "an image" if image.kind == "image" else f"a file of the kind {image.kind}"
+        raise broken(f"{image} is empty (0 bytes): expected {what}")
     if image.kind != "image":
-        try:
-            kinds()[image.kind].open(data)
-        except MediaError as error:
-            raise MediaError(f"{image}: {error}") from error
+        if decode:
+            try:
+                kinds()[image.kind].open(data)
+            except MediaError as error:
+                raise MediaError(f"{image}: {error}") from error
         return plain, None
     try:
         if decode:
@@ -299,7 +302,7 @@ def check_data(
     return Report(
         records=len(records),
         usable=tally.usable,
-        images=len(tally.hashes) - sum(tally.others.values()),
+        images=sum(kind == "image" for *_, kind in tally.hashes),
         clips=tally.clips,
         others=dict(tally.others),
         documents=tally.documents,

@@ -106,11 +106,14 @@ def _listed(data: Any) -> list[Any]:
 
 
 def _images(data: Iterable[Sequence[Record]]) -> Iterator[FileRef]:
-    """All images of data sets, a clip's frames one by one; bad records are named in the log."""
+    """All images of data sets, a clip's frames one by one; bad records are named in the log.
+
+    What is of another kind has an encoder of its own.
+    """
     for records in data:
         for entry in entries_of(records):
             if isinstance(entry, str):
                 log.warning("left out: %s", entry)
                 continue
             for medium in entry.images:
-                yield from frames(medium)
+                yield from (file for file in frames(medium) if file.kind == "image")

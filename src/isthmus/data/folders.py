@@ -226,8 +226,8 @@ def _named(image: Path, root: Path) -> Record:
     folder = image.parent
     name = folder.name.replace("_", " ").strip()
     if folder == root or name.lower() in NO_NAMES:
-        kinds = (".jsonl", ".json", ".csv", ".tsv")
-        tables = [p.name for p in sorted(root.iterdir()) if p.suffix.lower() in kinds]
+        endings = (".jsonl", ".json", ".csv", ".tsv")
+        tables = [p.name for p in sorted(root.iterdir()) if p.suffix.lower() in endings]
         hint = f"; if {tables[0]} tells of them, name it and not the folder" if tables else ""
         raise ConfigError(
             f"nothing says what is in {image}: expected {image.stem}.txt, .json or .caption "

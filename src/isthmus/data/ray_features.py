@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from isthmus.data.features import FeatureCache, FillReport
-from isthmus.errors import ImageError, MissingExtraError
+from isthmus.errors import MediaError, MissingExtraError
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import decode
 from isthmus.model.backbones.vision import VisionEncoder
@@ -50,7 +50,7 @@ class Encode:
         for i, image in enumerate(images):
             try:
                 pixels.append(self.encoder.preprocess(decode(image, image.read())))
-            except ImageError as error:
+            except MediaError as error:
                 why[i] = str(error)
         sound = [i for i, reason in enumerate(why) if not reason]
         shape = (self.encoder.shape.tokens, self.encoder.shape.width)
@@ -147,7 +147,7 @@ def _looked_up(
     for image in images:
         try:
             yield image, cache.find(image), ""
-        except ImageError as error:
+        except MediaError as error:
             yield image, None, str(error)
 
 

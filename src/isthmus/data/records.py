@@ -3,7 +3,7 @@
 A record is a conversation about images (`turns`), or a document in which images stand between
 sentences (`text` and `images_in_text`). A caption is a conversation of one turn without a
 question, plain text is a document without images, and a clip is a tuple of images where
-otherwise one would stand. Nothing is opened before it is needed: an `FileRef` says where the bytes
+otherwise one would stand. Nothing is opened before it is needed: a `FileRef` says where the bytes
 are.
 """
 

@@ -47,7 +47,7 @@ from isthmus.media.data_uri import bytes_of, is_data_uri
 from isthmus.media.fetch import is_url
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import ENDINGS, open_image
-from isthmus.media.kinds import kind_named, kinds
+from isthmus.media.kinds import kind_named, kind_of, kinds
 from isthmus.prompts.prompt import IMAGE_TAG, Example
 
 ONE_IMAGE = ("features", "image", "file_name")
@@ -99,8 +99,9 @@ def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
         )
         return _document(document, row, origin, "texts", "images")
 
-    several = any(isinstance(value, list | tuple) for value in (row.get(k) for k in _listed_keys()))
+    several = row.get("images") is not None
     media = _media(row, read)
+    told_apart = several or any(kind_of(medium) not in ("image", "clip") for medium in media)
     for key in CHATS:
         chat = row.pop(key, None)
         if chat is not None:
@@ -115,7 +116,7 @@ def _record(row: dict[str, Any], find: Find, origin: str) -> Record:
                 f'no image, though "{odd[0]}" names one: call it {" or ".join(ONE_IMAGE[1:])}'
             )
     told = {key for key in ("question", "answer", "name", "names") if row.get(key) is not None}
-    if isinstance(text, str) and not told and (not media or (several and has_tag(text, media))):
+    if isinstance(text, str) and not told and (not media or (told_apart and has_tag(text, media))):
         return _document(from_tagged(text, media), row, origin, "text")
     return _turn(row, media, origin)
 
@@ -150,11 +151,6 @@ def _document(document: Document, row: dict[str, Any], origin: str, *used: str) 
     return Record(text=text, images_in_text=media, extra=extra, origin=origin)
 
 
-def _listed_keys() -> list[str]:
-    """Keys under which a row may list several attachments; a clip's list is one."""
-    return ["images", *(k for name, kind in kinds().items() if name != "clip" for k in kind.keys)]
-
-
 def _strings(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
@@ -171,10 +167,10 @@ def _media(row: dict[str, Any], read: Callable[[Any, str], Medium]) -> list[Medi
         raise ValueError('both "image" and "images"')
     # "features" stand for the image that "image" names
     media = [read(value, "image") for value in [*single[:1], *several]]
-    for name, kind in sorted(kinds().items()):  # "clip" is the first of the others
-        if name == "image":
-            continue
-        for value in (row.pop(key) for key in kind.keys if row.get(key) is not None):
+    known = kinds()
+    for name in ("clip", *(name for name in known if name not in ("image", "clip"))):
+        given = [value for key in known[name].keys if (value := row.pop(key, None)) is not None]
+        for value in given:
             listed = name != "clip" and isinstance(value, list | tuple)
             media.extend(read(one, name) for one in (value if listed else [value]))
     return media
@@ -197,27 +193,32 @@ def to_medium(value: Any, kind: str, *, find: Find, origin: str) -> Medium:
     """
     if kind == "clip":
         return to_clip(value, partial(to_file, find=find, origin=origin))
-    return replace(to_file(value, find=find, origin=origin), kind=kind)
+    return to_file(value, kind, find=find, origin=origin)
 
 
-def to_file(value: Any, *, find: Find, origin: str) -> FileRef:
+def to_file(value: Any, kind: str = "image", *, find: Find, origin: str) -> FileRef:
     """A file of what a row has for it; raises as `to_medium`."""
+
+    def in_memory(data: bytes, name: str = kind) -> FileRef:
+        return FileRef(Path(origin), member=Path(name).name, data=data, kind=kind)
+
     if isinstance(value, Image.Image):
-        return FileRef(Path(origin), member="image.png", data=png(value))
+        return in_memory(png(value), "image.png")
     if isinstance(value, bytes):
-        return FileRef(Path(origin), member="image", data=value)
+        return in_memory(value)
     if isinstance(value, Mapping):
         name, data = value.get("path"), value.get("bytes")
         if data is not None:
-            return FileRef(Path(origin), member=Path(name or "image").name, data=data)
+            return in_memory(data, name or kind)
         value = name
     if not isinstance(value, str) or not value:
-        raise TypeError(f"an image must be a path, got {value!r:.60}")
+        what = "an image" if kind == "image" else f'what is called "{kind}"'
+        raise TypeError(f"{what} must be a path, got {value!r:.60}")
     if is_data_uri(value):
-        return FileRef(Path(origin), member="image", data=bytes_of(value))
+        return in_memory(bytes_of(value))
     if is_url(value):
         raise ValueError(f"{value:.80} is an address: download it, and name the file")
-    return find(value)
+    return replace(find(value), kind=kind)
 
 
 def to_clip(value: Any, read: Callable[[Any], FileRef]) -> tuple[FileRef, ...]:

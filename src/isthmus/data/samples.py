@@ -227,7 +227,7 @@ def collate(
         labels=labels,
         positions=positions if pack else None,
         layouts=None if all(own == usual for own in layouts) else tuple(layouts),
-        **shown(attachments),
+        **inputs_of(attachments),
     )
     return Collated(batch, owner[owner != IGNORED])
 
@@ -245,11 +245,11 @@ def _targets(model: VisionLanguageModel, sample: Sample) -> Tensor:
     return targets.masked_fill(targets == model.special_tokens.end_id, ends[0] if ends else IGNORED)
 
 
-def shown(attachments: Sequence[Attachment]) -> dict[str, Any]:
+def inputs_of(attachments: Sequence[Attachment]) -> dict[str, Any]:
     """Attachments as a batch takes them: stacked where all are images or clips of one shape.
 
     Example:
-        >>> {name: value.shape for name, value in shown([torch.zeros(3, 8, 8)] * 2).items()}
+        >>> {name: value.shape for name, value in inputs_of([torch.zeros(3, 8, 8)] * 2).items()}
         {'pixels': torch.Size([2, 3, 8, 8])}
     """
     if not attachments:

@@ -9,7 +9,7 @@ Two layouts are known, and may be mixed:
   beside it in the shard, found by `image_name`.
 
 A shard's headers are scanned once; texts are read when a record is asked for, and images never:
-an `FileRef` says which stretch of the shard it is, so any record of any shard is one seek away.
+a `FileRef` says which stretch of the shard it is, so any record of any shard is one seek away.
 """
 
 from __future__ import annotations
@@ -186,8 +186,12 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
         row = {"text": texts[".txt"].strip()}
     if isinstance(row, dict) and own and not row.keys() & {"text_list", "texts"}:
         several = len(own) > 1 or "images" in row
-        for stale in ("image", "images", "features", "file_name"):  # where it was before
-            row.pop(stale, None)
+        there = {kind_named(name) or "image" for name in own}
+        stale = {key for kind in there for key in kinds()[kind].keys}
+        if "image" in there:
+            stale |= {"images", "features"}
+        for old in stale & row.keys():  # where it was before
+            row.pop(old)
         row |= _by_key(own, several)
     record = to_record(row, lambda name: shard.image(name, key, members), origin)
     if shard.pairs and not own and not record.images and not _is_document(row):

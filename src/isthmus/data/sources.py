@@ -27,9 +27,9 @@ from isthmus.data.shards import Shards, find_files
 from isthmus.data.tables import Joined, from_dataset, from_parquet, from_saved
 from isthmus.errors import ConfigError
 from isthmus.media.file_ref import FileRef
+from isthmus.media.kinds import kinds
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-CSV_IMAGES = (*ONE_IMAGE, "filepath", "video")
 CSV_TEXTS = (*ANSWERS, "title")
 MOST_FIELD = 2**31 - 1
 """Characters of a field; more than a C long of Windows cannot be said."""
@@ -234,12 +234,18 @@ def _csv_row(values: list[str], columns: list[str]) -> dict[str, str] | ConfigEr
     return row
 
 
+def _csv_images() -> tuple[str, ...]:
+    """Names of columns that can hold an attachment."""
+    others = [k for n, kind in kinds().items() if n not in ("image", "clip") for k in kind.keys]
+    return (*ONE_IMAGE, "filepath", "video", *others)
+
+
 def _delimiter(header: str, path: Path) -> str:
     """What stands between the columns: what the ending says, unless only another fits."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     for candidate in (usual, ",", ";", "\t"):
         names = next(csv.reader([header], delimiter=candidate), [])
-        if any(name.strip() in (*CSV_IMAGES, *CSV_TEXTS) for name in names):
+        if any(name.strip() in (*_csv_images(), *CSV_TEXTS) for name in names):
             return candidate
     return usual
 
@@ -253,12 +259,12 @@ def _columns(reader: Iterator[list[str]], path: Path) -> list[str]:
     if wrong := next(filter(None, map(not_utf8, columns)), ""):
         raise ConfigError(f"{path}, line 1 is {wrong}")
     told = (
-        f"expected a line that names the columns, one for the image ({', '.join(CSV_IMAGES)}) "
+        f"expected a line that names the columns, one for the image ({', '.join(_csv_images())}) "
         f"and one for its text ({', '.join(CSV_TEXTS)})"
     )
     if not columns:
         raise ConfigError(f"{path} is empty: {told}")
-    images, texts = set(columns) & set(CSV_IMAGES), set(columns) & set(CSV_TEXTS)
+    images, texts = set(columns) & set(_csv_images()), set(columns) & set(CSV_TEXTS)
     if not texts or (not images and not {"text", "question"} & set(columns)):
         raise ConfigError(f"{path} has the columns {', '.join(columns):.300}: {told}")
     return columns

@@ -56,8 +56,10 @@ def split_at_tags(text: str, media: Sequence[Medium]) -> tuple[list[str], list[M
             own = waiting
         if not own:
             count = text.count(tag)
-            what = "images" if tag == IMAGE_TAG else f"of the kind {tags[tag]}"
-            raise ValueError(f"{tag} stands {count} times, with {len(media)} {what} left")
+            if tag == IMAGE_TAG:
+                raise ValueError(f"{tag} stands {count} times, with {len(media)} images left")
+            there = sum(kind_of(medium) == tags[tag] for medium in media)
+            raise ValueError(f"{tag} stands {count} times, and {there} of the kind are left")
         taken.append(own[0])
         waiting.pop(next(i for i, m in enumerate(waiting) if m is own[0]))
     return pieces[::2], taken

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from isthmus.errors import ImageError
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import open_image
 from isthmus.media.kinds import reference
@@ -36,6 +37,8 @@ def content_of(source: Any) -> tuple[str, Any]:
         'ba7816bf'
     """
     if isinstance(source, (tuple, list)):
+        if not source:
+            raise ImageError("got an empty list as an image: expected the frames of a clip")
         contents = [content_of(member) for member in source]
         joined = f"clip {' '.join(key for key, _ in contents)}".encode()
         return hashlib.sha256(joined).hexdigest(), tuple(member for _, member in contents)

@@ -12,8 +12,9 @@ or offered by a package as an entry point of the group "isthmus.kinds". Pure: no
 
 from __future__ import annotations
 
+import os
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Protocol
 
 from isthmus.config.registry import Registry
@@ -71,14 +72,14 @@ def kind_of(medium: FileRef | tuple[FileRef, ...]) -> str:
     return "clip" if isinstance(medium, tuple) else medium.kind
 
 
-def kind_named(name: str | PurePath) -> str | None:
+def kind_named(name: str | os.PathLike[str]) -> str | None:
     """The kind of a file by its ending; None if it is no attachment.
 
     Example:
         >>> kind_named("Cat.JPG"), kind_named("notes.txt")
         ('image', None)
     """
-    ending = PurePath(name).suffix.lower()
+    ending = os.path.splitext(name)[1].lower()
     return next((name for name, kind in kinds().items() if ending in kind.endings), None)
 
 

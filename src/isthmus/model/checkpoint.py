@@ -18,7 +18,7 @@ tokens and LoRA; `clip.checkpoint` has dual encoders, `saving` both.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,13 @@ def strip_state(model: VisionLanguageModel) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if name.startswith(STRIP) or "lora_" in name or _of_medium(name)
+        if name.startswith(STRIP) or "lora_" in name or _of_medium(name, model.saved_media)
     }
 
 
-def _of_medium(name: str) -> bool:
+def _of_medium(name: str, media: Collection[str]) -> bool:
     first, *rest = name.split(".")
-    return first.endswith(MEDIUM_SUFFIX) and rest[:1] != ["encoder"]
+    return first.removesuffix(MEDIUM_SUFFIX) in media and rest[:1] != ["encoder"]
 
 
 def save_vlm(

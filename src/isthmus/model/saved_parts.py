@@ -18,7 +18,7 @@ from isthmus.model.vlm import VisionLanguageModel
 def frozen_parts(model: VisionLanguageModel) -> dict[str, nn.Module]:
     """What a model was joined of and does not save, by the name that a checkpoint has for it."""
     parts: dict[str, nn.Module] = {"vision": model.vision.model, "language": model.language.model}
-    for medium in model.media:
+    for medium in (m for m in model.media if m.name in model.saved_media):
         encoder = getattr(medium, "encoder", None)
         if isinstance(encoder, nn.Module):
             parts[medium.name] = encoder

@@ -107,5 +107,8 @@ def summary_of(model: Any) -> Summary:
         "special tokens": (model.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
         "language": (model.language, model.config.language.name),
     }
+    for medium in model.media:
+        if isinstance(medium, torch.nn.Module):
+            described[str(medium.name)] = (medium, type(medium).__name__)
     parts = tuple(Part(name, what, *count(m)) for name, (m, what) in described.items())
     return Summary(parts, int(model.connector.num_tokens), len(model.layout), flops)

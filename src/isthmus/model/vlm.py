@@ -85,11 +85,21 @@ class VisionLanguageModel(nn.Module):
         self.media: list[Medium] = [ClipMedium(), ImageMedium()]
         for options in config.media:
             self.add_medium(options.build(self))
+        self.saved_media = tuple(medium.name for medium in self.media[: len(config.media)])
 
     @property
     def device(self) -> torch.device:
         """Where the trained rows are, and so the inputs must be."""
         return self.special_tokens.input_rows.device
+
+    def train(self, mode: bool = True) -> VisionLanguageModel:
+        """Changes the mode of all but the frozen encoders, which stay in evaluation mode."""
+        super().train(mode)
+        for medium in self.media:
+            encoder = getattr(medium, "encoder", None)
+            if isinstance(encoder, nn.Module):
+                encoder.eval()
+        return self
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The strip: every parameter that is not frozen, by name."""
@@ -109,9 +119,12 @@ class VisionLanguageModel(nn.Module):
     def add_medium(self, medium: Medium) -> None:
         """Takes another medium, which is asked before the ones that are there.
 
-        A checkpoint brings back those of `compose(media=...)`, and not one that was added here.
+        A checkpoint holds those of `compose(media=...)`, and nothing of one that was added here.
         """
         if isinstance(medium, nn.Module):
+            encoder = getattr(medium, "encoder", None)
+            if isinstance(encoder, nn.Module):
+                encoder.requires_grad_(False)
             self.add_module(f"{medium.name}{MEDIUM_SUFFIX}", medium)
         self.media.insert(0, medium)
 

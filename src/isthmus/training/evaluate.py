@@ -13,7 +13,7 @@ import torch
 from isthmus.config.model import TrainConfig
 from isthmus.data.mixture import SampleRef
 from isthmus.data.records import Record, frames
-from isthmus.data.samples import shown as as_inputs
+from isthmus.data.samples import inputs_of
 from isthmus.errors import InputError
 from isthmus.generation.decode import generate, text_of
 from isthmus.media.file_ref import FileRef
@@ -120,7 +120,7 @@ def _answer(
     layouts = layouts_of(model, attachments)
     kept = [_keep(p, folder) for m in prompt.images for p in frames(m)]
     ids, mask = pad([model.encode_text(prompt.spans, layouts)], model.pad_id, "left")
-    inputs = as_inputs(attachments)
+    inputs = inputs_of(attachments)
     batch = Batch(input_ids=ids, attention_mask=mask, layouts=tuple(layouts), **inputs)
     batch = batch.to(model.device)
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]

@@ -20,7 +20,7 @@ from isthmus.data.mixture import Mixture, SampleRef
 from isthmus.data.records import LazyRecords, Medium, Record, frames
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, InputError, MediaError
+from isthmus.errors import ConfigError, ImageError, InputError, MediaError
 from isthmus.media.image import decode
 from isthmus.media.kinds import kind_of
 from isthmus.media.prefetch import prefetch
@@ -212,7 +212,8 @@ class MediaLoader:
             return Features(medium.name, rows if isinstance(source, tuple) else rows[0])
         for file in frames(source):
             if file.is_features:
-                raise MediaError(
+                kind = ImageError if file.kind == "image" else MediaError
+                raise kind(
                     f"{file} holds features: they are read through the feature cache; set "
                     "train.feature_cache = true and train.augment = false"
                 )
@@ -304,26 +305,35 @@ class Feed:
                 yield self._tokenized(item)
 
     def _drawn(self, draw: SampleRef) -> TrainingItem:
+        """A sample, with its tokens if they do not depend on what its attachments hold."""
         data = self.data[draw.data]
         try:
-            return TrainingItem(draw, data.record(draw.index))
+            item = TrainingItem(draw, data.record(draw.index))
         except InputError as error:  # a line of a shard that is no record
             nothing = Record(text=" ", origin=f"{data.name}, record {draw.index}")
             return TrainingItem(draw, nothing, why_not=_line(error))
+        try:
+            varies = any(medium_of(self.model, source).varies for source in item.record.images)
+        except InputError as error:
+            return replace(item, why_not=_line(error))
+        return item if varies else self._tokenized(item)
 
     def _opened(self, item: TrainingItem) -> TrainingItem:
-        """With its attachments; the work of a thread."""
+        """With its attachments, but those that were cut off; the work of a thread."""
         if item.why_not or not item.record.images:
             return item
+        shown = item.record.images
+        if item.sample is not NO_SAMPLE:
+            shown = shown[: len(item.sample.layouts)]
         try:
-            attachments = self.media.load(item.record.images, item.draw.number)
+            attachments = self.media.load(shown, item.draw.number)
         except InputError as error:
             return replace(item, why_not=_line(error))
         return replace(item, attachments=attachments)
 
     def _tokenized(self, item: TrainingItem) -> TrainingItem:
         """With its tokens, in which the layouts of its attachments stand."""
-        if item.why_not:
+        if item.why_not or item.sample is not NO_SAMPLE:
             return item
         turned = False
         if chance := self.data[item.draw.data].next_image:
@@ -331,7 +341,7 @@ class Feed:
             turned = drawn < chance
         limit = min(self.config.max_length, self.config.pack or self.config.max_length)
         try:
-            layouts = layouts_of(self.model, item.attachments)
+            layouts = layouts_of(self.model, item.attachments or item.record.images)
             sample = tokenize(
                 self.model, item.record, layouts=layouts, max_length=limit, next_image=turned
             )

@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from isthmus.data.samples import Sample, collate
 from isthmus.errors import ConfigError
 from isthmus.model.connectors.concept_bottleneck import ConceptBottleneckConnector
-from isthmus.model.media.base import Attachment, Features, features_of
+from isthmus.model.media.base import Attachment, Features, features_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import TrainingItem
 
 FILLER = "."
+IMAGES = ("image", "clip")
+"""Media that the vision encoder and the connector of the model read."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Language:
         samples = [item.sample for item in items]
         attachments = [own for item in items for own in item.attachments]
         if self.always_images:
-            if len({_kind(own) for own in attachments}) > 1:
+            others = [own for own in attachments if medium_of(model, own).name not in IMAGES]
+            if others or len({_kind(own) for own in attachments}) > 1:
                 raise ConfigError(
                     'train.sharding = "fsdp" needs images of one kind in each forward pass: all '
                     "images, or all clips of one length"
@@ -145,6 +148,11 @@ class Concepts:
     ) -> Iterator[Loss]:
         """One pass over all items."""
         connector = concept_bottleneck(model)
+        for item in items:
+            if not item.attachments or medium_of(model, item.attachments[0]).name not in IMAGES:
+                raise ConfigError(
+                    f'{item}: a record without an image; train.objective = "concepts" needs one'
+                )
         found = features_of(model, [item.attachments[0] for item in items])
         logits = torch.cat([connector.logits(features) for _, _, features in found])
         places = torch.tensor([number for _, numbers, _ in found for number in numbers])

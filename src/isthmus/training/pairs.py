@@ -97,12 +97,12 @@ def names_of(record: Record) -> tuple[str, ...]:
 
 
 def images_of(record: Record) -> tuple[FileRef, ...]:
-    """A record's images, frames of clips among them.
+    """A record's images, frames of clips among them, without what is of another kind.
 
     Raises:
         InputError: If it has none.
     """
-    found = tuple(image for medium in record.images for image in frames(medium))
+    found = tuple(f for medium in record.images for f in frames(medium) if f.kind == "image")
     if not found:
         raise InputError(f"{record.origin or record.answer!r} has no image")
     return found

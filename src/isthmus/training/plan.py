@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -19,7 +19,7 @@ from isthmus.data.packing import packed_rows
 from isthmus.errors import ConfigError
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower
-from isthmus.model.media.base import Features, features_of
+from isthmus.model.media.base import Features, features_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
@@ -176,7 +176,8 @@ def _plan_samples(
     shown = sum(len(i.attachments) for i in items)
     cached = config.feature_cache and not config.augment
     if cached:
-        items = [_encoded(model, i) for i in items]
+        names = vlm.cached_media(model)
+        items = [_encoded(model, i, names) for i in items]
     image_seconds = (time.perf_counter() - started) / max(1, shown)
     seconds = _step_seconds(trainee, items)
     lengths = [len(i.sample.ids) for i in items]
@@ -218,13 +219,15 @@ def _plan_samples(
     )
 
 
-def _encoded(model: VisionLanguageModel, item: TrainingItem) -> TrainingItem:
-    """An item with features where a run would find them in its cache."""
+def _encoded(
+    model: VisionLanguageModel, item: TrainingItem, names: Collection[str]
+) -> TrainingItem:
+    """An item with features where a run would find them in its cache, of the media named."""
     found = list(item.attachments)
-    for medium, numbers, features in features_of(model, item.attachments):
-        if not medium.varies and medium.encoding(model) is not None:
-            for number, own in zip(numbers, features.cpu(), strict=True):
-                found[number] = Features(medium.name, own)
+    kept = [n for n, own in enumerate(found) if medium_of(model, own).name in names]
+    for medium, numbers, features in features_of(model, [found[n] for n in kept]):
+        for number, own in zip(numbers, features.cpu(), strict=True):
+            found[kept[number]] = Features(medium.name, own)
     return replace(item, attachments=tuple(found))
 
 

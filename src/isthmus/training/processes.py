@@ -105,7 +105,8 @@ def shard(model: VisionLanguageModel, processes: Processes) -> None:
         processes: More than one.
 
     Raises:
-        ConfigError: If a medium of another kind is trained, which not every step of a process runs.
+        ConfigError: If a medium besides images and clips is trained: not every process runs it in
+            each step.
     """
     own = [medium for medium in model.media if isinstance(medium, nn.Module)]
     if any(p.requires_grad for medium in own for p in medium.parameters()):

@@ -20,6 +20,7 @@ from isthmus.data.records import Record, entries_of, frames
 from isthmus.errors import ConfigError, InputError
 from isthmus.media.file_ref import FileRef
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
+from isthmus.model.features import Encoding
 from isthmus.model.media.base import medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
@@ -168,6 +169,15 @@ def vision_language_trainee(
     return VisionLanguageTrainee(model, sets, config, processes, media, evaluation)
 
 
+def cached_media(model: VisionLanguageModel) -> dict[str, Encoding]:
+    """What a feature cache keeps, by the name of the medium.
+
+    Where layouts vary they come from what is opened, so that there would be nothing to gain.
+    """
+    found = {m.name: m.encoding(model) for m in model.media if not m.varies}
+    return {name: encoding for name, encoding in found.items() if encoding is not None}
+
+
 def filled_caches(
     model: VisionLanguageModel,
     data: Sequence[DataSet],
@@ -185,12 +195,10 @@ def filled_caches(
     model.to(processes.device)
     by_encoding: dict[str, FeatureCache] = {}
     caches: dict[str, FeatureCache] = {}
-    for medium in model.media:
-        # Where layouts vary they come from what is opened, so that nothing is gained
-        encoding = None if medium.varies else medium.encoding(model)
-        if encoding is not None:
-            own = by_encoding.setdefault(encoding.name, FeatureCache(folder, encoding))
-            caches[medium.name] = own
+    for name, encoding in cached_media(model).items():
+        if encoding.name not in by_encoding:
+            by_encoding[encoding.name] = FeatureCache(folder, encoding)
+        caches[name] = by_encoding[encoding.name]
     for own in by_encoding.values():
         names = {name for name, cache in caches.items() if cache is own}
         files = islice(files_of(model, data, names), processes.rank, None, processes.count)

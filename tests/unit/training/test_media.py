@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from isthmus.data.records import Record
 from isthmus.data.rows import to_record
 from isthmus.data.samples import tokenize
 from isthmus.data.tags import split_at_tags
-from isthmus.errors import CheckpointError, ConfigError, MediaError
+from isthmus.errors import CheckpointError, ConfigError, ImageError, MediaError
 from isthmus.media.file_ref import FileRef
 from isthmus.media.kinds import KINDS, kinds
 from isthmus.model.features import in_half
@@ -368,3 +370,76 @@ def test_bad_files_of_a_kind_are_named(folder: Path, tmp_path: Path) -> None:
     assert "No such file" in why[1]
     assert report.usable == 0
     assert "numbers" in kinds()
+
+
+def test_what_is_cut_off_is_not_opened(folder: Path) -> None:
+    """Where layouts are known before, an image beyond the end cannot spoil the record."""
+    model = made(length=4 * BLOCK)
+    there, gone = FileRef(folder / "a.png"), FileRef(folder / "gone.png")
+    text = "<image>A cat. " + "word " * 20 + "<image>A dog."
+    record = Record(text=text, images_in_text=(there, gone))
+    config = im.TrainConfig(batch_size=1, workers=0, max_length=60)
+    feed = Feed(model, [DataSet([record])], config, MediaLoader(model))
+    (item,) = feed.items([SampleRef(0, 0, 0, 0)])
+    assert item.why_not == ""
+    assert len(item.attachments) == len(item.sample.layouts) == 1
+
+
+def test_rows_of_tables_lose_the_keys_of_other_rows() -> None:
+    def find(name: str) -> FileRef:
+        return FileRef(Path(name))
+
+    row = {"image": "a.jpg", "text": "x", "video": None, "frames": None, "numbers": None}
+    assert to_record(row, find, "here").extra == {}
+    everything = {"numbers": "n.f32", "video": ["1.jpg"], "image": "i.jpg", "text": "t"}
+    media = to_record(everything, find, "here").images
+    assert [m if isinstance(m, tuple) else m.kind for m in media][::2] == ["image", "numbers"]
+    alone = to_record({"numbers": "n.f32", "text": "so <numbers> it is"}, find, "here")
+    assert alone.text == "so <image> it is"
+    parts = [{"type": "numbers"}, {"type": "image"}, {"type": "text", "text": "What?"}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]
+    asked = to_record({"messages": chat, "image": "i.jpg", "numbers": "n.f32"}, find, "here")
+    assert [m.kind for m in asked.images if isinstance(m, FileRef)] == ["numbers", "image"]
+    with pytest.raises(ConfigError, match='what is called "numbers" must be a path, got 3'):
+        to_record({"numbers": 3, "text": "x"}, find, "here")
+
+
+def test_a_frozen_encoder_stays_frozen_and_in_evaluation_mode() -> None:
+    model = made().train()
+    assert "numbers_medium.connector.weight" in model.trained_parameters()
+    assert "numbers_medium.encoder.weight" not in model.trained_parameters()
+    medium = model.media[0]
+    assert isinstance(medium, Numbers)
+    assert not medium.encoder.training
+    assert medium.connector.training
+
+
+def test_what_was_added_later_is_not_saved(tmp_path: Path) -> None:
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear())
+    model.add_medium(Numbers(model.fusion.visual_width, 0))
+    loaded = im.load(im.save(model, tmp_path / "model"))
+    assert [medium.name for medium in loaded.media] == ["clip", "image"]
+
+
+def test_a_clip_without_frames_is_refused() -> None:
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear())
+    with pytest.raises(ImageError, match="an empty list as an image"):
+        im.ask(model, [[]], "What?")
+
+
+def test_a_shard_keeps_the_image_that_its_text_names(tmp_path: Path) -> None:
+    members = {
+        "l.f32": bytes(16),
+        "l.json": b'{"image": "a.png", "numbers": "/old/l.f32", "question": "q", "answer": "b"}',
+        "a.png": b"image",
+    }
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (record,) = im.read_data(tmp_path / "s.tar")
+    assert [(str(m), m.kind) for m in record.images if isinstance(m, FileRef)] == [
+        (f"{tmp_path / 's.tar'}:a.png", "image"),
+        (f"{tmp_path / 's.tar'}:l.f32", "numbers"),
+    ]

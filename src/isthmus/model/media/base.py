@@ -131,7 +131,9 @@ def medium_of(parts: Parts, source: Any) -> Medium:
         PromptError: If there is none.
     """
     if isinstance(source, Features):
-        return next(medium for medium in parts.media if medium.name == source.medium)
+        named = [medium for medium in parts.media if medium.name == source.medium]
+        if named:
+            return named[0]
     for medium in parts.media:
         if medium.takes(source):
             return medium
@@ -145,7 +147,7 @@ def layouts_of(parts: Parts, sources: Sequence[Any]) -> list[Layout]:
     """The layout of each attachment; only media that vary open theirs.
 
     Raises:
-        ImageError: If one has to be opened and cannot be.
+        MediaError: If one has to be opened and cannot be.
         PromptError: If one is of no known medium.
     """
     found = []

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from isthmus.errors import ImageError
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import decode, open_image
 from isthmus.model.features import Encoding, PatchFeatures
@@ -72,6 +73,8 @@ class ClipMedium(ImageMedium):
         """Pixels (T, 3, H, W)."""
         if isinstance(source, Tensor):
             return source
+        if not source:
+            raise ImageError("got an empty list as an image: expected the frames of a clip")
         return torch.stack([super(ClipMedium, self).open(parts, frame) for frame in source])
 
     def features(self, parts: Parts, opened: Tensor) -> Tensor:
