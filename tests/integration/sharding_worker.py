@@ -18,6 +18,10 @@ FUSIONS: dict[str, Any] = {
     "inline": im.Inline(),
     "cross_attention": im.CrossAttention(every=2, heads=2, gate=0.5, visual_width=WIDTH),
 }
+ADAPTED: dict[str, Any] = {
+    "adapter": im.Inline(adapter=im.Adapter(rank=2)),
+    "both": im.CrossAttention(every=2, heads=2, gate=0.5, adapter=im.Adapter(rank=2)),
+}
 
 
 def connector(name: str) -> Any:
@@ -33,19 +37,20 @@ def main(images: Path, out: Path) -> None:
     config = im.TrainConfig(
         steps=2, batch_size=4, warmup=1, lr=1e-3, sharding="fsdp", workers=0, feature_cache=False
     )
-    for name in CONNECTORS.built_in():
-        for fusion, chosen in FUSIONS.items():
-            torch.manual_seed(0)
-            model = im.compose("tiny-vit", "tiny-lm", connector(name), chosen)
-            losses = found[f"{name} {fusion}"] = []
-            im.train(
-                model,
-                records,
-                config,
-                out / f"{name} {fusion}",
-                quiet=True,
-                on_step=lambda _, loss, losses=losses: losses.append(loss),  # type: ignore[misc]
-            )
+    designs = [(name, fusion) for name in CONNECTORS.built_in() for fusion in FUSIONS]
+    for name, fusion in [*designs, *(("linear", adapted) for adapted in ADAPTED)]:
+        torch.manual_seed(0)
+        chosen = (FUSIONS | ADAPTED)[fusion]
+        model = im.compose("tiny-vit", "tiny-lm", connector(name), chosen)
+        losses = found[f"{name} {fusion}"] = []
+        im.train(
+            model,
+            records,
+            config,
+            out / f"{name} {fusion}",
+            quiet=True,
+            on_step=lambda _, loss, losses=losses: losses.append(loss),  # type: ignore[misc]
+        )
     (out / "losses.json").write_text(json.dumps(found))
 
 

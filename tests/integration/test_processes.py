@@ -109,7 +109,7 @@ def test_every_connector_and_fusion_in_shards(images: Path, tmp_path: Path) -> N
         out.mkdir()
         assert start(images, out, processes, EVERY_DESIGN) == [0] * processes
     expected = json.loads((one / "losses.json").read_text())
-    assert len(expected) == 2 * len(CONNECTORS.built_in())
+    assert len(expected) == 2 * len(CONNECTORS.built_in()) + 2
     found = json.loads((two / "losses.json").read_text())
     for name, losses in expected.items():
         assert found[name] == pytest.approx(losses, abs=1e-4), name

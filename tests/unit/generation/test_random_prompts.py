@@ -56,6 +56,8 @@ def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
         for parameter in model.fusion.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
+        for parameter in model.special_tokens.parameters():  # the two ends would be alike
+            parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
 
 
