@@ -96,6 +96,33 @@ PARTS: dict[str, Registry] = {"connector": CONNECTORS, "fusion": FUSIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpisodeConfig(Config):
+    """Episodes made of a labelled data set, which teach to learn from the context."""
+
+    ways: tuple[Count, ...] = (2, 5)
+    """Least and most classes of an episode."""
+    shots: tuple[Count, ...] = (1, 4)
+    """Least and most images of each class that are shown before the last question."""
+    made_up: Share = 1.0
+    """Share of the episodes whose classes have made-up names; the others have their own."""
+    odd: Share = 0.0
+    """Share of the episodes that ask instead which of several images is different."""
+    count: Count = 100_000
+    """How many there are; each is made when it is drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("ways", "shots"):
+            value = getattr(self, name)
+            if len(value) != 2 or value[0] > value[1]:
+                raise ConfigError(
+                    f"EpisodeConfig.{name} = {value}: expected the least and the most"
+                )
+        if self.ways[0] < 2:
+            raise ConfigError(f"EpisodeConfig.ways = {self.ways}: expected at least 2 classes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
     """One data set of a run."""
 
@@ -113,6 +140,8 @@ class DataConfig(Config):
     of behind it (p_next in Flamingo, which used 0.5)."""
     held_out: Share = 0.0
     """Share of the records that is kept for evaluation and never trained on; 1 for all."""
+    episodes: EpisodeConfig | None = None
+    """Episodes in place of single images: what is in an image must be read off those before it."""
     templates: tuple[str, ...] = ("{}",)
     """For a dual encoder, how names become texts: templates with {}, or alone a published set such
     as "imagenet-7". One is drawn at each step."""

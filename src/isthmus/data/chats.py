@@ -10,6 +10,7 @@ shown with the first turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from isthmus.data.interleaved import plain
@@ -54,8 +55,11 @@ def turns(messages: Sequence[Any], media: Sequence[Medium], read: Read) -> tuple
     """
     waiting = list(media)
     said: list[tuple[str, str, list[Medium]]] = []
+    weights: list[Any] = []
     for message in messages:
         role, content = _message(message)
+        if role == "assistant":
+            weights.append(message.get("weight", 1))
         text, shown = _content(content, waiting, read)
         if shown and role != "user":
             what = kind_of(shown[0])
@@ -69,7 +73,17 @@ def turns(messages: Sequence[Any], media: Sequence[Medium], read: Read) -> tuple
         first = next((shown for role, _, shown in said if role == "user"), None)
         if first is not None:
             first[:0] = waiting
-    return _pairs(said)
+    return tuple(
+        replace(turn, learned=_is_learned(weight))
+        for turn, weight in zip(_pairs(said), weights, strict=True)
+    )
+
+
+def _is_learned(weight: Any) -> bool:
+    """Whether an answer is learned, as OpenAI's files for fine-tuning say it: 0 or 1."""
+    if weight not in (0, 1, None):
+        raise ValueError(f'"weight" is {weight!r}: expected 0 or 1')
+    return weight != 0
 
 
 def _pairs(said: Sequence[tuple[str, str, list[Medium]]]) -> tuple[Example, ...]:

@@ -128,8 +128,12 @@ def tokenize(
         layouts = [model.layout] * len(record.images)
     ids = list(model.language.start_ids)
     learned = [False] * len(ids)
-    kept = 0
+    kept, answers, before = 0, 0, False
     for own, learn in special.spans.encode_pieces(spans):
+        answers += learn and not before  # what is learned without a break is one turn's
+        before = learn
+        if learn and record.turns:
+            learn = record.turns[answers - 1].learned
         for i in own:
             is_image = i == special.image_id
             own = layouts[kept].written(i) if is_image else [i]

@@ -84,6 +84,7 @@ class Example:
         question: What is asked; empty for a caption.
         answer: What is right; None for the question to be answered.
         rationale: The steps that lead to the answer, for chain-of-thought prompts.
+        learned: Whether training learns the answer, in a conversation; otherwise it is only shown.
 
     Example:
         >>> Example("cats.jpg", "How many cats?", "2").images
@@ -94,6 +95,7 @@ class Example:
     question: str = ""
     answer: str | None = None
     rationale: str | None = None
+    learned: bool = True
 
     def __post_init__(self) -> None:
         several = isinstance(self.images, Sequence) and not isinstance(self.images, (str, bytes))

@@ -11,6 +11,7 @@ import torch
 from isthmus.config.clip import DualEncoderConfig
 from isthmus.config.file import model_from_mapping, read_run, run_from_mapping, to_mapping
 from isthmus.config.model import DataConfig, ModelConfig, RunConfig, TrainConfig
+from isthmus.data.episodes import Episodes
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
 from isthmus.errors import ConfigError
@@ -96,6 +97,13 @@ def data_sets(
             config.questions,
             name=name,
         )
+        if config.episodes is not None:
+            own, aside = (
+                Episodes(part, config.episodes, seed=seed, questions=config.questions)
+                if len(part)
+                else part
+                for part in (own, aside)
+            )
         if len(aside):
             evaluation.append(replace(whole, records=aside))
         if len(own) or config.held_out < 1:
@@ -109,7 +117,8 @@ def pair_sets(
     """Data sets of a dual encoder, for training and for evaluation; else as `data_sets`."""
     training, evaluation = [], []
     for config, name, own, aside in _read(configs, root, seed):
-        _refuse(config, ("loss_weight", "questions", "next_image"), "a vision-language model")
+        keys = ("loss_weight", "questions", "next_image", "episodes")
+        _refuse(config, keys, "a vision-language model")
         templates = config.templates[0] if len(config.templates) == 1 else config.templates
         if len(aside):
             evaluation.append(PairSet(aside, templates, name=name))

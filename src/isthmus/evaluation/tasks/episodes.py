@@ -9,29 +9,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from isthmus.data.made_up import TESTED as NAMES
 from isthmus.errors import ConfigError
 from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import Creature, chosen, draw_text, generator
 from isthmus.prompts.prompt import Example
 
-NAMES = (
-    "dax",
-    "blicket",
-    "wug",
-    "toma",
-    "zup",
-    "fep",
-    "modi",
-    "tufa",
-    "kiki",
-    "bosa",
-    "perpo",
-    "gazzer",
-    "lorp",
-    "vash",
-    "nindi",
-    "sarn",
-)
 OPERATORS = {"+": "plus", "-": "minus", "*": "times"}
 MOST_SHOTS = 40
 """Demonstrations that each episode is given."""

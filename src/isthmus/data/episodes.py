@@ -1,0 +1,129 @@
+"""Episodes: conversations in which a model can only learn from what was shown before.
+
+A labelled data set becomes any number of them. A few of its classes get made-up names, images of
+each are shown with their names in turn, and an answer is learned where its class has been named
+before in the same episode: so nothing can be learned by heart, and what is left is to read the
+context. Frozen (Tsimpoukelis et al. 2021, arXiv 2106.13884, section 4.3) tests models so; Chan et
+al. 2022 (arXiv 2205.05055) show that training on such sequences is what makes a model learn from
+its context. Pure: no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from isthmus.config.model import EpisodeConfig
+from isthmus.data.made_up import made_up_name
+from isthmus.data.records import LazyRecords, Medium, Record
+from isthmus.errors import ConfigError, InputError
+from isthmus.prompts.prompt import Example
+
+QUESTIONS = ("What is this?",)
+ODD = "Which one is different?"
+PLACES = ("first", "second", "third", "fourth", "fifth")
+
+
+class Episodes(LazyRecords):
+    """Episodes of a labelled data set, each made when it is asked for.
+
+    The same number is the same episode, whoever asks for it and when.
+
+    Args:
+        records: Images with a name each; a record without one is left out.
+        config: What episodes are like.
+        seed: Decides all of them.
+        questions: What is asked of an image, one of them in each episode.
+
+    Raises:
+        ConfigError: If there are fewer classes of two images than an episode may need.
+
+    Example:
+        >>> data = [Record.of(f"{n}-{i}.jpg", "", n) for n in ("cat", "dog") for i in range(4)]
+        >>> episode = Episodes(data, EpisodeConfig(ways=(2, 2), shots=(2, 2)))[0]
+        >>> [turn.learned for turn in episode.turns]
+        [False, False, True, True, True]
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        config: EpisodeConfig,
+        *,
+        seed: int = 0,
+        questions: Sequence[str] = (),
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.questions = tuple(questions) or QUESTIONS
+        found: dict[str, list[Medium]] = {}
+        for index in range(len(records)):
+            try:
+                record = records[index]
+            except InputError:  # `isthmus data check` names them
+                continue
+            if record.turns and record.answer and len(record.images) == 1:
+                found.setdefault(record.answer, []).append(record.images[0])
+        self._classes = {name: own for name, own in sorted(found.items()) if len(own) > 1}
+        if len(self._classes) < config.ways[1]:
+            raise ConfigError(
+                f"episodes of up to {config.ways[1]} ways need as many classes of two images or "
+                f"more, got {len(self._classes)}: expected a folder for each class; or set "
+                "data.episodes.ways"
+            )
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def record_at(self, index: int) -> Record:
+        """The episode of a number."""
+        rng = np.random.default_rng([self.seed, 7, index])
+        odd = rng.random() < self.config.odd
+        turns = self._odd(rng) if odd else self._names(rng)
+        return Record(tuple(turns), origin=f"episode {index}")
+
+    def _chosen(self, rng: np.random.Generator) -> list[str]:
+        least, most = self.config.ways
+        names = list(self._classes)
+        count = int(rng.integers(least, most + 1))
+        return [names[i] for i in rng.choice(len(names), count, replace=False)]
+
+    def _names(self, rng: np.random.Generator) -> list[Example]:
+        """Rounds in which each class is shown once, and one image more."""
+        classes = self._chosen(rng)
+        made_up = rng.random() < self.config.made_up
+        said: dict[str, str] = {}
+        for name in classes:
+            taken = {*said.values(), *self._classes}
+            said[name] = made_up_name(rng, taken) if made_up else name
+        question = self.questions[int(rng.integers(len(self.questions)))]
+        order: list[str] = []
+        for _ in range(int(rng.integers(self.config.shots[0], self.config.shots[1] + 1))):
+            order += [classes[i] for i in rng.permutation(len(classes))]
+        order.append(classes[int(rng.integers(len(classes)))])
+        images = {name: self._shuffled(rng, name) for name in classes}
+        turns: list[Example] = []
+        for place, name in enumerate(order):
+            own = images[name]
+            image = own[order[:place].count(name) % len(own)]
+            seen = name in order[:place]
+            turns.append(Example((image,), question, said[name], learned=seen or not made_up))
+        return turns
+
+    def _odd(self, rng: np.random.Generator) -> list[Example]:
+        """Several images of one class and one of another: which is it?"""
+        names = list(self._classes)
+        turns = []
+        for _ in range(int(rng.integers(1, 4))):
+            usual, other = (names[i] for i in rng.choice(len(names), 2, replace=False))
+            several = self._shuffled(rng, usual)[: len(PLACES) - 1]
+            count = min(len(several), int(rng.integers(2, len(PLACES))))
+            place = int(rng.integers(count + 1))
+            shown = several[:count]
+            shown.insert(place, self._shuffled(rng, other)[0])
+            turns.append(Example(tuple(shown), ODD, PLACES[place]))
+        return turns
+
+    def _shuffled(self, rng: np.random.Generator, name: str) -> list[Medium]:
+        own = self._classes[name]
+        return [own[i] for i in rng.permutation(len(own))]
