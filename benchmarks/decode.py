@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.model.backbones.vision import FeatureShape
+from isthmus.model.backbones.feature_shape import FeatureShape
 
 VISUAL_WIDTH, VISUAL_TOKENS, EVERY, GATE = 1024, 64, 4, 0.5
 

@@ -68,7 +68,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import isthmus as im
-from isthmus.model.backbones.vision import FeatureShape
+from isthmus.model.backbones.feature_shape import FeatureShape
 from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.training.optim import optimizer_for
 from isthmus.training.vlm import freeze_in_half

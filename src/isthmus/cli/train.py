@@ -36,6 +36,12 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="CONFIG on tiny parts and made-up data, in seconds.")
     ] = False,
+    episodes: Annotated[
+        bool,
+        typer.Option(
+            "--episodes", help="Without CONFIG: learn from examples in the prompt, told by DATA."
+        ),
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
@@ -63,7 +69,7 @@ def train(
     if dtype != "auto":  # the data type of the frozen parts is the run's precision
         precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
         overrides.append(f"train.precision={precision}")
-    chosen = job(config, data, overrides, smoke=smoke, device=device)
+    chosen = job(config, data, overrides, smoke=smoke, episodes=episodes, device=device)
     if dry_run:
         plan = plan_of(chosen)
         if json_:

@@ -40,6 +40,9 @@ class VisionConfig(Config):
     """Whether class and register tokens stay in front of the patch tokens."""
     resize: Literal["own", "pad", "squash"] = "own"
     """The encoder's own crop, the whole image padded to a square, or squeezed into it."""
+    regions: bool = False
+    """Whether what all stages and the own classifier of a convolutional network see follows the
+    patches: of the whole image, its quadrants and its middle. For connectors that read names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from isthmus.model.backbones.vision import FeatureShape
+from isthmus.model.backbones.feature_shape import FeatureShape
 
 SHAPE = FeatureShape(width=32, tokens=16, grid=(4, 4))
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ import torch
 
 from isthmus.config.clip import DualEncoderConfig
 from isthmus.config.file import model_from_mapping, read_run, run_from_mapping, to_mapping
-from isthmus.config.model import DataConfig, ModelConfig, RunConfig, TrainConfig
+from isthmus.config.model import DataConfig, EpisodeConfig, ModelConfig, RunConfig, TrainConfig
 from isthmus.data.episodes import Episodes
 from isthmus.data.records import Record
 from isthmus.data.sources import read_data
@@ -20,6 +20,7 @@ from isthmus.model.checkpoint import describe, load_strip, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import HeadConfig
+from isthmus.model.fusion.adapter import Adapter
 from isthmus.model.join import compose
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import DataSet, split
@@ -30,6 +31,44 @@ from isthmus.training.smoke import smoke as smoke_run
 
 PASSES = 6
 """How often a run without a configuration goes through its data."""
+EPISODE_STEPS = 250
+"""Steps of four episodes, without a configuration."""
+EPISODE_ADAPTER = Adapter(rank=16, start=8)
+"""Adapters of a model that has none when it is to learn from its context."""
+
+
+def episodes_run(data: str | Path) -> RunConfig:
+    """What `--episodes` does: the shipped default learns to learn from its context.
+
+    Its free tokens and adapters of the language model are trained, on made-up names for classes of
+    the data; a quarter of the images is kept aside. What it can name stays as it is.
+
+    Args:
+        data: Where the data is: images, and a class for each.
+    """
+    whole = default_run(data, 0)
+    model = whole.model
+    assert isinstance(model, ModelConfig)
+    if model.fusion.adapter is None:
+        model = replace(model, fusion=replace(model.fusion, adapter=EPISODE_ADAPTER))
+    train = replace(
+        whole.train,
+        steps=EPISODE_STEPS,
+        batch_size=4,
+        lr=1e-3,
+        lr_lora=1e-3,
+        weight_decay=0.0,
+        warmup=20,
+        evaluate_every=EPISODE_STEPS // 5,
+        sample_answers=0,
+        save_every=EPISODE_STEPS // 10,
+        log_every=10,
+    )
+    questions = ("What is this?", "What is in the picture?")
+    episodes = DataConfig(
+        path=str(data), held_out=0.25, questions=questions, episodes=EpisodeConfig()
+    )
+    return replace(whole, model=model, train=train, data=(episodes,))
 
 
 def default_run(data: str | Path, records: int) -> RunConfig:
@@ -212,6 +251,7 @@ def job(
     overrides: Sequence[str] = (),
     *,
     smoke: bool = False,
+    episodes: bool = False,
     device: str = "auto",
 ) -> PreparedRun:
     """The run that a configuration file, a data folder, or both describe.
@@ -222,15 +262,22 @@ def job(
             without one the data itself.
         overrides: Strings `section.key=value`.
         smoke: Whether to shrink the run to tiny parts and made-up data.
+        episodes: Whether, without a configuration, episodes are made of the data.
         device: Where a process that is alone computes, as for `load`.
 
     Raises:
         ConfigError: If anything in it is unknown or missing.
     """
+    if config is not None and episodes:
+        raise ConfigError(
+            "--episodes is for a run without a configuration: in one, add a table "
+            "[data.episodes] to its data set"
+        )
     if config is None:
         assert data is not None
-        found = read_data(data)
-        values = to_mapping(default_run(data.resolve(), len(found)))
+        path = data.resolve()
+        default = episodes_run(path) if episodes else default_run(path, len(read_data(data)))
+        values = to_mapping(default)
         chosen = run_from_mapping({**values.pop("model"), **values}, overrides)
         root, cache = data.resolve().parent, None
     else:

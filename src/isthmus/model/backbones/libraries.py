@@ -46,6 +46,8 @@ class Backbone:
         grid: (rows, columns) of its patches; None to read it off the output.
         stages: Pixels to what `VisionEncoder.stages` returns; None if it has no stages.
         scores: Likewise, with the scores of its own classifier; None if it has none.
+        regions: Pixels to the last map (B, D, h, w) and what `regions_of` says, (B, R, W + C); None
+            if it has no stages or no classifier.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Backbone:
     grid: tuple[int, int] | None = None
     stages: Features | None = None
     scores: Features | None = None
+    regions: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def from_object(model: nn.Module, config: VisionConfig, processor: Any = None) -> Backbone:
@@ -141,6 +144,7 @@ def from_timm(model: Any, config: VisionConfig) -> Backbone:
         grid=getattr(patch_embed, "grid_size", None),
         stages=partial(_timm_stages, model, False) if staged else None,
         scores=partial(_timm_stages, model, True) if classes else None,
+        regions=partial(_timm_regions, model) if classes else None,
     )
 
 
@@ -148,6 +152,43 @@ def _timm_stages(model: Any, classes: bool, pixels: Tensor) -> Tensor:
     last, stages = model.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last))
     pooled = [each for stage in stages for each in (stage.mean((2, 3)), stage.amax((2, 3)))]
     return torch.cat([*pooled, model.forward_head(last)] if classes else pooled, dim=1)
+
+
+REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "middle")
+"""Parts of an image that are looked at by themselves, in the order in which they come."""
+
+
+def part_of(grid: Tensor, region: str) -> Tensor:
+    """The part (..., h', w') of a feature map (..., h, w) that shows a region.
+
+    Quadrants share the row and the column in the middle where there is one; the middle leaves out a
+    quarter on each side.
+
+    Example:
+        >>> part_of(torch.arange(9.0).view(3, 3), "top right").tolist()
+        [[1.0, 2.0], [4.0, 5.0]]
+    """
+    height, width = grid.shape[-2:]
+    rows = columns = slice(None)
+    if region == "middle":
+        rows = slice(height // 4, height - height // 4)
+        columns = slice(width // 4, width - width // 4)
+    elif region != "whole":
+        vertical, horizontal = region.split()
+        rows = slice(0, (height + 1) // 2) if vertical == "top" else slice(height // 2, height)
+        columns = slice(0, (width + 1) // 2) if horizontal == "left" else slice(width // 2, width)
+    return grid[..., rows, columns]
+
+
+def _timm_regions(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The last map, and of each region what all stages see, and the classifier's scores."""
+    last, stages = model.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last))
+    found = []
+    for region in REGIONS:
+        parts = [part_of(stage, region) for stage in stages]
+        pooled = [each for part in parts for each in (part.mean((2, 3)), part.amax((2, 3)))]
+        found.append(torch.cat([*pooled, model.forward_head(part_of(last, region))], dim=1))
+    return last, torch.stack(found, dim=1)
 
 
 def _timm_features(model: Any, layer: int, channels_last: bool, pixels: Tensor) -> Tensor:

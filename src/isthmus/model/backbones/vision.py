@@ -8,52 +8,31 @@ Letters: B images, N patches (with CLS and registers where they are kept), D wid
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from isthmus.config.model import VisionConfig
-from isthmus.errors import CheckpointError, ConfigError, loading, suggestion
+from isthmus.errors import ConfigError
 from isthmus.media.image import open_image
+from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.backbones.libraries import (
     Backbone,
     Features,
     Preprocess,
     from_object,
-    from_open_clip,
-    from_timm,
-    from_transformers,
-    open_clip_library,
 )
 from isthmus.model.backbones.tracing import frozen_graph
+from isthmus.model.backbones.vision_names import fetch
 
-__all__ = ["Backbone", "FeatureShape", "Preprocess", "VisionEncoder", "load_vision"]
+__all__ = ["Backbone", "Preprocess", "VisionEncoder", "load_vision"]
 
-PREFIXES = ("timm:NAME", "hf:REPO", "open_clip:ARCH/PRETRAINED", "asset:NAME", "tiny-vit")
 WHITE = (255, 255, 255)
-
-
-@dataclass(frozen=True)
-class FeatureShape:
-    """Shape of one image's features.
-
-    Attributes:
-        width: Width D.
-        tokens: Number of vectors N.
-        grid: (rows, columns) if the vectors are an image's patches row by row, else None.
-    """
-
-    width: int
-    tokens: int
-    grid: tuple[int, int] | None
 
 
 class VisionEncoder(nn.Module):
@@ -76,6 +55,14 @@ class VisionEncoder(nn.Module):
         self._features = backbone.features
         self._stages = backbone.stages
         self._scores = backbone.scores
+        self._regions = None
+        if config.regions:
+            if backbone.regions is None or config.feature_layer != -1:
+                raise ConfigError(
+                    f"regions = true needs the last layer of a convolutional network of timm with "
+                    f"its classifier, such as asset:efficientnet-lite2; got {config.name}"
+                )
+            self._regions = backbone.regions
         self._own = backbone.preprocess
         self._normalisation = (backbone.mean, backbone.std)
         self._convolutional = backbone.convolutional
@@ -89,6 +76,8 @@ class VisionEncoder(nn.Module):
     def _probe(self, backbone: Backbone) -> tuple[int, FeatureShape]:
         """How many tokens in front are dropped, and what then remains."""
         found = self._features(torch.zeros(1, 3, *backbone.size, dtype=self._dtype))
+        if self._regions is not None:
+            return 0, self._probe_regions(found)
         if found.ndim == 4:  # a feature map: its grid is in sight, and nothing stands before it
             _, width, rows, columns = found.shape
             return 0, FeatureShape(width, rows * columns, (rows, columns))
@@ -104,6 +93,26 @@ class VisionEncoder(nn.Module):
             return 0, FeatureShape(width, tokens, None)
         return prefix, FeatureShape(width, patches, grid)
 
+    def _probe_regions(self, last: Tensor) -> FeatureShape:
+        assert self._regions is not None
+        _, width, rows, columns = last.shape
+        blank = torch.zeros(1, 3, *self.image_size, dtype=self._dtype)
+        _, told = self._regions(blank)
+        count, numbers = told.shape[1:]
+        classes = int(self.model.num_classes)  # type: ignore[arg-type]
+        each = -(-numbers // width)
+        regions = RegionShape(rows * columns, count, numbers - classes, classes, each)
+        return FeatureShape(width, rows * columns + count * each, (rows, columns), regions)
+
+    def _with_regions(self, pixels: Tensor) -> Tensor:
+        """Patches and what is seen of regions, (B, N + R rows, D)."""
+        assert self._regions is not None
+        assert self.shape.regions is not None
+        last, told = self._regions(pixels)
+        wanted = self.shape.regions.rows * self.shape.width
+        told = F.pad(told, (0, wanted - told.shape[-1]))
+        return torch.cat([self._tokens(last), told.reshape(len(told), -1, self.shape.width)], dim=1)
+
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
@@ -116,6 +125,8 @@ class VisionEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, N, D) of pixels (B, 3, H, W), in the model's precision."""
         pixels = pixels.to(self._dtype)
+        if self._regions is not None:
+            return self._fastest(self._with_regions, pixels)(pixels)
         return self._tokens(self._fastest(self._features, pixels)(pixels))
 
     def stages(self, pixels: Tensor, *, classes: bool = False, gradients: bool = False) -> Tensor:
@@ -152,11 +163,16 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def eager(self, pixels: Tensor) -> Tensor:
         """As `forward`, operation by operation, so that they can be counted."""
+        if self._regions is not None:
+            return self._with_regions(pixels)
         return self._tokens(self._features(pixels))
 
     def with_gradients(self, pixels: Tensor) -> Tensor:
         """As `eager`, for a model that is being trained."""
-        return self._tokens(self._features(pixels.to(self._dtype)))
+        pixels = pixels.to(self._dtype)
+        if self._regions is not None:
+            return self._with_regions(pixels)
+        return self._tokens(self._features(pixels))
 
     def _tokens(self, found: Tensor) -> Tensor:
         """The patches (B, N, D), row by row, of tokens or of a feature map (B, D, h, w)."""
@@ -286,106 +302,7 @@ def load_vision(
     else:
         config = VisionConfig(name=source) if isinstance(source, str) else source
         config = replace(config, **changes)
-        backbone = _fetch(config, pretrained, processor)
+        backbone = fetch(config, pretrained, processor)
     if preprocess is not None and processor is None:
         backbone = replace(backbone, preprocess=preprocess)
     return VisionEncoder(backbone, config)
-
-
-def _fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
-    """The model behind a name."""
-    if config.name == "tiny-vit":
-        from isthmus.model.backbones.tiny import tiny_vit_model
-
-        return from_timm(tiny_vit_model(), config)
-    scheme, _, rest = config.name.partition(":")
-    if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
-        raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')
-    with loading(config.name, "a folder or a model"):
-        if scheme == "timm":
-            return from_timm(_timm_model(rest, pretrained), config)
-        if scheme == "asset":
-            return from_timm(_asset_model(rest), config)
-        if scheme == "hf":
-            return from_transformers(*_transformers_model(rest, pretrained, config, processor))
-        return from_open_clip(*open_clip_model(rest, pretrained, config))
-
-
-def _meant(name: str) -> str:
-    """The form of a name that was probably meant, and all forms."""
-    forms = {form.partition(":")[0]: form for form in PREFIXES}
-    close = difflib.get_close_matches(name, forms, n=1)
-    return suggestion(forms[close[0]] if close else name, PREFIXES)
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    """For names of which there are too many to list."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"did you mean {', '.join(close)}?" if close else "check the spelling"
-
-
-def _timm_model(name: str, pretrained: bool) -> Any:
-    import timm
-
-    if ":" not in name and not timm.is_model(name.partition(".")[0]):
-        hint = _near(name, timm.list_models())
-        raise CheckpointError(f'cannot load "timm:{name}": timm has no such model; {hint}')
-    return timm.create_model(name, pretrained=pretrained, num_classes=0)
-
-
-def _asset_model(name: str) -> Any:
-    import timm
-
-    from isthmus.assets import registry as assets
-
-    folder: Path = assets.fetch_asset(name)
-    settings = folder / "config.json"
-    told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    if "architecture" not in told:
-        raise ConfigError(f'the asset "{name}" is no vision encoder; try asset:efficientnet-lite2')
-    with torch.device("meta"):  # no time for random weights that the file's take the place of
-        model = timm.create_model(told["architecture"], pretrained_cfg=told["pretrained_cfg"])
-    model.to_empty(device="cpu")
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model
-
-
-def _transformers_model(
-    name: str, pretrained: bool, config: VisionConfig, processor: Any
-) -> tuple[Any, VisionConfig, Any]:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    if pretrained:
-        model = AutoModel.from_pretrained(name)
-    else:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(name))
-    return model, config, processor or AutoImageProcessor.from_pretrained(name)
-
-
-def open_clip_model(
-    name: str, pretrained: bool, config: VisionConfig
-) -> tuple[Any, VisionConfig, Any]:
-    library = open_clip_library()
-    options: dict[str, Any] = {}
-    if ":" in name:  # open_clip's own forms, hf-hub:REPO and local-dir:FOLDER
-        arch, options["load_weights"] = name, pretrained
-    else:
-        arch, _, tag = name.partition("/")
-        if arch not in library.list_models():
-            hint = _near(arch, library.list_models())
-            raise CheckpointError(
-                f'cannot load "{config.name}": open_clip has no model {arch}; {hint}'
-            )
-        tags = library.list_pretrained_tags_by_model(arch)
-        if pretrained and tag not in tags and not Path(tag).is_file():
-            raise CheckpointError(
-                f'cannot load "{config.name}": open_clip has no weights "{tag}" of {arch}, but: '
-                f"{', '.join(tags) or 'none'}"
-            )
-        trained = library.get_pretrained_cfg(arch, tag) or {}
-        # open_clip only warns of another activation than the weights were trained with
-        options["force_quick_gelu"] = trained.get("quick_gelu", False)
-        if pretrained:
-            options["pretrained"] = tag
-    model, _, transform = library.create_model_and_transforms(arch, **options)
-    return model, config, transform

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, loading
 from isthmus.model.backbones.libraries import open_clip_library, open_clip_transform
-from isthmus.model.backbones.vision import open_clip_model
+from isthmus.model.backbones.vision_names import open_clip_model
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.towers import ImageTower, TextTower, Tokens
 

@@ -21,7 +21,7 @@ from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 
 @runtime_checkable
@@ -91,11 +91,16 @@ def build_connector(
         ConfigError: If it is neither, or does not fit the parts.
 
     Example:
-        >>> from isthmus.model.backbones.vision import FeatureShape
+        >>> from isthmus.model.backbones.feature_shape import FeatureShape
         >>> from isthmus.model.connectors.pool import Pool
         >>> build_connector(Pool(tokens=4), FeatureShape(8, 16, (4, 4)), 6).num_tokens
         4
     """
+    if shape.regions is not None and not getattr(options, "reads_regions", False):
+        raise ConfigError(
+            f"{type(options).__name__} reads patches alone: leave vision.regions = true out, or "
+            "take a connector that reads regions"
+        )
     if isinstance(options, nn.Module):
         _check_own(options, shape, width)
         return options

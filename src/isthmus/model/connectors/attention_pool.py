@@ -17,7 +17,7 @@ from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 
 class AttentionPoolConnector(nn.Module):

@@ -22,7 +22,7 @@ from isthmus.errors import ConfigError
 from isthmus.model.connectors.pool import require_grid, square_side
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 SQUEEZE = 4  # RegNet counts it from the width that enters the block
 

@@ -29,7 +29,7 @@ from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 UNUSED = -1
 FIRST_SCALE = 20.0

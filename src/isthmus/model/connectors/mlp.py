@@ -11,7 +11,7 @@ from isthmus.config.base import Config, Count
 from isthmus.config.registry import CONNECTORS
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 
 class MLPConnector(nn.Module):

@@ -17,7 +17,7 @@ from isthmus.errors import ConfigError
 from isthmus.model.connectors.pool import require_grid
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 
 def space_to_depth(features: Tensor, grid: tuple[int, int], factor: int) -> Tensor:

@@ -14,7 +14,7 @@ from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 
 def square_side(tokens: int, connector: str) -> int:

@@ -19,7 +19,7 @@ from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 EPSILON = 1e-12  # BERT's
 

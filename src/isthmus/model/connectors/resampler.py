@@ -23,7 +23,7 @@ from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention, feed_forward
 
 if TYPE_CHECKING:
-    from isthmus.model.backbones.vision import FeatureShape
+    from isthmus.model.backbones.feature_shape import FeatureShape
 
 
 class ResamplerLayer(nn.Module):

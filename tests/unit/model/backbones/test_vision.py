@@ -12,7 +12,8 @@ from torch import Tensor
 import isthmus as im
 from isthmus.config.model import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, MissingExtraError
-from isthmus.model.backbones.vision import FeatureShape, load_vision
+from isthmus.model.backbones.feature_shape import FeatureShape
+from isthmus.model.backbones.vision import load_vision
 
 PIXELS = torch.randn(2, 3, 32, 32)
 SIZES = {

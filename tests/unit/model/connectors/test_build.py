@@ -24,7 +24,7 @@ from isthmus import (
 )
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
-from isthmus.model.backbones.vision import FeatureShape
+from isthmus.model.backbones.feature_shape import FeatureShape
 from isthmus.model.connectors import Connector, build_connector
 
 SHAPE = FeatureShape(width=12, tokens=16, grid=(4, 4))

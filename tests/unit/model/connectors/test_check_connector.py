@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus import testing
-from isthmus.model.backbones.vision import FeatureShape
+from isthmus.model.backbones.feature_shape import FeatureShape
 
 
 class Sound(nn.Module):
