@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
-
-SHARPNESS = 8.0
-"""How steeply trust falls with length: at half the radius it is 0.996, at twice 0.004."""
+from isthmus.model.trust import trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +45,11 @@ class ClassMixtureConfig:
 class ClassMixture(nn.Module):
     """Puts the mixture of the classes' vectors beside a head's vector v.
 
-        trust = 1 / (1 + (|v| / radius)^8)
         [trust v / |v|,  (1 - trust) softmax(scores / temperature) vectors,  (1 - trust) v / |v|]
 
-    Where v is whitened by the images that the head was fitted to, |v| is a Mahalanobis distance
-    from their mean, which tells foreign images (Lee et al. 2018, arXiv 1807.03888, take it from
-    the means of classes): for those the classifier speaks. So it is made for a head that was solved
-    for, in units of the radius; one that is new has vectors of any length.
+    with the trust of `isthmus.model.trust`: v is whitened by the images that the head was fitted
+    to, and for images that are foreign to it the classifier speaks. So it is made for a head that
+    was solved for, in units of the radius; one that is new has vectors of any length.
 
     Texts have nothing in the last part, so that a head that is not trusted has no say in what an
     image is called; but images are still told from each other by it, in search and by few
@@ -84,8 +80,8 @@ class ClassMixture(nn.Module):
     def forward(self, vectors: Tensor, scores: Tensor) -> Tensor:
         """Vectors (B, D + E + D) of a head's vectors (B, D) and the classifier's scores (B, C)."""
         length = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        trust = 1 / (1 + (length / self.config.radius) ** SHARPNESS)
+        trusted = trust(length, self.config.radius)
         shares = (scores / self.config.temperature).softmax(dim=-1)
         said = shares.to(self.vectors.dtype) @ self.vectors
         own = vectors / length
-        return torch.cat([trust * own, (1 - trust) * said, (1 - trust) * own], dim=-1)
+        return torch.cat([trusted * own, (1 - trusted) * said, (1 - trusted) * own], dim=-1)
