@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from isthmus.model.connectors.concept_bottleneck import ConceptBottleneck
     from isthmus.model.connectors.linear import Linear
     from isthmus.model.connectors.mlp import MLP
+    from isthmus.model.connectors.names import Names
     from isthmus.model.connectors.pixel_shuffle import PixelShuffle
     from isthmus.model.connectors.pool import Pool
     from isthmus.model.connectors.qformer import QFormer
@@ -134,6 +135,7 @@ _HOMES = {
     "isthmus.model.backbones.language": ("LanguageModel", "load_language"),
     "isthmus.model.connectors": ("Connector",),
     "isthmus.model.connectors.linear": ("Linear",),
+    "isthmus.model.connectors.names": ("Names",),
     "isthmus.model.connectors.mlp": ("MLP",),
     "isthmus.model.connectors.pixel_shuffle": ("PixelShuffle",),
     "isthmus.model.connectors.pool": ("Pool",),
@@ -200,6 +202,7 @@ __all__ = [
     "MediaError",
     "MissingExtraError",
     "ModelConfig",
+    "Names",
     "Output",
     "OutputError",
     "PairSet",

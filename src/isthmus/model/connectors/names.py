@@ -184,11 +184,20 @@ class NamesConnector(nn.Module):
             (B, R) in the analysis, the rest of which is the classifier's.
         """
         _, stages, scores = self.shape.split(features)
-        unused = self.names[:, 0] == UNUSED
         whole, trusted = self.image(stages[:, :1])
         parts, parts_trusted = self.region(stages[:, 1:])
-        logits = torch.cat([whole, parts], dim=1).masked_fill(unused, float("-inf"))
         trusted = torch.cat([trusted, parts_trusted], dim=1)
+        return self.mixed(torch.cat([whole, parts], dim=1), scores, trusted), trusted
+
+    def mixed(self, logits: Tensor, scores: Tensor, trusted: Tensor) -> Tensor:
+        """How likely each concept is, of both who know.
+
+        Args:
+            logits: (..., C) of an analysis.
+            scores: (..., classes) of the classifier.
+            trusted: (...) trust in the analysis.
+        """
+        logits = logits.masked_fill(self.names[:, 0] == UNUSED, float("-inf"))
         known = self.classes >= 0
         said = torch.zeros_like(logits)
         if bool(known.any()):
@@ -196,8 +205,7 @@ class NamesConnector(nn.Module):
             said = said.index_add(-1, self.classes[known], of_classes)
         else:
             trusted = torch.ones_like(trusted)
-        found = trusted[..., None] * logits.softmax(dim=-1) + (1 - trusted)[..., None] * said
-        return found, trusted
+        return trusted[..., None] * logits.softmax(dim=-1) + (1 - trusted)[..., None] * said
 
     def no_weight_decay(self) -> set[str]:
         """The queries of the free tokens and the places of regions: no maps."""
