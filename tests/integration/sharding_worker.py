@@ -41,7 +41,10 @@ def main(images: Path, out: Path) -> None:
     for name, fusion in [*designs, *(("linear", adapted) for adapted in ADAPTED)]:
         torch.manual_seed(0)
         chosen = (FUSIONS | ADAPTED)[fusion]
-        model = im.compose("tiny-vit", "tiny-lm", connector(name), chosen)
+        options = connector(name)
+        regions = getattr(options, "reads_regions", False)
+        vision = im.VisionConfig(name="tiny-cnn" if regions else "tiny-vit", regions=regions)
+        model = im.compose(vision, "tiny-lm", options, chosen)
         losses = found[f"{name} {fusion}"] = []
         im.train(
             model,

@@ -33,7 +33,7 @@ class VisionConfig(Config):
     """Which vision encoder, and which of its features."""
 
     name: str
-    """"timm:NAME", "hf:REPO", "open_clip:ARCH/PRETRAINED", "asset:NAME" or "tiny-vit"."""
+    """"timm:NAME", "hf:REPO", "open_clip:ARCH/PRETRAINED", "asset:NAME", "tiny-vit", "tiny-cnn"."""
     feature_layer: int = -1
     """Which block's output: -1 the last, -2 the one before it (LLaVA), and so on."""
     keep_cls: bool = False

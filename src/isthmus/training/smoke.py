@@ -95,7 +95,11 @@ def _model(config: ModelConfig) -> ModelConfig:
     layer = max(config.vision.feature_layer, -BLOCKS)
     return replace(
         config,
-        vision=replace(config.vision, name="tiny-vit", feature_layer=layer),
+        vision=replace(
+            config.vision,
+            name="tiny-cnn" if config.vision.regions else "tiny-vit",
+            feature_layer=layer,
+        ),
         language=LanguageConfig(name="tiny-lm", lora_rank=min(config.language.lora_rank, 2)),
         connector=_toy(config.connector),
         fusion=_toy(config.fusion),

@@ -52,6 +52,34 @@ def tiny_vit_model(
         ).eval()
 
 
+def tiny_cnn_model(*, classes: int = 10, size: int = 64, seed: int = 0) -> Any:
+    """A timm residual network with random weights and a classifier, for what needs stages.
+
+    Args:
+        classes: Classes of its classifier.
+        size: Side of the image in pixels; the last map is a thirty-second of it.
+        seed: Seed of the weights; the global generator is left alone.
+    """
+    from timm.models.resnet import BasicBlock, ResNet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNet(
+            BasicBlock,
+            (1, 1, 1, 1),
+            num_classes=classes,
+            channels=(8, 8, 16, 32),
+            stem_width=4,
+            stem_type="deep",
+        )
+    model.pretrained_cfg = {
+        "input_size": (3, size, size),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    }
+    return model.eval()
+
+
 @dataclass(frozen=True)
 class _Sizes:
     """Sizes of a language model, under the names that configurations give them."""

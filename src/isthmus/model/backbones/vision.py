@@ -268,7 +268,7 @@ def load_vision(
 
     Args:
         source: "timm:NAME", "hf:REPO" (a hub name or a folder), "open_clip:ARCH/PRETRAINED",
-            "asset:NAME", "tiny-vit", a `VisionConfig`, or a model of one of those libraries.
+            "asset:NAME", "tiny-vit", "tiny-cnn", a `VisionConfig`, or a model of those libraries.
         pretrained: Whether to fetch weights; without, they are random.
         preprocess: An image to pixels (3, H, W), in place of the encoder's own; or, for a
             Transformers model, its image processor.

@@ -21,7 +21,14 @@ from isthmus.model.backbones.libraries import (
     open_clip_library,
 )
 
-PREFIXES = ("timm:NAME", "hf:REPO", "open_clip:ARCH/PRETRAINED", "asset:NAME", "tiny-vit")
+PREFIXES = (
+    "timm:NAME",
+    "hf:REPO",
+    "open_clip:ARCH/PRETRAINED",
+    "asset:NAME",
+    "tiny-vit",
+    "tiny-cnn",
+)
 
 
 def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
@@ -30,6 +37,10 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
         from isthmus.model.backbones.tiny import tiny_vit_model
 
         return from_timm(tiny_vit_model(), config)
+    if config.name == "tiny-cnn":
+        from isthmus.model.backbones.tiny import tiny_cnn_model
+
+        return from_timm(tiny_cnn_model(), config)
     scheme, _, rest = config.name.partition(":")
     if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
         raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')

@@ -24,8 +24,9 @@ from isthmus import (
 )
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
-from isthmus.model.backbones.feature_shape import FeatureShape
+from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.connectors import Connector, build_connector
+from isthmus.model.connectors.names import Discriminant, Names
 
 SHAPE = FeatureShape(width=12, tokens=16, grid=(4, 4))
 WIDTH = 10
@@ -42,7 +43,30 @@ EVERY: dict[str, tuple[Any, int]] = {
     "qformer": (QFormer(queries=5, depth=3, heads=2, width=8), 5),
     "c_abstractor": (CAbstractor(tokens=9, depth=1, hidden=8), 9),
     "concept_bottleneck": (ConceptBottleneck(concepts=30, length=3, top=4, free=2, heads=2), 5),
+    "names": (Names(concepts=30, pieces=3, others=1, dimensions=6, free=2, heads=2), 11),
 }
+REGIONS = RegionShape(patches=16, count=3, stages=20, classes=7, rows=3)
+
+
+def shape_of(name: str) -> FeatureShape:
+    """The features that a connector reads: some want those of regions behind the patches."""
+    if getattr(EVERY[name][0], "reads_regions", False):
+        return FeatureShape(width=12, tokens=16 + 9, grid=(4, 4), regions=REGIONS)
+    return SHAPE
+
+
+def features_of(name: str, images: int = 3) -> Tensor:
+    return torch.randn(images, shape_of(name).tokens, 12)
+
+
+def made_of(name: str) -> nn.Module:
+    """A connector whose analysis, if it has one, tells images apart."""
+    made = build_connector(EVERY[name][0], shape_of(name), WIDTH, WORDS)
+    for module in made.modules():
+        if isinstance(module, Discriminant):
+            module.linear.normal_()
+            module.means.normal_()
+    return made
 
 
 def test_every_connector_is_here() -> None:
@@ -57,16 +81,16 @@ def test_holds_what_a_connector_must(name: str) -> None:
     def build(shape: FeatureShape, width: int) -> nn.Module:
         return build_connector(options, shape, width, WORDS)
 
-    testing.check_connector(build, shape=SHAPE, width=WIDTH)
-    made = build(SHAPE, WIDTH)
+    testing.check_connector(build, shape=shape_of(name), width=WIDTH)
+    made = build(shape_of(name), WIDTH)
     assert isinstance(made, Connector)
     assert (made.num_tokens, made.width) == (tokens, WIDTH)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_is_trained(name: str) -> None:
-    made = build_connector(EVERY[name][0], SHAPE, WIDTH, WORDS)
-    tokens = made(torch.randn(3, 16, 12))
+    made = made_of(name)
+    tokens = made(features_of(name))
     (tokens * torch.randn_like(tokens)).sum().backward()
     still = [n for n, p in made.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
@@ -74,8 +98,8 @@ def test_every_parameter_is_trained(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_features_get_a_finite_gradient(name: str) -> None:
-    made = build_connector(EVERY[name][0], SHAPE, WIDTH, WORDS)
-    features = torch.randn(3, 16, 12, requires_grad=True)
+    made = made_of(name)
+    features = features_of(name).requires_grad_()
     tokens = made(features)
     (tokens * torch.randn_like(tokens)).sum().backward()
     assert features.grad is not None
@@ -85,8 +109,8 @@ def test_features_get_a_finite_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_images_of_a_batch_do_not_mix(name: str) -> None:
-    made = build_connector(EVERY[name][0], SHAPE, WIDTH, WORDS).eval()
-    features = torch.randn(3, 16, 12)
+    made = made_of(name).eval()
+    features = features_of(name)
     rows = torch.cat([made(features[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(made(features), rows, rtol=0, atol=1e-5)
     assert (rows[0] - rows[1]).abs().max() > 1e-4  # and they are told apart
@@ -120,7 +144,7 @@ def test_options_out_of_range(cls: Any, options: dict[str, Any], message: str) -
 def test_the_toy_of_a_connector_is_a_connector(name: str) -> None:
     """Smoke runs shrink every connector between the tiny parts, which have a 4 x 4 grid."""
     toy = CONNECTORS.find(name)().toy()
-    made = build_connector(toy, SHAPE, WIDTH, WORDS)
+    made = build_connector(toy, shape_of(name), WIDTH, WORDS)
     assert sum(p.numel() for p in made.parameters()) < 20_000
 
 

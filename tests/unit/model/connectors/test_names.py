@@ -1,0 +1,177 @@
+"""`names`: who is heard, which words come out, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import isthmus as im
+from isthmus.errors import ConfigError
+from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
+from isthmus.model.connectors.names import Discriminant, Names, NamesConnector
+from isthmus.model.trust import trust
+
+WIDTH, STAGES, CLASSES, GRID = 10, 6, 4, 4
+REGIONS = RegionShape(patches=GRID, count=3, stages=STAGES, classes=CLASSES, rows=1)
+SHAPE = FeatureShape(width=12, tokens=GRID + 3, grid=(2, 2), regions=REGIONS)
+WORDS = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(0))
+NAMES = [[11, 12], [21], [31, 32, 33], [41, 42, 43, 44]]
+FILLER = 7
+
+
+def made() -> NamesConnector:
+    """Four concepts, each told by one number of the stages; the fourth class is no concept."""
+    torch.manual_seed(0)
+    options = Names(concepts=5, pieces=3, others=2, region_pieces=2, dimensions=5, free=1, heads=2)
+    connector = options.build(SHAPE, WIDTH, WORDS)
+    connector.set_names(NAMES, FILLER, classes=[2, 0, 1, -1])
+    for analysis in (connector.image, connector.region):
+        analysis.linear.copy_(torch.eye(5, STAGES) / 10)  # trusted up to a length of 10
+        analysis.means.copy_(torch.eye(5))
+        analysis.scale.fill_(20.0)
+    with torch.no_grad():
+        for layer in (
+            connector.sureness,
+            connector.other_sureness,
+            connector.region_sureness,
+        ):
+            layer.weight.zero_()
+    return connector
+
+
+def features(stages: list[list[float]], scores: list[list[float]]) -> Tensor:
+    """Features of one image: noise in the patches, then what is said of each region."""
+    told = torch.tensor([[*s, *c, 0.0, 0.0] for s, c in zip(stages, scores, strict=True)])
+    return torch.cat([torch.randn(GRID, 12), told])[None]
+
+
+def seen(which: int, size: float = 5.0) -> list[float]:
+    return [size if i == which else 0.1 for i in range(STAGES)]
+
+
+EVEN = [0.0] * CLASSES
+
+
+def test_the_likeliest_name_stands_first_and_whole() -> None:
+    connector = made()
+    tokens = connector(features([seen(2), seen(0), seen(1)], [EVEN] * 3))[0]
+    assert tokens.shape == (connector.num_tokens, WIDTH) == (3 + 1 + 2 + 2 * 2 + 1, WIDTH)
+    torch.testing.assert_close(tokens[:3], WORDS[NAMES[2]])
+    regions = tokens[6:10]
+    torch.testing.assert_close(regions[:2], WORDS[NAMES[0]])
+    torch.testing.assert_close(regions[2:], WORDS[[21, FILLER]])
+
+
+def test_longer_names_are_cut_and_shorter_ones_filled_up() -> None:
+    connector = made()
+    assert connector.names[:4].tolist() == [
+        [11, 12, FILLER],
+        [21, FILLER, FILLER],
+        [31, 32, 33],
+        [41, 42, 43],
+    ]
+    assert connector.names[4].tolist() == [-1, -1, -1]
+
+
+def test_the_next_likeliest_are_the_means_of_their_own_pieces() -> None:
+    connector = made()
+    stages = [[5.0, 3.0, 0.1, 1.0, 0.0, 0.0], seen(0), seen(0)]
+    tokens = connector(features(stages, [[-99.0, 0.0, 0.0, 0.0]] * 3))[0]
+    torch.testing.assert_close(tokens[4], WORDS[21])
+    torch.testing.assert_close(tokens[5], WORDS[[41, 42, 43]].mean(dim=0))
+
+
+def test_far_from_what_was_fitted_the_classifier_names() -> None:
+    connector = made()
+    strange = [seen(0, size=100.0)] * 3
+    sure = [0.0, 0.0, 9.0, 0.0]  # its third class is the second concept
+    shares, trusted = connector.shares(features(strange, [sure] * 3))
+    assert float(trusted.max()) < 1e-4
+    expected = torch.tensor([0.0, 0.0, 9.0]).softmax(dim=0)  # classes of no name have no say
+    torch.testing.assert_close(shares[0, 0, [2, 0, 1]], expected, atol=1e-4, rtol=0)
+    near, trusted = connector.shares(features([seen(0)] * 3, [sure] * 3))
+    assert float(trusted.min()) > 0.99
+    assert int(near[0, 0].argmax()) == 0
+    torch.testing.assert_close(near.sum(dim=-1), torch.ones(1, 3))
+
+
+def test_half_way_both_are_heard_alike() -> None:
+    connector = made()
+    shares, trusted = connector.shares(
+        features([[10.0, 0, 0, 0, 0, 0]] * 3, [[0.0, 0.0, 99.0, 0.0]] * 3)
+    )
+    torch.testing.assert_close(trusted, torch.full((1, 3), 0.5))
+    assert float(shares[0, 0, 0]) == pytest.approx(0.5, abs=1e-3)
+    assert float(shares[0, 0, 1]) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_unused_rows_are_never_named() -> None:
+    connector = made()
+    stages = [[0.0, 0.0, 0.0, 0.0, 5.0, 0.0]] * 3  # the fifth row's direction
+    shares, _ = connector.shares(features(stages, [EVEN] * 3))
+    assert float(shares[..., 4].max()) == 0.0
+
+
+@torch.no_grad()
+def test_sureness_is_told_behind_the_name() -> None:
+    connector = made()
+    connector.sureness.weight[0, 0] = 1.0  # of the likeliest
+    connector.sureness.weight[1, 3] = 1.0  # trust
+    sure = connector(features([seen(0)] * 3, [EVEN] * 3))[0, 3]
+    doubtful = [[5.0, 4.9, 4.8, 4.7, 0.0, 0.0], seen(0), seen(0)]
+    unsure = connector(features(doubtful, [EVEN] * 3))[0, 3]
+    assert float(sure[0]) > 0.99
+    assert float(unsure[0]) < 0.5
+    assert float(sure[1]) == pytest.approx(float(trust(torch.tensor(0.5), 1.0)), abs=1e-2)
+
+
+def test_an_analysis_is_cosine_of_what_is_left_of_the_stages() -> None:
+    torch.manual_seed(1)
+    analysis = Discriminant(STAGES, 3, 4)
+    for tensor in (analysis.mean, analysis.linear, analysis.means):
+        tensor.normal_()
+    analysis.scale.fill_(7.0)
+    stages = torch.randn(2, 5, STAGES)
+    logits, trusted = analysis(stages)
+    vectors = (stages - analysis.mean) @ analysis.linear.T
+    expected = 7 * F.normalize(vectors, dim=-1) @ analysis.means.T
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(trusted, 1 / (1 + vectors.norm(dim=-1) ** 8))
+
+
+def test_names_are_saved_with_the_weights(tmp_path: Path) -> None:
+    vision = im.VisionConfig(name="tiny-cnn", resize="squash", regions=True)
+    model = im.compose(vision, "tiny-lm", Names().toy())
+    connector = model.connector
+    assert isinstance(connector, NamesConnector)
+    connector.set_names([[97], [98, 99]], 46, classes=[0, 1, *[-1] * 8])
+    connector.image.linear.normal_()
+    connector.image.means.normal_()
+    loaded = im.load(im.save(model, tmp_path / "model"), device="cpu", dtype=None)
+    pixels = torch.randn(2, 3, *model.vision.image_size)
+    with torch.no_grad():
+        expected = connector(model.encode_pixels(pixels))
+        torch.testing.assert_close(loaded.connector(loaded.encode_pixels(pixels)), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "message"),
+    [
+        ([], [], r"got 0 names, expected 1 to 5"),
+        ([[1]] * 6, [], r"got 6 names, expected 1 to 5"),
+        ([[1], []], [], r"at least one word piece"),
+        ([[1]], [0], r"concepts of 1 classes, expected 4"),
+    ],
+)
+def test_names_that_do_not_fit(names: list[list[int]], classes: list[int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made().set_names(names, FILLER, classes)
+
+
+def test_an_encoder_without_regions_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"set vision\.regions = true"):
+        im.compose("tiny-vit", "tiny-lm", Names())
