@@ -120,7 +120,7 @@ def _language(
     unfused = getattr(text, "_attn_implementation", "") == "eager"
     if unfused or (model.device.type == "cpu" and value == 2):  # as the loop then sets it
         layer += heads * load.tokens * (FP32 + value)
-    if model.language.config.lora_rank:
+    if model.language.config.lora_rank or model.fusion.adapter is not None:
         layer += value * (2 * width + mlp)
     visual = int(model.connector.num_tokens) * load.images  # type: ignore[arg-type]
     blocks = model.fusion.activation_bytes(tokens, visual, value)
@@ -148,7 +148,12 @@ def _lowest(model: VisionLanguageModel, config: TrainConfig) -> int:
     frozen = bool(config.freeze) and "special_tokens.input_rows".startswith(config.freeze)
     if model.fusion.in_text or not model.fusion.blocks or not frozen:
         return 0
-    return 0 if model.language.config.lora_rank else min(int(i) for i in model.fusion.blocks)
+    if model.language.config.lora_rank:
+        return 0
+    lowest = [int(i) for i in model.fusion.blocks]
+    if model.fusion.adapter is not None:
+        lowest += [int(key.partition("/")[0]) for key in model.fusion.adapter.maps]
+    return min(lowest)
 
 
 def _mlp_width(text: Any, width: int) -> int:
