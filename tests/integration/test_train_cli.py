@@ -55,6 +55,34 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
+def test_episodes_of_a_folder_train_adapters_of_the_shipped_model(run: Any, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for name in ("fork", "cup", "key", "hat", "pen"):
+        (tmp_path / "things" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "things" / name / f"{number}.png")
+    out = tmp_path / "out"
+    less = ("--set", "train.steps=2", "--set", "train.batch_size=1", "--set", "train.warmup=1")
+    options = ("--data", tmp_path / "things", "--episodes", "--out", out, *less, "--quiet")
+    code, _, err = run("train", *options)
+    assert code == 0, err
+    model = im.load(out, device="cpu")
+    adapter = model.fusion.adapter
+    assert adapter is not None
+    assert adapter.config.when == "after"
+    moved = [n for n, p in adapter.named_parameters() if "lora_B" in n and bool(p.any())]
+    assert moved
+
+
+def test_episodes_are_for_a_run_without_a_configuration(run: Any, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(TINY.format(steps=2))
+    code, _, err = run("train", config, "--episodes", "--out", tmp_path / "out")
+    assert code == 2
+    assert "add a table [data.episodes]" in err
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Captions beside images, as a newcomer has them."""

@@ -37,7 +37,8 @@ class Episodes(LazyRecords):
         questions: What is asked of an image, one of them in each episode.
 
     Raises:
-        ConfigError: If there are fewer classes of two images than an episode may need.
+        ConfigError: If there are fewer classes of two images than an episode needs; one that may
+            have more has those there are.
 
     Example:
         >>> data = [Record.of(f"{n}-{i}.jpg", "", n) for n in ("cat", "dog") for i in range(4)]
@@ -65,11 +66,10 @@ class Episodes(LazyRecords):
             if record.turns and record.answer and len(record.images) == 1:
                 found.setdefault(record.answer, []).append(record.images[0])
         self._classes = {name: own for name, own in sorted(found.items()) if len(own) > 1}
-        if len(self._classes) < config.ways[1]:
+        if len(self._classes) < config.ways[0]:
             raise ConfigError(
-                f"episodes of up to {config.ways[1]} ways need as many classes of two images or "
-                f"more, got {len(self._classes)}: expected a folder for each class; or set "
-                "data.episodes.ways"
+                f"episodes of {config.ways[0]} ways need as many classes of two images or more, got "
+                f"{len(self._classes)}: expected a folder for each class; or set data.episodes.ways"
             )
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Episodes(LazyRecords):
     def _chosen(self, rng: np.random.Generator) -> list[str]:
         least, most = self.config.ways
         names = list(self._classes)
-        count = int(rng.integers(least, most + 1))
+        count = int(rng.integers(least, min(most, len(names)) + 1))
         return [names[i] for i in rng.choice(len(names), count, replace=False)]
 
     def _names(self, rng: np.random.Generator) -> list[Example]:

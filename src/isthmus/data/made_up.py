@@ -30,7 +30,7 @@ def made_up_name(rng: np.random.Generator, taken: Collection[str] = ()) -> str:
 
     Example:
         >>> made_up_name(np.random.default_rng(0))
-        'tuntrarr'
+        'drudna'
     """
     while True:
         syllables = [

@@ -137,12 +137,12 @@ def data_sets(
             name=name,
         )
         if config.episodes is not None:
-            own, aside = (
-                Episodes(part, config.episodes, seed=seed, questions=config.questions)
-                if len(part)
-                else part
-                for part in (own, aside)
-            )
+            if len(own):
+                own = Episodes(own, config.episodes, seed=seed, questions=config.questions)
+            try:
+                aside = Episodes(aside, config.episodes, seed=seed, questions=config.questions)
+            except ConfigError:  # too few images were kept aside to make one
+                aside = []
         if len(aside):
             evaluation.append(replace(whole, records=aside))
         if len(own) or config.held_out < 1:

@@ -94,8 +94,10 @@ def test_the_odd_one_is_of_another_class_at_the_place_that_is_said() -> None:
 
 
 def test_too_few_classes_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"up to 5 ways need as many classes .* got 2"):
-        Episodes(labelled()[:12], EpisodeConfig())
+    with pytest.raises(ConfigError, match=r"of 2 ways need as many classes .* got 1"):
+        Episodes(labelled()[:6], EpisodeConfig())
+    few = Episodes(labelled()[:12], EpisodeConfig(ways=(2, 5)))
+    assert {len({t.answer for t in few[n].turns}) for n in range(20)} == {2}
     with pytest.raises(ConfigError, match="the least and the most"):
         EpisodeConfig(ways=(4, 2))
     with pytest.raises(ConfigError, match="at least 2 classes"):

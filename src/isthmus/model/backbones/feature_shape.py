@@ -47,6 +47,7 @@ class RegionShape:
         """Patches (B, N, D), stages (B, R, W) and scores (B, R, C) of features (B, N + R rows, D).
 
         Example:
+            >>> import torch
             >>> shape = RegionShape(patches=4, count=2, stages=3, classes=2, rows=1)
             >>> [t.shape[1:] for t in shape.split(torch.zeros(1, 6, 8))]
             [torch.Size([4, 8]), torch.Size([2, 3]), torch.Size([2, 2])]

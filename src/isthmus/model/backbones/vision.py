@@ -284,7 +284,7 @@ def load_vision(
 
     Example:
         >>> load_vision("tiny-vit").shape
-        FeatureShape(width=32, tokens=16, grid=(4, 4))
+        FeatureShape(width=32, tokens=16, grid=(4, 4), regions=None)
     """
     options = {"feature_layer": feature_layer, "keep_cls": keep_cls, "resize": resize}
     changes: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
