@@ -64,6 +64,7 @@ def test_episodes_of_a_folder_train_adapters_of_the_shipped_model(run: Any, tmp_
             Image.fromarray(pixels).save(tmp_path / "things" / name / f"{number}.png")
     out = tmp_path / "out"
     less = ("--set", "train.steps=2", "--set", "train.batch_size=1", "--set", "train.warmup=1")
+    less += ("--set", "train.evaluate_every=0")
     options = ("--data", tmp_path / "things", "--episodes", "--out", out, *less, "--quiet")
     code, _, err = run("train", *options)
     assert code == 0, err

@@ -68,8 +68,9 @@ class Episodes(LazyRecords):
         self._classes = {name: own for name, own in sorted(found.items()) if len(own) > 1}
         if len(self._classes) < config.ways[0]:
             raise ConfigError(
-                f"episodes of {config.ways[0]} ways need as many classes of two images or more, got "
-                f"{len(self._classes)}: expected a folder for each class; or set data.episodes.ways"
+                f"episodes of {config.ways[0]} ways need as many classes of two images or more, "
+                f"got {len(self._classes)}: expected a folder for each class; or set "
+                "data.episodes.ways"
             )
 
     def __len__(self) -> int:

@@ -33,6 +33,8 @@ PASSES = 6
 """How often a run without a configuration goes through its data."""
 EPISODE_STEPS = 250
 """Steps of four episodes, without a configuration."""
+HELD_OUT_EPISODES = 50
+"""Episodes of images kept aside: each is as long as a dozen other samples."""
 EPISODE_ADAPTER = Adapter(rank=16, start=8)
 """Adapters of a model that has none when it is to learn from its context."""
 
@@ -140,7 +142,8 @@ def data_sets(
             if len(own):
                 own = Episodes(own, config.episodes, seed=seed, questions=config.questions)
             try:
-                aside = Episodes(aside, config.episodes, seed=seed, questions=config.questions)
+                few = replace(config.episodes, count=min(config.episodes.count, HELD_OUT_EPISODES))
+                aside = Episodes(aside, few, seed=seed, questions=config.questions)
             except ConfigError:  # too few images were kept aside to make one
                 aside = []
         if len(aside):
