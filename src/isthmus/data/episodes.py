@@ -10,7 +10,7 @@ its context. Pure: no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -75,6 +75,11 @@ class Episodes(LazyRecords):
 
     def __len__(self) -> int:
         return self.config.count
+
+    def media(self) -> Iterator[Medium]:
+        """Each image once, in however many episodes it is."""
+        for own in self._classes.values():
+            yield from own
 
     def record_at(self, index: int) -> Record:
         """The episode of a number."""

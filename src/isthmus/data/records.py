@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -110,6 +111,12 @@ class LazyRecords(Sequence[Record]):
             ConfigError: If what stands there is no record.
         """
 
+    def media(self) -> Iterator[Medium]:
+        """What all records show, those that cannot be read left out."""
+        for index in range(len(self)):
+            with suppress(InputError):
+                yield from self[index].images
+
     @overload
     def __getitem__(self, index: int) -> Record: ...
     @overload
@@ -121,6 +128,15 @@ class LazyRecords(Sequence[Record]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self.record_at(index % len(self))
+
+
+def media_of(records: Sequence[Record]) -> Iterator[Medium]:
+    """What records show, those that cannot be read left out."""
+    if isinstance(records, LazyRecords):
+        yield from records.media()
+        return
+    for record in records:
+        yield from record.images
 
 
 class ReadRecords(LazyRecords):

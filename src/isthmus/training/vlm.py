@@ -16,7 +16,7 @@ from isthmus.config.clip import ContrastiveConfig
 from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
 from isthmus.data.features import FeatureCache
-from isthmus.data.records import Record, entries_of, frames
+from isthmus.data.records import Record, entries_of, frames, media_of
 from isthmus.errors import ConfigError, InputError
 from isthmus.media.file_ref import FileRef
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
@@ -240,11 +240,10 @@ def files_of(
 ) -> Iterator[FileRef]:
     """Every attachment of some media; records that cannot be read are named when they are drawn."""
     for one in data:
-        for index in range(len(one.records)):
-            with suppress(InputError):
-                for source in one.records[index].images:
-                    if medium_of(model, source).name in media:
-                        yield from frames(source)
+        for source in media_of(one.records):
+            with suppress(InputError):  # of no known medium
+                if medium_of(model, source).name in media:
+                    yield from frames(source)
 
 
 def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:

@@ -12,7 +12,7 @@ import isthmus as im
 from isthmus.config.model import DataConfig, EpisodeConfig
 from isthmus.data.episodes import ODD, PLACES, Episodes
 from isthmus.data.made_up import RUDE, TESTED, made_up_name
-from isthmus.data.records import Record
+from isthmus.data.records import Record, media_of
 from isthmus.data.rows import to_record
 from isthmus.data.samples import tokenize
 from isthmus.errors import ConfigError
@@ -59,6 +59,14 @@ def test_no_image_comes_twice_as_long_as_there_are_others() -> None:
     for number in range(50):
         images = [turn.images[0] for turn in episodes[number].turns]
         assert len(set(images)) == len(images)
+
+
+def test_a_cache_is_filled_with_each_image_once() -> None:
+    episodes = Episodes(labelled(3), EpisodeConfig())
+    found = list(media_of(episodes))
+    assert len(found) == len(set(found)) == 18
+    assert set(found) >= {m for n in range(50) for t in episodes[n].turns for m in t.images}
+    assert list(media_of(labelled(3))) == [r.images[0] for r in labelled(3)]
 
 
 def test_the_same_number_is_the_same_episode() -> None:
