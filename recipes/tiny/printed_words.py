@@ -108,7 +108,7 @@ def word_for(split: str, nouns: list[str], random: Random) -> tuple[str, str]:
     """A word that belongs to a split, and its kind."""
     kind = str(random.choice(list(KINDS), p=list(KINDS.values())))
     if kind == "dictionary":
-        return _cased(str(random.choice(nouns)), random), kind
+        return _cased(nouns[int(random.integers(len(nouns)))], random), kind
     while True:
         text = _made_up(kind, random)
         if split_of(text) == split:
