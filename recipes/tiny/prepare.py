@@ -2,13 +2,14 @@
 
     pip install pillow numpy resvg-py timm
     python recipes/tiny/prepare.py --out FOLDER [--grocery GROCERY] [--photo-list LIST]
-        [--sources emoji openclipart ...]
+        [--sources emoji openclipart ...] [--printed COUNT]
 
 Packages come by their ordinary clients (pip, npm, apt-get; call `apt-get update` once first), in
 pinned versions, with their SHA-256 in `downloads/MANIFEST.json`. Each record file is written once,
-atomically; remove it to make it anew. Nothing is drawn at random. `train-*` may be trained on;
-`test-*` never is. GROCERY is a folder of the Grocery Store Dataset with `labels.jsonl`, LIST a JSON
-list of the Tux Paint stamps that are photographs; without them the recipe works with less data.
+atomically; remove it to make it anew. Only the printed words (COUNT for training) are drawn at
+random, from a fixed seed. `train-*` may be trained on, and `dev-*` is for choosing; `test-*` is for
+neither. GROCERY is a folder of the Grocery Store Dataset with `labels.jsonl`, LIST a JSON list of
+the Tux Paint stamps that are photographs; without them the recipe works with less data.
 
 The rule of the names, the same for train and test, is in `words.py`.
 """
@@ -28,6 +29,7 @@ import drawings
 import emoji
 import gcompris
 import imagenet
+import printed_words
 import questions
 
 Records = Callable[[], Iterator[dict[str, Any]]]
@@ -57,7 +59,7 @@ PUBLISHED = {
 
 
 def makers(
-    root: Path, grocery: Path | None, photo_list: Path | None
+    root: Path, grocery: Path | None, photo_list: Path | None, printed: int
 ) -> dict[str, dict[str, Records]]:
     """Source to its record files and what makes each."""
     return {
@@ -85,6 +87,11 @@ def makers(
             "test-gcompris-photos": lambda: gcompris.photographs(root),
         },
         "openclipart": {"train-openclipart": lambda: clipart.openclipart(root)},
+        "printed": {
+            "train-printed": lambda: printed_words.printed(root, "train", printed),
+            "dev-printed": lambda: printed_words.printed(root, "dev"),
+            "test-printed": lambda: printed_words.printed(root, "test"),
+        },
     }
 
 
@@ -108,9 +115,11 @@ def main() -> None:
     parser.add_argument("--grocery", type=Path)
     parser.add_argument("--photo-list", type=Path)
     parser.add_argument("--sources", nargs="*", default=[])
+    counts = printed_words.COUNTS
+    parser.add_argument("--printed", type=int, default=counts["train"], metavar="COUNT")
     options = parser.parse_args()
     root: Path = options.out.resolve()
-    sources = makers(root, options.grocery, options.photo_list)
+    sources = makers(root, options.grocery, options.photo_list, options.printed)
     if unknown := set(options.sources) - set(sources):
         parser.error(f"no source {', '.join(sorted(unknown))}: choose from {', '.join(sources)}")
     chosen = [
