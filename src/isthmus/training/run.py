@@ -207,7 +207,13 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
     model: VisionLanguageModel | DualEncoder
     if isinstance(m, ModelConfig):
         model = compose(
-            m.vision, m.language, m.connector, m.fusion, template=m.template, device=device
+            m.vision,
+            m.language,
+            m.connector,
+            m.fusion,
+            media=m.media,
+            template=m.template,
+            device=device,
         )
         if config.train.init is not None:
             load_strip(model, locate(config.train.init), partly=True)

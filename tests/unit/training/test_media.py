@@ -37,6 +37,7 @@ from isthmus.prompts.prompt import Example
 from isthmus.training.feed import DataSet, Feed, MediaLoader
 from isthmus.training.objectives import Language
 from isthmus.training.processes import Processes
+from isthmus.training.run import build
 from isthmus.training.vlm import filled_caches
 
 BLOCK = 4
@@ -351,6 +352,8 @@ def test_media_are_named_in_a_configuration() -> None:
     config = made(length=8).config
     values = to_mapping(config)
     assert values["media"] == [{"type": f"{__name__}:NumbersMedium", "length": 8}]
+    run = im.RunConfig(model=config, train=im.TrainConfig(), data=())
+    assert [medium.name for medium in build(run).media] == ["numbers", "clip", "image"]
     with pytest.raises(ConfigError, match="media: expected a list of tables"):
         model_from_mapping({**values, "media": "numbers"})
     with pytest.raises(ConfigError, match='unknown medium "nubmers"'):
