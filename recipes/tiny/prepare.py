@@ -2,13 +2,14 @@
 
     pip install pillow numpy resvg-py timm
     python recipes/tiny/prepare.py --out FOLDER [--grocery GROCERY] [--photo-list LIST]
-        [--sources emoji openclipart ...]
+        [--sources emoji openclipart ...] [--scenes COUNT]
 
 Packages come by their ordinary clients (pip, npm, apt-get; call `apt-get update` once first), in
 pinned versions, with their SHA-256 in `downloads/MANIFEST.json`. Each record file is written once,
-atomically; remove it to make it anew. Nothing is drawn at random. `train-*` may be trained on;
-`test-*` never is. GROCERY is a folder of the Grocery Store Dataset with `labels.jsonl`, LIST a JSON
-list of the Tux Paint stamps that are photographs; without them the recipe works with less data.
+atomically; remove it to make it anew. Nothing is drawn at random but scenes, and these from a seed.
+`train-*` may be trained on, `dev-*` is for choosing, and `test-*` is for the end. GROCERY is a
+folder of the Grocery Store Dataset with `labels.jsonl`, LIST a JSON list of the Tux Paint stamps
+that are photographs; without them the recipe works with less data.
 
 The rule of the names, the same for train and test, is in `words.py`.
 """
@@ -29,6 +30,7 @@ import emoji
 import gcompris
 import imagenet
 import questions
+import scene_sets
 
 Records = Callable[[], Iterator[dict[str, Any]]]
 PUBLISHED = {
@@ -57,13 +59,13 @@ PUBLISHED = {
 
 
 def makers(
-    root: Path, grocery: Path | None, photo_list: Path | None
+    root: Path, grocery: Path | None, photo_list: Path | None, scenes: int = scene_sets.SCENES
 ) -> dict[str, dict[str, Records]]:
     """Source to its record files and what makes each."""
     return {
         "imagenet": {"imagenet-names": lambda: imagenet.imagenet_names(root)},
         "emoji": {
-            "train-emoji": lambda: emoji.training(root),
+            "train-emoji": lambda: scene_sets.without_test_drawings(emoji.training(root), root),
             "test-twemoji": lambda: emoji.twemoji(root),
             "test-fxemoji": lambda: emoji.fxemoji(root),
         },
@@ -85,6 +87,14 @@ def makers(
             "test-gcompris-photos": lambda: gcompris.photographs(root),
         },
         "openclipart": {"train-openclipart": lambda: clipart.openclipart(root)},
+        "scenes": {
+            "train-scenes": lambda: scene_sets.train_scenes(root, scenes),
+            "train-steps": lambda: scene_sets.train_steps(root, scenes),
+            "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
+            "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),
+            "test-scenes": lambda: scene_sets.held_out_scenes(root, "test"),
+            "test-steps": lambda: scene_sets.held_out_steps(root, "test"),
+        },
     }
 
 
@@ -96,8 +106,8 @@ def print_counts(path: Path) -> None:
         groups[record.get("source", path.stem)].append(record)
     for source, records in groups.items():
         published = PUBLISHED.get(path.stem, PUBLISHED.get(source, 0))
-        images = len({r.get("image", r.get("index")) for r in records})
-        names = len({r.get("name", r.get("answer")) for r in records})
+        images = len({r.get("image") or str(r.get("images", r.get("index"))) for r in records})
+        names = len({r.get("name", r.get("result", r.get("answer"))) for r in records})
         print(f"{path.stem:<25}{source:<19}{len(records):>8}{images:>9}{names:>7}{published:>10}")
 
 
@@ -108,9 +118,10 @@ def main() -> None:
     parser.add_argument("--grocery", type=Path)
     parser.add_argument("--photo-list", type=Path)
     parser.add_argument("--sources", nargs="*", default=[])
+    parser.add_argument("--scenes", type=int, default=scene_sets.SCENES, help="training scenes")
     options = parser.parse_args()
     root: Path = options.out.resolve()
-    sources = makers(root, options.grocery, options.photo_list)
+    sources = makers(root, options.grocery, options.photo_list, options.scenes)
     if unknown := set(options.sources) - set(sources):
         parser.error(f"no source {', '.join(sorted(unknown))}: choose from {', '.join(sources)}")
     chosen = [
