@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -36,6 +35,8 @@ def rasterise(svg: str, width: int = SIDE) -> Image.Image:
     Raises:
         ValueError: If it is no SVG that can be drawn.
     """
+    import resvg_py  # what is made of scenes alone can be tested without it
+
     data = resvg_py.svg_to_bytes(svg_string=_in_pixels(svg), width=width)
     return Image.open(io.BytesIO(bytes(data))).convert("RGBA")
 

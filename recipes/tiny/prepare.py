@@ -31,6 +31,7 @@ import gcompris
 import imagenet
 import questions
 import scene_sets
+import things
 
 Records = Callable[[], Iterator[dict[str, Any]]]
 PUBLISHED = {
@@ -88,6 +89,7 @@ def makers(
         },
         "openclipart": {"train-openclipart": lambda: clipart.openclipart(root)},
         "scenes": {
+            "scene-things": lambda: things.listing(root),
             "train-scenes": lambda: scene_sets.train_scenes(root, scenes),
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
             "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),

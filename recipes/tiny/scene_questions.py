@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scenes import MOST, PLACES, Placed, Scene
+from scenes import COLOURS, MOST, PLACES, Placed, Scene
 from things import Thing
 
 WORDINGS = {
@@ -75,6 +75,16 @@ NUMBERS = ("no", "one", "two", "three", "four")
 WAYS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """Where something is, seen from another: columns and rows away."""
 SAID = {"left of": "to the left of", "right of": "to the right of"}
+CLOSED = {
+    "presence": ("yes", "no"),
+    "count": ("0", "1", "2", "3", "4"),
+    "place": PLACES,
+    "side": ("yes", "no"),
+    "ground": tuple(COLOURS),
+}
+"""Kinds whose answers come up as often as each other, and these answers."""
+SLACK = 3
+"""How much more often than the rarest an answer may have come up, and be asked for again."""
 NOTHING = "nothing"
 EMPTY = 0.1
 """Share of questions about a place where there is nothing."""
@@ -115,7 +125,7 @@ class Asker:
     def ask(
         self, rng: np.random.Generator, scene: Scene, kind: str, answer: str | None = None
     ) -> Asked | None:
-        """A question of a kind; None if the scene has none.
+        """A question of a kind; None if the scene has none whose answer is wanted.
 
         Args:
             rng: Where it is drawn from.
@@ -130,6 +140,9 @@ class Asker:
             return None
         counts = self.asked[kind]
         least = min(counts[f[1]] for f in found)
+        rarest_of_all = min(counts[a] for a in CLOSED[kind]) if kind in CLOSED else least
+        if answer is None and least > rarest_of_all + SLACK:
+            return None
         rarest = [f for f in found if counts[f[1]] == least]
         words, answer, aliases = rarest[int(rng.integers(len(rarest)))]
         counts[answer] += 1
@@ -166,7 +179,10 @@ def _count(asker: Asker, rng: np.random.Generator, scene: Scene) -> Found:
     missing = asker.missing(rng, scene, counted=True)
     counted = [t for t in [*scene.things, missing] if t.plural]
     numbers = [(t, scene.count(t.name)) for t in counted]
-    return [({"plural": t.plural or ""}, str(n), (NUMBERS[n],)) for t, n in numbers]
+    return [
+        ({"plural": t.plural or ""}, str(n), (NUMBERS[n],) if n else ("none", "zero", NOTHING))
+        for t, n in numbers
+    ]
 
 
 def _place(asker: Asker, rng: np.random.Generator, scene: Scene) -> Found:
@@ -292,7 +308,10 @@ def wanted_for(
         place = PLACES[number % len(PLACES)]
         total = int(rng.integers(1, most))
     elif kind == "list":
-        total = int(rng.integers(1, most))
+        copies = 1 + number % MOST
+        total = int(rng.integers(copies, most))
+    elif kind == "beside":
+        return [(t, p) for t, p in zip(apart(rng, pool, 2), _neighbours(rng), strict=True)]
     found: list[tuple[Thing, str | None]] = []
     if copies:
         thing = drawn(rng, pool, [], counted=copies > 1)
@@ -305,6 +324,23 @@ def wanted_for(
         else:
             found.append((drawn(rng, pool, others), None))
     return found
+
+
+def apart(rng: np.random.Generator, pool: Sequence[Thing], count: int) -> list[Thing]:
+    """Things that do not clash."""
+    found: list[Thing] = []
+    for _ in range(count):
+        found.append(drawn(rng, pool, found))
+    return found
+
+
+def _neighbours(rng: np.random.Generator) -> list[str]:
+    """Two places in one row or one column."""
+    about = [p for p in PLACES if p != "middle"][int(rng.integers(4))]
+    row, column = about.split()
+    if rng.random() < 0.5:
+        return [about, f"{row} {'left' if column == 'right' else 'right'}"]
+    return [about, f"{'top' if row == 'bottom' else 'bottom'} {column}"]
 
 
 def drawn(

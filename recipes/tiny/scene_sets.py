@@ -1,10 +1,5 @@
 """Records of generated scenes: for training, for choosing (dev) and for the end (test).
 
-    python recipes/tiny/scene_sets.py --data FOLDER
-
-prints the baselines of the held-out files: chance, the most frequent answer, and what the question
-alone gives away, read off the training records.
-
 `train-scenes` and `train-steps` have paths relative to the data folder, as all training records of
 this recipe. `dev-*` and `test-*` are tasks of `isthmus eval`, whose paths are relative to the file.
 No thing of a held-out part stands in a training scene, a question or a step; those of the test are
@@ -13,9 +8,6 @@ drawn in a style that is never trained on for them.
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,14 +28,14 @@ PARTS = ("train", "dev", "test")
 TWO_HOP = 0.4
 """Share of training scenes that a question of two hops is made for."""
 KINDS = {
-    "count": 0.3,
-    "place": 0.15,
-    "at": 0.1,
+    "count": 0.45,
+    "place": 0.1,
+    "at": 0.05,
     "list": 0.15,
-    "side": 0.1,
-    "beside": 0.1,
-    "presence": 0.05,
-    "ground": 0.05,
+    "side": 0.05,
+    "beside": 0.15,
+    "presence": 0.02,
+    "ground": 0.03,
 }
 """What the other training scenes are made for."""
 MORE = 2
@@ -199,7 +191,8 @@ def train_steps(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
             wording = int(rng.integers(len(steps.WORDINGS[category])))
             hop = steps.two_hop(picture.scene, category, chosen, wording=wording, korean=korean)
             answers[hop.region, hop.answer] += 1
-            shots = [before[korean][int(i)] for i in rng.permutation(len(before[korean]))]
+            others = [shot for shot in before[korean] if shot[0] != picture.path]
+            shots = [others[int(i)] for i in rng.permutation(len(others))]
             yield from ways(rng, picture.path, hop, shots[: int(rng.integers(1, MOST_SHOTS + 1))])
             before[korean].append((picture.path, hop))
 
@@ -330,72 +323,3 @@ def without_test_drawings(
     for record in records:
         if not things.is_test_drawing(record["concept"], record["source"]):
             yield record
-
-
-def asked_of(question: str) -> str:
-    """A question without the names in it: its first wording, and where it asks."""
-    blanks = {"region": "|".join(english for english, _ in steps.REGIONS.values())}
-    blanks["way"] = "|".join([*scene_questions.SAID.values(), *scene_questions.WAYS])
-    blanks["at"] = "|".join(f"{scene_questions.at_word(p)}{p}" for p in PLACES)
-    for wordings in [*scene_questions.WORDINGS.values(), *steps.WORDINGS.values()]:
-        for wording in wordings:
-            pattern = re.escape(wording)
-            for blank in ("region", "way", "at", "one", "plural", "name", "other"):
-                own = f"(?P<{blank}>{blanks[blank]})" if blank in blanks else ".+"
-                pattern = pattern.replace(re.escape(f"{{{blank}}}"), own)
-            if match := re.fullmatch(pattern, question):
-                where = " ".join(match.groupdict().values())
-                return f"{wordings[0]} {where.replace('to the ', '')}"
-    return question
-
-
-def baselines(root: Path, name: str) -> Iterator[str]:
-    """Lines with the baselines of a held-out file, for each kind of question and in all."""
-    rows = _rows(root / "records" / f"{name}.jsonl")
-    rows = [row for row in rows if row["split"] == "test"]
-    train = f"train-{name.partition('-')[2]}"
-    seen: dict[str, Counter[str]] = {}
-    for row in _rows(root / "records" / f"{train}.jsonl"):
-        if "question" in row:
-            answers = seen.setdefault(asked_of(row["question"]), Counter())
-            answers[row.get("result", row["answer"])] += 1
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        kinds.setdefault(row["source"], []).append(row)
-    total = Counter[str]()
-    for kind, own in kinds.items():
-        common = Counter(row["answer"] for row in own)
-        guesses = [seen.get(asked_of(row["question"]), Counter({"": 1})) for row in own]
-        guessed = sum(
-            g.most_common(1)[0][0] == row["answer"] for g, row in zip(guesses, own, strict=True)
-        )
-        chance = len(own) / len(common)
-        counts = {"chance": chance, "majority": common.most_common(1)[0][1], "question": guessed}
-        total.update({"n": len(own)} | counts)
-        yield _line(name, kind, len(own), counts)
-    whole = Counter(row["answer"] for row in rows).most_common(1)[0][1]
-    yield _line(name, "all", total["n"], dict(total) | {"majority": whole})
-
-
-def _line(name: str, kind: str, n: int, counts: dict[str, Any]) -> str:
-    shares = "".join(f"{counts[k] / n:>11.1%}" for k in ("chance", "majority", "question"))
-    return f"{name:<14}{kind:<10}{n:>5}{shares}"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def main() -> None:
-    """Prints the baselines of the held-out files."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    root: Path = parser.parse_args().data
-    print(f"{'file':<14}{'kind':<10}{'n':>5}{'chance':>11}{'majority':>11}{'question':>11}")
-    for name in ("dev-scenes", "dev-steps", "test-scenes", "test-steps"):
-        for line in baselines(root, name):
-            print(line)
-
-
-if __name__ == "__main__":
-    main()

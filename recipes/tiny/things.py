@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import emoji
 import packages
@@ -31,7 +32,7 @@ MOST_WORDS = 2
 LONGER = frozenset(("high heeled shoe", "one piece swimsuit", "four leaf clover", "jack o lantern"))
 """Names of more words that people do say."""
 LEFT_OUT = frozenset(
-    name.strip()
+    " ".join(name.split())
     for name in """
     hatching chick, black bird, phoenix, microbe, bug, pig nose, service dog, guide dog, poodle,
     spouting whale, wing, black cat, performing arts, label, page facing up, bookmark tabs, ledger,
@@ -55,7 +56,7 @@ LEFT_OUT = frozenset(
     glasses, prayer beads, sunglasses, clinking glasses, peanuts, goggles, ballet shoes, briefs,
     shorts, chains, scissors, kaaba, hamsa, mount fuji, tokyo tower, thread, yarn, musical note,
     spiral shell, x ray, world map, closed umbrella
-    """.replace("\n", " ").split(",")
+    """.split(",")
 )
 """Names of what cannot be seen or told from another, or that nobody says."""
 MASS = frozenset(
@@ -113,11 +114,13 @@ SETTLED = {
 UNCLEAR = {
     "eat": "cow, pig, ox, boar, deer, goat, ram, ewe, rooster, bison, water buffalo, frog, jar, "
     "wine glass, cocktail glass, beer mug, baby bottle, tumbler glass, beverage box, teapot, "
-    "tropical drink, bubble tea, hot beverage, jack o lantern, seedling, sunflower, baby chick",
-    "animal": "dragon, teddy bear, fried shrimp, coral, empty nest, poultry leg, pinata, unicorn",
+    "tropical drink, bubble tea, hot beverage, jack o lantern, seedling, sunflower, baby chick, "
+    "pill, cactus, droplet, carp streamer",
+    "animal": "dragon, teddy bear, fried shrimp, coral, empty nest, poultry leg, pinata, unicorn, "
+    "carp streamer, egg, sushi",
     "vehicle": "skateboard, elevator, playground slide, ferris wheel, roller coaster, ice skate",
     "wear": "ice skate, military medal, sports medal, reminder ribbon, headphone, stethoscope, "
-    "adhesive bandage, shield, yarn, thread, ribbon",
+    "adhesive bandage, shield, ribbon, parachute, ring buoy",
     "instrument": "wind chime, microphone, studio microphone, megaphone, radio",
     "building": "circus tent, tent, bus stop, fountain, empty nest",
 }
@@ -177,7 +180,8 @@ PARTS = {
 }
 """Names of what is a part of other things: subgroups of these, ending in a hyphen, or names."""
 _CONFUSED = [
-    {name.strip() for name in own.split(",")} for own in re.split("[;\n]", CONFUSED.strip())
+    {" ".join(name.split()) for name in own.split(",")}
+    for own in re.split("[;\n]", CONFUSED.strip())
 ]
 
 
@@ -309,6 +313,22 @@ class Things:
     @cached_property
     def _test_codes(self) -> set[str]:
         return {code for thing in self.parts["test"] for code, _ in thing.drawings}
+
+
+def listing(root: Path) -> Iterator[dict[str, Any]]:
+    """All things, for people and for other sets of records: part, drawings and categories."""
+    things = Things(root)
+    for part, members in things.parts.items():
+        for thing in members:
+            yield {
+                "name": thing.name,
+                "plural": thing.plural,
+                "part": part,
+                "concepts": sorted({code for code, _ in thing.drawings}),
+                "styles": sorted({style for _, style in things.drawings(thing, part)}),
+                "is": [c for c, judged in thing.judged.items() if judged],
+                "unclear": [c for c in CATEGORIES if c not in thing.judged],
+            }
 
 
 def digest(code: str) -> str:
