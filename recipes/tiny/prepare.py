@@ -94,8 +94,10 @@ def makers(
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
             "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
             "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),
+            "dev-steps-ko": lambda: scene_sets.held_out_steps(root, "dev", korean=True),
             "test-scenes": lambda: scene_sets.held_out_scenes(root, "test"),
             "test-steps": lambda: scene_sets.held_out_steps(root, "test"),
+            "test-steps-ko": lambda: scene_sets.held_out_steps(root, "test", korean=True),
         },
     }
 

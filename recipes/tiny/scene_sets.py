@@ -295,15 +295,21 @@ def held_out_scenes(root: Path, part: str) -> Iterator[dict[str, Any]]:
             )
 
 
-def held_out_steps(root: Path, part: str) -> Iterator[dict[str, Any]]:
-    """Questions of two hops about held-out things, as a task of `isthmus eval`."""
+def held_out_steps(root: Path, part: str, *, korean: bool = False) -> Iterator[dict[str, Any]]:
+    """Questions of two hops about held-out things, as a task of `isthmus eval`.
+
+    Args:
+        root: The data folder.
+        part: "dev" or "test".
+        korean: Whether they are asked in Korean; the scenes are the same.
+    """
     scenes = SceneSet(root, part)
     for split, count in (("support", SUPPORT), ("test", HELD_OUT_STEPS)):
         for number in range(count):
             rng = scenes.rng(split, number)
             picture = scenes.picture(rng, f"steps-{split}-{number:03d}", "steps", number)
             scenes.paint(picture)
-            hop = steps.two_hop(picture.scene, *picture.plan)
+            hop = steps.two_hop(picture.scene, *picture.plan, korean=korean)
             yield {
                 "id": f"{split}-{hop.category}-{number}",
                 "image": f"../{picture.path}",

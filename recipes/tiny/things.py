@@ -164,6 +164,7 @@ PARTS = {
     "cloud": "rainbow, tornado, volcano",
     "egg": "empty nest",
     "strawberry": "shortcake",
+    "soccer ball": "goal net",
     "tomato": "hamburger, pizza, sandwich, taco, stuffed flatbread, green salad",
     "cheese wedge": "hamburger, pizza, sandwich, mouse trap",
     "lemon": "food-",
