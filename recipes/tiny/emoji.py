@@ -26,7 +26,7 @@ OLD_TONES = re.compile(
 )
 
 
-def _key(hexcode: str) -> str:
+def key(hexcode: str) -> str:
     """A code point sequence without variation selectors, so that sources agree."""
     return "-".join(p for p in hexcode.upper().split("-") if p != "FE0F")
 
@@ -72,8 +72,8 @@ class Emoji:
         for entry in json.loads((self.data / "en/data.json").read_text(encoding="utf-8")):
             group = groups.get(str(entry.get("group")), "other")
             if group != "component":
-                self.by_code[_key(entry["hexcode"])] = (entry["label"], group)
-                self.toned |= {_key(skin["hexcode"]) for skin in entry.get("skins", ())}
+                self.by_code[key(entry["hexcode"])] = (entry["label"], group)
+                self.toned |= {key(skin["hexcode"]) for skin in entry.get("skins", ())}
 
     @cached_property
     def by_slug(self) -> dict[str, str]:
@@ -83,8 +83,8 @@ class Emoji:
             table = json.loads((self.data / f"en/shortcodes/{codes}.json").read_text())
             for hexcode, names in table.items():
                 for name in [names] if isinstance(names, str) else names:
-                    if _key(hexcode) in self.by_code:
-                        slugs.setdefault(_slug(name), _key(hexcode))
+                    if key(hexcode) in self.by_code:
+                        slugs.setdefault(_slug(name), key(hexcode))
         for code in self.by_code:
             if "-" not in code:
                 slugs.setdefault(_slug(unicodedata.name(chr(int(code, 16)), "")), code)
@@ -118,7 +118,7 @@ class Style:
         self.name, self.emoji, self.root = name, emoji, root
         self.file = json.loads((folder / "icons.json").read_text())
         codes = json.loads((folder / "chars.json").read_text())
-        self.named = {_key(code): icon for code, icon in codes.items() if icon in self.icons}
+        self.named = {key(code): icon for code, icon in codes.items() if icon in self.icons}
         if not self.named:
             for icon in self.icons:
                 code = emoji.by_slug.get(_slug(icon.replace("flag-for-", "flag-")))
@@ -131,15 +131,19 @@ class Style:
         icons: dict[str, dict[str, Any]] = self.file["icons"]
         return icons
 
-    def drawing(self, icon: str) -> Image.Image:
-        """An icon over white; some icons have a size of their own."""
+    def svg(self, icon: str) -> str:
+        """An icon's drawing; some icons have a size of their own."""
         drawing = self.icons[icon]
         width, height = (drawing.get(k, self.file[k]) for k in ("width", "height"))
-        return drawings.render(
+        return (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
             f"{drawing['body']}</svg>"
         )
+
+    def drawing(self, icon: str) -> Image.Image:
+        """An icon over white."""
+        return drawings.render(self.svg(icon))
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Records of the images that are emoji."""
@@ -177,7 +181,7 @@ class Style:
 def fluent_3d_records(emoji: Emoji, root: Path) -> Iterator[dict[str, Any]]:
     """Fluent's 3D images; its flags are another font's art and are left out."""
     assets = packages.fetch("@lobehub/fluent-emoji-3d", root) / "package/assets"
-    paths = {_key(path.stem): path for path in sorted(assets.glob("*.webp"))}
+    paths = {key(path.stem): path for path in sorted(assets.glob("*.webp"))}
     for code, path in sorted(paths.items()):
         if code in emoji.by_code and emoji.by_code[code][1] != "flags":
             with Image.open(path) as drawing:

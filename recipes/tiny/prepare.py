@@ -2,14 +2,14 @@
 
     pip install pillow numpy resvg-py timm
     python recipes/tiny/prepare.py --out FOLDER [--grocery GROCERY] [--photo-list LIST]
-        [--sources emoji openclipart ...] [--printed COUNT]
+        [--sources emoji openclipart ...] [--scenes COUNT] [--printed COUNT]
 
 Packages come by their ordinary clients (pip, npm, apt-get; call `apt-get update` once first), in
 pinned versions, with their SHA-256 in `downloads/MANIFEST.json`. Each record file is written once,
-atomically; remove it to make it anew. Only the printed words (COUNT for training) are drawn at
-random, from a fixed seed. `train-*` may be trained on, and `dev-*` is for choosing; `test-*` is for
-neither. GROCERY is a folder of the Grocery Store Dataset with `labels.jsonl`, LIST a JSON list of
-the Tux Paint stamps that are photographs; without them the recipe works with less data.
+atomically; remove it to make it anew. Only scenes and printed words (COUNT for training) are drawn
+at random, from a fixed seed. `train-*` may be trained on, `dev-*` is for choosing, and `test-*` is
+for the end. GROCERY is a folder of the Grocery Store Dataset with `labels.jsonl`, LIST a JSON list
+of the Tux Paint stamps that are photographs; without them the recipe works with less data.
 
 The rule of the names, the same for train and test, is in `words.py`.
 """
@@ -31,6 +31,8 @@ import gcompris
 import imagenet
 import printed_words
 import questions
+import scene_sets
+import things
 
 Records = Callable[[], Iterator[dict[str, Any]]]
 PUBLISHED = {
@@ -59,13 +61,17 @@ PUBLISHED = {
 
 
 def makers(
-    root: Path, grocery: Path | None, photo_list: Path | None, printed: int
+    root: Path,
+    grocery: Path | None,
+    photo_list: Path | None,
+    scenes: int = scene_sets.SCENES,
+    printed: int = printed_words.COUNTS["train"],
 ) -> dict[str, dict[str, Records]]:
     """Source to its record files and what makes each."""
     return {
         "imagenet": {"imagenet-names": lambda: imagenet.imagenet_names(root)},
         "emoji": {
-            "train-emoji": lambda: emoji.training(root),
+            "train-emoji": lambda: scene_sets.without_test_drawings(emoji.training(root), root),
             "test-twemoji": lambda: emoji.twemoji(root),
             "test-fxemoji": lambda: emoji.fxemoji(root),
         },
@@ -92,6 +98,17 @@ def makers(
             "dev-printed": lambda: printed_words.printed(root, "dev"),
             "test-printed": lambda: printed_words.printed(root, "test"),
         },
+        "scenes": {
+            "scene-things": lambda: things.listing(root),
+            "train-scenes": lambda: scene_sets.train_scenes(root, scenes),
+            "train-steps": lambda: scene_sets.train_steps(root, scenes),
+            "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
+            "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),
+            "dev-steps-ko": lambda: scene_sets.held_out_steps(root, "dev", korean=True),
+            "test-scenes": lambda: scene_sets.held_out_scenes(root, "test"),
+            "test-steps": lambda: scene_sets.held_out_steps(root, "test"),
+            "test-steps-ko": lambda: scene_sets.held_out_steps(root, "test", korean=True),
+        },
     }
 
 
@@ -103,8 +120,8 @@ def print_counts(path: Path) -> None:
         groups[record.get("source", path.stem)].append(record)
     for source, records in groups.items():
         published = PUBLISHED.get(path.stem, PUBLISHED.get(source, 0))
-        images = len({r.get("image", r.get("index")) for r in records})
-        names = len({r.get("name", r.get("answer")) for r in records})
+        images = len({r.get("image") or str(r.get("images", r.get("index"))) for r in records})
+        names = len({r.get("name", r.get("result", r.get("answer"))) for r in records})
         print(f"{path.stem:<25}{source:<19}{len(records):>8}{images:>9}{names:>7}{published:>10}")
 
 
@@ -117,9 +134,10 @@ def main() -> None:
     parser.add_argument("--sources", nargs="*", default=[])
     counts = printed_words.COUNTS
     parser.add_argument("--printed", type=int, default=counts["train"], metavar="COUNT")
+    parser.add_argument("--scenes", type=int, default=scene_sets.SCENES, metavar="COUNT")
     options = parser.parse_args()
     root: Path = options.out.resolve()
-    sources = makers(root, options.grocery, options.photo_list, options.printed)
+    sources = makers(root, options.grocery, options.photo_list, options.scenes, options.printed)
     if unknown := set(options.sources) - set(sources):
         parser.error(f"no source {', '.join(sorted(unknown))}: choose from {', '.join(sources)}")
     chosen = [

@@ -5,6 +5,7 @@
     {"filepath": "a.jpg", "title": "a dog on a sofa"}                 a caption, as open_clip has it
     {"image": "a.jpg", "question": "How many?", "answer": "2"}        a question
     {"images": ["a.jpg", "b.jpg"], "question": "...", "answer": "..."}   about several images
+    {"image": "a.jpg", "question": "...", "lead": "Let's see.", "answer": "..."}   an answer led in
     {"features": "a.npy", "question": "...", "answer": "..."}         features computed before
     {"video": ["1.jpg", "2.jpg"], "text": "..."}                      a clip, or a folder of frames
     {"sound": "a.wav", "text": "..."}                                 another kind, by its key
@@ -129,6 +130,7 @@ def _turn(row: dict[str, Any], media: list[Medium], origin: str) -> Record:
     answer = next((v for v in [*given, *names] if v), given[0] if given else None)
     if answer is None:
         raise ValueError('neither "answer" nor "name" nor "text"')
+    lead = plain(row.pop("lead", None) or "", "the lead")
     question = row.pop("question", None)
     if not media and question is None:
         raise ValueError("no image")
@@ -141,7 +143,7 @@ def _turn(row: dict[str, Any], media: list[Medium], origin: str) -> Record:
             raise ValueError(f"{len(shown)} {IMAGE_TAG} tags and {len(media)} images")
         media = shown
     answer = plain(answer, "the answer")
-    turn = Example(tuple(media), plain(question, "the question"), answer)
+    turn = Example(tuple(media), plain(question, "the question"), answer, lead=lead)
     return Record((turn,), names=names or (answer,), extra=row, origin=origin)
 
 

@@ -21,7 +21,7 @@ from isthmus.model.batch import IGNORED, Batch, pad
 from isthmus.model.layout import Layout
 from isthmus.model.media.base import Attachment, Features, stacked
 from isthmus.model.vlm import VisionLanguageModel
-from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
+from isthmus.prompts.prompt import CUT, END_TAG, IMAGE_TAG, Span
 from isthmus.prompts.template import CONCLUSION, Template
 from isthmus.prompts.templates import template_named
 
@@ -45,7 +45,8 @@ def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
     """The spans of a conversation: what prompts it, and the answers that are learned.
 
     Where turns say the steps to their answers, these are learned as worked demonstrations show
-    them.
+    them. What a turn's answer is led in with is cut off it and not learned: it stands in the
+    prompt.
 
     Args:
         record: A record with turns.
@@ -56,9 +57,31 @@ def conversation_spans(record: Record, template: Template) -> tuple[Span, ...]:
     """
     conclusion = CONCLUSION if any(t.rationale for t in record.turns) else ""
     try:
-        return template.conversation(record.turns, conclusion=conclusion)
+        spans = template.conversation(record.turns, conclusion=conclusion)
     except PromptError as error:
         raise PromptError(f"{record.origin}: {error}" if record.origin else str(error)) from error
+    leads = [turn.lead for turn in record.turns]
+    return _led_in(spans, leads) if any(leads) else spans
+
+
+def _led_in(spans: Sequence[Span], leads: Sequence[str]) -> tuple[Span, ...]:
+    """The spans of a conversation with the leads of its answers as prompts have them.
+
+    Args:
+        spans: Those of the whole conversation.
+        leads: What each answer begins with; an empty text where nothing leads it in.
+    """
+    found: list[Span] = []
+    waiting = list(leads)
+    for span in spans:
+        lead = waiting.pop(0) if span.role == "assistant" else ""
+        if not lead:
+            found.append(span)
+            continue
+        before = [found.pop()._replace(learned=False)] if found[-1].learned else []
+        own = Span(lead, "assistant")
+        found += [CUT, *before, own, span._replace(text=span.text.removeprefix(lead))]
+    return tuple(found)
 
 
 def document_spans(text: str, *, next_image: bool = False) -> tuple[Span, ...]:

@@ -39,6 +39,10 @@ class Span(NamedTuple):
     learned: bool = False
 
 
+CUT = Span("", "end")
+"""Where a text is cut before it is tokenized, and nothing is written."""
+
+
 def joined(spans: Iterable[Span]) -> str:
     """The text that spans make."""
     return "".join(span.text for span in spans)
@@ -85,6 +89,8 @@ class Example:
         answer: What is right; None for the question to be answered.
         rationale: The steps that lead to the answer, for chain-of-thought prompts.
         learned: Whether training learns the answer, in a conversation; otherwise it is only shown.
+        lead: What the answer begins with and a prompt says already, such as "Let's think step by
+            step."; training does not learn it.
 
     Example:
         >>> Example("cats.jpg", "How many cats?", "2").images
@@ -96,6 +102,7 @@ class Example:
     answer: str | None = None
     rationale: str | None = None
     learned: bool = True
+    lead: str = ""
 
     def __post_init__(self) -> None:
         several = isinstance(self.images, Sequence) and not isinstance(self.images, (str, bytes))

@@ -109,8 +109,9 @@ def shown_answer(shot: Example, conclusion: str = "") -> str:
     if shot.answer is None:
         raise PromptError(f'the demonstration "{shot.question}" has no answer')
     answer = refuse_tags(shot.answer)
+    lead = f"{refuse_tags(shot.lead)} " if shot.lead else ""
     if not conclusion:
-        return answer
+        return f"{lead}{answer}"
     if "{answer}" not in conclusion:
         raise ConfigError(
             f'the conclusion is "{conclusion}": expected a sentence with {{answer}} in it, such as '
@@ -118,4 +119,4 @@ def shown_answer(shot: Example, conclusion: str = "") -> str:
         )
     stated = conclusion.replace("{answer}", answer)
     rationale = refuse_tags(shot.rationale or "")
-    return f"{rationale} {stated}" if rationale else stated
+    return f"{lead}{rationale} {stated}" if rationale else f"{lead}{stated}"

@@ -115,7 +115,7 @@ def _answer(
 ) -> dict[str, Any]:
     """One turn's answer."""
     render = template_named(model.config.template, model.language.tokenizer)
-    prompt = render([], Example(turn.images, turn.question))
+    prompt = render([], Example(turn.images, turn.question), lead=turn.lead)
     attachments = media.load(prompt.images, 0)
     layouts = layouts_of(model, attachments)
     kept = [_keep(p, folder) for m in prompt.images for p in frames(m)]
