@@ -119,6 +119,8 @@ def shard(model: VisionLanguageModel, processes: Processes) -> None:
         for n, p in model.named_parameters()
         if n.startswith("special_tokens.") or "lora_" in n or p.ndim == 0
     }
+    for parameter in model.parameters():  # FSDP2 takes no other layout, and convolutions have one
+        parameter.data = parameter.data.contiguous()
     parts = (*model.language.layers, *model.fusion.blocks.values(), model.connector, model)
     for part in parts:
         fully_shard(part, mesh=mesh, ignored_params=small)

@@ -54,6 +54,7 @@ NO_MAPS = {
     "attention_pool": {"queries"},
     "c_abstractor": {"positions"},
     "concept_bottleneck": {"queries"},
+    "names": {"queries", "places"},
     "qformer": {"queries"},
     "resampler": {"latents"},
 }
@@ -61,7 +62,10 @@ NO_MAPS = {
 
 @pytest.mark.parametrize("name", CONNECTORS.built_in())
 def test_a_connector_says_what_has_no_weight_decay(name: str) -> None:
-    model = im.compose("tiny-vit", "tiny-lm", CONNECTORS.find(name)().toy(), im.Inline())
+    options = CONNECTORS.find(name)().toy()
+    regions = getattr(options, "reads_regions", False)
+    vision = im.VisionConfig(name="tiny-cnn" if regions else "tiny-vit", regions=regions)
+    model = im.compose(vision, "tiny-lm", options, im.Inline())
     found = {n for n in not_decayed(model) if not n.startswith(("vision.", "language."))}
     rows = {"special_tokens.input_rows", "special_tokens.output_rows"}
     assert found == rows | {f"connector.{n}" for n in NO_MAPS.get(name, ())}
