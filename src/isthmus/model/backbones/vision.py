@@ -111,7 +111,8 @@ class VisionEncoder(nn.Module):
         last, told = self._regions(pixels)
         wanted = self.shape.regions.rows * self.shape.width
         told = F.pad(told, (0, wanted - told.shape[-1]))
-        return torch.cat([self._tokens(last), told.reshape(len(told), -1, self.shape.width)], dim=1)
+        rows = told.reshape(told.shape[0], -1, self.shape.width)  # a trace takes len() for constant
+        return torch.cat([self._tokens(last), rows], dim=1)
 
     @property
     def _dtype(self) -> torch.dtype:

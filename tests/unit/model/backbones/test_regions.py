@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import isthmus as im
+from isthmus.config.speedups import speedup
 from isthmus.errors import ConfigError
 from isthmus.model.backbones.libraries import REGIONS, part_of
 from isthmus.model.backbones.vision import VisionEncoder, load_vision
@@ -41,6 +42,10 @@ def test_patches_come_first_and_are_the_same(network: nn.Module) -> None:
     assert found.shape[1:] == (encoder.shape.tokens, encoder.shape.width)
     torch.testing.assert_close(found[:, : shape.patches], plain(pixels), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(encoder.eager(pixels), found, atol=1e-3, rtol=1e-3)
+    if speedup("traced"):  # one graph for any number of images
+        assert list(encoder._traced.values()) != [None]
+        three = torch.randn(3, 3, *encoder.image_size)
+        torch.testing.assert_close(encoder(three), encoder.eager(three), atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
