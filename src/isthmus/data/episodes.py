@@ -35,6 +35,7 @@ class Episodes(LazyRecords):
         config: What episodes are like.
         seed: Decides all of them.
         questions: What is asked of an image, one of them in each episode.
+        stream: Another number makes other episodes of the same seed: those that are kept aside.
 
     Raises:
         ConfigError: If there are fewer classes of two images than an episode needs; one that may
@@ -54,8 +55,9 @@ class Episodes(LazyRecords):
         *,
         seed: int = 0,
         questions: Sequence[str] = (),
+        stream: int = 0,
     ) -> None:
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.stream = config, seed, stream
         self.questions = tuple(questions) or QUESTIONS
         found: dict[str, list[Medium]] = {}
         for index in range(len(records)):
@@ -83,7 +85,7 @@ class Episodes(LazyRecords):
 
     def record_at(self, index: int) -> Record:
         """The episode of a number."""
-        rng = np.random.default_rng([self.seed, 7, index])
+        rng = np.random.default_rng([self.seed, 7, self.stream, index])
         odd = rng.random() < self.config.odd
         turns = self._odd(rng) if odd else self._names(rng)
         return Record(tuple(turns), origin=f"episode {index}")

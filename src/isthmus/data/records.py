@@ -135,8 +135,9 @@ def media_of(records: Sequence[Record]) -> Iterator[Medium]:
     if isinstance(records, LazyRecords):
         yield from records.media()
         return
-    for record in records:
-        yield from record.images
+    for index in range(len(records)):
+        with suppress(InputError):
+            yield from records[index].images
 
 
 class ReadRecords(LazyRecords):

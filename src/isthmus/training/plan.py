@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from isthmus.config.model import TrainConfig
+from isthmus.data.episodes import Episodes
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture
 from isthmus.data.packing import packed_rows
@@ -185,7 +186,9 @@ def _plan_samples(
     rows, length = min(micro, len(lengths)), max(lengths)
     if config.pack:
         rows, length = len(packed_rows(lengths[:micro], config.pack)), config.pack
-    images = round(sum(len(d.records) for d in data) * shown / len(items))
+    made = [d.records for d in data if isinstance(d.records, Episodes)]
+    read = sum(len(d.records) for d in data if not isinstance(d.records, Episodes))
+    images = round(read * shown / len(items)) + sum(1 for own in made for _ in own.media())
     load = Load(
         rows=rows,
         tokens=length,

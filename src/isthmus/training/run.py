@@ -143,7 +143,7 @@ def data_sets(
                 own = Episodes(own, config.episodes, seed=seed, questions=config.questions)
             try:
                 few = replace(config.episodes, count=min(config.episodes.count, HELD_OUT_EPISODES))
-                aside = Episodes(aside, few, seed=seed, questions=config.questions)
+                aside = Episodes(aside, few, seed=seed, questions=config.questions, stream=1)
             except ConfigError:  # too few images were kept aside to make one
                 aside = []
         if len(aside):

@@ -160,3 +160,8 @@ def test_a_data_set_of_a_run_becomes_episodes_on_both_sides(tmp_path: Path) -> N
     assert shown[0]
     assert shown[1]
     assert not shown[0] & shown[1]
+    named = [
+        [tuple(t.answer for t in part.records[n].turns) for n in range(50)]
+        for part in (training, aside)
+    ]
+    assert not set(named[0]) & set(named[1])

@@ -67,10 +67,11 @@ class Discriminant(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, stages: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (..., C) of what the stages see (..., W), and trust (...) in them."""
-        vectors = (stages.to(self.linear.dtype) - self.mean) @ self.linear.T
-        logits = self.scale * (F.normalize(vectors, dim=-1) @ self.means.T)
-        return logits, trust(vectors.norm(dim=-1), 1.0)
+        """Logits (..., C) of what the stages see (..., W), and trust (...) in them; float32."""
+        with torch.autocast(stages.device.type, enabled=False):  # near names differ by little
+            vectors = (stages.float() - self.mean.float()) @ self.linear.float().T
+            logits = self.scale.float() * (F.normalize(vectors, dim=-1) @ self.means.float().T)
+            return logits, trust(vectors.norm(dim=-1), 1.0)
 
 
 class NamesConnector(nn.Module):
@@ -114,6 +115,11 @@ class NamesConnector(nn.Module):
         heads: int,
     ) -> None:
         super().__init__()
+        if region_pieces > pieces or others >= concepts:
+            raise ConfigError(
+                f"names: region_pieces is {region_pieces} and others {others}: expected at most "
+                f"{pieces}, the pieces of a name, and less than {concepts}, the concepts"
+            )
         self.shape, self.others, self.region_pieces = regions, others, region_pieces
         self.num_tokens = pieces + 1 + others + (regions.count - 1) * region_pieces + free
         self.width = embeddings.shape[1]
@@ -201,7 +207,7 @@ class NamesConnector(nn.Module):
         known = self.classes >= 0
         said = torch.zeros_like(logits)
         if bool(known.any()):
-            of_classes = scores[..., known].to(logits.dtype).softmax(dim=-1)
+            of_classes = scores[..., known].float().softmax(dim=-1).to(logits.dtype)
             said = said.index_add(-1, self.classes[known], of_classes)
         else:
             trusted = torch.ones_like(trusted)
@@ -217,6 +223,9 @@ class NamesConnector(nn.Module):
         likely, index = shares[:, 0].topk(1 + self.others, dim=-1)
         words = self.embeddings[self.names[index].clamp(min=0)]  # (B, 1 + others, K, D)
         name = words[:, 0]
+        dtype = self.sureness.weight.dtype
+        shares, trusted = shares.to(dtype), trusted.to(dtype)
+        likely = likely.to(dtype)
         sure = self.sureness(torch.cat([likely, trusted[:, :1]], dim=-1))[:, None]
         others = self._mean(words[:, 1:], self.names[index[:, 1:]])
         others = others + self.other_sureness(likely[:, 1:, None])
@@ -282,4 +291,5 @@ class Names(Config):
 
     def toy(self) -> Names:
         """The same connector, small."""
-        return replace(self, concepts=32, pieces=2, others=1, dimensions=4, free=2, heads=2)
+        small = replace(self, concepts=32, pieces=2, others=1, dimensions=4, free=2, heads=2)
+        return replace(small, region_pieces=min(self.region_pieces, 2))

@@ -70,13 +70,13 @@ class Adapted:
         prompt: (B, L) bool, the tokens of the prompt in sight of an image.
         then: (B,) bool, the rows whose decoded tokens are.
         here: (B', L') bool, the tokens of the pass under way that are; None for none of them.
-        whole: Whether all of them are.
+        index: Their numbers in reading order; None for all of them.
     """
 
     prompt: Tensor
     then: Tensor
     here: Tensor | None = None
-    whole: bool = False
+    index: Tensor | None = None
 
     def select(self, rows: Tensor) -> Adapted:
         """Some rows, or repeated ones: (B',) row numbers."""
@@ -94,9 +94,9 @@ class Adapted:
         if (decoded := length - here.shape[1]) > 0:
             here = torch.cat([here, self.then[:, None].expand(-1, decoded)], dim=1)
         here = here.repeat_interleave(rows // here.shape[0], dim=0)
-        count = int(here.sum())
-        self.here = here if count else None
-        self.whole = count == here.numel()
+        index = here.flatten().nonzero().squeeze(1)
+        self.here = here if len(index) else None
+        self.index = index if len(index) < here.numel() else None
 
 
 class LowRank(nn.Module):
@@ -317,7 +317,7 @@ def _add(low: nn.Module, adapted: Adapted, module: nn.Module, args: Any, output:
     if here is None:
         return None
     states: Tensor = args[0]
-    if adapted.whole:
+    if adapted.index is None:
         return output + low(states).to(output.dtype)
     flat, added_to = states.flatten(0, -2), output.flatten(0, -2)
     if len(flat) != here.numel():
@@ -325,6 +325,5 @@ def _add(low: nn.Module, adapted: Adapted, module: nn.Module, args: Any, output:
             f"adapter: a map sees {len(flat)} of {here.numel()} tokens, expected all; leave it out "
             "of fusion.adapter.maps"
         )
-    index = here.flatten().nonzero().squeeze(1)
-    added = low(flat[index]).to(output.dtype)
-    return added_to.index_add(0, index, added).view_as(output)
+    added = low(flat[adapted.index]).to(output.dtype)
+    return added_to.index_add(0, adapted.index, added).view_as(output)
