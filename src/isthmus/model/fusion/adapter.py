@@ -31,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from isthmus.config.base import Config, Count, NotNegative, Positive
 from isthmus.errors import CheckpointError, ConfigError
 from isthmus.model.backbones.language import LanguageModel
-from isthmus.model.fusion.sight import image_of_token, pass_of
+from isthmus.model.fusion.sight import image_of_token, pass_of, samples_with_images
 
 PEFT_PREFIX = "base_model.model."
 """Begins the names of tensors in PEFT's files."""
@@ -134,11 +134,17 @@ class SightAdapter(nn.Module):
         maps: A `LowRank` for each map, by layer and path in it: "8/self_attn/q_proj".
 
     Raises:
-        ConfigError: If no map has one of the names, or a layer has no linear map.
+        ConfigError: If no map has one of the names, a layer has no linear map, or the language
+            model has LoRA adapters of its own.
     """
 
     def __init__(self, config: Adapter, language: LanguageModel) -> None:
         super().__init__()
+        if language.config.lora_rank:
+            raise ConfigError(
+                f"got language.lora_rank = {language.config.lora_rank} beside fusion.adapter: "
+                "expected one of them, since adapters would be put on adapters"
+            )
         self.config = config
         scale = (2 * config.rank if config.alpha is None else config.alpha) / config.rank
         self.maps = nn.ModuleDict()
@@ -184,7 +190,7 @@ class SightAdapter(nn.Module):
             return Adapted(seen & (mask != 0), before | is_image.any(dim=1))
         whole = ever[:, None].expand_as(is_image)
         if positions is not None:
-            whole = _samples(is_image, positions)
+            whole = samples_with_images(is_image, positions)
         return Adapted(whole & (mask != 0), ever)
 
     def decoding(self, has_image: Tensor) -> Adapted:
@@ -296,14 +302,6 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 def _is_chosen(path: str, endings: tuple[str, ...]) -> bool:
     return not endings or any(re.search(rf"(^|\.){re.escape(e)}$", path) for e in endings)
-
-
-def _samples(is_image: Tensor, positions: Tensor) -> Tensor:
-    """(B, L) bool, the tokens of samples with an image, where rows hold several."""
-    sample = (positions == 0).long().flatten().cumsum(dim=0)
-    found = torch.zeros(int(sample[-1]) + 1, dtype=torch.bool, device=sample.device)
-    found[sample[is_image.flatten()]] = True
-    return found[sample].view_as(is_image)
 
 
 def _follow(adapted: Adapted, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -212,6 +212,12 @@ def test_maps_and_layers_are_chosen_by_name() -> None:
         made(start=9)
 
 
+def test_adapters_are_not_put_on_adapters() -> None:
+    language = im.LanguageConfig(name="tiny-lm", lora_rank=2)
+    with pytest.raises(ConfigError, match=r"lora_rank = 2 beside fusion\.adapter"):
+        im.compose("tiny-vit", language, im.Pool(tokens=4), im.Inline(adapter=im.Adapter()))
+
+
 def test_experts_have_no_adapters() -> None:
     from transformers import AutoModelForCausalLM, MixtralConfig
 
