@@ -69,14 +69,17 @@ class Adapted:
     Attributes:
         prompt: (B, L) bool, the tokens of the prompt in sight of an image.
         then: (B,) bool, the rows whose decoded tokens are.
-        here: (B', L') bool, the tokens of the pass under way that are; None for none of them.
-        index: Their numbers in reading order; None for all of them.
+        some: Whether any token of the pass under way is.
+        here: (B' * L', 1), for each token of that pass 1 where it is, 0 elsewhere; None where all
+            or none of them are.
+        tokens: B' * L', how many tokens that pass has.
     """
 
     prompt: Tensor
     then: Tensor
+    some: bool = False
     here: Tensor | None = None
-    index: Tensor | None = None
+    tokens: int = 0
 
     def select(self, rows: Tensor) -> Adapted:
         """Some rows, or repeated ones: (B',) row numbers."""
@@ -94,9 +97,10 @@ class Adapted:
         if (decoded := length - here.shape[1]) > 0:
             here = torch.cat([here, self.then[:, None].expand(-1, decoded)], dim=1)
         here = here.repeat_interleave(rows // here.shape[0], dim=0)
-        index = here.flatten().nonzero().squeeze(1)
-        self.here = here if len(index) else None
-        self.index = index if len(index) < here.numel() else None
+        count = int(here.sum())
+        self.tokens = here.numel()
+        self.some = count > 0
+        self.here = here.reshape(-1, 1) if 0 < count < self.tokens else None
 
 
 class LowRank(nn.Module):
@@ -117,10 +121,25 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """(..., out_width) of (..., in_width), in the precision of the matrices."""
-        added: Tensor = self.lora_B(self.lora_A(states.to(self.lora_A.weight.dtype)))
-        return added * self.scale
+    def forward(self, states: Tensor, output: Tensor, here: Tensor | None = None) -> Tensor:
+        """What a map makes of tokens, with the second term added where an image is in sight.
+
+        Elsewhere zero is added, which leaves every bit of `output` as it is.
+
+        Args:
+            states: (..., in_width), the map's input x.
+            output: (..., out_width), what the bare map makes of it.
+            here: (tokens, 1) as in `Adapted`; None for all tokens.
+        """
+        low = self.lora_A(states.flatten(0, -2).to(self.lora_A.weight.dtype))
+        if here is not None:
+            low = low * here.to(low.dtype)
+        bare = output.flatten(0, -2)
+        if bare.dtype == low.dtype:
+            added = torch.addmm(bare, low, self.lora_B.weight.T.to(low.dtype), alpha=self.scale)
+        else:
+            added = bare + (self.lora_B(low) * self.scale).to(bare.dtype)
+        return added.view_as(output)
 
 
 class SightAdapter(nn.Module):
@@ -212,7 +231,9 @@ class SightAdapter(nn.Module):
         handles = [language.model.register_forward_pre_hook(first, with_kwargs=True)]
         for key, low in self.maps.items():
             number, *path = key.split("/")
-            owner: nn.Module = layers[int(number)].get_submodule(".".join(path))
+            owner: nn.Module = layers[int(number)]
+            for part in path:
+                owner = owner._modules[part]  # type: ignore[assignment]
             handles.append(owner.register_forward_hook(partial(_add, low, adapted)))
         return handles
 
@@ -311,17 +332,12 @@ def _follow(adapted: Adapted, module: nn.Module, args: Any, kwargs: Any) -> None
 
 def _add(low: nn.Module, adapted: Adapted, module: nn.Module, args: Any, output: Tensor) -> Any:
     """A forward hook of a map: adds the second term where an image is in sight."""
-    here = adapted.here
-    if here is None:
+    if not adapted.some:
         return None
     states: Tensor = args[0]
-    if adapted.index is None:
-        return output + low(states).to(output.dtype)
-    flat, added_to = states.flatten(0, -2), output.flatten(0, -2)
-    if len(flat) != here.numel():
+    if (count := output.shape[:-1].numel()) != adapted.tokens:
         raise ConfigError(
-            f"adapter: a map sees {len(flat)} of {here.numel()} tokens, expected all; leave it out "
+            f"adapter: a map sees {count} of {adapted.tokens} tokens, expected all; leave it out "
             "of fusion.adapter.maps"
         )
-    added = low(flat[adapted.index]).to(output.dtype)
-    return added_to.index_add(0, adapted.index, added).view_as(output)
+    return low(states, output, adapted.here)
