@@ -6,9 +6,13 @@
 What every stage of the encoder sees in the training images, and what its classifier says, is kept
 in a feature cache. Linear discriminant analysis (Fisher 1936) of it tells their names apart: what
 differs between images of one name, such as a house's style, is whitened away. The encoder's own
-classes name photographs. The connector is saved with new weights in everything else.
+classes name photographs.
 
-Three minutes on one CPU core, after the features.
+What a region of a scene holds is told by ridge regression (Hoerl and Kennard 1970) from what the
+stages see there to where the same drawing lies as a whole image. So a region can be given names that
+no scene has shown. A second one tells whether anything is there.
+
+The connector is saved with new weights in everything else.
 """
 
 from __future__ import annotations
@@ -27,8 +31,10 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus.data.features import FeatureCache
-from isthmus.model.connectors.names import Discriminant, NamesConnector
+from isthmus.model.backbones.libraries import REGIONS
+from isthmus.model.connectors.names import Discriminant, NamesConnector, RegionMap
 from isthmus.model.features import PatchFeatures
+from isthmus.model.trust import trust
 from isthmus.model.vlm import VisionLanguageModel
 
 SOURCES = (
@@ -47,6 +53,13 @@ FARTHEST = 0.99
 SCALE = 24.0
 """Multiplies cosines before the softmax over names."""
 FILLER = "."
+NOTHING = " nothing"
+LAYOUTS = ("scene-layouts", "crowd-layouts")
+PLACES = REGIONS[1:]
+RIDGE = 0.003
+"""Drawn to zero by this share of the variance of what the stages see."""
+CERTAIN = 6.0
+"""Multiplies the second regression, whose aims are -1 and 1, before the sigmoid."""
 
 
 @dataclass
@@ -134,6 +147,81 @@ def solve(
     return vectors.norm(dim=-1)
 
 
+@dataclass
+class Parts:
+    """What the stages see in regions of scenes, and what is there.
+
+    Attributes:
+        stages: (n, W).
+        drawn: The name, the concept and the style of the drawing in each; None for nothing.
+    """
+
+    stages: Tensor
+    drawn: list[tuple[str, str, str] | None]
+
+
+def read_parts(root: Path, model: VisionLanguageModel) -> Parts:
+    """Features of the regions of all scenes whose layout is on record."""
+    cache = FeatureCache(root / "features", PatchFeatures(model.vision))
+    shape = model.vision.shape.regions
+    assert shape is not None
+    rows = [row for name in LAYOUTS for row in rows_of(root, name)]
+    files = [im.FileRef(root / row["image"]) for row in rows]
+    cache.fill(files, workers=1)
+    stages = []
+    for i in range(0, len(files), 512):
+        _, seen, _ = shape.split(cache.get(files[i : i + 512]))
+        stages.append(seen[:, 1:].flatten(0, 1).clone())
+    drawn: list[tuple[str, str, str] | None] = []
+    for row in rows:
+        at = {p["place"]: (p["name"], p["concept"], p["style"]) for p in row["placed"]}
+        drawn += [at.get(place) for place in PLACES]
+    return Parts(torch.cat(stages), drawn)
+
+
+def ridge(inputs: Tensor, aims: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """(aims, W) weights and (aims,) offsets of centred inputs (n, W) in units of their spread."""
+    centre = aims.mean(0)
+    products = inputs.T @ inputs / len(inputs) + penalty * torch.eye(inputs.shape[1])
+    weights = torch.linalg.solve(products, inputs.T @ (aims - centre) / len(inputs))
+    return weights.T, centre
+
+
+@torch.no_grad()
+def solve_regions(region: RegionMap, parts: Parts, data: Data, vectors: Tensor) -> None:
+    """Fills what is seen in regions from scenes.
+
+    Args:
+        region: What is filled.
+        parts: The regions.
+        data: Whole images.
+        vectors: (n, width) where these lie in the analysis.
+    """
+    aims = F.normalize(vectors, dim=-1)
+    place = {(r.get("concept"), r.get("source")): i for i, r in enumerate(data.rows)}
+    held = torch.tensor([d is not None for d in parts.drawn])
+    known = [
+        (i, place[drawn[1:]])
+        for i, drawn in enumerate(parts.drawn)
+        if drawn is not None and drawn[1:] in place
+    ]
+    own, whole = (torch.tensor(index) for index in zip(*known, strict=True))
+    for linear, offset, inputs, wanted in (
+        (region.linear, region.offset, parts.stages[own], aims[whole]),
+        (region.there_linear, region.there_offset, parts.stages, 2.0 * held[:, None] - 1),
+    ):
+        mean, std = inputs.mean(0), inputs.std(0).clamp(min=1e-3)
+        weights, centre = ridge((inputs - mean) / std, wanted, RIDGE)
+        weights = weights / std
+        if linear is region.there_linear:  # one mean is kept for both
+            weights, centre = CERTAIN * weights, CERTAIN * (centre + weights @ (region.mean - mean))
+        else:
+            region.mean.copy_(mean)
+        linear.copy_(weights.view_as(linear))
+        offset.copy_(centre.view_as(offset))
+    print(f"{len(own):,} regions with a drawing, of {len(held):,}")
+
+
 def concepts_of(model: VisionLanguageModel, names: list[str]) -> list[list[int]]:
     """Word pieces of each name, as it stands behind a space."""
     return [model.language.encode(f" {name}") for name in names]
@@ -145,7 +233,8 @@ def accuracy(connector: NamesConnector, data: Data, names: list[str]) -> dict[st
     first = third = 0
     for i in range(0, len(data.rows), 512):
         part = slice(i, i + 512)
-        logits, trusted = connector.image(data.stages[part])
+        vectors = connector.image.vectors(data.stages[part])
+        logits, trusted = connector.image.logits(vectors), trust(vectors.norm(dim=-1), 1.0)
         found = connector.mixed(logits, data.scores[part], trusted)
         top = found.topk(3, dim=-1).indices.tolist()
         for likely, row in zip(top, data.rows[part], strict=True):
@@ -199,14 +288,17 @@ def main() -> None:
     names += [row["name"] for row in classes if row["name"] not in groups]
     place = {name: i for i, name in enumerate(names)}
     filler = model.language.encode(FILLER)[0]
-    connector.set_names(concepts_of(model, names), filler, [place[row["name"]] for row in classes])
+    classes_of = [place[row["name"]] for row in classes]
+    nothing = model.language.encode(NOTHING)
+    connector.set_names(concepts_of(model, names), filler, classes_of, nothing)
     lengths = solve(
         connector.image, data.stages, list(groups.values()), options.shrink, options.scale
     )
-    connector.region.load_state_dict(connector.image.state_dict())
+    vectors = connector.image.vectors(data.stages)
+    solve_regions(connector.region, read_parts(options.data, model), data, vectors)
     print(f"lengths over the radius: median {lengths.median():.2f}")
     for name, part in held.items():
-        _, trusted = connector.image(part.stages)
+        trusted = trust(connector.image.vectors(part.stages).norm(dim=-1), 1.0)
         told = {k: f"{v:.1%}" for k, v in accuracy(connector, part, names).items()}
         print(name, len(part.rows), told, f"trust {trusted.mean():.2f}")
     if options.out is not None:

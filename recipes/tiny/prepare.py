@@ -72,6 +72,12 @@ def makers(
         "imagenet": {"imagenet-names": lambda: imagenet.imagenet_names(root)},
         "emoji": {
             "train-emoji": lambda: scene_sets.without_test_drawings(emoji.training(root), root),
+            "train-episodes": lambda: (
+                r
+                for r in scene_sets.without_held_out(emoji.training(root), root)
+                if r["object_like"]
+            ),
+            "train-rules": lambda: scene_sets.of_categories(emoji.training(root), root),
             "test-twemoji": lambda: emoji.twemoji(root),
             "test-fxemoji": lambda: emoji.fxemoji(root),
         },
@@ -102,6 +108,10 @@ def makers(
             "scene-things": lambda: things.listing(root),
             "train-scenes": lambda: scene_sets.train_scenes(root, scenes),
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
+            "scene-layouts": lambda: scene_sets.layouts(root, scenes),
+            "crowd-layouts": lambda: scene_sets.crowd_layouts(
+                root, scene_sets.without_held_out(emoji.training(root), root), scenes // 2
+            ),
             "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
             "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),
             "dev-steps-ko": lambda: scene_sets.held_out_steps(root, "dev", korean=True),

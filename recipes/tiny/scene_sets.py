@@ -19,11 +19,11 @@ import numpy as np
 import scene_questions
 import steps
 from scene_questions import Asked, Asker
-from scenes import COLOURS, PLACES, Painter, Scene, composed
+from scenes import COLOURS, MOST, PLACES, Painter, Scene, composed
 from steps import TwoHop
-from things import Thing, Things
+from things import Thing, Things, listing
 
-SCENES = 12_000
+SCENES, CROWDS = 12_000, 6_000
 PARTS = ("train", "dev", "test")
 TWO_HOP = 0.4
 """Share of training scenes that a question of two hops is made for."""
@@ -166,6 +166,52 @@ def train_scenes(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
                 made += 1
             if made > MORE:
                 break
+
+
+def layouts(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
+    """What is where in the training scenes: names and drawings, for what is fitted to regions."""
+    for _, picture in SceneSet(root, "train").training(count):
+        yield layout_record(picture)
+
+
+def crowd_layouts(
+    root: Path, records: Iterable[dict[str, Any]], count: int = CROWDS
+) -> Iterator[dict[str, Any]]:
+    """Scenes of any drawings of emoji, and what is where in them; no question is asked of them.
+
+    They hold many more names than things that questions are made for. What is fitted to regions
+    then carries over to names that no scene shows.
+
+    Args:
+        root: The data folder.
+        records: The drawings that may be shown.
+        count: How many scenes.
+    """
+    scenes = SceneSet(root, "train")
+    named: dict[str, Thing] = {}
+    drawn: dict[str, list[tuple[str, str]]] = {}
+    for record in records:
+        if record["source"] in scenes.things.styles:
+            named.setdefault(record["name"], Thing(record["name"]))
+            drawn.setdefault(record["name"], []).append((record["concept"], record["source"]))
+    pool = list(named.values())
+    for number in range(count):
+        rng = scenes.rng("crowd", number)
+        chosen = rng.choice(len(pool), int(rng.integers(1, MOST + 1)), replace=False)
+        wanted = [(pool[int(i)], None) for i in chosen]
+        scene = composed(rng, wanted, lambda t: drawn[t.name], scenes.painter.hides)
+        picture = Picture(scene, f"pictures/scenes/crowd/{number:05d}.png", "crowd")
+        scenes.paint(picture)
+        yield layout_record(picture)
+
+
+def layout_record(picture: Picture) -> dict[str, Any]:
+    """What is where in a scene."""
+    placed = [
+        {"place": p.place, "name": p.thing.name, "concept": p.drawing[0], "style": p.drawing[1]}
+        for p in picture.scene.placed
+    ]
+    return {"image": picture.path, "placed": placed}
 
 
 def one_hop_record(asked: Asked, path: str) -> dict[str, Any]:
@@ -319,6 +365,26 @@ def held_out_steps(root: Path, part: str, *, korean: bool = False) -> Iterator[d
                 "split": split,
                 "source": hop.region,
             }
+
+
+def without_held_out(records: Iterable[dict[str, Any]], root: Path) -> Iterator[dict[str, Any]]:
+    """The records of emoji without those of a thing held out for dev or test, in any style."""
+    held_out = [row for row in listing(root) if row["part"] != "train"]
+    concepts = {code for row in held_out for code in row["concepts"]}
+    names = {row["name"] for row in held_out}
+    for record in records:
+        known = {record["name"], *record.get("names", ())}
+        if record["concept"] not in concepts and not known & names:
+            yield record
+
+
+def of_categories(records: Iterable[dict[str, Any]], root: Path) -> Iterator[dict[str, Any]]:
+    """Drawings named by what they are, "animal": episodes of them show a rule, not a thing."""
+    known = {row["name"]: row for row in listing(root) if not row["unclear"]}
+    for record in without_held_out(records, root):
+        row = known.get(record["name"])
+        if row is not None and len(row["is"]) == 1:
+            yield {**record, "name": row["is"][0], "names": [row["is"][0]]}
 
 
 def without_test_drawings(

@@ -5,9 +5,10 @@ convolutional network knows them; of photographs, the network's own classifier. 
 heard depends on the distance of an image from those that the analysis was fitted to
 (`isthmus.model.trust`). The likeliest name is handed over whole, piece by piece, in the language
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
-sure it is stands behind it. The next likeliest follow, and the likeliest name in each quadrant and
-in the middle, so that several things, their places and their number can be read. What no name says
-goes through free tokens, gathered by attention.
+sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
+middle: a name, or that there is nothing. So several things, their places and their number can be
+read. What no name says goes through free tokens. The first is a linear map of the analysis, alike
+for images that are alike; the others are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
@@ -66,12 +67,70 @@ class Discriminant(nn.Module):
         self.register_buffer("means", torch.zeros(concepts, width))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, stages: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (..., C) of what the stages see (..., W), and trust (...) in them; float32."""
+    def vectors(self, stages: Tensor) -> Tensor:
+        """Where an image lies (..., width), of what the stages see (..., W); float32."""
         with torch.autocast(stages.device.type, enabled=False):  # near names differ by little
-            vectors = (stages.float() - self.mean.float()) @ self.linear.float().T
-            logits = self.scale.float() * (F.normalize(vectors, dim=-1) @ self.means.float().T)
-            return logits, trust(vectors.norm(dim=-1), 1.0)
+            return (stages.float() - self.mean.float()) @ self.linear.float().T
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """(..., C): how near each concept is to vectors (..., width)."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.scale.float() * (F.normalize(vectors, dim=-1) @ self.means.float().T)
+
+
+class RegionMap(nn.Module):
+    """Where a region lies among whole images, and whether anything is there.
+
+        v = linear (x - mean) + offset,    there = sigmoid(there_linear (x - mean) + there_offset)
+
+    Args:
+        in_width: Numbers W of the stages.
+        width: Dimensions of the analysis of whole images.
+
+    Attributes:
+        mean, linear, offset, there_linear, there_offset: Fitted by whoever knows the images, and
+            frozen.
+    """
+
+    mean: Tensor
+    linear: Tensor
+    offset: Tensor
+    there_linear: Tensor
+    there_offset: Tensor
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(in_width))
+        self.register_buffer("linear", torch.zeros(width, in_width))
+        self.register_buffer("offset", torch.zeros(width))
+        self.register_buffer("there_linear", torch.zeros(in_width))
+        self.register_buffer("there_offset", torch.zeros(()))
+
+    def forward(self, stages: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (..., width) and shares (...) of what the stages see (..., W); float32."""
+        with torch.autocast(stages.device.type, enabled=False):
+            own = stages.float() - self.mean.float()
+            there = own @ self.there_linear.float() + self.there_offset.float()
+            return own @ self.linear.float().T + self.offset.float(), there.sigmoid()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is in images.
+
+    Attributes:
+        vector: (B, width), where the whole image lies in the analysis.
+        shares: (B, R, C), how likely each concept is in each region, the whole image first; each
+            row sums to 1.
+        trusted: (B,), trust in the analysis; the rest of it is the classifier's.
+        there: (B, R - 1), how likely there is anything in each region. Of photographs nobody knows,
+            and it is taken to be so.
+    """
+
+    vector: Tensor
+    shares: Tensor
+    trusted: Tensor
+    there: Tensor
 
 
 class NamesConnector(nn.Module):
@@ -87,18 +146,21 @@ class NamesConnector(nn.Module):
         region_pieces: Word pieces of a region's name.
         dimensions: Of the discriminant analysis.
         free: Number of free tokens.
-        heads: Attention heads of the free tokens, each 64 wide.
+        heads: Attention heads of the free tokens but the first, each 64 wide.
 
     Attributes:
         names: (C, K) int64 word pieces of each concept, -1 in unused rows; saved with the weights.
         classes: (classes,) int64, the concept that each class of the encoder's is; -1 for none.
-        image, region: The analyses of a whole image and of a region of one.
+        nothing: (K,) int64 word pieces that say of a region that nothing is there.
+        image: The analysis of a whole image.
+        region: What it is for a region of one.
     """
 
     embeddings: Tensor
     names: Tensor
     classes: Tensor
     filler: Tensor
+    nothing: Tensor
 
     def __init__(
         self,
@@ -124,13 +186,14 @@ class NamesConnector(nn.Module):
         self.num_tokens = pieces + 1 + others + (regions.count - 1) * region_pieces + free
         self.width = embeddings.shape[1]
         self.image = Discriminant(regions.stages, dimensions, concepts)
-        self.region = Discriminant(regions.stages, dimensions, concepts)
+        self.region = RegionMap(regions.stages, dimensions)
         self.sureness = nn.Linear(others + 2, self.width)
         self.other_sureness = nn.Linear(1, self.width)
         self.region_sureness = nn.Linear(2, self.width)
         self.places = nn.Parameter(torch.zeros(regions.count - 1, self.width))
+        self.alike = nn.Linear(dimensions, self.width, bias=False)
         self.norm = nn.LayerNorm(in_width)
-        self.queries = nn.Parameter(torch.randn(free, in_width) * in_width**-0.5)
+        self.queries = nn.Parameter(torch.randn(free - 1, in_width) * in_width**-0.5)
         self.attention = MultiHeadAttention(
             in_width, in_width, heads=heads, head_dim=64, bias=True, out_width=self.width
         )
@@ -138,6 +201,8 @@ class NamesConnector(nn.Module):
         # tokens are as long as words are
         spread = float(embeddings.detach().float().norm(dim=-1).median())
         nn.init.constant_(self.out_norm.weight, spread / math.sqrt(self.width))
+        longer = math.sqrt(max(1.0, dimensions / self.width))  # where dimensions are given up
+        nn.init.orthogonal_(self.alike.weight, gain=spread * longer)
         for layer in (self.sureness, self.other_sureness, self.region_sureness):
             nn.init.normal_(layer.weight, std=spread / math.sqrt(self.width))
             nn.init.zeros_(layer.bias)
@@ -146,9 +211,14 @@ class NamesConnector(nn.Module):
         self.names[:, 0] = torch.arange(concepts) % embeddings.shape[0]
         self.register_buffer("classes", torch.full((regions.classes,), UNUSED))
         self.register_buffer("filler", torch.zeros((), dtype=torch.long))
+        self.register_buffer("nothing", torch.zeros(pieces, dtype=torch.long))
 
     def set_names(
-        self, names: Sequence[Sequence[int]], filler: int, classes: Sequence[int] = ()
+        self,
+        names: Sequence[Sequence[int]],
+        filler: int,
+        classes: Sequence[int] = (),
+        nothing: Sequence[int] = (),
     ) -> None:
         """Says what each concept is called.
 
@@ -156,6 +226,7 @@ class NamesConnector(nn.Module):
             names: For each concept 1 to K word pieces; longer names are cut.
             filler: The word piece that stands behind a shorter name.
             classes: For each class of the encoder's classifier its concept, -1 for none.
+            nothing: What stands for a region with nothing in it; fillers alone if not given.
 
         Raises:
             ConfigError: If there are more names than rows, an empty one, or another number of
@@ -171,29 +242,30 @@ class NamesConnector(nn.Module):
             raise ConfigError(
                 f"names: got concepts of {len(classes)} classes, expected {len(self.classes)}"
             )
+
+        def filled(own: Sequence[int]) -> Tensor:
+            return torch.tensor([*own, *[filler] * length][:length])
+
         self.names.fill_(UNUSED)
         for row, own in enumerate(names):
-            kept = list(own)[:length]
-            self.names[row] = torch.tensor([*kept, *[filler] * (length - len(kept))])
+            self.names[row] = filled(own)
         self.filler.fill_(filler)
+        self.nothing.copy_(filled(nothing))
         if classes:
             self.classes.copy_(torch.tensor(list(classes)))
 
-    def shares(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """How likely each concept is.
-
-        Args:
-            features: (B, N + R rows, D_vision).
-
-        Returns:
-            Shares (B, R, C), of which each row sums to 1, the whole image first; and the trust
-            (B, R) in the analysis, the rest of which is the classifier's.
-        """
+    def seen(self, features: Tensor) -> Seen:
+        """What is in an image, of features (B, N + R rows, D_vision)."""
         _, stages, scores = self.shape.split(features)
-        whole, trusted = self.image(stages[:, :1])
-        parts, parts_trusted = self.region(stages[:, 1:])
-        trusted = torch.cat([trusted, parts_trusted], dim=1)
-        return self.mixed(torch.cat([whole, parts], dim=1), scores, trusted), trusted
+        whole = self.image.vectors(stages[:, :1])
+        parts, there = self.region(stages[:, 1:])
+        vectors = torch.cat([whole, parts], dim=1)
+        trusted = trust(whole.norm(dim=-1), 1.0)
+        if not bool((self.classes >= 0).any()):  # nobody else knows
+            trusted = torch.ones_like(trusted)
+        logits = self.image.logits(vectors)
+        shares = self.mixed(logits, scores, trusted.expand(-1, logits.shape[1]))
+        return Seen(whole[:, 0], shares, trusted[:, 0], 1 - trusted * (1 - there))
 
     def mixed(self, logits: Tensor, scores: Tensor, trusted: Tensor) -> Tensor:
         """How likely each concept is, of both who know.
@@ -205,12 +277,8 @@ class NamesConnector(nn.Module):
         """
         logits = logits.masked_fill(self.names[:, 0] == UNUSED, float("-inf"))
         known = self.classes >= 0
-        said = torch.zeros_like(logits)
-        if bool(known.any()):
-            of_classes = scores[..., known].float().softmax(dim=-1).to(logits.dtype)
-            said = said.index_add(-1, self.classes[known], of_classes)
-        else:
-            trusted = torch.ones_like(trusted)
+        of_classes = scores[..., known].float().softmax(dim=-1).to(logits.dtype)
+        said = torch.zeros_like(logits).index_add(-1, self.classes[known], of_classes)
         return trusted[..., None] * logits.softmax(dim=-1) + (1 - trusted)[..., None] * said
 
     def no_weight_decay(self) -> set[str]:
@@ -219,26 +287,33 @@ class NamesConnector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D) of features (B, N + R rows, D_vision)."""
-        shares, trusted = self.shares(features)
-        likely, index = shares[:, 0].topk(1 + self.others, dim=-1)
-        words = self.embeddings[self.names[index].clamp(min=0)]  # (B, 1 + others, K, D)
-        name = words[:, 0]
+        seen = self.seen(features)
         dtype = self.sureness.weight.dtype
-        shares, trusted = shares.to(dtype), trusted.to(dtype)
+        trusted = seen.trusted.to(dtype)
+        likely, index = seen.shares[:, 0].topk(1 + self.others, dim=-1)
         likely = likely.to(dtype)
-        sure = self.sureness(torch.cat([likely, trusted[:, :1]], dim=-1))[:, None]
+        words = self.embeddings[self.names[index].clamp(min=0)]  # (B, 1 + others, K, D)
+        sure = self.sureness(torch.cat([likely, trusted[:, None]], dim=-1))[:, None]
         others = self._mean(words[:, 1:], self.names[index[:, 1:]])
         others = others + self.other_sureness(likely[:, 1:, None])
-        best, which = shares[:, 1:].max(dim=-1)
-        parts = self.embeddings[self.names[which][..., : self.region_pieces].clamp(min=0)]
-        told = self.region_sureness(torch.stack([best, trusted[:, 1:]], dim=-1)) + self.places
-        first = (parts[:, :, :1] + told[:, :, None]).to(parts.dtype)
-        parts = torch.cat([first, parts[:, :, 1:]], dim=2).flatten(1, 2)
+        alike = self.alike(F.normalize(seen.vector, dim=-1).to(dtype))[:, None]
         patches = self.norm(features[:, : self.shape.patches])
         queries = self.queries.expand(features.shape[0], -1, -1)
         free = self.out_norm(self.attention(queries, patches))
-        tokens = [name, sure, others, parts, free]
-        return torch.cat([t.to(free.dtype) for t in tokens], dim=1)
+        tokens = [words[:, 0], sure, others, self._regions(seen), alike, free]
+        return torch.cat([t.to(dtype) for t in tokens], dim=1)
+
+    def _regions(self, seen: Seen) -> Tensor:
+        """The names of what is in the regions (B, (R - 1) * pieces, D)."""
+        dtype = self.sureness.weight.dtype
+        best, which = seen.shares[:, 1:].max(dim=-1)
+        there = seen.there
+        pieces = torch.where(there[..., None] > 0.5, self.names[which], self.nothing)
+        words = self.embeddings[pieces[..., : self.region_pieces].clamp(min=0)]
+        told = torch.stack([best, there], dim=-1).to(dtype)
+        told = self.region_sureness(told) + self.places
+        first = (words[:, :, :1] + told[:, :, None]).to(words.dtype)
+        return torch.cat([first, words[:, :, 1:]], dim=2).flatten(1, 2)
 
     def _mean(self, words: Tensor, names: Tensor) -> Tensor:
         """The mean (B, n, D) of the pieces (B, n, K, D) of names, their filling left out."""
@@ -268,10 +343,10 @@ class Names(Config):
     """Word pieces of the name in a region."""
     dimensions: Count = 512
     """Dimensions of the discriminant analysis."""
-    free: NotNegative = 4
-    """Visual tokens that are no names."""
+    free: Count = 3
+    """Visual tokens that are no names: one of the analysis, the others gathered by attention."""
     heads: Count = 8
-    """Attention heads of the free tokens, each 64 wide."""
+    """Attention heads of those others, each 64 wide."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None

@@ -28,11 +28,12 @@ def made() -> NamesConnector:
     torch.manual_seed(0)
     options = Names(concepts=5, pieces=3, others=2, region_pieces=2, dimensions=5, free=1, heads=2)
     connector = options.build(SHAPE, WIDTH, WORDS)
-    connector.set_names(NAMES, FILLER, classes=[2, 0, 1, -1])
-    for analysis in (connector.image, connector.region):
-        analysis.linear.copy_(torch.eye(5, STAGES) / 10)  # trusted up to a length of 10
-        analysis.means.copy_(torch.eye(5))
-        analysis.scale.fill_(20.0)
+    connector.set_names(NAMES, FILLER, classes=[2, 0, 1, -1], nothing=[9])
+    connector.image.linear.copy_(torch.eye(5, STAGES) / 10)  # trusted up to a length of 10
+    connector.image.means.copy_(torch.eye(5))
+    connector.image.scale.fill_(20.0)
+    connector.region.linear.copy_(torch.eye(5, STAGES))
+    connector.region.there_offset.fill_(20.0)
     with torch.no_grad():
         for layer in (
             connector.sureness,
@@ -89,22 +90,22 @@ def test_far_from_what_was_fitted_the_classifier_names() -> None:
     connector = made()
     strange = [seen(0, size=100.0)] * 3
     sure = [0.0, 0.0, 9.0, 0.0]  # its third class is the second concept
-    shares, trusted = connector.shares(features(strange, [sure] * 3))
-    assert float(trusted.max()) < 1e-4
+    far = connector.seen(features(strange, [sure] * 3))
+    assert float(far.trusted) < 1e-4
     expected = torch.tensor([0.0, 0.0, 9.0]).softmax(dim=0)  # classes of no name have no say
-    torch.testing.assert_close(shares[0, 0, [2, 0, 1]], expected, atol=1e-4, rtol=0)
-    near, trusted = connector.shares(features([seen(0)] * 3, [sure] * 3))
-    assert float(trusted.min()) > 0.99
-    assert int(near[0, 0].argmax()) == 0
-    torch.testing.assert_close(near.sum(dim=-1), torch.ones(1, 3))
+    for region in range(3):
+        torch.testing.assert_close(far.shares[0, region, [2, 0, 1]], expected, atol=1e-4, rtol=0)
+    near = connector.seen(features([seen(0)] * 3, [sure] * 3))
+    assert float(near.trusted) > 0.99
+    assert int(near.shares[0, 0].argmax()) == 0
+    torch.testing.assert_close(near.shares.sum(dim=-1), torch.ones(1, 3))
 
 
 def test_half_way_both_are_heard_alike() -> None:
     connector = made()
-    shares, trusted = connector.shares(
-        features([[10.0, 0, 0, 0, 0, 0]] * 3, [[0.0, 0.0, 99.0, 0.0]] * 3)
-    )
-    torch.testing.assert_close(trusted, torch.full((1, 3), 0.5))
+    half = connector.seen(features([[10.0, 0, 0, 0, 0, 0]] * 3, [[0.0, 0.0, 99.0, 0.0]] * 3))
+    shares = half.shares
+    torch.testing.assert_close(half.trusted, torch.full((1,), 0.5))
     assert float(shares[0, 0, 0]) == pytest.approx(0.5, abs=1e-3)
     assert float(shares[0, 0, 1]) == pytest.approx(0.5, abs=1e-3)
 
@@ -112,7 +113,7 @@ def test_half_way_both_are_heard_alike() -> None:
 def test_unused_rows_are_never_named() -> None:
     connector = made()
     stages = [[0.0, 0.0, 0.0, 0.0, 5.0, 0.0]] * 3  # the fifth row's direction
-    shares, _ = connector.shares(features(stages, [EVEN] * 3))
+    shares = connector.seen(features(stages, [EVEN] * 3)).shares
     assert float(shares[..., 4].max()) == 0.0
 
 
@@ -136,11 +137,53 @@ def test_an_analysis_is_cosine_of_what_is_left_of_the_stages() -> None:
         tensor.normal_()
     analysis.scale.fill_(7.0)
     stages = torch.randn(2, 5, STAGES)
-    logits, trusted = analysis(stages)
-    vectors = (stages - analysis.mean) @ analysis.linear.T
+    vectors = analysis.vectors(stages)
+    torch.testing.assert_close(vectors, (stages - analysis.mean) @ analysis.linear.T)
     expected = 7 * F.normalize(vectors, dim=-1) @ analysis.means.T
-    torch.testing.assert_close(logits, expected)
-    torch.testing.assert_close(trusted, 1 / (1 + vectors.norm(dim=-1) ** 8))
+    torch.testing.assert_close(analysis.logits(vectors), expected)
+
+
+def test_where_a_region_holds_nothing_it_is_said_so() -> None:
+    connector = made()
+    connector.region.there_offset.fill_(-2.0)
+    connector.region.there_linear[1] = 1.0
+    tokens = connector(features([seen(2), seen(0), seen(1)], [EVEN] * 3))[0, 6:10]
+    torch.testing.assert_close(tokens[:2], WORDS[[9, FILLER]])
+    torch.testing.assert_close(tokens[2:], WORDS[[21, FILLER]])
+
+
+def test_of_photographs_nobody_says_that_there_is_nothing() -> None:
+    connector = made()
+    connector.region.there_offset.fill_(-20.0)
+    far = connector.seen(features([seen(0, size=100.0)] * 3, [EVEN] * 3))
+    torch.testing.assert_close(far.there, torch.ones(1, 2), atol=1e-4, rtol=0)
+    near = connector.seen(features([seen(0)] * 3, [EVEN] * 3))
+    torch.testing.assert_close(near.there, torch.zeros(1, 2), atol=5e-3, rtol=0)
+
+
+def test_regions_are_seen_through_a_map_of_their_own() -> None:
+    connector = made()
+    connector.region.linear.copy_(torch.eye(5, STAGES).roll(1, 0))  # the first number is the second
+    connector.region.mean[3] = 5.0
+    connector.region.offset[3] = 7.0
+    found = connector.seen(features([seen(2), seen(0), seen(1)], [EVEN] * 3)).shares
+    assert found[0].argmax(dim=-1).tolist() == [2, 3, 3]
+    connector.region.offset.zero_()
+    found = connector.seen(features([seen(2), seen(0), seen(1)], [EVEN] * 3)).shares
+    assert found[0].argmax(dim=-1).tolist() == [2, 1, 2]
+
+
+def test_images_that_are_alike_have_a_token_that_is_alike() -> None:
+    """At first the angles between these tokens are those between vectors of the analysis."""
+    torch.manual_seed(0)
+    stages = torch.randn(6, STAGES)
+    regions = [EVEN] * 3
+    connector = made()
+    told = [connector(features([s.tolist()] * 3, regions))[0, -1] for s in stages]
+    vectors = F.normalize(connector.image.vectors(stages), dim=-1)
+    tokens = torch.stack(told)
+    length = float(WORDS.norm(dim=-1).median())
+    torch.testing.assert_close(tokens @ tokens.T / length**2, vectors @ vectors.T)
 
 
 def test_names_are_saved_with_the_weights(tmp_path: Path) -> None:
