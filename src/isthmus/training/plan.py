@@ -16,7 +16,7 @@ from isthmus.config.model import TrainConfig
 from isthmus.data.episodes import Episodes
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture
-from isthmus.data.packing import packed_rows
+from isthmus.data.packing import packed_rows, padded
 from isthmus.errors import ConfigError
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower
@@ -185,7 +185,8 @@ def _plan_samples(
     micro = config.micro_batch_size or len(items)
     rows, length = min(micro, len(lengths)), max(lengths)
     if config.pack:
-        rows, length = len(packed_rows(lengths[:micro], config.pack)), config.pack
+        packed = packed_rows(lengths[:micro], config.pack)
+        rows, length = len(packed), padded(lengths[:micro], packed)
     made = [d.records for d in data if isinstance(d.records, Episodes)]
     read = sum(len(d.records) for d in data if not isinstance(d.records, Episodes))
     images = round(read * shown / len(items)) + sum(1 for own in made for _ in own.media())
