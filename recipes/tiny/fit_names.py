@@ -8,9 +8,9 @@ in a feature cache. Linear discriminant analysis (Fisher 1936) of it tells their
 differs between images of one name, such as a house's style, is whitened away. The encoder's own
 classes name photographs.
 
-What a region of a scene holds is told by ridge regression (Hoerl and Kennard 1970) from what the
-stages see there to where the same drawing lies as a whole image. So a region can be given names that
-no scene has shown. A second one tells whether anything is there.
+Ridge regression (Hoerl and Kennard 1970) tells what a region of a scene holds: it leads from what
+the stages see there to where the same drawing lies as a whole image. So a region can be given names
+that no scene has shown. A second one tells whether anything is there.
 
 The connector is saved with new weights in everything else.
 """

@@ -29,6 +29,7 @@ import drawings
 import emoji
 import gcompris
 import imagenet
+import parts
 import printed_words
 import questions
 import scene_sets
@@ -71,13 +72,9 @@ def makers(
     return {
         "imagenet": {"imagenet-names": lambda: imagenet.imagenet_names(root)},
         "emoji": {
-            "train-emoji": lambda: scene_sets.without_test_drawings(emoji.training(root), root),
-            "train-episodes": lambda: (
-                r
-                for r in scene_sets.without_held_out(emoji.training(root), root)
-                if r["object_like"]
-            ),
-            "train-rules": lambda: scene_sets.of_categories(emoji.training(root), root),
+            "train-emoji": lambda: parts.without_test_drawings(emoji.training(root), root),
+            "train-episodes": lambda: parts.objects(emoji.training(root), root),
+            "train-rules": lambda: parts.of_categories(emoji.training(root), root),
             "test-twemoji": lambda: emoji.twemoji(root),
             "test-fxemoji": lambda: emoji.fxemoji(root),
         },
@@ -110,7 +107,7 @@ def makers(
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
             "scene-layouts": lambda: scene_sets.layouts(root, scenes),
             "crowd-layouts": lambda: scene_sets.crowd_layouts(
-                root, scene_sets.without_held_out(emoji.training(root), root), scenes // 2
+                root, emoji.training(root), scenes // 2
             ),
             "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
             "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),

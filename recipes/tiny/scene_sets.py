@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import scene_questions
 import steps
+from parts import without_held_out
 from scene_questions import Asked, Asker
 from scenes import COLOURS, MOST, PLACES, Painter, Scene, composed
 from steps import TwoHop
-from things import Thing, Things, listing
+from things import Thing, Things
 
 SCENES, CROWDS = 12_000, 6_000
 PARTS = ("train", "dev", "test")
@@ -184,13 +185,13 @@ def crowd_layouts(
 
     Args:
         root: The data folder.
-        records: The drawings that may be shown.
+        records: Drawings; those of what is held out are not shown.
         count: How many scenes.
     """
     scenes = SceneSet(root, "train")
     named: dict[str, Thing] = {}
     drawn: dict[str, list[tuple[str, str]]] = {}
-    for record in records:
+    for record in without_held_out(records, root):
         if record["source"] in scenes.things.styles:
             named.setdefault(record["name"], Thing(record["name"]))
             drawn.setdefault(record["name"], []).append((record["concept"], record["source"]))
@@ -365,33 +366,3 @@ def held_out_steps(root: Path, part: str, *, korean: bool = False) -> Iterator[d
                 "split": split,
                 "source": hop.region,
             }
-
-
-def without_held_out(records: Iterable[dict[str, Any]], root: Path) -> Iterator[dict[str, Any]]:
-    """The records of emoji without those of a thing held out for dev or test, in any style."""
-    held_out = [row for row in listing(root) if row["part"] != "train"]
-    concepts = {code for row in held_out for code in row["concepts"]}
-    names = {row["name"] for row in held_out}
-    for record in records:
-        known = {record["name"], *record.get("names", ())}
-        if record["concept"] not in concepts and not known & names:
-            yield record
-
-
-def of_categories(records: Iterable[dict[str, Any]], root: Path) -> Iterator[dict[str, Any]]:
-    """Drawings named by what they are, "animal": episodes of them show a rule, not a thing."""
-    known = {row["name"]: row for row in listing(root) if not row["unclear"]}
-    for record in without_held_out(records, root):
-        row = known.get(record["name"])
-        if row is not None and len(row["is"]) == 1:
-            yield {**record, "name": row["is"][0], "names": [row["is"][0]]}
-
-
-def without_test_drawings(
-    records: Iterable[dict[str, Any]], root: Path
-) -> Iterator[dict[str, Any]]:
-    """The records of emoji without the drawings that the test of scenes is made of."""
-    things = Things(root)
-    for record in records:
-        if not things.is_test_drawing(record["concept"], record["source"]):
-            yield record

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from isthmus.errors import ConfigError
 
-
 ATTENTION = 2048
 """Tokens of a row at which attention costs about what all linear maps do; more in larger models."""
 SLACK = (1.0, 1.05, 1.1, 1.2)

@@ -1,0 +1,88 @@
+"""What the shipped model's names are fitted with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from isthmus.model.connectors.names import RegionMap
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
+ROWS = [
+    {"name": "cat", "names": ["cat", "tabby"], "concept": "A", "source": "noto"},
+    {"name": "tabby cat", "names": ["tabby cat", "tabby"], "concept": "B", "source": "noto"},
+    {"name": "tram", "names": ["tram"], "concept": "C", "source": "noto"},
+    {"name": "tram", "names": ["tram"], "concept": "D", "source": "noto"},
+    {"name": "pie", "names": ["pie"], "concept": "E", "source": "openmoji"},
+]
+LISTING: list[dict[str, Any]] = [
+    {"name": "cat", "part": "train", "concepts": ["A"], "is": ["animal"], "unclear": []},
+    {"name": "tabby", "part": "dev", "concepts": ["F"], "is": ["animal"], "unclear": []},
+    {"name": "tram", "part": "train", "concepts": ["C"], "is": ["vehicle"], "unclear": []},
+    {"name": "streetcar", "part": "test", "concepts": ["D"], "is": ["vehicle"], "unclear": []},
+    {"name": "pie", "part": "train", "concepts": ["E"], "is": ["eat"], "unclear": ["wear"]},
+]
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The recipe's modules."""
+    monkeypatch.syspath_prepend(str(RECIPE))
+    before = set(sys.modules)
+    import fit_names
+    import parts
+
+    monkeypatch.setattr(parts, "listing", lambda root: LISTING)
+    yield SimpleNamespace(fit=fit_names, parts=parts)
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == RECIPE:
+            del sys.modules[name]
+
+
+def test_no_episode_shows_what_is_held_out_under_any_name(recipe: Any) -> None:
+    kept = list(recipe.parts.without_held_out(ROWS, Path()))
+    assert [row["concept"] for row in kept] == ["C", "E"]
+
+
+def test_rules_are_of_things_that_are_clearly_one_kind(recipe: Any) -> None:
+    kept = list(recipe.parts.of_categories(ROWS, Path()))
+    assert [(row["concept"], row["name"]) for row in kept] == [("C", "vehicle")]
+
+
+def test_ridge_regression_is_drawn_to_zero_by_its_penalty(recipe: Any) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(5000, 3, dtype=torch.float64).float()
+    inputs = (inputs - inputs.mean(0)) / inputs.std(0)
+    wanted = torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]])
+    aims = inputs @ wanted.T + torch.tensor([7.0, -5.0])
+    weights, centre = recipe.fit.ridge(inputs, aims, 0.0)
+    torch.testing.assert_close(weights, wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(centre, torch.tensor([7.0, -5.0]), atol=1e-3, rtol=0)
+    halved, _ = recipe.fit.ridge(inputs, aims, 1.0)
+    torch.testing.assert_close(halved, wanted / 2, atol=0.1, rtol=0)
+
+
+def test_regions_are_mapped_to_where_their_drawings_lie(recipe: Any) -> None:
+    """Regions are a linear picture of whole images: the map finds names that no region showed."""
+    torch.manual_seed(0)
+    vectors = torch.randn(300, 8)
+    rows = [{"concept": str(i), "source": "noto"} for i in range(300)]
+    data = recipe.fit.Data(torch.zeros(300, 12), torch.zeros(300, 4), rows)
+    seen = F.normalize(vectors, dim=-1) @ torch.randn(8, 11)
+    there = torch.ones(300, 1)
+    stages = torch.cat([torch.cat([seen, there], 1), torch.randn(100, 12) * 0.01], 0)
+    drawn = [("a name", str(i), "noto") for i in range(200)] + [None] * 100
+    shown = torch.cat([stages[:200], stages[300:]])
+    region = RegionMap(12, 8)
+    recipe.fit.solve_regions(region, recipe.fit.Parts(shown, drawn), data, vectors)
+    found, share = region(stages)
+    alike = F.cosine_similarity(found[200:300], vectors[200:])
+    assert float(alike.min()) > 0.95
+    assert float(share[200:300].min()) > 0.9
+    assert float(share[300:].max()) < 0.1
