@@ -24,14 +24,8 @@ from isthmus.model.media.base import Features, features_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
-from isthmus.training.feed import (
-    DataSet,
-    MediaLoader,
-    TrainingItem,
-    WeightedSet,
-    as_sets,
-    augmented,
-)
+from isthmus.training.feed import DataSet, TrainingItem, WeightedSet, as_sets
+from isthmus.training.loader import MediaLoader, augmented
 from isthmus.training.locked import PooledViews, TextCache
 from isthmus.training.memory import Load, memory
 from isthmus.training.pairs import PairFeed, PairSet, all_images
@@ -167,6 +161,7 @@ def _plan_samples(
 ) -> Plan:
     """Of a vision-language model."""
     vlm.check_options(config)
+    vlm.check_episodes(model, data, config)
     summary = model.summary()
     source = MediaLoader(model)
     trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)

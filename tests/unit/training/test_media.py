@@ -34,7 +34,8 @@ from isthmus.model.layout import Layout
 from isthmus.model.media.base import Features, Parts
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example
-from isthmus.training.feed import DataSet, Feed, MediaLoader
+from isthmus.training.feed import DataSet, Feed
+from isthmus.training.loader import MediaLoader
 from isthmus.training.objectives import Language
 from isthmus.training.processes import Processes
 from isthmus.training.run import build
