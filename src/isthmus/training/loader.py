@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from isthmus.data.features import FeatureCache
-from isthmus.data.records import Medium, frames
+from isthmus.data.records import Medium as Source
+from isthmus.data.records import frames
 from isthmus.errors import ImageError, MediaError
 from isthmus.media.image import decode
 from isthmus.media.kinds import kind_of
-from isthmus.model.media.base import Attachment, Features, medium_of
+from isthmus.model.media.base import Attachment, Features, Medium, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -40,8 +41,9 @@ class MediaLoader:
         self.caches = caches or {}
         self.seed = seed
         self.augment = augment or augmented
+        self._remedies: dict[str, str] = {}
 
-    def load(self, media: Sequence[Medium], number: int) -> tuple[Attachment, ...]:
+    def load(self, media: Sequence[Source], number: int) -> tuple[Attachment, ...]:
         """The attachments of one sample.
 
         Args:
@@ -59,7 +61,7 @@ class MediaLoader:
             place += len(frames(source))
         return tuple(found)
 
-    def _loaded(self, source: Medium, number: int, place: int) -> Attachment:
+    def _loaded(self, source: Source, number: int, place: int) -> Attachment:
         medium = medium_of(self.model, source)
         if (cache := self.caches.get(medium.name)) is not None:
             rows = cache.get(frames(source))
@@ -67,10 +69,7 @@ class MediaLoader:
         for file in frames(source):
             if file.is_features:
                 kind = ImageError if file.kind == "image" else MediaError
-                raise kind(
-                    f"{file} holds features: they are read through the feature cache; set "
-                    "train.feature_cache = true and train.augment = false"
-                )
+                raise kind(f"{file} holds features{self._remedy(medium)}")
         if self.seed is None or kind_of(source) not in ("image", "clip"):
             return medium.open(self.model, source)
         shown = []
@@ -78,6 +77,18 @@ class MediaLoader:
             generator = np.random.default_rng([self.seed, 2, number, at])
             shown.append(self.augment(decode(file, file.read()), generator))
         return medium.open(self.model, shown if isinstance(source, tuple) else shown[0])
+
+    def _remedy(self, medium: Medium) -> str:
+        """What to do with a file of features, of which some media have no use."""
+        if medium.name not in self._remedies:
+            encoding = None if medium.varies else medium.encoding(self.model)
+            self._remedies[medium.name] = (
+                ": they are read through the feature cache; set train.feature_cache = true and "
+                "train.augment = false"
+                if encoding is not None and encoding.takes_arrays
+                else f', and the medium "{medium.name}" reads none: expected what they are of'
+            )
+        return self._remedies[medium.name]
 
 
 def augmented(image: Image.Image, generator: np.random.Generator) -> Image.Image:
