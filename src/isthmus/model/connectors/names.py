@@ -19,7 +19,7 @@ name, D the language model's width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -72,6 +72,15 @@ class Discriminant(nn.Module):
             vectors = (stages.float() - self.mean.float()) @ self.linear.float().T
             logits = self.scale.float() * (F.normalize(vectors, dim=-1) @ self.means.float().T)
             return logits, trust(vectors.norm(dim=-1), 1.0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Discriminant:
+        """Moves with the model, and stays in float32 where that goes to half precision."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, own in before.items():
+            if getattr(self, name).dtype != own.dtype:
+                setattr(self, name, own.to(getattr(self, name).device))
+        return self
 
 
 class NamesConnector(nn.Module):
@@ -158,8 +167,8 @@ class NamesConnector(nn.Module):
             classes: For each class of the encoder's classifier its concept, -1 for none.
 
         Raises:
-            ConfigError: If there are more names than rows, an empty one, or another number of
-                classes.
+            ConfigError: If there are more names than rows, an empty one, another number of
+                classes, or a class that is none of the concepts.
         """
         rows, length = self.names.shape
         if not 0 < len(names) <= rows or not all(names):
@@ -170,6 +179,11 @@ class NamesConnector(nn.Module):
         if classes and len(classes) != len(self.classes):
             raise ConfigError(
                 f"names: got concepts of {len(classes)} classes, expected {len(self.classes)}"
+            )
+        if odd := [c for c in classes if not UNUSED <= c < len(names)]:
+            raise ConfigError(
+                f"names: got concept {odd[0]} of a class, expected 0 to {len(names) - 1}, or "
+                f"{UNUSED} for none"
             )
         self.names.fill_(UNUSED)
         for row, own in enumerate(names):
@@ -204,13 +218,12 @@ class NamesConnector(nn.Module):
             trusted: (...) trust in the analysis.
         """
         logits = logits.masked_fill(self.names[:, 0] == UNUSED, float("-inf"))
-        known = self.classes >= 0
-        said = torch.zeros_like(logits)
-        if bool(known.any()):
-            of_classes = scores[..., known].float().softmax(dim=-1).to(logits.dtype)
-            said = said.index_add(-1, self.classes[known], of_classes)
-        else:
-            trusted = torch.ones_like(trusted)
+        # classes of no concept have no say, found without waiting for the device
+        known = self.classes != UNUSED
+        scores = scores.float().masked_fill(~known, torch.finfo(torch.float32).min)
+        of_classes = scores.softmax(dim=-1).to(logits.dtype)
+        said = torch.zeros_like(logits).index_add(-1, self.classes.clamp(min=0), of_classes)
+        trusted = trusted.masked_fill(~known.any(), 1.0)
         return trusted[..., None] * logits.softmax(dim=-1) + (1 - trusted)[..., None] * said
 
     def no_weight_decay(self) -> set[str]:
