@@ -38,9 +38,13 @@ EPISODE_STEPS = 250
 """Steps of four episodes, without a configuration."""
 HELD_OUT_EPISODES = 50
 """Episodes of images kept aside: each is as long as a dozen other samples."""
-TOO_FEW_ASIDE = "data.held_out = %s keeps too little of %s aside to evaluate on: %s"
 EPISODE_ADAPTER = Adapter(rank=16, start=8)
 """Adapters of a model that has none when it is to learn from its context."""
+TOO_FEW_ASIDE = (
+    "data.held_out = %s keeps too little of %s aside, so that nothing of it is evaluated: raise "
+    "it, or have more records (%s)"
+)
+"""Its share, the data set's name, and what is missing."""
 
 
 def episodes_run(data: str | Path) -> RunConfig:
