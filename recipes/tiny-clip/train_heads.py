@@ -42,6 +42,7 @@ from isthmus.model.clip.checkpoint import save_clip
 from isthmus.model.clip.class_mixture import ClassMixtureConfig
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import HeadConfig, JoinedImageTower, JoinedTextTower
+from isthmus.model.discriminants import linear_discriminants
 from isthmus.training.losses.contrastive import clip_loss
 
 DRAWN, CLASSES, HIDDEN = 512, 384, 2048
@@ -147,35 +148,32 @@ def solve_image_head(model: DualEncoder, data: Data, shrink: float) -> None:
     """Fills the image head's linear map, and the mixture's radius."""
     head = towers_of(model)[0].head
     stages = data.features[:, :-OWN_CLASSES]
-    head.mean.copy_(stages.mean(0))
-    head.std.copy_(stages.std(0).clamp(min=1e-3))
-    standard = (stages - head.mean) / head.std
     names = by_name(data)
-    width = standard.shape[-1]
-    within = torch.zeros(width, width)
-    for own in names.values():
-        if len(own) > 1:
-            apart = standard[own] - standard[own].mean(0)
-            within += apart.T @ apart
-    within = (1 - shrink) * within / within.diagonal().mean() + shrink * torch.eye(width)
-    root = torch.linalg.cholesky(within)
-    whiten = torch.linalg.solve_triangular(root, torch.eye(width), upper=False)
     things = [own for own in names.values() if data.rows[own[0]].get("object_like", True)]
-    prototypes = torch.stack([standard[own].mean(0) for own in things]) @ whiten.T
-    prototypes = F.normalize(prototypes, dim=-1)
-    _, values, axes = torch.linalg.svd(prototypes - prototypes.mean(0), full_matrices=False)
-    kept = values[:DRAWN].square().sum() / values.square().sum()
-    print(f"{len(prototypes):,} names, {kept:.0%} of what tells them apart in {DRAWN} dimensions")
-    linear = axes[:DRAWN] @ whiten
-    lengths = (standard @ linear.T).norm(dim=-1)
-    radius = lengths.kthvalue(math.ceil(FARTHEST * len(lengths))).values
-    print(f"lengths over the radius: median {lengths.median() / radius:.2f}", end="")
+    found = linear_discriminants(
+        stages,
+        list(names.values()),
+        dimensions=DRAWN,
+        shrink=shrink,
+        inside=FARTHEST,
+        between=things,
+    )
+    head.mean.copy_(found.mean)
+    head.std.copy_(found.std)
+    print(
+        f"{len(things):,} names, {found.share:.0%} of what tells them apart in {DRAWN} dimensions"
+    )
+
+    def length(features: Tensor) -> Tensor:
+        standard = (features[:, :-OWN_CLASSES] - head.mean) / head.std
+        return (standard @ found.linear.T).norm(dim=-1).median() / found.radius
+
+    print(f"lengths over the radius: median {length(data.features):.2f}", end="")
     for name, (features, _) in data.held.items():
-        held = (features[:, :-OWN_CLASSES] - head.mean) / head.std @ linear.T
-        print(f", {name} {held.norm(dim=-1).median() / radius:.2f}", end="")
+        print(f", {name} {length(features):.2f}", end="")
     print()
     # in units of the radius, which the mixture's configuration is then 1
-    head.linear.weight.copy_(linear / radius)
+    head.linear.weight.copy_(found.linear / found.radius)
     head.linear.bias.zero_()
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,10 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus.data.features import FeatureCache
+from isthmus.model.analysis import Discriminant, RegionMap
 from isthmus.model.backbones.libraries import REGIONS
-from isthmus.model.connectors.names import Discriminant, NamesConnector, RegionMap
+from isthmus.model.connectors.names import NamesConnector
+from isthmus.model.discriminants import linear_discriminants
 from isthmus.model.features import PatchFeatures
 from isthmus.model.trust import trust
 from isthmus.model.vlm import VisionLanguageModel
@@ -118,29 +119,12 @@ def solve(
     analysis: Discriminant, stages: Tensor, groups: list[list[int]], shrink: float, scale: float
 ) -> Tensor:
     """Fills an analysis from images in groups of one name; returns (n,) lengths over the radius."""
-    mean, std = stages.mean(0), stages.std(0).clamp(min=1e-3)
-    standard = (stages - mean) / std
-    width = standard.shape[-1]
-    within = torch.zeros(width, width)
-    for own in groups:
-        if len(own) > 1:
-            apart = standard[own] - standard[own].mean(0)
-            within += apart.T @ apart
-    within = (1 - shrink) * within / within.diagonal().mean() + shrink * torch.eye(width)
-    root = torch.linalg.cholesky(within)
-    whiten = torch.linalg.solve_triangular(root, torch.eye(width), upper=False)
-    prototypes = torch.stack([standard[own].mean(0) for own in groups]) @ whiten.T
-    prototypes = F.normalize(prototypes, dim=-1)
     kept = len(analysis.linear)
-    _, values, axes = torch.linalg.svd(prototypes - prototypes.mean(0), full_matrices=False)
-    share = values[:kept].square().sum() / values.square().sum()
-    linear = axes[:kept] @ whiten
-    lengths = (standard @ linear.T).norm(dim=-1)
-    radius = lengths.kthvalue(math.ceil(FARTHEST * len(lengths))).values
-    print(f"{len(groups):,} names, {share:.0%} of what tells them apart in {kept} dimensions")
-    analysis.mean.copy_(mean)
-    analysis.linear.copy_(linear / std / radius)
-    vectors = (stages - mean) @ analysis.linear.T
+    found = linear_discriminants(stages, groups, dimensions=kept, shrink=shrink, inside=FARTHEST)
+    print(f"{len(groups):,} names, {found.share:.0%} of what tells them apart in {kept} dimensions")
+    analysis.mean.copy_(found.mean)
+    analysis.linear.copy_(found.linear / found.std / found.radius)
+    vectors = (stages - found.mean) @ analysis.linear.T
     means = torch.stack([F.normalize(vectors[own], dim=-1).mean(0) for own in groups])
     analysis.means[: len(groups)] = F.normalize(means, dim=-1)
     analysis.scale.fill_(scale)

@@ -17,6 +17,7 @@ from PIL import Image
 
 import isthmus as im
 from isthmus.cli import main
+from isthmus.model.features import PatchFeatures
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(
@@ -183,3 +184,18 @@ def test_features_are_filled_ahead(run: Any, photos: Path, tmp_path: Path) -> No
     assert code == 0, errors
     assert json.loads(said)["computed"] == 6
     assert json.loads(run(*command)[1])["present"] == 6
+
+
+def test_features_have_regions_where_they_are_asked_for(
+    run: Any, photos: Path, tmp_path: Path
+) -> None:
+    command = ("features", photos, "--vision", "tiny-cnn", "--out", tmp_path, "--regions")
+    code, said, errors = run(*command, "--json", "--quiet")
+    assert code == 0, errors
+    encoder = im.load_vision("tiny-cnn", regions=True)
+    assert Path(json.loads(said)["cache"]).name == PatchFeatures(encoder).name
+    code, _, errors = run(
+        "features", photos, "--vision", "tiny-vit", "--out", tmp_path, "--regions"
+    )
+    assert code != 0
+    assert "regions = true needs" in errors

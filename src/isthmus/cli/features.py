@@ -39,6 +39,10 @@ def features(
         int | None,
         typer.Option(help="Which block's output (default: -1, the last)."),
     ] = None,
+    regions: Annotated[
+        bool,
+        typer.Option("--regions", help="Regions behind the patches, for connectors like names."),
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(help="A run's TOML file: its encoder and its data sets.")
     ] = None,
@@ -81,6 +85,7 @@ def features(
         encoder,
         resize=resize,
         feature_layer=feature_layer,
+        regions=regions or None,
         root=place,
         workers=workers,
         batch_size=batch_size,

@@ -105,7 +105,8 @@ class EpisodeConfig(Config):
     ways: tuple[Count, ...] = (2, 5)
     """Least and most classes of an episode."""
     shots: tuple[Count, ...] = (1, 4)
-    """Least and most images of each class that are shown before the last question."""
+    """Least and most images of each class that are shown before the last question; fewer of a class
+    that has no more, so that the one asked about was never shown."""
     made_up: Share = 1.0
     """Share of the episodes whose classes have made-up names; the others have their own."""
     odd: Share = 0.0

@@ -88,6 +88,11 @@ class Registry:
         """What installed packages offer: the name of each entry point, and what it points to."""
         return {e.name: e.value for e in metadata.entry_points(group=self.group)}
 
+    def package_of(self, name: str) -> str:
+        """The installed package that offers a part by an entry point; "" if none does."""
+        found = metadata.entry_points(group=self.group, name=name)
+        return next((e.dist.name for e in found if e.dist is not None), "")
+
     def names(self) -> list[str]:
         """All names that need no colon, in order."""
         return sorted({*self.built_in(), *self.offered()})

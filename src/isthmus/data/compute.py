@@ -42,6 +42,7 @@ def compute_features(
     *,
     resize: Literal["own", "pad", "squash"] | None = None,
     feature_layer: int | None = None,
+    regions: bool | None = None,
     root: str | Path | None = None,
     workers: int = 2,
     batch_size: int = 16,
@@ -58,6 +59,7 @@ def compute_features(
         vision: The vision encoder: a name, a `VisionConfig`, or an object.
         resize: "own" (the encoder's crop), "pad" or "squash"; None keeps the configuration's.
         feature_layer: Which block's output; None keeps the configuration's.
+        regions: Whether what is seen of regions follows; None keeps the configuration's.
         root: What data sets' paths are relative to.
         workers: Threads that open images; with `ray`, encoders.
         batch_size: Images in one pass.
@@ -83,7 +85,7 @@ def compute_features(
     found = [read_data(source, root=root) for source in _listed(data)]  # before the encoder
     if not found:
         raise InputError("got no data sets: expected at least one")
-    encoder = load_vision(vision, resize=resize, feature_layer=feature_layer)
+    encoder = load_vision(vision, resize=resize, feature_layer=feature_layer, regions=regions)
     if ray:
         from isthmus.data.ray_features import fill_with_ray
 

@@ -28,7 +28,8 @@ PLACES = ("first", "second", "third", "fourth", "fifth")
 class Episodes(LazyRecords):
     """Episodes of a labelled data set, each made when it is asked for.
 
-    The same number is the same episode, whoever asks for it and when.
+    The same number is the same episode, whoever asks for it and when. The image that is asked about
+    was never shown before: a class of few images is shown less often.
 
     Args:
         records: Images with a name each; a record without one is left out.
@@ -68,6 +69,7 @@ class Episodes(LazyRecords):
             if record.turns and record.answer and len(record.images) == 1:
                 found.setdefault(record.answer, []).append(record.images[0])
         self._classes = {name: own for name, own in sorted(found.items()) if len(own) > 1}
+        self._left_out: set[Medium] = set()
         if len(self._classes) < config.ways[0]:
             raise ConfigError(
                 f"episodes of {config.ways[0]} ways need as many classes of two images or more, "
@@ -83,11 +85,33 @@ class Episodes(LazyRecords):
         for own in self._classes.values():
             yield from own
 
+    def leave_out(self, image: Medium) -> bool:
+        """From now on shows an image in no episode, as one that cannot be opened.
+
+        Another of its class takes its place. Episodes without it stay as they are, and in what
+        order images are left out changes nothing.
+
+        Returns:
+            Whether it was not left out before.
+        """
+        new = image not in self._left_out
+        self._left_out.add(image)
+        return new
+
     def record_at(self, index: int) -> Record:
-        """The episode of a number."""
+        """The episode of a number.
+
+        Raises:
+            ConfigError: If too few of its images are left.
+        """
         rng = np.random.default_rng([self.seed, 7, self.stream, index])
         odd = rng.random() < self.config.odd
         turns = self._odd(rng) if odd else self._names(rng)
+        if not turns:
+            raise ConfigError(
+                f"episode {index}: too few of its images can be opened: expected two of a class "
+                "and one of another; `isthmus data check` names those that cannot"
+            )
         return Record(tuple(turns), origin=f"episode {index}")
 
     def _chosen(self, rng: np.random.Generator) -> list[str]:
@@ -105,18 +129,25 @@ class Episodes(LazyRecords):
             taken = {*said.values(), *self._classes}
             said[name] = made_up_name(rng, taken) if made_up else name
         question = self.questions[int(rng.integers(len(self.questions)))]
-        order: list[str] = []
-        for _ in range(int(rng.integers(self.config.shots[0], self.config.shots[1] + 1))):
-            order += [classes[i] for i in rng.permutation(len(classes))]
-        order.append(classes[int(rng.integers(len(classes)))])
+        shots = int(rng.integers(self.config.shots[0], self.config.shots[1] + 1))
+        rounds = [[classes[i] for i in rng.permutation(len(classes))] for _ in range(shots)]
+        asked = classes[int(rng.integers(len(classes)))]
         images = {name: self._shuffled(rng, name) for name in classes}
+        able = [name for name in classes if len(images[name]) > 1]
+        if not able or sum(bool(own) for own in images.values()) < 2:
+            return []
+        asked = asked if asked in able else able[0]
+        # as many of each class, so that how often one was shown does not tell which is asked
+        shown = {n: own[: min(shots, len(self._classes[n]) - 1)] for n, own in images.items()}
+        shown[asked] = shown[asked][: len(images[asked]) - 1]
         turns: list[Example] = []
-        for place, name in enumerate(order):
-            own = images[name]
-            image = own[order[:place].count(name) % len(own)]
-            seen = name in order[:place]
-            turns.append(Example((image,), question, said[name], learned=seen or not made_up))
-        return turns
+        for number, order in enumerate(rounds):
+            for name in (n for n in order if number < len(shown[n])):
+                image = shown[name][number]
+                learned = number > 0 or not made_up
+                turns.append(Example((image,), question, said[name], learned=learned))
+        last = images[asked][len(shown[asked])]
+        return [*turns, Example((last,), question, said[asked])]
 
     def _odd(self, rng: np.random.Generator) -> list[Example]:
         """Several images of one class and one of another: which is it?"""
@@ -124,14 +155,20 @@ class Episodes(LazyRecords):
         turns = []
         for _ in range(int(rng.integers(1, 4))):
             usual, other = (names[i] for i in rng.choice(len(names), 2, replace=False))
-            several = self._shuffled(rng, usual)[: len(PLACES) - 1]
-            count = min(len(several), int(rng.integers(2, len(PLACES))))
+            several = self._shuffled(rng, usual)
+            count = min(len(self._classes[usual]), int(rng.integers(2, len(PLACES))))
             place = int(rng.integers(count + 1))
+            single = self._shuffled(rng, other)[:1]
             shown = several[:count]
-            shown.insert(place, self._shuffled(rng, other)[0])
+            if len(shown) < 2 or not single:
+                continue
+            place = min(place, len(shown))
+            shown[place:place] = single
             turns.append(Example(tuple(shown), ODD, PLACES[place]))
         return turns
 
     def _shuffled(self, rng: np.random.Generator, name: str) -> list[Medium]:
+        """A class's images in some order, without those that are left out."""
         own = self._classes[name]
-        return [own[i] for i in rng.permutation(len(own))]
+        order = [own[i] for i in rng.permutation(len(own))]
+        return [image for image in order if image not in self._left_out]

@@ -177,7 +177,8 @@ class ImageEmbedder:
             elif self._whole is not None and key in self._whole:
                 whole.append(key)
         if whole and self._whole is not None:
-            pooled = [self._whole[key].astype(np.float32).mean(axis=0) for key in whole]
+            patches = slice(self.encoder.shape.patches)
+            pooled = [self._whole[key][patches].astype(np.float32).mean(axis=0) for key in whole]
             self._keep(whole, np.stack(pooled))
 
     def _keep(self, keys: Sequence[str], vectors: Any) -> None:
@@ -211,7 +212,7 @@ class ImageEmbedder:
         parameter = next(self.encoder.parameters())
         pixels = pixels.to(parameter.device)
         if self.pooling == "mean":
-            return self.encoder(pixels).float().mean(dim=1)
+            return self.encoder(pixels)[:, : self.encoder.shape.patches].float().mean(dim=1)
         pixels, model = pixels.to(parameter.dtype), self.encoder.model
         found: Any
         if hasattr(model, "forward_head"):  # timm

@@ -12,13 +12,17 @@ or offered by a package as an entry point of the group "isthmus.kinds". Pure: no
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from isthmus.config.registry import Registry
+from isthmus.errors import ConfigError
 from isthmus.media.file_ref import FileRef
+
+log = logging.getLogger(__name__)
 
 
 class Kind(Protocol):
@@ -47,14 +51,31 @@ class Kind(Protocol):
         ...
 
 
+ATTRIBUTES = ("tag", "keys", "parts", "endings")
+
 KINDS = Registry("kind", package="isthmus.media", group="isthmus.kinds", method="open")
 """All kinds by name."""
 
 
 @cache
 def _offered() -> dict[str, type[Kind]]:
-    """What installed packages offer; asked of the environment once."""
-    return {name: KINDS.find(name) for name in KINDS.offered()}
+    """What installed packages offer; asked of the environment once.
+
+    Every data set is read by way of this, so a broken package costs its own kinds alone.
+    """
+    found: dict[str, type[Kind]] = {}
+    broken: dict[str, str] = {}
+    for name in KINDS.offered():
+        try:
+            kind = KINDS.find(name)
+            if missing := [key for key in ATTRIBUTES if not hasattr(kind, key)]:
+                raise ConfigError(f'the kind "{name}" has no {" and no ".join(missing)}')
+            found[name] = kind
+        except ConfigError as error:
+            broken.setdefault(KINDS.package_of(name), str(error))
+    for package, why in broken.items():
+        log.warning("kinds of the package %s are left out: %s", package, why)
+    return found
 
 
 def kinds() -> dict[str, type[Kind]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, ImageError
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import decode
@@ -19,6 +21,8 @@ from isthmus.model.backbones.vision import VisionEncoder
 
 HALF_MAX = 65504.0
 """The largest number that half precision holds."""
+ALWAYS_TOLD = ("name", "feature_layer", "keep_cls", "resize")
+"""Options of an encoder that its key has always held, also where they are at their defaults."""
 
 
 class Encoding(Protocol):
@@ -119,7 +123,7 @@ def cache_key(encoder: VisionEncoder) -> str:
     ramp = np.add.outer(np.arange(300), np.arange(180)[:, None] * np.arange(1, 4)) % 256
     probes = [Image.fromarray(a) for a in (noise, ramp.astype(np.uint8))]
     digest = hashlib.sha256(
-        f"{fingerprint(encoder.model)} {encoder.config} {encoder.image_size}".encode()
+        f"{fingerprint(encoder.model)} {_told(encoder.config)} {encoder.image_size}".encode()
     )
     for probe in probes:
         pixels, again = (encoder.preprocess(probe).float().cpu() for _ in range(2))
@@ -130,3 +134,18 @@ def cache_key(encoder: VisionEncoder) -> str:
             )
         digest.update(pixels.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _told(config: VisionConfig) -> str:
+    """A configuration as keys hold it.
+
+    Options that came later stand in it only where they are set, so that a new one leaves the keys
+    of all caches as they were.
+    """
+    values = {f.name: (getattr(config, f.name), f.default) for f in fields(config)}
+    told = [
+        f"{name}={value!r}"
+        for name, (value, default) in values.items()
+        if name in ALWAYS_TOLD or value != default
+    ]
+    return f"VisionConfig({', '.join(told)})"

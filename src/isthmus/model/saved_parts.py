@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig
-from isthmus.errors import CheckpointError
+from isthmus.errors import CheckpointError, ConfigError
 from isthmus.model.backbones.language import LanguageModel, load_language
 from isthmus.model.backbones.vision import VisionEncoder, load_vision
 from isthmus.model.vlm import VisionLanguageModel
@@ -36,19 +36,26 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
         encoder = load_vision(source)
     elif source is not None:
         # Its weights say nothing of the layer that was read, so the fingerprint cannot either
-        encoder = load_vision(
-            source,
-            feature_layer=config.feature_layer,
-            keep_cls=config.keep_cls,
-            resize=config.resize,
-        )
+        try:
+            encoder = load_vision(
+                source,
+                feature_layer=config.feature_layer,
+                keep_cls=config.keep_cls,
+                resize=config.resize,
+                regions=config.regions,
+            )
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{folder} cannot have the vision encoder that was passed: {error}"
+            ) from error
     else:
         encoder = load_vision(config)
-    for key in ("feature_layer", "keep_cls"):
+    for key in ("feature_layer", "keep_cls", "regions"):
         got, expected = getattr(encoder.config, key), getattr(config, key)
         if got != expected:
             raise CheckpointError(
-                f"the vision encoder's {key} is {got}: {folder} was trained with {expected}"
+                f"the vision encoder's {key} is {got}: {folder} was trained with {expected}; pass "
+                f"load_vision(..., {key}={expected})"
             )
     return encoder
 

@@ -31,7 +31,8 @@ from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS
 from isthmus.model.clip.checkpoint import description_of, save_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower, JoinedTextTower
-from isthmus.training.feed import Augment, as_sets
+from isthmus.training.feed import as_sets
+from isthmus.training.loader import Augment
 from isthmus.training.locked import PooledViews, TextCache
 from isthmus.training.losses.contrastive import clip_loss, siglip_loss
 from isthmus.training.losses.gradient_cache import cached_backward

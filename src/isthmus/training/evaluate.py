@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from isthmus.config.model import TrainConfig
+from isthmus.data.episodes import Episodes
 from isthmus.data.mixture import SampleRef
 from isthmus.data.records import Record, frames
 from isthmus.data.samples import inputs_of
@@ -23,7 +24,8 @@ from isthmus.model.media.base import layouts_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example
 from isthmus.prompts.templates import template_named
-from isthmus.training.feed import DataSet, Feed, MediaLoader, TrainingItem, parts
+from isthmus.training.feed import DataSet, Feed, TrainingItem, parts
+from isthmus.training.loader import MediaLoader
 from isthmus.training.objectives import Objective
 from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
@@ -89,6 +91,9 @@ def answers(
 ) -> list[dict[str, Any]]:
     """What the model answers to the first records that ask something, as the log has it.
 
+    Of a conversation the first question is asked; of an episode the last, since the others show
+    what there is to know.
+
     Args:
         model: The model, in evaluation mode.
         data: Where to take records from, in turn.
@@ -106,16 +111,18 @@ def answers(
             with suppress(InputError), autocast(model.device, config):
                 record = one.record(index)
                 if record.turns:
-                    found.append(_answer(model, record.turns[0], media, folder))
+                    known = len(record.turns) - 1 if isinstance(one.records, Episodes) else 0
+                    found.append(_answer(model, record.turns[: known + 1], media, folder))
     return found
 
 
 def _answer(
-    model: VisionLanguageModel, turn: Example, media: MediaLoader, folder: Path
+    model: VisionLanguageModel, turns: Sequence[Example], media: MediaLoader, folder: Path
 ) -> dict[str, Any]:
-    """One turn's answer."""
+    """The last turn's answer; the others show theirs."""
+    *shown, turn = turns
     render = template_named(model.config.template, model.language.tokenizer)
-    prompt = render([], Example(turn.images, turn.question), lead=turn.lead)
+    prompt = render(shown, Example(turn.images, turn.question), lead=turn.lead)
     attachments = media.load(prompt.images, 0)
     layouts = layouts_of(model, attachments)
     kept = [_keep(p, folder) for m in prompt.images for p in frames(m)]
@@ -126,7 +133,7 @@ def _answer(
     row = generate(model, batch, max_new_tokens=24, do_sample=False)[0]
     return {
         "images": [name for name in kept if name],
-        "question": turn.question,
+        "question": " ".join([*(f"{t.question} {t.answer}." for t in shown), turn.question]),
         "answer": text_of(model, row),
         "expected": turn.answer,
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -12,24 +13,21 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from isthmus.config.model import TrainConfig
-from isthmus.data.features import FeatureCache
+from isthmus.data.episodes import Episodes
 from isthmus.data.mixture import Mixture, SampleRef
-from isthmus.data.records import LazyRecords, Medium, Record, frames
+from isthmus.data.records import LazyRecords, Medium, Record
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, ImageError, InputError, MediaError
-from isthmus.media.image import decode
-from isthmus.media.kinds import kind_of
+from isthmus.errors import ConfigError, InputError, MediaError
 from isthmus.media.prefetch import prefetch
-from isthmus.model.media.base import Attachment, Features, layouts_of, medium_of
+from isthmus.model.media.base import Attachment, layouts_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.templates import template_named
+from isthmus.training.loader import MediaLoader
 
-Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
-"""Makes another image of an image, with nothing random but the generator."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,78 +163,6 @@ def split(data: DataSet, share: float, seed: int) -> tuple[DataSet, DataSet]:
     return replace(data, records=sides[0]), replace(data, records=sides[1])
 
 
-class MediaLoader:
-    """Attachments as the model takes them: cached features, or opened by their medium.
-
-    Args:
-        model: Its media.
-        caches: Features computed before, by the name of their medium.
-        seed: Of random crops of images; None for no augmentation.
-        augment: What makes them.
-    """
-
-    def __init__(
-        self,
-        model: VisionLanguageModel,
-        caches: Mapping[str, FeatureCache] | None = None,
-        seed: int | None = None,
-        augment: Augment | None = None,
-    ) -> None:
-        self.model = model
-        self.caches = caches or {}
-        self.seed = seed
-        self.augment = augment or augmented
-
-    def load(self, media: Sequence[Medium], number: int) -> tuple[Attachment, ...]:
-        """The attachments of one sample.
-
-        Args:
-            media: Where they are.
-            number: The sample's number, which decides random crops.
-
-        Raises:
-            MediaError: If one cannot be opened.
-            PromptError: If the model has no medium for one.
-        """
-        found: list[Attachment] = []
-        place = 0
-        for source in media:
-            found.append(self._loaded(source, number, place))
-            place += len(frames(source))
-        return tuple(found)
-
-    def _loaded(self, source: Medium, number: int, place: int) -> Attachment:
-        medium = medium_of(self.model, source)
-        if (cache := self.caches.get(medium.name)) is not None:
-            rows = cache.get(frames(source))
-            return Features(medium.name, rows if isinstance(source, tuple) else rows[0])
-        for file in frames(source):
-            if file.is_features:
-                kind = ImageError if file.kind == "image" else MediaError
-                raise kind(
-                    f"{file} holds features: they are read through the feature cache; set "
-                    "train.feature_cache = true and train.augment = false"
-                )
-        if self.seed is None or kind_of(source) not in ("image", "clip"):
-            return medium.open(self.model, source)
-        shown = []
-        for at, file in enumerate(frames(source), place):
-            generator = np.random.default_rng([self.seed, 2, number, at])
-            shown.append(self.augment(decode(file, file.read()), generator))
-        return medium.open(self.model, shown if isinstance(source, tuple) else shown[0])
-
-
-def augmented(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """A random crop of at least 60% of the area, mirrored half of the time."""
-    share = generator.uniform(0.6, 1.0) ** 0.5
-    width, height = image.size
-    w, h = max(1, round(width * share)), max(1, round(height * share))
-    left = int(generator.integers(width - w + 1))
-    top = int(generator.integers(height - h + 1))
-    crop = image.crop((left, top, left + w, top + h))
-    return ImageOps.mirror(crop) if generator.random() < 0.5 else crop
-
-
 class Feed:
     """The samples of a run, for one of its processes.
 
@@ -302,7 +228,7 @@ class Feed:
         )
         with closing(opened):
             for item in opened:
-                yield self._tokenized(item)
+                yield self._tokenized(self._readable(item))
 
     def _drawn(self, draw: SampleRef) -> TrainingItem:
         """A sample, with its tokens if they do not depend on what its attachments hold."""
@@ -330,6 +256,27 @@ class Feed:
         except InputError as error:
             return replace(item, why_not=_line(error))
         return replace(item, attachments=attachments)
+
+    def _readable(self, item: TrainingItem) -> TrainingItem:
+        """An episode without its images that cannot be opened; anything else as it is."""
+        records = self.data[item.draw.data].records
+        while item.why_not and isinstance(records, Episodes):
+            broken = {m: why for m in item.record.images if (why := self._why_not(m))}
+            if not broken:
+                break
+            for source, why in broken.items():
+                if records.leave_out(source):
+                    log.warning("left out of all episodes: %s", why)
+            item = self._opened(self._drawn(item.draw))
+        return item
+
+    def _why_not(self, source: Medium) -> str:
+        """Why an attachment cannot be opened; "" if it can."""
+        try:
+            self.media.load([source], 0)
+        except MediaError as error:
+            return _line(error)
+        return ""
 
     def _tokenized(self, item: TrainingItem) -> TrainingItem:
         """With its tokens, in which the layouts of its attachments stand."""

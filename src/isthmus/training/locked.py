@@ -28,7 +28,7 @@ from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower, JoinedTextTower
 from isthmus.model.features import cache_key
 from isthmus.reports.progress import tracked
-from isthmus.training.feed import Augment
+from isthmus.training.loader import Augment
 from isthmus.training.processes import Processes
 
 TEXTS_AT_ONCE = 4096

@@ -27,7 +27,8 @@ from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import Progress, Rates
 from isthmus.training.clip import dual_encoder_trainee
-from isthmus.training.feed import Augment, DataSet, augmented
+from isthmus.training.feed import DataSet
+from isthmus.training.loader import Augment, augmented
 from isthmus.training.log import RunLog
 from isthmus.training.pairs import PairSet
 from isthmus.training.precision import choice, decided

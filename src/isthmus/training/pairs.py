@@ -32,7 +32,7 @@ from isthmus.media.file_ref import FileRef
 from isthmus.media.image import decode
 from isthmus.media.prefetch import prefetch
 from isthmus.prompts.prompt import IMAGE_TAG, lone_surrogate
-from isthmus.training.feed import Augment, augmented
+from isthmus.training.loader import Augment, augmented
 from isthmus.training.locked import TextCache, key_of, view_of
 
 PLAIN = "{}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -17,21 +19,17 @@ from isthmus.data.episodes import Episodes
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture
 from isthmus.data.packing import packed_rows, padded
-from isthmus.errors import ConfigError
+from isthmus.data.records import Medium, Record, frames, media_of
+from isthmus.errors import ConfigError, InputError
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower
+from isthmus.model.features import Encoding
 from isthmus.model.media.base import Features, features_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
-from isthmus.training.feed import (
-    DataSet,
-    MediaLoader,
-    TrainingItem,
-    WeightedSet,
-    as_sets,
-    augmented,
-)
+from isthmus.training.feed import DataSet, TrainingItem, WeightedSet, as_sets
+from isthmus.training.loader import MediaLoader, augmented
 from isthmus.training.locked import PooledViews, TextCache
 from isthmus.training.memory import Load, memory
 from isthmus.training.pairs import PairFeed, PairSet, all_images
@@ -44,6 +42,8 @@ GB = 1e9
 TIMED = 3
 TRIED = 8
 """Images that are encoded to tell how long all of them take."""
+COUNTED = 64
+"""Records of a data set that tell how many attachments all of them have."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ def _plan_samples(
 ) -> Plan:
     """Of a vision-language model."""
     vlm.check_options(config)
+    vlm.check_episodes(model, data, config)
     summary = model.summary()
     source = MediaLoader(model)
     trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)
@@ -176,10 +177,10 @@ def _plan_samples(
         raise ConfigError("no sample of the first step can be used: see `isthmus data check`")
     shown = sum(len(i.attachments) for i in items)
     cached = config.feature_cache and not config.augment
+    kept = vlm.cached_media(model) if cached else {}
     if cached:
-        names = vlm.cached_media(model)
-        items = [_encoded(model, i, names) for i in items]
-    image_seconds = (time.perf_counter() - started) / max(1, shown)
+        items = [_encoded(model, i, kept) for i in items]
+    image_seconds = (time.perf_counter() - started) / max(1, _frames(items))
     seconds = _step_seconds(trainee, items)
     lengths = [len(i.sample.ids) for i in items]
     micro = config.micro_batch_size or len(items)
@@ -187,9 +188,8 @@ def _plan_samples(
     if config.pack:
         packed = packed_rows(lengths[:micro], config.pack)
         rows, length = len(packed), padded(lengths[:micro], packed)
-    made = [d.records for d in data if isinstance(d.records, Episodes)]
-    read = sum(len(d.records) for d in data if not isinstance(d.records, Episodes))
-    images = round(read * shown / len(items)) + sum(1 for own in made for _ in own.media())
+    counts = _counts(model, data)
+    images = sum(counts[name] for name in kept) if cached else sum(counts.values())
     load = Load(
         rows=rows,
         tokens=length,
@@ -208,7 +208,7 @@ def _plan_samples(
         step_seconds=seconds,
         images=images,
         encode_seconds=images * image_seconds,
-        cache=images * model.vision.shape.tokens * model.vision.shape.width * 2 if cached else 0,
+        cache=sum(counts[name] * _bytes(encoding) for name, encoding in kept.items()),
         details={
             "summary": asdict(summary),
             "tokens": tokens,
@@ -221,6 +221,43 @@ def _plan_samples(
             *("", str(summary), ""),
         ),
     )
+
+
+def _frames(items: Sequence[TrainingItem]) -> int:
+    """How many images and other attachments samples show, a clip's frames one by one."""
+    shown = (m for item in items for m in item.record.images[: len(item.attachments)])
+    return sum(len(frames(medium)) for medium in shown)
+
+
+def _counts(model: VisionLanguageModel, data: Sequence[DataSet]) -> Counter[str]:
+    """How many attachments data sets show, a clip's frames one by one, by the medium's name.
+
+    Of many records a few tell.
+    """
+    found: Counter[str] = Counter()
+    for one in data:
+        records = one.records
+        whole = isinstance(records, Episodes)  # whose images are known without making any
+        places = range(0, len(records), 1 if whole else -(-len(records) // COUNTED))
+        own: Counter[str] = Counter()
+        for source in media_of(records) if whole else _shown(records, places):
+            with suppress(InputError):  # of no known medium
+                own[medium_of(model, source).name] += len(frames(source))
+        share = len(records) / len(places)
+        found += Counter({name: round(count * share) for name, count in own.items()})
+    return found
+
+
+def _shown(records: Sequence[Record], places: Iterable[int]) -> Iterator[Medium]:
+    """What some records show, those that cannot be read left out."""
+    for place in places:
+        with suppress(InputError):
+            yield from records[place].images
+
+
+def _bytes(encoding: Encoding) -> int:
+    """What a cache takes for one attachment."""
+    return int(np.prod(encoding.shape)) * np.dtype(encoding.dtype).itemsize
 
 
 def _encoded(

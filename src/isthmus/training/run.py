@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from isthmus.training.pairs import PairSet
 from isthmus.training.plan import Plan, plan
 from isthmus.training.smoke import smoke as smoke_run
 
+log = logging.getLogger(__name__)
+
 PASSES = 6
 """How often a run without a configuration goes through its data."""
 EPISODE_STEPS = 250
@@ -37,6 +40,11 @@ HELD_OUT_EPISODES = 50
 """Episodes of images kept aside: each is as long as a dozen other samples."""
 EPISODE_ADAPTER = Adapter(rank=16, start=8)
 """Adapters of a model that has none when it is to learn from its context."""
+TOO_FEW_ASIDE = (
+    "data.held_out = %s keeps too little of %s aside, so that nothing of it is evaluated: raise "
+    "it, or have more records (%s)"
+)
+"""Its share, the data set's name, and what is missing."""
 
 
 def episodes_run(data: str | Path) -> RunConfig:
@@ -62,7 +70,6 @@ def episodes_run(data: str | Path) -> RunConfig:
         weight_decay=0.0,
         warmup=20,
         evaluate_every=EPISODE_STEPS // 5,
-        sample_answers=0,
         save_every=EPISODE_STEPS // 10,
         log_every=10,
     )
@@ -141,11 +148,15 @@ def data_sets(
         if config.episodes is not None:
             if len(own):
                 own = Episodes(own, config.episodes, seed=seed, questions=config.questions)
+            few = replace(config.episodes, count=min(config.episodes.count, HELD_OUT_EPISODES))
             try:
-                few = replace(config.episodes, count=min(config.episodes.count, HELD_OUT_EPISODES))
                 aside = Episodes(aside, few, seed=seed, questions=config.questions, stream=1)
-            except ConfigError:  # too few images were kept aside to make one
+            except ConfigError as error:
+                if config.held_out:
+                    log.warning(TOO_FEW_ASIDE, config.held_out, name, error)
                 aside = []
+        elif config.held_out and not len(aside):
+            log.warning(TOO_FEW_ASIDE, config.held_out, name, "expected one record or more")
         if len(aside):
             evaluation.append(replace(whole, records=aside))
         if len(own) or config.held_out < 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 from isthmus.config.clip import ContrastiveConfig
 from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
+from isthmus.data.episodes import Episodes
 from isthmus.data.features import FeatureCache
 from isthmus.data.records import Record, entries_of, frames, media_of
 from isthmus.errors import ConfigError, InputError
@@ -24,7 +25,8 @@ from isthmus.model.features import Encoding
 from isthmus.model.media.base import medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
-from isthmus.training.feed import Augment, DataSet, Feed, MediaLoader, TrainingItem, as_sets, parts
+from isthmus.training.feed import DataSet, Feed, TrainingItem, as_sets, parts
+from isthmus.training.loader import Augment, MediaLoader
 from isthmus.training.objectives import Concepts, Language, Loss, Objective, name_concepts
 from isthmus.training.optim import optimizer_for
 from isthmus.training.precision import DTYPES, autocast, decided
@@ -157,6 +159,7 @@ def vision_language_trainee(
     """The trainee of a run, with its feature cache filled; see `train`."""
     check_options(config)
     sets = as_sets(data, DataSet, one_set)
+    check_episodes(model, [*sets, *evaluation], config)
     if config.objective == "concepts" and config.init is None:
         readable = (r for d in sets for r in entries_of(d.records) if isinstance(r, Record))
         name_concepts(model, (record.answer for record in readable))
@@ -233,6 +236,33 @@ def check_options(config: TrainConfig) -> None:
             'train.objective = "concepts" trains a classifier alone, which every process can hold: '
             'expected train.sharding = "ddp"'
         )
+
+
+def check_episodes(
+    model: VisionLanguageModel, data: Sequence[DataSet], config: TrainConfig
+) -> None:
+    """Refuses episodes in which nobody could know what is asked.
+
+    Raises:
+        ConfigError: If the objective is a record's first answer, or the odd one of several images
+            is asked for and only the last one can be seen.
+    """
+    for one in data:
+        records = one.records
+        if not isinstance(records, Episodes):
+            continue
+        if config.objective == "concepts":
+            raise ConfigError(
+                'train.objective = "concepts" learns what the first image is called, which the '
+                f'episodes of {one.name} do not tell: expected train.objective = "language", or '
+                "no data.episodes"
+            )
+        if records.config.odd and model.fusion.sees == "last" and not model.fusion.in_text:
+            raise ConfigError(
+                f"data.episodes.odd = {records.config.odd} asks which of several images is "
+                'different, and with fusion.sees = "last" a token sees the last one alone: '
+                'expected fusion.sees = "previous", fusion.inline = true, or data.episodes.odd = 0'
+            )
 
 
 def files_of(

@@ -13,6 +13,7 @@ import isthmus as im
 from isthmus.config.file import model_from_mapping, run_from_mapping, to_mapping
 from isthmus.config.registry import CONNECTORS, Registry
 from isthmus.errors import CheckpointError, ConfigError
+from isthmus.media import kinds
 from isthmus.training.smoke import smoke
 
 CODE = '''
@@ -121,6 +122,47 @@ def test_a_name_of_ours_is_not_taken_over(entry_point: None, package: Path) -> N
     offers = package / "their_parts-1.0.dist-info" / "entry_points.txt"
     offers.write_text("[isthmus.connectors]\nlinear = their_parts.mean:Mean\n")
     assert CONNECTORS.find("linear") is im.Linear
+
+
+KINDS_CODE = """
+class Sound:
+    tag, keys, parts, endings = "<sound>", ("sound",), ("sound",), (".wav",)
+
+    @staticmethod
+    def open(data):
+        return data
+
+
+class Half:
+    tag, open = "<half>", Sound.open
+"""
+
+
+def test_a_broken_package_costs_its_own_kinds_and_no_reading(
+    entry_point: None, package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (package / "their_parts" / "kinds.py").write_text(KINDS_CODE)
+    (package / "their_parts" / "broken.py").write_text("import no_such_module")
+    for name, offers in {
+        "their_parts": "sound = their_parts.kinds:Sound",
+        "broken-parts": "smell = their_parts.broken:Smell\ntaste = their_parts.broken:Taste",
+        "half-parts": "half = their_parts.kinds:Half",
+    }.items():
+        metadata = package / f"{name.replace('-', '_')}-1.0.dist-info"
+        metadata.mkdir(exist_ok=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[isthmus.kinds]\n{offers}\n")
+    kinds._offered.cache_clear()
+    try:
+        assert sorted(kinds.kinds()) == ["clip", "image", "sound"]
+        assert kinds.kind_named("a.wav") == "sound"
+        assert kinds.kind_named("a.png") == "image"
+    finally:
+        kinds._offered.cache_clear()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert any("broken-parts are left out" in s and "no_such_module" in s for s in said)
+    assert any("half-parts are left out" in s and "no keys and no parts" in s for s in said)
 
 
 def test_a_saved_model_whose_code_is_not_there_says_so(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,68 @@ def test_no_image_comes_twice_as_long_as_there_are_others() -> None:
     for number in range(50):
         images = [turn.images[0] for turn in episodes[number].turns]
         assert len(set(images)) == len(images)
+
+
+def test_the_image_that_is_asked_about_was_never_shown_however_few_there_are() -> None:
+    few = [r for r in labelled(3) if "pig-0" not in str(r.images[0])]
+    episodes = Episodes(few, EpisodeConfig(ways=(2, 3), shots=(3, 4)))
+    rounds: set[int] = set()
+    for number in range(100):
+        images = [turn.images[0] for turn in episodes[number].turns]
+        assert len(set(images)) == len(images)
+        shown = Counter(class_of(image) for image in images[:-1])
+        assert all(count == (1 if name == "pig" else 2) for name, count in shown.items())
+        rounds |= set(shown.values())
+    assert rounds == {1, 2}
+
+
+def test_an_image_that_is_left_out_is_replaced_and_nothing_else_changes() -> None:
+    config = EpisodeConfig(ways=(2, 3), shots=(1, 2), odd=0.3)
+    whole, less = (Episodes(labelled(), config, seed=2) for _ in range(2))
+    gone = labelled()[8].images[0]  # of dogs
+    less.leave_out(gone)
+    changed = 0
+    for number in range(200):
+        before, after = whole[number], less[number]
+        assert gone not in after.images
+        assert (before == after) == (gone not in before.images)
+        assert len(after.turns) == len(before.turns)
+        changed += before != after
+    assert changed > 20
+
+
+def test_what_is_left_decides_and_not_when_it_was_found_out() -> None:
+    config = EpisodeConfig(ways=(2, 3), shots=(1, 4), odd=0.3)
+    few = labelled(3)
+    broken = {few[i].images[0] for i in (0, 1, 5, 9, 10)}
+    at_once, one_by_one = (Episodes(few, config) for _ in range(2))
+    for image in broken:
+        at_once.leave_out(image)
+
+    def shown(episodes: Episodes, number: int) -> Record | str:
+        try:
+            return episodes[number]
+        except ConfigError as error:
+            return str(error)
+
+    none_left = 0
+    for number in reversed(range(200)):
+        found = shown(one_by_one, number)
+        while isinstance(found, Record) and (seen := broken & set(found.images)):
+            for medium in seen:
+                one_by_one.leave_out(medium)
+            found = shown(one_by_one, number)
+        assert found == shown(at_once, number)
+        none_left += isinstance(found, str)
+    assert 0 < none_left < 100
+
+
+def test_episodes_of_images_none_of_which_can_be_opened_are_none() -> None:
+    episodes = Episodes(labelled(2), EpisodeConfig())
+    for medium in list(episodes.media()):
+        episodes.leave_out(medium)
+    with pytest.raises(ConfigError, match=r"episode 4: too few of its images .* data check"):
+        episodes[4]
 
 
 def test_a_cache_is_filled_with_each_image_once() -> None:
@@ -165,3 +228,21 @@ def test_a_data_set_of_a_run_becomes_episodes_on_both_sides(tmp_path: Path) -> N
         for part in (training, aside)
     ]
     assert not set(named[0]) & set(named[1])
+
+
+def test_a_data_set_says_when_too_little_is_kept_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in CLASSES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / "photos" / name / f"{name}-{number}.jpg").write_bytes(b"x")
+    for episodes in (EpisodeConfig(), None):
+        caplog.clear()
+        config = DataConfig(path="photos", held_out=1e-9, episodes=episodes)
+        training, aside = data_sets([config], tmp_path, seed=0)
+        assert (len(training), aside) == (1, [])
+        assert "data.held_out = 1e-09 keeps too little of photos aside" in caplog.text
+    caplog.clear()
+    data_sets([replace(config, held_out=0.0)], tmp_path, seed=0)
+    assert not caplog.text

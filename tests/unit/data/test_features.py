@@ -266,6 +266,15 @@ def test_the_key_tells_encoder_layer_and_preprocessing_apart(tmp_path: Path) -> 
         FeatureCache(tmp_path, PatchFeatures(load_vision("tiny-vit", preprocess=random)))
 
 
+@pytest.mark.parametrize(
+    ("regions", "expected_key"), [(True, "3429f51f6c920df5"), (False, "66a1a30d79a7c962")]
+)
+def test_options_that_came_later_leave_older_keys_alone(regions: bool, expected_key: str) -> None:
+    name = "asset:efficientnet-lite2"
+    encoder = load_vision(im.VisionConfig(name=name, resize="pad", regions=regions))
+    assert cache_key(encoder) == expected_key
+
+
 # --- Runs that are killed, and several at once ---------------------------------------------------
 
 

@@ -178,6 +178,20 @@ def test_features_that_training_has_cached_are_pooled(tmp_path: Path) -> None:
     )
 
 
+def test_only_patches_are_averaged_not_what_is_seen_of_regions(tmp_path: Path) -> None:
+    plain, encoder = (im.load_vision("tiny-cnn", regions=told) for told in (False, True))
+    paths = paint(tmp_path / "images", 4)
+    examples = [Example(p) for p in paths]
+    expected = ImageEmbedder(plain)(examples)
+    np.testing.assert_allclose(ImageEmbedder(encoder)(examples), expected, atol=2e-3)
+    FeatureCache(tmp_path / "cache", PatchFeatures(encoder)).fill(
+        [FileRef(p) for p in paths], quiet=True
+    )
+    cached = ImageEmbedder(encoder, tmp_path / "cache")
+    np.testing.assert_allclose(cached(examples), expected, atol=2e-3)
+    assert cached.encoded == 0
+
+
 def test_examples_without_images_and_unknown_poolings_are_refused() -> None:
     encoder = im.load_vision("tiny-vit")
     with pytest.raises(InputError, match=r'example 0 \("Why\?"\) has no image'):

@@ -12,8 +12,14 @@ from safetensors.torch import load_file, save_file
 import isthmus as im
 from isthmus.errors import CheckpointError
 from isthmus.model import checkpoint
-from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_vit_model
+from isthmus.model.backbones.tiny import (
+    byte_tokenizer,
+    tiny_cnn_model,
+    tiny_language_model,
+    tiny_vit_model,
+)
 from isthmus.model.connectors.linear import LinearConnector
+from isthmus.model.connectors.names import Names
 
 
 @pytest.fixture
@@ -140,6 +146,18 @@ def test_an_encoder_that_gives_other_features_is_refused(tmp_path: Path) -> None
     folder = im.save(im.compose(vision, "tiny-lm", im.Linear()), tmp_path)
     with pytest.raises(CheckpointError, match=r"feature_layer is -1.* trained with -2"):
         im.load(folder, vision=im.load_vision(tiny_vit_model()))
+
+
+def test_an_encoder_that_is_passed_gives_the_regions_that_were_trained_on(tmp_path: Path) -> None:
+    vision = im.VisionConfig(name="tiny-cnn", resize="squash", regions=True)
+    model = im.compose(vision, "tiny-lm", Names().toy())
+    folder = im.save(model, tmp_path)
+    again = im.load(folder, vision=tiny_cnn_model())
+    assert again.vision.shape == model.vision.shape
+    with pytest.raises(CheckpointError, match=r"regions is False.* load_vision\(.*regions=True\)"):
+        im.load(folder, vision=im.load_vision(tiny_cnn_model()))
+    with pytest.raises(CheckpointError, match=r"regions = true needs .* got object:Vision"):
+        im.load(folder, vision=tiny_vit_model())
 
 
 def test_objects_must_be_brought_along(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from isthmus.model.connectors.names import RegionMap
+from isthmus.model.analysis import RegionMap
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
 ROWS = [

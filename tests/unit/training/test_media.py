@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from isthmus.model.layout import Layout
 from isthmus.model.media.base import Features, Parts
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example
-from isthmus.training.feed import DataSet, Feed, MediaLoader
+from isthmus.training.feed import DataSet, Feed
+from isthmus.training.loader import MediaLoader
 from isthmus.training.objectives import Language
+from isthmus.training.plan import plan
 from isthmus.training.processes import Processes
 from isthmus.training.run import build
 from isthmus.training.vlm import filled_caches
@@ -315,6 +317,41 @@ def test_a_cache_keeps_the_features_of_every_medium_that_has_an_encoding(
         assert medium.encoded == 0
         (computed,) = Language().losses(model, fresh, [1.0, 1.0])
     torch.testing.assert_close(cached.losses, computed.losses, atol=5e-3, rtol=0)
+
+
+def test_a_plan_counts_what_each_medium_keeps(folder: Path) -> None:
+    model = made(length=4 * BLOCK)
+    four = FileRef(folder / "2.f32", kind="numbers")
+    images = [FileRef(folder / f"{name}.png") for name in "abc"]
+    records = [
+        Record((Example((four, images[0]), "What?", "both"),)),
+        Record((Example(((images[1], images[2]),), "And?", "a clip"),)),
+    ] * 200
+    config = im.TrainConfig(batch_size=2, workers=0)
+    told = plan(model, [DataSet(records)], config)
+    patches = model.vision.shape
+    assert told.images == 200 + 200 + 400  # numbers, images, and frames one by one
+    assert told.cache == 200 * 4 * 5 * 2 + 600 * patches.tokens * patches.width * 2
+    bare = plan(made(length=4 * BLOCK), [DataSet(records)], replace(config, feature_cache=False))
+    assert (bare.images, bare.cache) == (800, 0)
+    varied = plan(made(), [DataSet(records)], config)  # what varies is not kept
+    assert (varied.images, varied.cache) == (600, 600 * patches.tokens * patches.width * 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "advice"),
+    [
+        ("image", 0, "set train.feature_cache = true and train.augment = false"),
+        ("numbers", 4 * BLOCK, "set train.feature_cache = true and train.augment = false"),
+        ("numbers", 0, 'the medium "numbers" reads none: expected what they are of'),
+    ],
+)
+def test_a_file_of_features_says_what_its_medium_makes_of_one(
+    tmp_path: Path, kind: str, length: int, advice: str
+) -> None:
+    loader = MediaLoader(made(length=length))
+    with pytest.raises(MediaError, match=f"holds features.*{advice}"):
+        loader.load([FileRef(tmp_path / "a.npy", kind=kind)], 0)
 
 
 def test_a_medium_is_trained_saved_and_loaded(folder: Path, tmp_path: Path) -> None:

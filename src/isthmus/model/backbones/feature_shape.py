@@ -24,6 +24,11 @@ class FeatureShape:
     grid: tuple[int, int] | None
     regions: RegionShape | None = None
 
+    @property
+    def patches(self) -> int:
+        """How many of the vectors stand before what is seen of regions."""
+        return self.tokens if self.regions is None else self.regions.patches
+
 
 @dataclass(frozen=True)
 class RegionShape:

@@ -264,6 +264,7 @@ def load_vision(
     feature_layer: int | None = None,
     keep_cls: bool | None = None,
     resize: Literal["own", "pad", "squash"] | None = None,
+    regions: bool | None = None,
 ) -> VisionEncoder:
     """Loads a vision encoder by name, or wraps one.
 
@@ -277,9 +278,10 @@ def load_vision(
             mean in each library is told by `isthmus.model.backbones.libraries`.
         keep_cls: Whether class and register tokens stay, in place of the configuration's.
         resize: How an image is made to fit, in place of the configuration's.
+        regions: Whether what is seen of regions follows, in place of the configuration's.
 
     Raises:
-        ConfigError: If the name has an unknown form, or the model has no such layer.
+        ConfigError: If the name has an unknown form, or the model has no such layer or no regions.
         CheckpointError: If its library has no such model, or the weights cannot be fetched.
         MissingExtraError: If open_clip is asked for and not installed.
 
@@ -287,8 +289,13 @@ def load_vision(
         >>> load_vision("tiny-vit").shape
         FeatureShape(width=32, tokens=16, grid=(4, 4), regions=None)
     """
-    options = {"feature_layer": feature_layer, "keep_cls": keep_cls, "resize": resize}
-    changes: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    changes: dict[str, Any] = {
+        "feature_layer": feature_layer,
+        "keep_cls": keep_cls,
+        "resize": resize,
+        "regions": regions,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
     if isinstance(source, VisionEncoder):
         if changes or preprocess is not None:
             raise ConfigError(

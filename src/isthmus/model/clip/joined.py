@@ -257,7 +257,8 @@ def pooled_features(
     if pooling == "stages":
         return encoder.stages(pixels, classes=classes, gradients=gradients).float()
     if pooling in ("mean", "mean_max"):
-        features = (encoder.with_gradients(pixels) if gradients else encoder(pixels)).float()
+        features = encoder.with_gradients(pixels) if gradients else encoder(pixels)
+        features = features[:, : encoder.shape.patches].float()
         mean = features.mean(dim=1)
         return mean if pooling == "mean" else torch.cat([mean, features.amax(dim=1)], dim=1)
     if pooling != "own":

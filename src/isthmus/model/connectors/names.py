@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from isthmus.config.base import Config, Count, NotNegative
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
+from isthmus.model.analysis import Discriminant, RegionMap
 from isthmus.model.attention import MultiHeadAttention
 from isthmus.model.trust import trust
 
@@ -38,80 +39,6 @@ if TYPE_CHECKING:
     from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 
 UNUSED = -1
-
-
-class Discriminant(nn.Module):
-    """Linear discriminant analysis: which class what the stages see is nearest to.
-
-        v = linear (x - mean),    logits_c = scale * cos(v, mean_c)
-
-    Args:
-        in_width: Numbers W of the stages.
-        width: Dimensions that are kept.
-        concepts: Classes C.
-
-    Attributes:
-        mean, linear, means, scale: Fitted by whoever knows the images, and frozen. `linear` whitens
-            what differs within classes, in units of the radius within which the fit is trusted.
-    """
-
-    mean: Tensor
-    linear: Tensor
-    means: Tensor
-    scale: Tensor
-
-    def __init__(self, in_width: int, width: int, concepts: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(in_width))
-        self.register_buffer("linear", torch.zeros(width, in_width))
-        self.register_buffer("means", torch.zeros(concepts, width))
-        self.register_buffer("scale", torch.ones(()))
-
-    def vectors(self, stages: Tensor) -> Tensor:
-        """Where an image lies (..., width), of what the stages see (..., W); float32."""
-        with torch.autocast(stages.device.type, enabled=False):  # near names differ by little
-            return (stages.float() - self.mean.float()) @ self.linear.float().T
-
-    def logits(self, vectors: Tensor) -> Tensor:
-        """(..., C): how near each concept is to vectors (..., width)."""
-        with torch.autocast(vectors.device.type, enabled=False):
-            return self.scale.float() * (F.normalize(vectors, dim=-1) @ self.means.float().T)
-
-
-class RegionMap(nn.Module):
-    """Where a region lies among whole images, and whether anything is there.
-
-        v = linear (x - mean) + offset,    there = sigmoid(there_linear (x - mean) + there_offset)
-
-    Args:
-        in_width: Numbers W of the stages.
-        width: Dimensions of the analysis of whole images.
-
-    Attributes:
-        mean, linear, offset, there_linear, there_offset: Fitted by whoever knows the images, and
-            frozen.
-    """
-
-    mean: Tensor
-    linear: Tensor
-    offset: Tensor
-    there_linear: Tensor
-    there_offset: Tensor
-
-    def __init__(self, in_width: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(in_width))
-        self.register_buffer("linear", torch.zeros(width, in_width))
-        self.register_buffer("offset", torch.zeros(width))
-        self.register_buffer("there_linear", torch.zeros(in_width))
-        self.register_buffer("there_offset", torch.zeros(()))
-
-    def forward(self, stages: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (..., width) and shares (...) of what the stages see (..., W); float32."""
-        with torch.autocast(stages.device.type, enabled=False):
-            own = stages.float() - self.mean.float()
-            there = own @ self.there_linear.float() + self.there_offset.float()
-            return own @ self.linear.float().T + self.offset.float(), there.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -229,8 +156,8 @@ class NamesConnector(nn.Module):
             nothing: What stands for a region with nothing in it; fillers alone if not given.
 
         Raises:
-            ConfigError: If there are more names than rows, an empty one, or another number of
-                classes.
+            ConfigError: If there are more names than rows, an empty one, another number of
+                classes, or a class that is none of the concepts.
         """
         rows, length = self.names.shape
         if not 0 < len(names) <= rows or not all(names):
@@ -241,6 +168,11 @@ class NamesConnector(nn.Module):
         if classes and len(classes) != len(self.classes):
             raise ConfigError(
                 f"names: got concepts of {len(classes)} classes, expected {len(self.classes)}"
+            )
+        if odd := [c for c in classes if not UNUSED <= c < len(names)]:
+            raise ConfigError(
+                f"names: got concept {odd[0]} of a class, expected 0 to {len(names) - 1}, or "
+                f"{UNUSED} for none"
             )
 
         def filled(own: Sequence[int]) -> Tensor:
@@ -261,8 +193,7 @@ class NamesConnector(nn.Module):
         parts, there = self.region(stages[:, 1:])
         vectors = torch.cat([whole, parts], dim=1)
         trusted = trust(whole.norm(dim=-1), 1.0)
-        if not bool((self.classes >= 0).any()):  # nobody else knows
-            trusted = torch.ones_like(trusted)
+        trusted = trusted.masked_fill(~(self.classes != UNUSED).any(), 1.0)  # if nobody else knows
         logits = self.image.logits(vectors)
         shares = self.mixed(logits, scores, trusted.expand(-1, logits.shape[1]))
         return Seen(whole[:, 0], shares, trusted[:, 0], 1 - trusted * (1 - there))
@@ -276,9 +207,11 @@ class NamesConnector(nn.Module):
             trusted: (...) trust in the analysis.
         """
         logits = logits.masked_fill(self.names[:, 0] == UNUSED, float("-inf"))
-        known = self.classes >= 0
-        of_classes = scores[..., known].float().softmax(dim=-1).to(logits.dtype)
-        said = torch.zeros_like(logits).index_add(-1, self.classes[known], of_classes)
+        # classes of no concept have no say, found without waiting for the device
+        known = self.classes != UNUSED
+        scores = scores.float().masked_fill(~known, torch.finfo(torch.float32).min)
+        of_classes = scores.softmax(dim=-1).to(logits.dtype)
+        said = torch.zeros_like(logits).index_add(-1, self.classes.clamp(min=0), of_classes)
         return trusted[..., None] * logits.softmax(dim=-1) + (1 - trusted)[..., None] * said
 
     def no_weight_decay(self) -> set[str]:

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from isthmus.errors import CheckpointError, ConfigError, InputError, PromptError
 from isthmus.model.backbones.text import load_text
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_text_model, tiny_vit_model
+from isthmus.model.backbones.vision import load_vision
 from isthmus.model.clip.checkpoint import load_clip, save_clip, trained_state
 from isthmus.model.clip.dual_encoder import DualEncoder
-from isthmus.model.clip.joined import Head, HeadConfig
+from isthmus.model.clip.joined import Head, HeadConfig, Pooling, pooled_features
 
 TEXTS = ["a cat", "a photo of a very old dog", "x", "a cat"]
 
@@ -169,6 +170,14 @@ def test_mean_and_maximum_of_the_patches() -> None:
     features = model.image.encoder(pixels)
     expected = torch.cat([features.mean(1), features.max(1).values], dim=1)
     assert torch.equal(model.image.pool(pixels), expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_max"])
+def test_what_is_seen_of_regions_is_not_pooled(pooling: Pooling) -> None:
+    plain, encoder = (load_vision("tiny-cnn", regions=told) for told in (False, True))
+    pixels = torch.randn(2, 3, *plain.image_size)
+    found = pooled_features(encoder, pixels, pooling)
+    torch.testing.assert_close(found, pooled_features(plain, pixels, pooling), atol=1e-4, rtol=1e-4)
 
 
 def test_own_pooling_is_the_library_s() -> None:

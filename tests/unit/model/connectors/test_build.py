@@ -24,9 +24,10 @@ from isthmus import (
 )
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
+from isthmus.model.analysis import Discriminant
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.connectors import Connector, build_connector
-from isthmus.model.connectors.names import Discriminant, Names
+from isthmus.model.connectors.names import Names
 
 SHAPE = FeatureShape(width=12, tokens=16, grid=(4, 4))
 WIDTH = 10

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus.errors import ConfigError
+from isthmus.model.analysis import Discriminant
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
-from isthmus.model.connectors.names import Discriminant, Names, NamesConnector
+from isthmus.model.connectors.names import Names, NamesConnector
 from isthmus.model.trust import trust
 
 WIDTH, STAGES, CLASSES, GRID = 10, 6, 4, 4
@@ -201,6 +202,46 @@ def test_names_are_saved_with_the_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.connector(loaded.encode_pixels(pixels)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_analysis_stays_whole_in_a_model_of_half_precision(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    vision = im.VisionConfig(name="tiny-cnn", resize="squash", regions=True)
+    model = im.compose(vision, "tiny-lm", Names().toy())
+    connector = model.connector
+    assert isinstance(connector, NamesConnector)
+    connector.set_names([[97], [98, 99]], 46)
+    connector.image.means.normal_()
+    for fitted in (connector.image, connector.region):
+        fitted.linear.normal_().mul_(1e-8)
+    loaded = im.load(im.save(model, tmp_path / "model"), device="cpu", dtype=dtype).connector
+    assert isinstance(loaded, NamesConnector)
+    assert loaded.norm.weight.dtype == dtype
+    for fitted, kept in ((connector.image, loaded.image), (connector.region, loaded.region)):
+        for name, own in fitted.state_dict().items():
+            assert torch.equal(kept.state_dict()[name], own), name
+    features = torch.randn(2, model.vision.shape.tokens, model.vision.shape.width).to(dtype)
+    with torch.no_grad():
+        tokens = loaded(features)
+        expected = connector(features.float())
+    assert tokens.dtype == dtype
+    torch.testing.assert_close(tokens.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_no_pass_waits_for_what_the_device_computed() -> None:
+    """Of tensors without values, whoever asks for one fails."""
+    logits, scores, trusted = (torch.zeros(2, 3, *n, device="meta") for n in ([5], [CLASSES], []))
+    assert made().to("meta").mixed(logits, scores, trusted).shape == (2, 3, 5)
+
+
+def test_without_classes_the_analysis_is_heard_alone() -> None:
+    connector = made()
+    connector.set_names(NAMES, FILLER, classes=[-1, -1, -1, -1])
+    shares = connector.seen(features([seen(0, size=100.0)] * 3, [[0.0, 9.0, 0.0, 0.0]] * 3)).shares
+    assert int(shares[0, 0].argmax()) == 0
+    torch.testing.assert_close(shares.sum(dim=-1), torch.ones(1, 3))
+
+
 @pytest.mark.parametrize(
     ("names", "classes", "message"),
     [
@@ -208,6 +249,8 @@ def test_names_are_saved_with_the_weights(tmp_path: Path) -> None:
         ([[1]] * 6, [], r"got 6 names, expected 1 to 5"),
         ([[1], []], [], r"at least one word piece"),
         ([[1]], [0], r"concepts of 1 classes, expected 4"),
+        ([[1], [2]], [0, 1, -1, 2], r"concept 2 of a class, expected 0 to 1, or -1"),
+        ([[1], [2]], [0, 1, -2, 1], r"concept -2 of a class"),
     ],
 )
 def test_names_that_do_not_fit(names: list[list[int]], classes: list[int], message: str) -> None:

@@ -1,0 +1,102 @@
+"""Maps that are fitted to images, not trained: where an image lies among those that have names.
+
+Letters: W numbers of the stages, C concepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Fitted(nn.Module):
+    """Buffers that stay in float32 where the model goes to half precision.
+
+    Names that are near to each other differ by less than half precision holds.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, own in before.items():
+            if getattr(self, name).dtype != own.dtype:
+                setattr(self, name, own.to(getattr(self, name).device))
+        return self
+
+
+class Discriminant(Fitted):
+    """Linear discriminant analysis: which class what the stages see is nearest to.
+
+        v = linear (x - mean),    logits_c = scale * cos(v, mean_c)
+
+    Args:
+        in_width: Numbers W of the stages.
+        width: Dimensions that are kept.
+        concepts: Classes C.
+
+    Attributes:
+        mean, linear, means, scale: Fitted by whoever knows the images, and frozen. `linear` whitens
+            what differs within classes, in units of the radius within which the fit is trusted.
+    """
+
+    mean: Tensor
+    linear: Tensor
+    means: Tensor
+    scale: Tensor
+
+    def __init__(self, in_width: int, width: int, concepts: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(in_width))
+        self.register_buffer("linear", torch.zeros(width, in_width))
+        self.register_buffer("means", torch.zeros(concepts, width))
+        self.register_buffer("scale", torch.ones(()))
+
+    def vectors(self, stages: Tensor) -> Tensor:
+        """Where an image lies (..., width), of what the stages see (..., W); float32."""
+        with torch.autocast(stages.device.type, enabled=False):  # near names differ by little
+            return (stages.float() - self.mean.float()) @ self.linear.float().T
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """(..., C): how near each concept is to vectors (..., width)."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.scale.float() * (F.normalize(vectors, dim=-1) @ self.means.float().T)
+
+
+class RegionMap(Fitted):
+    """Where a region lies among whole images, and whether anything is there.
+
+        v = linear (x - mean) + offset,    there = sigmoid(there_linear (x - mean) + there_offset)
+
+    Args:
+        in_width: Numbers W of the stages.
+        width: Dimensions of the analysis of whole images.
+
+    Attributes:
+        mean, linear, offset, there_linear, there_offset: Fitted by whoever knows the images, and
+            frozen.
+    """
+
+    mean: Tensor
+    linear: Tensor
+    offset: Tensor
+    there_linear: Tensor
+    there_offset: Tensor
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(in_width))
+        self.register_buffer("linear", torch.zeros(width, in_width))
+        self.register_buffer("offset", torch.zeros(width))
+        self.register_buffer("there_linear", torch.zeros(in_width))
+        self.register_buffer("there_offset", torch.zeros(()))
+
+    def forward(self, stages: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (..., width) and shares (...) of what the stages see (..., W); float32."""
+        with torch.autocast(stages.device.type, enabled=False):
+            own = stages.float() - self.mean.float()
+            there = own @ self.there_linear.float() + self.there_offset.float()
+            return own @ self.linear.float().T + self.offset.float(), there.sigmoid()
