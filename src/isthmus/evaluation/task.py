@@ -124,11 +124,13 @@ class Known:
         about: What it is, in a line.
         generate: Makes it from a seed, where it is generated.
         read: Makes it from a path, where it is read.
+        rooted: Whether `read` takes a `root` too, which images in a file of records are found by.
     """
 
     about: str
     generate: Callable[[int], Task] | None = None
-    read: Callable[[str], Task] | None = None
+    read: Callable[..., Task] | None = None
+    rooted: bool = False
 
 
 def _ids(task: str, items: Sequence[Item]) -> set[str]:
