@@ -4,8 +4,8 @@ Tasks of `isthmus eval` that are never trained on, of the things that `scene-thi
 
 - `dev-drawings`, `test-drawings`: views of one drawing of each thing, labelled with its name;
 - `dev-styles`, `test-styles`: drawings of each thing in several styles, one of each;
-- `dev-kinds`, `test-kinds`: a drawing of each thing, labelled with what kind of thing it is, so that
-  a name stands for a rule and what is asked about has not been shown.
+- `dev-kinds`, `test-kinds`: a drawing of each thing, labelled with what kind of thing it is, so
+  that a name stands for a rule and what is asked about has not been shown.
 
 The test is of Twemoji, a style that nothing is trained on, and of FxEmoji and the drawings in Noto
 that are kept from all training. Dev is of training styles: its drawings are trained on by name.

@@ -35,6 +35,7 @@ class Item:
         accepted: Other right answers; for the metric "vqa" the answers of all people asked.
         shots: Demonstrations of this item alone, the first k of which are shown; None where they
             come from the task's support set.
+        group: What kind of question it is, where a task has several.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Item:
     choices: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     shots: tuple[Example, ...] | None = None
+    group: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:

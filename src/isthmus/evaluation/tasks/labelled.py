@@ -25,6 +25,8 @@ from isthmus.prompts.prompt import Example
 
 MOST_SHOTS = 40
 """Demonstrations that an episode is given, at most."""
+ENOUGH = 6
+"""Images of a class, for five demonstrations and a question."""
 ODD_SHOTS = 4
 """Other rows of images that a question about the odd one is shown after."""
 
@@ -43,8 +45,8 @@ def binding(
     of the ways is balanced. All images of an episode are different ones.
 
     Args:
-        path: Anything that `read_data` takes, with one image and its class in a row. Classes of
-            fewer images than half of the classes have are left out; the smallest of the others
+        path: Anything that `read_data` takes, with one image and its class in a row. A class of
+            fewer than six images is left out, unless most have so few; the smallest of the others
             decides how many demonstrations there can be.
         ways: Names to choose from.
         seed: Seed of all items.
@@ -58,9 +60,9 @@ def binding(
         raise ConfigError(f"ways is {ways}: expected 2 to {len(NAMES)}")
     found = _classes(path, root, ways)
     sizes = sorted((len(own) for own in found.values()), reverse=True)
-    fewest = sizes[max(ways, -(-len(sizes) // 2)) - 1]
-    classes = {name: own for name, own in found.items() if len(own) >= fewest}
-    each = min(fewest - 1, MOST_SHOTS // ways)
+    least = min(ENOUGH, sizes[max(ways, -(-len(sizes) // 2)) - 1])
+    classes = {name: own for name, own in found.items() if len(own) >= least}
+    each = min(min(map(len, classes.values())) - 1, MOST_SHOTS // ways)
     question = QUESTIONS[0]
 
     def make(number: int) -> Item:
