@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from isthmus.config.evaluation import EvaluationConfig, SuiteConfig, options_of
 from isthmus.evaluation.pictures import CONTROLS, said
-from isthmus.evaluation.results import Group, Results, Row, p_value, percent, table_line
+from isthmus.evaluation.results import NO_CHAIN, Group, Results, Row, p_value, percent, table_line
 
 HEADINGS = ("asked", "shots", "n", "right", "95%", "to the first row")
 BASELINES = ("chance", "majority", "no answer found")
@@ -44,8 +45,9 @@ def _section(run: EvaluationConfig, results: Results) -> str:
     for task in dict.fromkeys(row.arm.task for row in results.rows):
         rows = [row for row in results.rows if row.arm.task == task]
         parts.append(_table(run, task, rows))
-    if results.left_out:
-        parts.append("Left out: " + "; ".join(results.told_left_out()) + ".")
+    parts += [
+        f"Left out: {arm}: {NO_CHAIN}." for arm, why in results.left_out.items() if why == NO_CHAIN
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -85,7 +87,7 @@ def _first(run: EvaluationConfig, row: Row) -> list[str]:
         low, high = (100 * end for end in row.compared.interval)
         p = f", p {p_value(row.compared.p)}" if row.compared.p is not None else ""
         compared = f"{100 * row.compared.difference:+.1f} ({low:+.1f} to {high:+.1f}){p}"
-    way = said(row.arm, run.samples).replace(f" ({row.arm.shots})", "")
+    way = said(replace(row.arm, shots=0), run.samples)
     right = f"**{percent(row.accuracy)}**"
     return [way, str(row.arm.shots), f"{row.n:,}", right, _interval(row.interval), compared]
 

@@ -102,7 +102,7 @@ def _line(rows: Sequence[Row]) -> Line:
 
 
 def _ways(config: PictureConfig, shown: Sequence[Results]) -> str:
-    """A bar for each arm, of all runs, with chance and the most common answer."""
+    """A bar for each arm of all runs, controls last, with chance and the most common answer."""
     arms: dict[str, list[Row]] = {}
     for results in shown:
         samples = int(results.config.get("samples", 1))
@@ -112,11 +112,13 @@ def _ways(config: PictureConfig, shown: Sequence[Results]) -> str:
         Bar(name, _mean([r.accuracy for r in own]), _interval(own), bool(own[0].arm.control))
         for name, own in arms.items()
     ]
+    rows.sort(key=lambda bar: bar.aside)
     first = next(iter(arms.values()))[0]
     levels = {f"most common answer ({first.majority[0]})": first.majority[1]}
     if first.chance:
         levels[CHANCE] = first.chance
-    return bars(config.title, rows, levels)
+    shots = any(row.arm.shots for own in arms.values() for row in own)
+    return bars(config.title, rows, levels, below="(n): examples in the prompt" if shots else "")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,6 +21,9 @@ from isthmus.evaluation.records import Answered
 from isthmus.evaluation.task import Task
 from isthmus.prompts.answers import same_answer
 
+NO_CHAIN = "no chain that the model wrote held up"
+"""Why an arm of Auto-CoT is left out."""
+
 
 @dataclass(frozen=True)
 class Compared:

@@ -18,7 +18,7 @@ from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, writt
 from isthmus.evaluation.arms import Arm, plan
 from isthmus.evaluation.records import IMAGES, Records
 from isthmus.evaluation.report import image_name, write_report
-from isthmus.evaluation.results import Results, Row, row_of
+from isthmus.evaluation.results import NO_CHAIN, Results, Row, row_of
 from isthmus.evaluation.selection import Shots, check_selection
 from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
@@ -151,7 +151,7 @@ def evaluate(
                 if arm.reasoning == "auto-cot":
                     written = _written(engine, task, arm, style, folder)
                     if not written:
-                        left_out[arm.id] = "no chain that the model wrote held up"
+                        left_out[arm.id] = NO_CHAIN
                         bar.skip(len(task.items))
                         continue
                 shown = Shots(engine, task, arm, select, order, written)

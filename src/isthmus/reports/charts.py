@@ -145,24 +145,32 @@ def plotted(
     for x in at or ticks(low, high, 8):
         across, _ = place(x, bottom)
         parts.append(f'<text x="{across:.1f}" y="{height - 8}" text-anchor="middle">{x:g}</text>')
-    for number, line in enumerate(drawn.values()):
+    barred = [name for name, line in drawn.items() if line.bounds]
+    for number, (name, line) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
         dash = ' stroke-dasharray="5 3"' if line.thin or number >= len(COLOURS) else ""
+        # lines with intervals stand side by side, so that no bar hides another
+        shift = DODGE * (barred.index(name) - (len(barred) - 1) / 2) if name in barred else 0.0
+
+        def aside(x: float, y: float, shift: float = shift) -> tuple[float, float]:
+            across, up = place(x, y)
+            return min(
+                max(across + shift, LEFT + 1.0), width - RIGHT - 1.0
+            ) if shift else across, up
+
         if line.smooth:
-            parts.append(_path(line.points, place, colour, dash, "faint"))
+            parts.append(_path(line.points, aside, colour, dash, "faint"))
         shown = smoothed(line.points) if line.smooth else line.points
-        parts.append(_path(shown, place, colour, dash, "thin" if line.thin else "line"))
-        shift = DODGE * (number - (len(drawn) - 1) / 2)  # bars of several lines side by side
+        parts.append(_path(shown, aside, colour, dash, "thin" if line.thin else "line"))
         for (x, _), (below, above) in zip(line.points, line.bounds, strict=False):
-            across, down, up = place(x, below)[0] + shift, place(x, below)[1], place(x, above)[1]
-            across = min(max(across, LEFT + 1.0), width - RIGHT - 1.0)
+            (across, down), (_, up) = aside(x, below), aside(x, above)
             parts.append(
                 f'<path class="bar" stroke="{colour}" d="M{across:.1f} {down:.1f}V{up:.1f}'
                 f'M{across - 3:.1f} {down:.1f}h6M{across - 3:.1f} {up:.1f}h6"/>'
             )
         if line.marks:
             for point in line.points:
-                across, up = place(*point)
+                across, up = aside(*point)
                 parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3" fill="{colour}"/>')
     return "".join(parts)
 

@@ -12,8 +12,8 @@ WIDTH, MARGIN = 640, 14
 TITLE, LABEL, ROW, LETTER = 30, 22, 27, 6.9
 """Pixels: height of the title, of a line of text, of a bar's row; width of a letter."""
 PANEL = 250
-NAMES, VALUES = 200, 126
-"""Pixels on the left of bars, for names, and on their right, for values."""
+VALUES = 126
+"""Pixels on the right of bars, for values."""
 STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1b1f24}"
     ".title{font-weight:650;font-size:15px}.paper{fill:#fff}.grid{stroke:#d7dbe0}.soft{opacity:.7}"
@@ -76,15 +76,17 @@ def curves(
     return _whole(title, described, [*parts, legend], height)
 
 
-def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float]) -> str:
+def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float], *, below: str = "") -> str:
     """Bars of shares from 0 to 1, one under the other, with levels to compare them with.
 
     Args:
         title: What stands above them.
         rows: The bars.
         levels: Shares by name, such as chance, drawn through all bars.
+        below: What is said under them.
     """
-    left, right = MARGIN + NAMES, WIDTH - MARGIN - VALUES
+    names = max((len(row.name) for row in rows), default=0)
+    left, right = MARGIN + 16 + round(LETTER * names), WIDTH - MARGIN - VALUES
     top = MARGIN + TITLE
     foot = top + ROW * len(rows)
 
@@ -117,6 +119,7 @@ def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float]) -> str:
             f'<line class="thin" stroke="{COLOURS[number]}" stroke-dasharray="5 3" x1="{x:.1f}" '
             f'x2="{x:.1f}" y1="{top}" y2="{foot}"/>'
         )
+    parts.append(_text(WIDTH - MARGIN, foot + 36, below, 'text-anchor="end" class="soft"'))
     legend, height = _legend(["", *levels], set(levels), foot + 22)
     described = "; ".join(f"{row.name}: {row.value:.3g}" for row in rows)
     return _whole(title, described, [*parts, legend], height)
