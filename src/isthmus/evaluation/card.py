@@ -11,6 +11,11 @@ from isthmus.evaluation.results import NO_CHAIN, Group, Results, Row, p_value, p
 
 HEADINGS = ("asked", "shots", "n", "right", "95%", "to the first row")
 BASELINES = ("chance", "majority", "no answer found")
+LEGEND = (
+    "Intervals are Wilson's at 95%. An answer in which none was found is wrong. Majority is always "
+    "giving the most common right answer. To the first row: points, with a paired bootstrap's "
+    "interval and McNemar's exact p."
+)
 
 
 def card(suite: SuiteConfig, results: Mapping[str, Results], command: str) -> str:
@@ -21,20 +26,13 @@ def card(suite: SuiteConfig, results: Mapping[str, Results], command: str) -> st
         results: Results by the names of their runs.
         command: How to run it again.
     """
-    parts = [f"`{command}`", _legend()]
+    parts = [f"`{command}`"] if command else []
+    parts.append(LEGEND)
     parts += [f"![{p.title}]({p.name}.svg)" for p in suite.picture]
     for run in suite.run:
         if run.name in results:
             parts.append(_section(run, results[run.name]))
     return "\n\n".join(parts) + "\n"
-
-
-def _legend() -> str:
-    return (
-        "Intervals are Wilson's at 95%. An answer in which none was found is wrong. Majority is "
-        "always giving the most common right answer. To the first row: points, with a paired "
-        "bootstrap's interval and McNemar's exact p."
-    )
 
 
 def _section(run: EvaluationConfig, results: Results) -> str:
