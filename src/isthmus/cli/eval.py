@@ -119,7 +119,10 @@ def eval_(
         print(f"report: {out / 'report.html'}")
 
 
-BESIDE_CONFIG = ("model", "config", "data", "limit", "out", "json_", "quiet", "device", "dtype")
+BESIDE_CONFIG = (
+    *("model", "config", "data", "limit", "out"),
+    *("json_", "quiet", "device", "dtype", "threads"),
+)
 """What may be asked for with a file of evaluations; everything else stands in the file."""
 
 
@@ -134,7 +137,7 @@ def _refuse_beside_config(context: typer.Context) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         given = source is not None and source.name == "COMMANDLINE"
-        if given and name not in (*BESIDE_CONFIG, "threads"):
+        if given and name not in BESIDE_CONFIG:
             raise ConfigError(f"--config with --{name}: expected {name} in the file alone")
 
 
@@ -152,12 +155,14 @@ def _suite(
     from isthmus.cli.options import use_machine
     from isthmus.cli.output import print_json
     from isthmus.config.evaluation import read_suite
+    from isthmus.config.model import SHIPPED
 
     suite = read_suite(config)
     device, dtype, threads = machine
     use_machine(device, dtype, threads)
     from isthmus.evaluation.suite import CARD, evaluate_suite
 
+    named = model if model in SHIPPED else "MODEL"
     where = "" if data is None else " --data DATA"
     limited = "" if limit is None else f" --limit {limit}"
     results = evaluate_suite(
@@ -166,7 +171,7 @@ def _suite(
         data=data,
         out=out,
         limit=limit,
-        command=f"isthmus eval MODEL --config {config}{where}{limited} --out OUT",
+        command=f"isthmus eval {named} --config {config}{where}{limited} --out OUT",
         quiet=quiet or json_,
         device=device,
         dtype=dtype,

@@ -37,9 +37,10 @@ def card(suite: SuiteConfig, results: Mapping[str, Results], command: str) -> st
 
 def _section(run: EvaluationConfig, results: Results) -> str:
     """The table of a run, under what was asked for."""
-    options = ", ".join(f"{key} = {_value(value)}" for key, value in options_of(run).items())
-    weights = results.config.get("weights", "")
-    parts = [f"### {run.name}", run.about, f"{options}, weights {weights}"]
+    told = [f"{key} = {_value(value)}" for key, value in options_of(run).items() if key != "seeds"]
+    seeds = ", ".join(str(seed) for seed in range(run.seeds))
+    told += [f"seed {seeds}", f"weights {results.config.get('weights', '')}"]
+    parts = [f"### {run.name}", run.about, ", ".join(told)]
     for task in dict.fromkeys(row.arm.task for row in results.rows):
         rows = [row for row in results.rows if row.arm.task == task]
         parts.append(_table(run, task, rows))

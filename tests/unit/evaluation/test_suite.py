@@ -62,7 +62,7 @@ def test_the_card_has_interval_baselines_and_controls_of_each_arm() -> None:
     told = card(SUITE, {"names": shots_curve()}, "isthmus eval MODEL")
     assert "`isthmus eval MODEL`" in told
     assert "![New names](shots.svg)" in told
-    assert "tasks = t, shots = 0, 8, weights abc" in told
+    assert "tasks = t, shots = 0, 8, seed 0, weights abc" in told
     assert "votes" not in told  # not run yet
     head, _, zero, eight = (r.split(" | ") for r in told.split("\n") if r.startswith("| "))
     assert head[6:8] == ["shuffled labels", "blank image"]
