@@ -17,9 +17,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from isthmus.config.base import Amount, Config, Count, NotNegative, from_mapping
+from isthmus.config.base import Amount, Config, Count, NotNegative, Range, from_mapping
 from isthmus.config.file import tables_of
 from isthmus.errors import ConfigError, suggestion
 
@@ -86,6 +86,8 @@ class PictureConfig(Config):
     """Names of the runs whose arms it shows."""
     labels: tuple[str, ...] = ()
     """What stands above each panel, in the order of the tasks; without, the tasks' names."""
+    width: Annotated[int, Range(320, 1200)] = 640
+    """In pixels. A narrow one has larger letters where it is shown small."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,13 +38,15 @@ def said(arm: Arm, samples: int = 1) -> str:
 
     Example:
         >>> said(Arm("counting", 3, "cot"), 9)
-        'worked examples (3), 9 votes'
+        'self-consistency (3)'
     """
     way = WAYS[arm.reasoning]
     if arm.control in ("filler", "answer-first"):
         way = CONTROLS[arm.control]
     shots = f" ({arm.shots})" if arm.shots else ""
     votes = f", {samples} votes" if samples > 1 else ""
+    if votes and way == WAYS["cot"]:  # its published form
+        way, votes = "self-consistency", ""
     rest = CONTROLS[arm.control] if arm.control and way != CONTROLS[arm.control] else ""
     return f"{way}{shots}{votes}{', ' * bool(rest)}{rest}"
 
@@ -88,7 +90,7 @@ def _shots(config: PictureConfig, shown: Sequence[Results]) -> str:
             level = own[0].chance
             panel[CHANCE] = Line([(low, level), (max(high, low + 1), level)], thin=True)
         panels[label] = panel
-    return curves(config.title, panels, below="demonstrations")
+    return curves(config.title, panels, below="demonstrations", width=config.width)
 
 
 def _line(rows: Sequence[Row]) -> Line:
@@ -118,7 +120,8 @@ def _ways(config: PictureConfig, shown: Sequence[Results]) -> str:
     if first.chance:
         levels[CHANCE] = first.chance
     shots = any(row.arm.shots for own in arms.values() for row in own)
-    return bars(config.title, rows, levels, below="(n): examples in the prompt" if shots else "")
+    below = "(n): examples in the prompt" if shots else ""
+    return bars(config.title, rows, levels, below=below, width=config.width)
 
 
 def _mean(values: Sequence[float]) -> float:

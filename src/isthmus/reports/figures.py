@@ -12,8 +12,9 @@ WIDTH, MARGIN = 640, 14
 TITLE, LABEL, ROW, LETTER = 30, 22, 27, 6.9
 """Pixels: height of the title, of a line of text, of a bar's row; width of a letter."""
 PANEL = 250
-VALUES = 126
-"""Pixels on the right of bars, for values."""
+VALUES, NARROW = 126, 480
+"""Pixels on the right of bars, for values; and the width of a picture below which intervals are
+drawn and not written."""
 STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1b1f24}"
     ".title{font-weight:650;font-size:15px}.paper{fill:#fff}.grid{stroke:#d7dbe0}.soft{opacity:.7}"
@@ -42,19 +43,25 @@ class Bar:
 
 
 def curves(
-    title: str, panels: Mapping[str, Mapping[str, Line]], *, at: Sequence[float] = (), below: str
+    title: str,
+    panels: Mapping[str, Mapping[str, Line]],
+    *,
+    below: str,
+    at: Sequence[float] = (),
+    width: int = WIDTH,
 ) -> str:
     """Panels of curves side by side, of shares from 0 to 1, with one legend for all.
 
     Args:
         title: What stands above all of them.
         panels: By what stands above each of them; a name has one colour in all panels.
-        at: Where the horizontal axes have their numbers; empty for where points are.
         below: What the horizontal axes are.
+        at: Where they have their numbers; empty for where points are.
+        width: Of the picture, in pixels.
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     thin = {name for lines in panels.values() for name, line in lines.items() if line.thin}
-    wide = (WIDTH - 2 * MARGIN) // max(1, len(panels))
+    wide = (width - 2 * MARGIN) // max(1, len(panels))
     top = MARGIN + TITLE
     parts = []
     for number, (label, lines) in enumerate(panels.items()):
@@ -70,13 +77,20 @@ def curves(
         parts.append(_text(left + wide / 2, top + 14, label, 'text-anchor="middle"'))
         parts.append(f'<g transform="translate({left} {top + LABEL})">{own}</g>')
     foot = top + LABEL + PANEL + 10
-    parts.append(_text(WIDTH / 2, foot, below, 'text-anchor="middle" class="soft"'))
-    legend, height = _legend(names, thin, foot + 14)
+    parts.append(_text(width / 2, foot, below, 'text-anchor="middle" class="soft"'))
+    legend, height = _legend(names, thin, foot + 14, width)
     described = "; ".join(f"{label}: {told(lines)}" for label, lines in panels.items())
-    return _whole(title, described, [*parts, legend], height)
+    return _whole(title, described, [*parts, legend], (width, height))
 
 
-def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float], *, below: str = "") -> str:
+def bars(
+    title: str,
+    rows: Sequence[Bar],
+    levels: Mapping[str, float],
+    *,
+    below: str = "",
+    width: int = WIDTH,
+) -> str:
     """Bars of shares from 0 to 1, one under the other, with levels to compare them with.
 
     Args:
@@ -84,9 +98,11 @@ def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float], *, below:
         rows: The bars.
         levels: Shares by name, such as chance, drawn through all bars.
         below: What is said under them.
+        width: Of the picture, in pixels.
     """
     names = max((len(row.name) for row in rows), default=0)
-    left, right = MARGIN + 16 + round(LETTER * names), WIDTH - MARGIN - VALUES
+    values = VALUES if width >= NARROW else VALUES // 3
+    left, right = MARGIN + 16 + round(LETTER * names), width - MARGIN - values
     top = MARGIN + TITLE
     foot = top + ROW * len(rows)
 
@@ -94,7 +110,7 @@ def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float], *, below:
         return left + share * (right - left)
 
     parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0) if width >= NARROW else (0.0, 0.5, 1.0):
         x = at(share)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{foot}"/>')
         parts.append(_text(x, foot + 16, f"{share:.0%}", 'text-anchor="middle" class="soft"'))
@@ -111,7 +127,8 @@ def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float], *, below:
             f'<path class="whisker" d="M{at(low):.1f} {middle}H{at(high):.1f}'
             f'M{at(low):.1f} {middle - 4}v8M{at(high):.1f} {middle - 4}v8"/>'
         )
-        value = f"{row.value:.0%} ({100 * low:.0f} to {100 * high:.0f})"
+        written = f" ({100 * low:.0f} to {100 * high:.0f})" if width >= NARROW else ""
+        value = f"{row.value:.0%}{written}"
         parts.append(_text(right + 10, y + 18, value))
     for number, share in enumerate(levels.values(), 1):
         x = at(share)
@@ -119,24 +136,26 @@ def bars(title: str, rows: Sequence[Bar], levels: Mapping[str, float], *, below:
             f'<line class="thin" stroke="{COLOURS[number]}" stroke-dasharray="5 3" x1="{x:.1f}" '
             f'x2="{x:.1f}" y1="{top}" y2="{foot}"/>'
         )
-    parts.append(_text(WIDTH - MARGIN, foot + 36, below, 'text-anchor="end" class="soft"'))
-    legend, height = _legend(["", *levels], set(levels), foot + 22)
+    parts.append(_text(width - MARGIN, foot + 36, below, 'text-anchor="end" class="soft"'))
+    legend, height = _legend(
+        ["", *levels], set(levels), foot + (22 if width >= NARROW else 42), width
+    )
     described = "; ".join(f"{row.name}: {row.value:.3g}" for row in rows)
-    return _whole(title, described, [*parts, legend], height)
+    return _whole(title, described, [*parts, legend], (width, height))
 
 
 def _text(x: float, y: float, text: str, how: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" {how}>{escape(text)}</text>'
 
 
-def _legend(names: Sequence[str], thin: set[str], top: float) -> tuple[str, int]:
+def _legend(names: Sequence[str], thin: set[str], top: float, width: int) -> tuple[str, int]:
     """Names beside their colours, in as many lines as they need; and where they end."""
     parts, x, y = [], float(MARGIN), top + 14
     for number, name in enumerate(names):
         wide = 30 + LETTER * len(name) + 14
         if not name:
             continue
-        if x + wide > WIDTH - MARGIN and x > MARGIN:
+        if x + wide > width - MARGIN and x > MARGIN:
             x, y = float(MARGIN), y + LABEL
         dash = ' stroke-dasharray="5 3"' if name in thin else ""
         colour = COLOURS[number % len(COLOURS)]
@@ -149,11 +168,12 @@ def _legend(names: Sequence[str], thin: set[str], top: float) -> tuple[str, int]
     return "".join(parts), round(y + MARGIN)
 
 
-def _whole(title: str, described: str, parts: Sequence[str], height: int) -> str:
+def _whole(title: str, described: str, parts: Sequence[str], size: tuple[int, int]) -> str:
+    width, height = size
     heading = _text(MARGIN, MARGIN + 14, title, 'class="title"')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
         f"<title>{escape(title)}</title><desc>{escape(described)}</desc><style>{STYLE}</style>"
-        f'<rect class="paper" width="{WIDTH}" height="{height}" rx="8"/>'
+        f'<rect class="paper" width="{width}" height="{height}" rx="8"/>'
         f"{heading}{''.join(parts)}</svg>\n"
     )

@@ -51,7 +51,8 @@ SUITE = suite_from_mapping(
         (Arm("t", 0), 1, "at once"),
         (Arm("t", 3, "cot", control="filler"), 1, "dots for steps (3)"),
         (Arm("t", 0, "zero-cot", control="blank"), 1, "trigger alone, blank image"),
-        (Arm("t", 3, "cot"), 9, "worked examples (3), 9 votes"),
+        (Arm("t", 3, "cot"), 9, "self-consistency (3)"),
+        (Arm("t", 0, "zero-cot"), 9, "trigger alone, 9 votes"),
     ],
 )
 def test_what_an_arm_is_called(arm: Arm, samples: int, told: str) -> None:
@@ -124,8 +125,7 @@ def test_bars_are_as_long_as_what_they_show_and_controls_come_last() -> None:
     config = PictureConfig(name="s", title="Steps", kind="ways", runs=("names", "votes"))
     drawn = picture(config, {"names": first, "votes": votes})
     names = re.findall(r'text-anchor="end">([^<]*)<', drawn)
-    way = "worked examples (3)"
-    assert names == ["at once", way, f"{way}, 9 votes", "dots for steps (3)"]
+    assert names == ["at once", "worked examples (3)", "self-consistency (3)", "dots for steps (3)"]
     wide = [float(w) for w in re.findall(r'<rect x=[^>]* width="([\d.]+)"', drawn)]
     assert [round(w / wide[2], 2) for w in wide] == [0.2, 0.8, 1.0, 0.25]
     assert "80% (58 to 92)" in drawn
