@@ -28,6 +28,7 @@ import clipart
 import drawings
 import emoji
 import gcompris
+import held_out
 import imagenet
 import parts
 import printed_words
@@ -115,6 +116,14 @@ def makers(
             "test-scenes": lambda: scene_sets.held_out_scenes(root, "test"),
             "test-steps": lambda: scene_sets.held_out_steps(root, "test"),
             "test-steps-ko": lambda: scene_sets.held_out_steps(root, "test", korean=True),
+        },
+        "held-out": {
+            "dev-drawings": lambda: held_out.views(root, "dev"),
+            "dev-styles": lambda: held_out.styles(root, "dev"),
+            "dev-kinds": lambda: held_out.kinds(root, "dev"),
+            "test-drawings": lambda: held_out.views(root, "test"),
+            "test-styles": lambda: held_out.styles(root, "test"),
+            "test-kinds": lambda: held_out.kinds(root, "test"),
         },
     }
 

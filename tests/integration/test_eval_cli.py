@@ -104,3 +104,32 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
 def _lines(out: Path) -> list[str]:
     file = out / "records.jsonl"
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+
+
+SUITE = """
+[[run]]
+name = "odd"
+tasks = ["parity"]
+shots = [0, 2]
+limit = 3
+"""
+
+
+def test_a_file_of_evaluations_makes_a_card(run: Any, model: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "card.toml", tmp_path / "out"
+    file.write_text(SUITE)
+    code, printed, err = run(model, "--config", file, "--out", out, "--limit", 2)
+    assert (code, err) == (0, "")
+    assert printed.strip().endswith(f"card: {out / 'card.md'}")
+    assert f"`isthmus eval MODEL --config {file} --limit 2 --out OUT`" in printed
+    code, printed, _ = run(model, "--config", file, "--out", out, "--limit", 2, "--json")
+    assert [row["n"] for row in json.loads(printed)["odd"]["rows"]] == [2, 2]
+
+
+def test_what_the_file_says_is_not_said_again(run: Any, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "card.toml"
+    file.write_text(SUITE)
+    code, _, err = run(model, "--config", file, "--out", tmp_path / "out", "--shots", "4")
+    assert (code, "expected shots in the file alone" in err) == (2, True)
+    code, _, err = run(model, "--config", file)
+    assert (code, "--config expects --out FOLDER" in err) == (2, True)

@@ -1,4 +1,4 @@
-"""`isthmus eval MODEL --tasks TASK,...`."""
+"""`isthmus eval MODEL --tasks TASK,...`, or with --config all evaluations of a file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 
 
 def eval_(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A shipped model's name, or a folder from `isthmus train`.")
     ] = "tiny",
@@ -19,6 +20,14 @@ def eval_(
         typer.Option(
             help="Tasks, with commas between: counting,gsm8k:FOLDER,exam.jsonl,package.module:make."
         ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file of evaluations, for a card with pictures (with --out)."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The folder that the paths of tasks are relative to (default: here)."),
     ] = None,
     shots: Annotated[str, typer.Option(help="Numbers of demonstrations.")] = "0,4,8",
     reasoning: Annotated[
@@ -66,8 +75,16 @@ def eval_(
     if list_:
         _list(json_)
         return
+    if config is not None:
+        _refuse_beside_config(context)
+        if out is None:
+            raise ConfigError("--config expects --out FOLDER for the card and the records")
+        _suite(model, config, data, out, limit, (device, dtype, threads), quiet, json_)
+        return
     if tasks is None:
-        raise ConfigError("expected --tasks TASK,... (isthmus eval --list names them)")
+        raise ConfigError(
+            "expected --tasks TASK,... (isthmus eval --list names them), or --config FILE"
+        )
     counts = [_number(part, "--shots") for part in _parts(shots)]
     if not counts:
         raise ConfigError(f'--shots is "{shots}": expected numbers with commas between, as in 0,4')
@@ -88,6 +105,7 @@ def eval_(
         limit=limit,
         template=template,
         trigger=trigger,
+        data=data,
         out=out,
         quiet=quiet or json_,
         device=device,
@@ -99,6 +117,70 @@ def eval_(
     print(results.markdown())
     if out is not None:
         print(f"report: {out / 'report.html'}")
+
+
+BESIDE_CONFIG = (
+    *("model", "config", "data", "limit", "out"),
+    *("json_", "quiet", "device", "dtype", "threads"),
+)
+"""What may be asked for with a file of evaluations; everything else stands in the file."""
+
+
+def _refuse_beside_config(context: typer.Context) -> None:
+    """Refuses what would otherwise be left out of account.
+
+    Raises:
+        ConfigError: If an option was given that the file has.
+    """
+    from isthmus.errors import ConfigError
+
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and name not in BESIDE_CONFIG:
+            raise ConfigError(f"--config with --{name}: expected {name} in the file alone")
+
+
+def _suite(
+    model: str,
+    config: Path,
+    data: Path | None,
+    out: Path,
+    limit: int | None,
+    machine: tuple[str, str, int | None],
+    quiet: bool,
+    json_: bool,
+) -> None:
+    """Runs all evaluations of a file."""
+    from isthmus.cli.options import use_machine
+    from isthmus.cli.output import print_json
+    from isthmus.config.evaluation import read_suite
+    from isthmus.config.model import SHIPPED
+
+    suite = read_suite(config)
+    device, dtype, threads = machine
+    use_machine(device, dtype, threads)
+    from isthmus.evaluation.suite import CARD, evaluate_suite
+
+    named = model if model in SHIPPED else "MODEL"
+    where = "" if data is None else " --data DATA"
+    limited = "" if limit is None else f" --limit {limit}"
+    results = evaluate_suite(
+        model,
+        suite,
+        data=data,
+        out=out,
+        limit=limit,
+        command=f"isthmus eval {named} --config {config}{where}{limited} --out OUT",
+        quiet=quiet or json_,
+        device=device,
+        dtype=dtype,
+    )
+    if json_:
+        print_json({name: own.to_json() for name, own in results.items()})
+        return
+    print((out / CARD).read_text(encoding="utf-8"))
+    print(f"card: {out / CARD}")
 
 
 def _parts(text: str) -> list[str]:

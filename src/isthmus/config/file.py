@@ -180,11 +180,19 @@ def read_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: If the file is missing, is not TOML, or does not fit `RunConfig`.
     """
+    return run_from_mapping(tables_of(path), overrides)
+
+
+def tables_of(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: If the file is missing or is not TOML.
+    """
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"no configuration file at {file}")
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
-    return run_from_mapping(values, overrides)

@@ -321,6 +321,7 @@ class Asker:
             new_tokens=0,
             seconds=0.0,
             question=item.example.question,
+            group=item.group,
         )
 
 

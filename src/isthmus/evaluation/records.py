@@ -61,6 +61,7 @@ class Answered:
     agreement: float | None = None
     question: str = ""
     usual: str | None = None
+    group: str = ""
 
 
 class Records:

@@ -21,6 +21,9 @@ from isthmus.evaluation.records import Answered
 from isthmus.evaluation.task import Task
 from isthmus.prompts.answers import same_answer
 
+NO_CHAIN = "no chain that the model wrote held up"
+"""Why an arm of Auto-CoT is left out."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -44,6 +47,25 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Group:
+    """An arm's answers to one kind of question.
+
+    Attributes:
+        name: The kind, as the task calls it.
+        n: Questions.
+        accuracy: Mean worth of the answers.
+        interval: 95 %, as for a row.
+        majority: The most common right answer and its share.
+    """
+
+    name: str
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    majority: tuple[str, float]
+
+
+@dataclass(frozen=True)
 class Row:
     """What came out of one arm.
 
@@ -60,10 +82,12 @@ class Row:
         accuracy_parsed: Accuracy over the others; None if there are none.
         compared: The arm beside the task's first one; None for that one.
         character_error_rate: For tasks that read text; None for others.
+        accuracy_any_case: The same tasks, where capitals count as small letters.
         prompt_tokens: Tokens of all prompts.
         cached_tokens: How many of these were not computed anew.
         new_tokens: Tokens written or scored.
         seconds: Time spent.
+        groups: The kinds of question, where the task tells several apart.
     """
 
     arm: Arm
@@ -77,10 +101,12 @@ class Row:
     accuracy_parsed: float | None
     compared: Compared | None
     character_error_rate: float | None
+    accuracy_any_case: float | None
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int
     seconds: float
+    groups: tuple[Group, ...] = ()
 
 
 def row_of(
@@ -102,16 +128,17 @@ def row_of(
     n, parsed = len(answered), [a for a in answered if a.parsed is not None]
     expected = [a.expected for a in answered]
     usual = [same_answer(a.usual, a.expected, task.kind) for a in answered if a.usual is not None]
-    partly = any(w not in (0.0, 1.0) for w in worth)
-    interval = bootstrap_mean(worth) if partly else wilson(round(sum(worth)), n)
-    rate = None
+    rate = any_case = None
     if task.metric == "characters":
+        read = [(a.parsed or "").strip() for a in answered]
         rate = character_error_rate([a.parsed or "" for a in answered], expected)
+        pairs = zip(read, expected, strict=True)
+        any_case = sum(got.casefold() == right.casefold() for got, right in pairs) / n
     return Row(
         arm=arm,
         n=n,
         accuracy=sum(worth) / n,
-        interval=interval,
+        interval=_interval(worth),
         chance=task.chance,
         majority=majority(expected),
         majority_of_shots=sum(usual) / len(usual) if usual else None,
@@ -119,11 +146,35 @@ def row_of(
         accuracy_parsed=sum(a.right for a in parsed) / len(parsed) if parsed else None,
         compared=None if first is None else compare(first[0], first[1], answered),
         character_error_rate=rate,
+        accuracy_any_case=any_case,
         prompt_tokens=sum(a.prompt_tokens for a in answered),
         cached_tokens=sum(a.cached_tokens for a in answered),
         new_tokens=sum(a.new_tokens for a in answered),
         seconds=sum(a.seconds for a in answered),
+        groups=_groups(answered),
     )
+
+
+def _interval(worth: Sequence[float]) -> tuple[float, float]:
+    """Wilson's interval, or a bootstrap's where answers can be partly right."""
+    if any(w not in (0.0, 1.0) for w in worth):
+        return bootstrap_mean(worth)
+    return wilson(round(sum(worth)), len(worth))
+
+
+def _groups(answered: Sequence[Answered]) -> tuple[Group, ...]:
+    """The kinds of question; none where there is one."""
+    kinds: dict[str, list[Answered]] = {}
+    for record in answered:
+        kinds.setdefault(record.group, []).append(record)
+    if len(kinds) < 2:
+        return ()
+    found = []
+    for name, own in kinds.items():
+        worth, usual = [a.right for a in own], majority([a.expected for a in own])
+        mean = sum(worth) / len(worth)
+        found.append(Group(name, len(own), mean, _interval(worth), usual))
+    return tuple(found)
 
 
 def compare(arm: Arm, first: Sequence[Answered], second: Sequence[Answered]) -> Compared:
@@ -236,7 +287,7 @@ def cells(row: Row, *, with_errors: bool) -> list[str]:
         counts = f"{row.compared.only_first}, {row.compared.only_this}"
         told.append(f"{p_value(row.compared.p)} ({counts})")
     if with_errors:
-        told.append(percent(row.character_error_rate))
+        told += [percent(row.character_error_rate), percent(row.accuracy_any_case)]
     told.append(f"{row.prompt_tokens:,} ({row.cached_tokens:,})")
     return [*told, f"{row.new_tokens:,}", f"{row.seconds:.1f}"]
 
@@ -251,17 +302,17 @@ def headings(*, with_errors: bool) -> list[str]:
         "points to first arm",
         "McNemar p (b, c)",
     ]
-    errors = ["character errors"] if with_errors else []
+    errors = ["character errors", "in any case"] if with_errors else []
     return [*first, *errors, "prompt tokens (cached)", "new tokens", "seconds"]
 
 
 def _table(rows: Sequence[Row], task: str) -> str:
     errors = any(r.character_error_rate is not None for r in rows)
     names = headings(with_errors=errors)
-    lines = [f"### {task}", "", _line(names), _line(["---"] * len(names))]
-    return "\n".join([*lines, *(_line(cells(r, with_errors=errors)) for r in rows)])
+    lines = [f"### {task}", "", table_line(names), table_line(["---"] * len(names))]
+    return "\n".join([*lines, *(table_line(cells(r, with_errors=errors)) for r in rows)])
 
 
-def _line(texts: Sequence[str]) -> str:
+def table_line(texts: Sequence[str]) -> str:
     """A line of a table; a bar inside of a text would end its cell."""
     return "| " + " | ".join(t.replace("|", "\\|").replace("\n", " ") for t in texts) + " |"

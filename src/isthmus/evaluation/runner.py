@@ -18,7 +18,7 @@ from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, writt
 from isthmus.evaluation.arms import Arm, plan
 from isthmus.evaluation.records import IMAGES, Records
 from isthmus.evaluation.report import image_name, write_report
-from isthmus.evaluation.results import Results, Row, row_of
+from isthmus.evaluation.results import NO_CHAIN, Results, Row, row_of
 from isthmus.evaluation.selection import Shots, check_selection
 from isthmus.evaluation.task import Item, Task, limited
 from isthmus.evaluation.tasks import task_named
@@ -57,6 +57,7 @@ def evaluate(
     trigger: str | None = None,
     norm: str = "sum",
     temperature: float | None = None,
+    data: str | Path | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
     device: str | torch.device = "auto",
@@ -84,6 +85,8 @@ def evaluate(
             text; "step-by-step" by default.
         norm: What closed answers are scored by: "sum", "token" or "byte".
         temperature: Of the draws; by default 0.7 where there are several, and 0, greedy, for one.
+        data: What the paths of tasks are relative to, those of images in files of records too; None
+            is the current folder, and for images the file's own.
         out: Folder for records, results and the report. A run that was interrupted goes on there;
             one that asks for something else is refused. None keeps nothing.
         quiet: Show no progress bar.
@@ -106,7 +109,7 @@ def evaluate(
         (4, 0.5)
     """
     listed = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
-    made = [limited(t if isinstance(t, Task) else task_named(t), limit) for t in listed]
+    made = [limited(t if isinstance(t, Task) else task_named(t, root=data), limit) for t in listed]
     names = [t.name for t in made]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have one name: {', '.join(names)}; evaluate them apart")
@@ -148,7 +151,7 @@ def evaluate(
                 if arm.reasoning == "auto-cot":
                     written = _written(engine, task, arm, style, folder)
                     if not written:
-                        left_out[arm.id] = "no chain that the model wrote held up"
+                        left_out[arm.id] = NO_CHAIN
                         bar.skip(len(task.items))
                         continue
                 shown = Shots(engine, task, arm, select, order, written)
@@ -204,7 +207,7 @@ def _task(tasks: Sequence[Task], arm: Arm) -> Task:
 
 
 def _described(task: Task) -> dict[str, Any]:
-    """What makes a task this one: its size and a hash of its questions and answers.
+    """What makes a task this one: its size and a hash of its questions, answers and files.
 
     Episodes draw dozens of images each, so only the first of them are looked at.
     """
@@ -212,7 +215,9 @@ def _described(task: Task) -> dict[str, Any]:
     looked_at = task.items[:16] if task.episodic else task.items
     for item in (*looked_at, *task.support):
         told = (item.id, item.example.question, item.example.answer, item.choices, item.accepted)
-        digest.update(repr(told).encode())
+        shown = [p for e in (item.example, *(item.shots or ())) for p in e.images]
+        files = [Path(p).name for p in shown if isinstance(p, (str, Path))]
+        digest.update(repr((told, files)).encode(errors="backslashreplace"))
     return {
         "n": len(task.items),
         "support": len(task.support),

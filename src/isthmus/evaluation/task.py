@@ -35,6 +35,7 @@ class Item:
         accepted: Other right answers; for the metric "vqa" the answers of all people asked.
         shots: Demonstrations of this item alone, the first k of which are shown; None where they
             come from the task's support set.
+        group: What kind of question it is, where a task has several.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Item:
     choices: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     shots: tuple[Example, ...] | None = None
+    group: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -124,11 +126,13 @@ class Known:
         about: What it is, in a line.
         generate: Makes it from a seed, where it is generated.
         read: Makes it from a path, where it is read.
+        rooted: Whether `read` takes a `root` too, which images in a file of records are found by.
     """
 
     about: str
     generate: Callable[[int], Task] | None = None
-    read: Callable[[str], Task] | None = None
+    read: Callable[..., Task] | None = None
+    rooted: bool = False
 
 
 def _ids(task: str, items: Sequence[Item]) -> set[str]:

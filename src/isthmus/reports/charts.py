@@ -1,4 +1,7 @@
-"""Line charts as SVG text, for reports that need no network and no script."""
+"""Line charts as SVG text, for reports that need no network and no script.
+
+A chart of a page takes its colours from the page; `figures` makes pictures that stand alone.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +94,33 @@ def chart(
     drawn = {n: line for n, line in lines.items() if line.points}
     if not drawn:
         return f"<p>{escape(title)}: nothing was logged.</p>"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>'
+        f"<desc>{escape(told(drawn))}</desc>"
+        f"{plotted(drawn, from_zero=from_zero, most=most, at=at)}</svg>{_legend(drawn)}"
+    )
+
+
+def plotted(
+    lines: Mapping[str, Line],
+    *,
+    from_zero: bool = True,
+    most: float | None = None,
+    at: Sequence[float] = (),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    percent: bool = False,
+) -> str:
+    """Lines with their axes, as the elements inside of an SVG of a size.
+
+    Args:
+        lines: By name; an empty one keeps its colour for other charts.
+        from_zero: As for `chart`.
+        most: As for `chart`.
+        at: As for `chart`.
+        size: Width and height in pixels.
+        percent: Whether the vertical axis is of shares.
+    """
+    drawn, (width, height) = lines, size
     xs = [x for line in drawn.values() for x, _ in line.points]
     ys = [y for line in drawn.values() for _, y in line.points]
     ys += [end for line in drawn.values() for bound in line.bounds for end in bound]
@@ -101,43 +131,48 @@ def chart(
     top = top if most is None else most
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+        across = LEFT + (x - low) / (high - low) * (width - LEFT - RIGHT)
+        return across, height - BOTTOM - (y - bottom) / (top - bottom) * (height - TOP - BOTTOM)
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>',
-        f"<desc>{escape(_told(drawn))}</desc>",
-    ]
+    parts = []
     for y in ticks(bottom, top):
         _, up = place(low, y)
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up:.1f}" y2="{up:.1f}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{up:.1f}" y2="{up:.1f}"/>'
         )
-        parts.append(f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{y:g}</text>')
+        label = f"{100 * y:g}%" if percent else f"{y:g}"
+        parts.append(f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{label}</text>')
     for x in at or ticks(low, high, 8):
         across, _ = place(x, bottom)
-        parts.append(f'<text x="{across:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{x:g}</text>')
-    for number, line in enumerate(drawn.values()):
+        parts.append(f'<text x="{across:.1f}" y="{height - 8}" text-anchor="middle">{x:g}</text>')
+    barred = [name for name, line in drawn.items() if line.bounds]
+    for number, (name, line) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
         dash = ' stroke-dasharray="5 3"' if line.thin or number >= len(COLOURS) else ""
+        # lines with intervals stand side by side, so that no bar hides another
+        shift = DODGE * (barred.index(name) - (len(barred) - 1) / 2) if name in barred else 0.0
+
+        def aside(x: float, y: float, shift: float = shift) -> tuple[float, float]:
+            across, up = place(x, y)
+            return min(
+                max(across + shift, LEFT + 1.0), width - RIGHT - 1.0
+            ) if shift else across, up
+
         if line.smooth:
-            parts.append(_path(line.points, place, colour, dash, "faint"))
+            parts.append(_path(line.points, aside, colour, dash, "faint"))
         shown = smoothed(line.points) if line.smooth else line.points
-        parts.append(_path(shown, place, colour, dash, "thin" if line.thin else "line"))
-        shift = DODGE * (number - (len(drawn) - 1) / 2)  # bars of several lines side by side
+        parts.append(_path(shown, aside, colour, dash, "thin" if line.thin else "line"))
         for (x, _), (below, above) in zip(line.points, line.bounds, strict=False):
-            across, down, up = place(x, below)[0] + shift, place(x, below)[1], place(x, above)[1]
-            across = min(max(across, LEFT + 1.0), WIDTH - RIGHT - 1.0)
+            (across, down), (_, up) = aside(x, below), aside(x, above)
             parts.append(
                 f'<path class="bar" stroke="{colour}" d="M{across:.1f} {down:.1f}V{up:.1f}'
                 f'M{across - 3:.1f} {down:.1f}h6M{across - 3:.1f} {up:.1f}h6"/>'
             )
         if line.marks:
             for point in line.points:
-                across, up = place(*point)
+                across, up = aside(*point)
                 parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3" fill="{colour}"/>')
-    parts.append("</svg>")
-    return "".join(parts) + _legend(drawn)
+    return "".join(parts)
 
 
 def _path(
@@ -159,7 +194,7 @@ def _legend(lines: Mapping[str, Line]) -> str:
     return f'<ul class="legend">{entries}</ul>'
 
 
-def _told(lines: Mapping[str, Line]) -> str:
+def told(lines: Mapping[str, Line]) -> str:
     """What a chart says, in words."""
     return "; ".join(
         f"{name}: from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}"

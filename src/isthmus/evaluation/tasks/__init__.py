@@ -29,12 +29,14 @@ TASKS: dict[str, Known] = _every()
 """Every task that can be named. A file in this folder adds its own, in its `TASKS`."""
 
 
-def task_named(spec: str, *, seed: int = 0) -> Task:
+def task_named(spec: str, *, seed: int = 0, root: str | Path | None = None) -> Task:
     """The task of a name, a name and a path, or the path of a JSONL file of questions.
 
     Args:
         spec: "counting", "gsm8k:data/gsm8k", "exam.jsonl", "package.module:function".
         seed: Seed of generated tasks.
+        root: What paths are relative to, those of images in a file of records too; None is the
+            current folder, and for images the file's own.
 
     Raises:
         ConfigError: If there is no such task, or its files cannot be read.
@@ -57,7 +59,9 @@ def task_named(spec: str, *, seed: int = 0) -> Task:
         )
     known = TASKS[name]
     if path and known.read is not None:
-        return known.read(path)
+        if known.rooted:
+            return known.read(path, root=root)
+        return known.read(path if root is None else str(Path(root) / path))
     if known.generate is None:
         raise ConfigError(f'the task "{name}" needs a path: expected {name}:PATH')
     if colon:

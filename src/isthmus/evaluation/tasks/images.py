@@ -89,21 +89,23 @@ def classification(path: str | Path, question: str = "What is this?") -> Task:
     )
 
 
-def _source(image: FileRef) -> Any:
+def source(image: FileRef) -> Any:
     """What `open_image` takes: the path of a file, or the bytes of a part of one."""
     whole = image.data is None and image.start == 0 and image.size is None
     return image.path if whole else image.read()
 
 
-def _from_records(path: str | Path, question: str) -> tuple[Sequence[Item], Sequence[Item]]:
+def _from_records(
+    path: str | Path, root: str | Path | None, question: str
+) -> tuple[Sequence[Item], Sequence[Item]]:
     """Test items of labelled images, and one in ten of them for demonstrations."""
-    records = read_data(path)
+    records = read_data(path, root=root)
 
     def make(number: int) -> Item:
         record: Record = records[number]
         if not record.answer or not record.images:
             raise ConfigError(f"{record.origin or path}: expected an image and its text or name")
-        shown = [_source(p) for m in record.images for p in frames(m)]
+        shown = [source(p) for m in record.images for p in frames(m)]
         others = tuple(n for n in record.names if n != record.answer)
         example = Example(shown, record.question or question, record.answer)
         return Item(str(number), example, accepted=others)
@@ -116,32 +118,34 @@ def _from_records(path: str | Path, question: str) -> tuple[Sequence[Item], Sequ
     )
 
 
-def naming(path: str | Path) -> Task:
+def naming(path: str | Path, root: str | Path | None = None) -> Task:
     """Open-ended naming: any of an image's accepted names is right, and none is offered.
 
     Args:
         path: Anything that `read_data` takes; `names` holds the accepted names of a row. Every
             tenth image is set aside for demonstrations.
+        root: As for `read_data`.
 
     Raises:
         ConfigError: If it cannot be read, or a row has no image or no name.
     """
-    items, support = _from_records(path, WHAT)
+    items, support = _from_records(path, root, WHAT)
     name = f"naming-{Path(path).stem}"
     return Task(name=name, kind="text", items=items, support=support, max_new_tokens=12)
 
 
-def reading(path: str | Path) -> Task:
+def reading(path: str | Path, root: str | Path | None = None) -> Task:
     """Optical character recognition of one's own images: exact match and character error rate.
 
     Args:
         path: Anything that `read_data` takes: images with the text that stands in them. Every
             tenth image is set aside for demonstrations.
+        root: As for `read_data`.
 
     Raises:
         ConfigError: If it cannot be read, or a row has no image or no text.
     """
-    items, support = _from_records(path, READ)
+    items, support = _from_records(path, root, READ)
     return Task(
         name=f"ocr-{Path(path).stem}",
         kind="text",
@@ -201,8 +205,11 @@ def ocr(
 
 TASKS = {
     "ocr": Known(
-        "images of made-up words; ocr:PATH for images of yours", generate=ocr, read=reading
+        "images of made-up words; ocr:PATH for images of yours",
+        generate=ocr,
+        read=reading,
+        rooted=True,
     ),
     "classes": Known("a folder of images for each class", read=classification),
-    "naming": Known("images with accepted names, none of them offered", read=naming),
+    "naming": Known("images with accepted names, none of them offered", read=naming, rooted=True),
 }

@@ -13,6 +13,7 @@ One question a line:
 | `rationale` | the steps that lead to the answer, for chain-of-thought demonstrations |
 | `split` | "support" for a demonstration; "test", which is the default |
 | `id` | a name; without it the line's number |
+| `source` | what kind of question it is, for accuracy kind by kind |
 
 All questions of a file are of one kind: multiple choice where there are choices, otherwise
 numbers or yes and no where all answers are, otherwise text.
@@ -120,7 +121,8 @@ def to_item(row: dict[str, Any], where: str, default_id: str, root: Path) -> tup
     accepted = people or _strings(row, "aliases", where)
     example = Example(_images(row, root, where), question, answer, rationale)
     identity = _text(row, "id", where) or default_id
-    return split, Item(identity, example, choices=choices, accepted=accepted)
+    group = _text(row, "source", where) or ""
+    return split, Item(identity, example, choices=choices, accepted=accepted, group=group)
 
 
 def kind_of(items: Sequence[Item]) -> AnswerKind:

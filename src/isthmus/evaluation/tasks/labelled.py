@@ -1,0 +1,174 @@
+"""Episodes of one's own labelled images: made-up names to be bound, the odd one to be found.
+
+A task asks about things that have no name, or not this one, so that nothing but the demonstrations
+answers it. The image that is asked about is never among them. `isthmus.data.episodes` trains on
+such episodes; questions and answers are letter by letter the same here. Pure: no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from isthmus.data.episodes import ODD, PLACES, QUESTIONS
+from isthmus.data.made_up import TESTED as NAMES
+from isthmus.data.sources import read_data
+from isthmus.errors import ConfigError
+from isthmus.evaluation.task import Generated, Item, Known, Task
+from isthmus.evaluation.tasks.drawing import chosen, generator
+from isthmus.evaluation.tasks.images import source
+from isthmus.media.file_ref import FileRef
+from isthmus.prompts.prompt import Example
+
+MOST_SHOTS = 40
+"""Demonstrations that an episode is given, at most."""
+ENOUGH = 6
+"""Images of a class, for five demonstrations and a question."""
+ODD_SHOTS = 4
+"""Other rows of images that a question about the odd one is shown after."""
+
+
+def binding(
+    path: str | Path,
+    *,
+    ways: int = 2,
+    seed: int = 0,
+    n: int = 500,
+    root: str | Path | None = None,
+) -> Task:
+    """Which of a few made-up names an image's class has, told by other images with their names.
+
+    Demonstrations go round the names in turn, in an order of their own each round, so any multiple
+    of the ways is balanced. All images of an episode are different ones.
+
+    Args:
+        path: Anything that `read_data` takes, with one image and its class in a row. A class of
+            fewer than six images is left out, unless most have so few; the smallest of the others
+            decides how many demonstrations there can be.
+        ways: Names to choose from.
+        seed: Seed of all items.
+        n: Test items.
+        root: As for `read_data`.
+
+    Raises:
+        ConfigError: If it cannot be read, or there are too few classes or names.
+    """
+    if not 2 <= ways <= len(NAMES):
+        raise ConfigError(f"ways is {ways}: expected 2 to {len(NAMES)}")
+    found = _classes(path, root, ways)
+    sizes = sorted((len(own) for own in found.values()), reverse=True)
+    least = min(ENOUGH, sizes[max(ways, -(-len(sizes) // 2)) - 1])
+    classes = {name: own for name, own in found.items() if len(own) >= least}
+    each = min(min(map(len, classes.values())) - 1, MOST_SHOTS // ways)
+    question = QUESTIONS[0]
+
+    def make(number: int) -> Item:
+        rng = generator(seed, number)
+        words = chosen(rng, NAMES, ways)
+        own = [_some(rng, classes[c], each + 1) for c in chosen(rng, tuple(classes), ways)]
+
+        def shown(which: int, turn: int) -> Example:
+            return Example(source(own[which][turn]), question, words[which])
+
+        query = shown(int(rng.integers(ways)), each)
+        rounds = [rng.permutation(ways) for _ in range(each)]
+        shots = tuple(shown(int(w), turn) for turn, names in enumerate(rounds) for w in names)
+        return Item(f"test-{number}", query, choices=tuple(sorted(words)), shots=shots)
+
+    return Task(
+        name=f"binding-{ways}-{Path(path).stem}",
+        kind="label",
+        items=Generated(n, make),
+        chance=1 / ways,
+        max_new_tokens=8,
+        episodic=True,
+    )
+
+
+def odd_one_out(
+    path: str | Path,
+    *,
+    images: int = 4,
+    seed: int = 0,
+    n: int = 500,
+    root: str | Path | None = None,
+) -> Task:
+    """Which of several images is of another class; demonstrations are of other classes than both.
+
+    Args:
+        path: As for `binding`; a class needs images enough for all places but one. With fewer than
+            four classes there are no demonstrations.
+        images: How many are shown at once.
+        seed: Seed of all items.
+        n: Test items.
+        root: As for `read_data`.
+
+    Raises:
+        ConfigError: If it cannot be read, or there are too few classes of enough images.
+    """
+    if not 3 <= images <= len(PLACES):
+        raise ConfigError(f"images is {images}: expected 3 to {len(PLACES)}")
+    classes = _classes(path, root, 2, least=images - 1)
+
+    def make(number: int) -> Item:
+        rng = generator(seed, number)
+
+        def row(usual: str, other: str) -> Example:
+            own = _some(rng, classes[usual], images - 1)
+            place = int(rng.integers(images))
+            own.insert(place, _some(rng, classes[other], 1)[0])
+            return Example(tuple(map(source, own)), ODD, PLACES[place])
+
+        asked = chosen(rng, tuple(classes), 2)
+        others = tuple(name for name in classes if name not in asked)
+        query = row(*asked)
+        shots = [row(*chosen(rng, others, 2)) for _ in range(ODD_SHOTS if len(others) > 1 else 0)]
+        return Item(f"test-{number}", query, choices=PLACES[:images], shots=tuple(shots))
+
+    return Task(
+        name=f"odd-{Path(path).stem}",
+        kind="label",
+        items=Generated(n, make),
+        chance=1 / images,
+        max_new_tokens=8,
+        episodic=True,
+    )
+
+
+def _some(rng: np.random.Generator, options: Sequence[FileRef], count: int) -> list[FileRef]:
+    """As many different ones of a list, in random order."""
+    return [options[int(i)] for i in rng.permutation(len(options))[:count]]
+
+
+def _classes(
+    path: str | Path, root: str | Path | None, ways: int, least: int = 2
+) -> dict[str, list[FileRef]]:
+    """The images of each class that has at least so many.
+
+    Raises:
+        ConfigError: If there are fewer than so many such classes.
+    """
+    found: dict[str, dict[FileRef, None]] = {}
+    for record in read_data(path, root=root):
+        image = record.images[0] if len(record.images) == 1 else None
+        if record.turns and record.answer and isinstance(image, FileRef):
+            found.setdefault(record.answer, {})[image] = None
+    classes = {name: list(own) for name, own in sorted(found.items()) if len(own) >= least}
+    if len(classes) < ways:
+        raise ConfigError(
+            f"{path} has {len(classes)} classes of {least} images or more: expected at least "
+            f"{ways}, a folder for each class or a file with an image and its name in each row"
+        )
+    return classes
+
+
+TASKS = {
+    "binding-2": Known(
+        "two made-up names for classes of labelled images", read=binding, rooted=True
+    ),
+    "binding-5": Known("five made-up names", read=partial(binding, ways=5), rooted=True),
+    "odd": Known("which of four images is of another class", read=odd_one_out, rooted=True),
+}

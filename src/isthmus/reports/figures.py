@@ -1,0 +1,179 @@
+"""Pictures that stand alone: SVG files for a README or a paper, readable in light and in dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from isthmus.reports.charts import COLOURS, Line, plotted, told
+
+WIDTH, MARGIN = 640, 14
+TITLE, LABEL, ROW, LETTER = 30, 22, 27, 6.9
+"""Pixels: height of the title, of a line of text, of a bar's row; width of a letter."""
+PANEL = 250
+VALUES, NARROW = 126, 480
+"""Pixels on the right of bars, for values; and the width of a picture below which intervals are
+drawn and not written."""
+STYLE = (
+    "text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1b1f24}"
+    ".title{font-weight:650;font-size:15px}.paper{fill:#fff}.grid{stroke:#d7dbe0}.soft{opacity:.7}"
+    ".line,.thin{fill:none;stroke-width:2.5}.thin{stroke-width:1.5}.bar{fill:none;stroke-width:1.4}"
+    ".whisker{fill:none;stroke:#1b1f24;stroke-width:1.4}"
+    "@media(prefers-color-scheme:dark){text{fill:#e4e7eb}.paper{fill:#15181c}.grid{stroke:#39414b}"
+    ".whisker{stroke:#e4e7eb}}"
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar with its interval.
+
+    Attributes:
+        name: What stands before it.
+        value: A share.
+        interval: Its lower and upper end.
+        aside: Whether it is a control: drawn fainter.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    aside: bool = False
+
+
+def curves(
+    title: str,
+    panels: Mapping[str, Mapping[str, Line]],
+    *,
+    below: str,
+    at: Sequence[float] = (),
+    width: int = WIDTH,
+) -> str:
+    """Panels of curves side by side, of shares from 0 to 1, with one legend for all.
+
+    Args:
+        title: What stands above all of them.
+        panels: By what stands above each of them; a name has one colour in all panels.
+        below: What the horizontal axes are.
+        at: Where they have their numbers; empty for where points are.
+        width: Of the picture, in pixels.
+    """
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    thin = {name for lines in panels.values() for name, line in lines.items() if line.thin}
+    wide = (width - 2 * MARGIN) // max(1, len(panels))
+    top = MARGIN + TITLE
+    parts = []
+    for number, (label, lines) in enumerate(panels.items()):
+        left = MARGIN + number * wide
+        places = at or sorted({x for line in lines.values() for x, _ in line.points})
+        own = plotted(
+            {name: lines.get(name, Line(())) for name in names},
+            most=1.0,
+            at=places,
+            size=(wide, PANEL),
+            percent=True,
+        )
+        parts.append(_text(left + wide / 2, top + 14, label, 'text-anchor="middle"'))
+        parts.append(f'<g transform="translate({left} {top + LABEL})">{own}</g>')
+    foot = top + LABEL + PANEL + 10
+    parts.append(_text(width / 2, foot, below, 'text-anchor="middle" class="soft"'))
+    legend, height = _legend(names, thin, foot + 14, width)
+    described = "; ".join(f"{label}: {told(lines)}" for label, lines in panels.items())
+    return _whole(title, described, [*parts, legend], (width, height))
+
+
+def bars(
+    title: str,
+    rows: Sequence[Bar],
+    levels: Mapping[str, float],
+    *,
+    below: str = "",
+    width: int = WIDTH,
+) -> str:
+    """Bars of shares from 0 to 1, one under the other, with levels to compare them with.
+
+    Args:
+        title: What stands above them.
+        rows: The bars.
+        levels: Shares by name, such as chance, drawn through all bars.
+        below: What is said under them.
+        width: Of the picture, in pixels.
+    """
+    names = max((len(row.name) for row in rows), default=0)
+    values = VALUES if width >= NARROW else VALUES // 3
+    left, right = MARGIN + 16 + round(LETTER * names), width - MARGIN - values
+    top = MARGIN + TITLE
+    foot = top + ROW * len(rows)
+
+    def at(share: float) -> float:
+        return left + share * (right - left)
+
+    parts = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0) if width >= NARROW else (0.0, 0.5, 1.0):
+        x = at(share)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{foot}"/>')
+        parts.append(_text(x, foot + 16, f"{share:.0%}", 'text-anchor="middle" class="soft"'))
+    for number, row in enumerate(rows):
+        y, (low, high) = top + ROW * number, row.interval
+        colour = f'fill="{COLOURS[7 if row.aside else 0]}"'
+        parts.append(_text(left - 8, y + 18, row.name, 'text-anchor="end"'))
+        wide = at(row.value) - left
+        parts.append(
+            f'<rect x="{left}" y="{y + 5}" width="{wide:.1f}" height="{ROW - 10}" rx="2" {colour}/>'
+        )
+        middle = y + ROW / 2
+        parts.append(
+            f'<path class="whisker" d="M{at(low):.1f} {middle}H{at(high):.1f}'
+            f'M{at(low):.1f} {middle - 4}v8M{at(high):.1f} {middle - 4}v8"/>'
+        )
+        written = f" ({100 * low:.0f} to {100 * high:.0f})" if width >= NARROW else ""
+        value = f"{row.value:.0%}{written}"
+        parts.append(_text(right + 10, y + 18, value))
+    for number, share in enumerate(levels.values(), 1):
+        x = at(share)
+        parts.append(
+            f'<line class="thin" stroke="{COLOURS[number]}" stroke-dasharray="5 3" x1="{x:.1f}" '
+            f'x2="{x:.1f}" y1="{top}" y2="{foot}"/>'
+        )
+    parts.append(_text(width - MARGIN, foot + 36, below, 'text-anchor="end" class="soft"'))
+    legend, height = _legend(
+        ["", *levels], set(levels), foot + (22 if width >= NARROW else 42), width
+    )
+    described = "; ".join(f"{row.name}: {row.value:.3g}" for row in rows)
+    return _whole(title, described, [*parts, legend], (width, height))
+
+
+def _text(x: float, y: float, text: str, how: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {how}>{escape(text)}</text>'
+
+
+def _legend(names: Sequence[str], thin: set[str], top: float, width: int) -> tuple[str, int]:
+    """Names beside their colours, in as many lines as they need; and where they end."""
+    parts, x, y = [], float(MARGIN), top + 14
+    for number, name in enumerate(names):
+        wide = 30 + LETTER * len(name) + 14
+        if not name:
+            continue
+        if x + wide > width - MARGIN and x > MARGIN:
+            x, y = float(MARGIN), y + LABEL
+        dash = ' stroke-dasharray="5 3"' if name in thin else ""
+        colour = COLOURS[number % len(COLOURS)]
+        parts.append(
+            f'<line class="line" x1="{x:.1f}" x2="{x + 22:.1f}" y1="{y - 4:.1f}" y2="{y - 4:.1f}" '
+            f'stroke="{colour}"{dash}/>'
+        )
+        parts.append(_text(x + 28, y, name))
+        x += wide
+    return "".join(parts), round(y + MARGIN)
+
+
+def _whole(title: str, described: str, parts: Sequence[str], size: tuple[int, int]) -> str:
+    width, height = size
+    heading = _text(MARGIN, MARGIN + 14, title, 'class="title"')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
+        f"<title>{escape(title)}</title><desc>{escape(described)}</desc><style>{STYLE}</style>"
+        f'<rect class="paper" width="{width}" height="{height}" rx="8"/>'
+        f"{heading}{''.join(parts)}</svg>\n"
+    )
