@@ -118,10 +118,11 @@ limit = 3
 def test_a_file_of_evaluations_makes_a_card(run: Any, model: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "card.toml", tmp_path / "out"
     file.write_text(SUITE)
-    code, printed, err = run(model, "--config", file, "--out", out, "--limit", 2)
+    code, printed, err = run(model, "--config", file, "--out", out, "--limit", 2, "--quiet")
     assert (code, err) == (0, "")
     assert printed.strip().endswith(f"card: {out / 'card.md'}")
     assert f"`isthmus eval MODEL --config {file} --limit 2 --out OUT`" in printed
+    assert f"<h1>{model}</h1>" in (out / "odd" / "report.html").read_text()
     code, printed, _ = run(model, "--config", file, "--out", out, "--limit", 2, "--json")
     assert [row["n"] for row in json.loads(printed)["odd"]["rows"]] == [2, 2]
 

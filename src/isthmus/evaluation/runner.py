@@ -58,6 +58,7 @@ def evaluate(
     norm: str = "sum",
     temperature: float | None = None,
     data: str | Path | None = None,
+    name: str | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
     device: str | torch.device = "auto",
@@ -87,6 +88,7 @@ def evaluate(
         temperature: Of the draws; by default 0.7 where there are several, and 0, greedy, for one.
         data: What the paths of tasks are relative to, those of images in files of records too; None
             is the current folder, and for images the file's own.
+        name: What the report calls the model; None for its own name or "object".
         out: Folder for records, results and the report. A run that was interrupted goes on there;
             one that asks for something else is refused. None keeps nothing.
         quiet: Show no progress bar.
@@ -129,7 +131,7 @@ def evaluate(
     style = Style(template, how, norm, calibrate)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
-        "model": str(model) if isinstance(model, (str, Path)) else "object",
+        "model": name or (str(model) if isinstance(model, (str, Path)) else "object"),
         "weights": fingerprint(engine.model),
         "tasks": {t.name: _described(t) for t in made},
         "arms": [arm.id for arm in arms],

@@ -84,6 +84,7 @@ def evaluate_suite(
             trigger=run.trigger,
             norm=run.norm,
             data=data,
+            name=str(model) if isinstance(model, (str, Path)) else None,
             out=folder / run.name,
             quiet=quiet,
         )

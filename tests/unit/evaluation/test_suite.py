@@ -148,6 +148,7 @@ def test_runs_go_to_folders_of_their_own_and_are_not_run_again(
         "names": [5, 5],
         "odd": [4],
     }
+    assert {own.config["model"] for own in results.values()} == {"object"}
     assert (tmp_path / "card.md").read_text().startswith("`again`")
     assert (tmp_path / "shots.svg").read_text().startswith("<svg ")
     kept = [json.loads(r) for r in (tmp_path / "odd" / "records.jsonl").read_text().splitlines()]
