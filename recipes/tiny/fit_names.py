@@ -47,7 +47,7 @@ SOURCES = (
     "train-easyvqa-names",
 )
 VISION = im.VisionConfig(name="asset:efficientnet-lite2", resize="pad", regions=True)
-SHRINK = 0.2
+SHRINK = 0.1
 """How far the covariance within names is drawn to the identity, as Ledoit and Wolf do."""
 FARTHEST = 0.99
 """The share of training images that lie within the radius."""
