@@ -7,7 +7,8 @@ heard depends on the distance of an image from those that the analysis was fitte
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
 sure it is stands behind it. The next likeliest follow, and the likeliest name in each quadrant and
 in the middle, so that several things, their places and their number can be read. What no name says
-goes through free tokens, gathered by attention.
+goes through free tokens, gathered by attention. Where a word is printed in the image, its word
+pieces stand in place of the regions' names, so that the language model has only to copy them.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
@@ -31,12 +32,15 @@ from isthmus.config.base import Config, Count, NotNegative
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention
+from isthmus.model.connectors.reading import Pieces, Reader, as_text
 from isthmus.model.trust import trust
 
 if TYPE_CHECKING:
     from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 
 UNUSED = -1
+SURE = 0.5
+"""How likely there must be text in an image for it to be handed over."""
 
 
 class Discriminant(nn.Module):
@@ -88,11 +92,14 @@ class NamesConnector(nn.Module):
         dimensions: Of the discriminant analysis.
         free: Number of free tokens.
         heads: Attention heads of the free tokens, each 64 wide.
+        reader: Width of the reader of printed words; 0 for none.
 
     Attributes:
         names: (C, K) int64 word pieces of each concept, -1 in unused rows; saved with the weights.
         classes: (classes,) int64, the concept that each class of the encoder's is; -1 for none.
         image, region: The analyses of a whole image and of a region of one.
+        reader: Reads a printed word, or None. Trained by whoever knows words, and frozen.
+        spelling: Its words in word pieces; nothing is read before `spelling.set`.
     """
 
     embeddings: Tensor
@@ -113,6 +120,7 @@ class NamesConnector(nn.Module):
         dimensions: int,
         free: int,
         heads: int,
+        reader: int = 0,
     ) -> None:
         super().__init__()
         if region_pieces > pieces or others >= concepts:
@@ -146,6 +154,23 @@ class NamesConnector(nn.Module):
         self.names[:, 0] = torch.arange(concepts) % embeddings.shape[0]
         self.register_buffer("classes", torch.full((regions.classes,), UNUSED))
         self.register_buffer("filler", torch.zeros((), dtype=torch.long))
+        self.reader: Reader | None = None
+        if reader:
+            if regions.fine is None:
+                raise ConfigError(
+                    f"names: reader is {reader}, which reads an early feature map: set vision.fine "
+                    "to the stride of one, such as 8 with asset:efficientnet-lite2"
+                )
+            self.reader = Reader(regions.fine[0], reader).eval().requires_grad_(False)
+            self.spelling = Pieces(embeddings.shape[0])
+            self.text = nn.Parameter(torch.randn(self.width) * spread / math.sqrt(self.width))
+
+    def train(self, mode: bool = True) -> NamesConnector:
+        """A frozen reader never leaves evaluation mode."""
+        super().train(mode)
+        if self.reader is not None:
+            self.reader.eval()
+        return self
 
     def set_names(
         self, names: Sequence[Sequence[int]], filler: int, classes: Sequence[int] = ()
@@ -214,8 +239,8 @@ class NamesConnector(nn.Module):
         return trusted[..., None] * logits.softmax(dim=-1) + (1 - trusted)[..., None] * said
 
     def no_weight_decay(self) -> set[str]:
-        """The queries of the free tokens and the places of regions: no maps."""
-        return {"queries", "places"}
+        """The queries of the free tokens, the places of regions and what says text: no maps."""
+        return {"queries", "places"} | ({"text"} if self.reader is not None else set())
 
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D) of features (B, N + R rows, D_vision)."""
@@ -234,11 +259,30 @@ class NamesConnector(nn.Module):
         told = self.region_sureness(torch.stack([best, trusted[:, 1:]], dim=-1)) + self.places
         first = (parts[:, :, :1] + told[:, :, None]).to(parts.dtype)
         parts = torch.cat([first, parts[:, :, 1:]], dim=2).flatten(1, 2)
+        if self.reader is not None:
+            is_read, pieces = self.words_in(features)
+            sure = sure + is_read[:, None, None] * self.text
+            parts = torch.where(is_read[:, None, None], self.embeddings[pieces], parts)
         patches = self.norm(features[:, : self.shape.patches])
         queries = self.queries.expand(features.shape[0], -1, -1)
         free = self.out_norm(self.attention(queries, patches))
         tokens = [name, sure, others, parts, free]
         return torch.cat([t.to(free.dtype) for t in tokens], dim=1)
+
+    @torch.no_grad()
+    def words_in(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a word is printed in each image (B,), and its word pieces (B, places of regions).
+
+        Args:
+            features: (B, N + R rows + F, D_vision), with an early map.
+        """
+        assert self.reader is not None
+        letters, text = self.reader.read(self.shape.fine_map(features))
+        places = (self.shape.count - 1) * self.region_pieces
+        words = [self.spelling.split(word) if word else [] for word in as_text(letters)]
+        rows = [(own + [int(self.filler)] * places)[:places] for own in words]
+        found = torch.tensor([bool(own) for own in words], device=features.device)
+        return found & (text > SURE), torch.tensor(rows, device=features.device)
 
     def _mean(self, words: Tensor, names: Tensor) -> Tensor:
         """The mean (B, n, D) of the pieces (B, n, K, D) of names, their filling left out."""
@@ -255,6 +299,11 @@ class Names(Config):
 
     Reads what a convolutional network's stages and its own classifier see of the image and of its
     regions: set `vision.regions = true`. The names and the analyses are fitted by a recipe.
+
+    With a `reader`, one printed word of up to eight letters and digits is read from an early
+    feature map: set `vision.fine = 8` too. Where one is read, its word pieces, as the language
+    model's tokenizer splits it, take the tokens of the regions, and a learned vector is added to
+    the sureness. Everywhere else the tokens are as without a reader. It is trained by a recipe.
     """
 
     reads_regions: ClassVar[bool] = True
@@ -272,6 +321,8 @@ class Names(Config):
     """Visual tokens that are no names."""
     heads: Count = 8
     """Attention heads of the free tokens, each 64 wide."""
+    reader: NotNegative = 0
+    """Width of the reader of printed words, such as 128; 0 for none."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
@@ -292,4 +343,6 @@ class Names(Config):
     def toy(self) -> Names:
         """The same connector, small."""
         small = replace(self, concepts=32, pieces=2, others=1, dimensions=4, free=2, heads=2)
-        return replace(small, region_pieces=min(self.region_pieces, 2))
+        return replace(
+            small, region_pieces=min(self.region_pieces, 2), reader=8 if self.reader else 0
+        )

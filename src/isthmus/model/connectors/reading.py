@@ -44,11 +44,12 @@ class Along(nn.Module):
 
     Args:
         width: Width of a column.
+        apart: Columns from one that is looked at to the next.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, apart: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(width, width, 5, padding=2, bias=False)
+        self.convolution = nn.Conv1d(width, width, 5, padding=2 * apart, dilation=apart, bias=False)
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, columns: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class Reader(nn.Module):
             _convolution(width, width),
         )
         self.rows = nn.Conv2d(width, heads, 1)
-        self.along = nn.Sequential(Along(width), Along(width))
+        self.along = nn.Sequential(Along(width, 1), Along(width, 2), Along(width, 4))
         self.letters = nn.Linear(width, 1 + len(ALPHABET))
         self.text = nn.Linear(width, 1)
 
@@ -196,7 +197,7 @@ class Pieces(nn.Module):
 
 def _in_a_word(text: str) -> bool:
     letters = text.removeprefix(" ")
-    return 0 < len(text) and len(letters) <= LONGEST and all(one in ALPHABET for one in letters)
+    return len(text) > 0 and len(letters) <= LONGEST and all(one in ALPHABET for one in letters)
 
 
 def _number(text: str) -> int:
