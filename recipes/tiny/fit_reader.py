@@ -5,8 +5,9 @@
 The reader is shown an early feature map of the encoder, which a feature cache keeps together with
 all else that the connector reads. Its loss is that of connectionist temporal classification on
 words; in the first half also that of the right letter in the column of its middle, which the boxes
-of letters tell, so that it need not find the order by itself. That a picture of another source has
-no text is trained beside it. Words and typefaces of dev-printed are in no training picture.
+of letters tell, so that it need not find the order by itself. A logistic regression then tells
+words from pictures of other sources, which have no text. Words and typefaces of dev-printed are in
+no training picture.
 
 Half an hour on one CPU core, after the features.
 """
@@ -50,8 +51,11 @@ OTHERS = {
 WRITTEN = "symbols"
 """The group of emoji some of which show letters."""
 LR, DECAY, CLIP = 2e-3, 0.02, 5.0
-WORDS, BESIDE = 32, 10
-"""Words and other pictures of a batch."""
+BATCH = 32
+ROWS = 19
+"""Rows of the map that are trained on at a time, of 33: the tallest words have no more."""
+RIDGE = 1e-3
+"""Weight of the squared weights that tell text."""
 BOXES = 4.0
 """Weight of the loss by boxes at the start."""
 
@@ -115,13 +119,29 @@ def loss_of(
     return order, weight * (each * share).sum() / share.sum()
 
 
-def train(words: Pictures, beside: Pictures, epochs: int, seed: int) -> Reader:
-    """A reader trained on words, and on pictures without text beside them."""
+def window(words: Pictures, which: list[int]) -> Tensor:
+    """Maps of words, in `ROWS` rows drawn at random among those that hold the whole word.
+
+    What is far above or below says nothing of a word, and costs as much as the word does.
+    """
+    height = words.maps.shape[-2]
+    found = []
+    for i in which:
+        tops, bottoms = zip(*((box[1], box[3]) for box in words.rows[i]["boxes"]), strict=True)
+        top, bottom = (edge / SIDE * height for edge in (min(tops), max(bottoms)))
+        first, last = sorted((max(0, int(bottom) + 1 - ROWS), min(height - ROWS, int(top))))
+        start = int(torch.randint(first, last + 1, ()))
+        found.append(words.maps[i, :, start : start + ROWS])
+    return torch.stack(found).float().contiguous(memory_format=torch.channels_last)
+
+
+def train(words: Pictures, epochs: int, seed: int) -> Reader:
+    """A reader trained on words."""
     torch.manual_seed(seed)
     reader = Reader(words.maps.shape[1], WIDTH)
     targets = [letters_of(row["answer"]) for row in words.rows]
     columns = torch.stack([in_columns(row, words.maps.shape[-1]) for row in words.rows])
-    per_epoch = len(words.rows) // WORDS
+    per_epoch = len(words.rows) // BATCH
     steps = epochs * per_epoch
     optimizer = torch.optim.AdamW(reader.parameters(), lr=LR, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.15)
@@ -129,25 +149,48 @@ def train(words: Pictures, beside: Pictures, epochs: int, seed: int) -> Reader:
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(words.rows))
-        own = order[step % per_epoch * WORDS :][:WORDS]
-        others = torch.randint(len(beside.rows), (BESIDE,))
-        maps = torch.cat([words.maps[own], beside.maps[others]]).float()
-        logits, text = reader(maps.contiguous(memory_format=torch.channels_last))
+        own = order[step % per_epoch * BATCH :][:BATCH]
+        logits = reader.letters(reader.columns(window(words, own.tolist())).transpose(1, 2))
         weight = BOXES * max(0.0, 1 - 2 * step / steps)
-        loss, by_boxes = loss_of(
-            logits[:WORDS], [targets[i] for i in own.tolist()], columns[own], weight
-        )
-        shown = F.binary_cross_entropy_with_logits(text, (torch.arange(len(text)) < WORDS).float())
+        loss, by_boxes = loss_of(logits, [targets[i] for i in own.tolist()], columns[own], weight)
         optimizer.zero_grad()
-        (loss + by_boxes + shown).backward()  # type: ignore[no-untyped-call]
+        (loss + by_boxes).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(reader.parameters(), CLIP)
         optimizer.step()
         schedule.step()
         seen.append(loss.item())
-        if (step + 1) % 250 == 0:
+        if (step + 1) % 125 == 0:
             spent = time.monotonic() - start
-            print(f"step {step + 1} of {steps}: loss {np.mean(seen[-250:]):.3f}, {spent:.0f} s")
+            print(f"step {step + 1} of {steps}: loss {np.mean(seen[-125:]):.3f}, {spent:.0f} s")
     return reader.eval()
+
+
+@torch.no_grad()
+def highest(reader: Reader, maps: Tensor) -> Tensor:
+    """(n, width) the highest that is seen in any column."""
+    return torch.cat([reader.columns(part.float()).amax(dim=-1) for part in maps.split(100)])
+
+
+def tell_text(reader: Reader, words: Tensor, beside: Tensor) -> None:
+    """Solves for what tells maps of words from those without text: a logistic regression."""
+    seen = torch.cat([highest(reader, words), highest(reader, beside)])
+    is_text = (torch.arange(len(seen)) < len(words)).float()
+    mean, std = seen.mean(dim=0), seen.std(dim=0).clamp(min=1e-3)
+    weight = torch.zeros(seen.shape[1], requires_grad=True)
+    bias = torch.zeros(1, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        logits = (seen - mean) / std @ weight + bias
+        loss = F.binary_cross_entropy_with_logits(logits, is_text) + RIDGE * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    solver.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        reader.text.weight.copy_(weight / std)
+        reader.text.bias.copy_(bias - (weight * mean / std).sum())
 
 
 def edits(one: str, other: str) -> int:
@@ -209,13 +252,11 @@ def main() -> None:
     words = read(options.data, model, rows_of(options.data, "train-printed")[: options.limit])
     dev = read(options.data, model, rows_of(options.data, "dev-printed"))
     beside = read(options.data, model, others(options.data, np.random.default_rng(options.seed)))
+    reader = train(words, options.epochs, options.seed)
     cut = len(beside.rows) * 9 // 10
-    aside = Pictures(beside.maps[cut:], beside.rows[cut:])
-    reader = train(
-        words, Pictures(beside.maps[:cut], beside.rows[:cut]), options.epochs, options.seed
-    )
+    tell_text(reader, words.maps[:cut], beside.maps[:cut])
     with torch.no_grad():
-        shown = reader(aside.maps.float())[1].sigmoid() > SURE
+        shown = reader.text(highest(reader, beside.maps[cut:])).sigmoid() > SURE
     told = measure(reader, dev) | {"text seen where there is none": float(shown.float().mean())}
     print(json.dumps({name: round(share, 4) for name, share in told.items()}))
     if options.out is not None:

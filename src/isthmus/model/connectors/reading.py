@@ -44,12 +44,11 @@ class Along(nn.Module):
 
     Args:
         width: Width of a column.
-        apart: Columns from one that is looked at to the next.
     """
 
-    def __init__(self, width: int, apart: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(width, width, 5, padding=2 * apart, dilation=apart, bias=False)
+        self.convolution = nn.Conv1d(width, width, 5, padding=2, bias=False)
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, columns: Tensor) -> Tensor:
@@ -78,23 +77,28 @@ class Reader(nn.Module):
         self.heads = heads
         self.norm = nn.BatchNorm2d(channels, affine=False)
         self.body = nn.Sequential(
-            _convolution(channels, width, (2, 1)),
-            _convolution(width, width, (2, 1)),
+            _convolution(channels, 3 * width // 4, (2, 1)),
+            _convolution(3 * width // 4, width, (2, 1)),
             _convolution(width, width),
         )
         self.rows = nn.Conv2d(width, heads, 1)
-        self.along = nn.Sequential(Along(width, 1), Along(width, 2), Along(width, 4))
+        self.along = nn.Sequential(Along(width), Along(width))
         self.letters = nn.Linear(width, 1 + len(ALPHABET))
         self.text = nn.Linear(width, 1)
 
     def forward(self, fine: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of letters (B, w, 1 + alphabet) and of text (B,) in maps (B, C, h, w)."""
+        columns = self.columns(fine)
+        text: Tensor = self.text(columns.amax(dim=-1)).squeeze(-1)
+        return self.letters(columns.transpose(1, 2)), text
+
+    def columns(self, fine: Tensor) -> Tensor:
+        """What is seen in each column (B, width, w) of maps (B, C, h, w)."""
         seen = self.body(self.norm(fine))
         weights = self.rows(seen).softmax(dim=-2)[:, :, None]  # (B, heads, 1, h, w)
         found = (weights * seen.unflatten(1, (self.heads, -1))).sum(dim=-2).flatten(1, 2)
-        columns = self.along(found)
-        text: Tensor = self.text(columns.amax(dim=-1)).squeeze(-1)
-        return self.letters(columns.transpose(1, 2)), text
+        columns: Tensor = self.along(found)
+        return columns
 
     @torch.no_grad()
     def read(self, fine: Tensor) -> tuple[Tensor, Tensor]:
