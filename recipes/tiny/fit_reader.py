@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def train(words: Pictures, epochs: int, seed: int) -> Reader:
 @torch.no_grad()
 def highest(reader: Reader, maps: Tensor) -> Tensor:
     """(n, width) the highest that is seen in any column."""
-    return torch.cat([reader.columns(part.float()).amax(dim=-1) for part in maps.split(100)])
+    return torch.cat([reader.columns(part.float()).amax(dim=-1) for part in torch.split(maps, 100)])
 
 
 def tell_text(reader: Reader, words: Tensor, beside: Tensor) -> None:
@@ -207,13 +208,14 @@ def edits(one: str, other: str) -> int:
 def measure(reader: Reader, words: Pictures) -> dict[str, float]:
     """Exact match and character error rate, with case and without, and text that is seen."""
     said, shown = [], 0
-    for part in words.maps.split(100):
+    for part in torch.split(words.maps, 100):
         logits, text = reader(part.float())
         said += as_text(likeliest(logits))
         shown += int((text.sigmoid() > SURE).sum())
     wanted = [row["answer"] for row in words.rows]
     found = {"text seen": shown / len(wanted)}
-    for name, form in {"": str, " without case": str.lower}.items():
+    forms: dict[str, Callable[[str], str]] = {"": str, " without case": str.lower}
+    for name, form in forms.items():
         pairs = [(form(s), form(w)) for s, w in zip(said, wanted, strict=True)]
         found[f"exact{name}"] = sum(s == w for s, w in pairs) / len(pairs)
         found[f"errors{name}"] = sum(edits(*pair) for pair in pairs) / sum(map(len, wanted))

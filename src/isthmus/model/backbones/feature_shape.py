@@ -79,4 +79,4 @@ class RegionShape:
         channels, height, width = self.fine
         behind = features[..., self.patches + self.count * self.rows :, :].flatten(-2)
         places = behind[..., : height * width * channels]
-        return places.unflatten(-1, (height, width, channels)).movedim(-1, -3)
+        return places.reshape(*places.shape[:-1], height, width, channels).movedim(-1, -3)

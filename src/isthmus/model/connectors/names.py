@@ -279,10 +279,13 @@ class NamesConnector(nn.Module):
         assert self.reader is not None
         letters, text = self.reader.read(self.shape.fine_map(features))
         places = (self.shape.count - 1) * self.region_pieces
-        words = [self.spelling.split(word) if word else [] for word in as_text(letters)]
-        rows = [(own + [int(self.filler)] * places)[:places] for own in words]
-        found = torch.tensor([bool(own) for own in words], device=features.device)
-        return found & (text > SURE), torch.tensor(rows, device=features.device)
+        pieces = self.filler.repeat(len(letters), places)
+        is_read = text > SURE
+        for row, word in enumerate(as_text(letters)):
+            own = self.spelling.split(word)[:places] if word else []
+            pieces[row, : len(own)] = pieces.new_tensor(own)
+            is_read[row] &= bool(own)
+        return is_read, pieces
 
     def _mean(self, words: Tensor, names: Tensor) -> Tensor:
         """The mean (B, n, D) of the pieces (B, n, K, D) of names, their filling left out."""
