@@ -155,6 +155,7 @@ def test_holds_what_a_connector_must(shown: bool) -> None:
 
 
 def test_what_is_read_is_saved_with_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     vision = im.VisionConfig(name="tiny-cnn", resize="squash", regions=True, fine=8)
     model = im.compose(vision, "tiny-lm", im.Names(reader=8).toy())
     connector = model.connector
@@ -165,7 +166,7 @@ def test_what_is_read_is_saved_with_the_weights(tmp_path: Path) -> None:
     connector.spelling.set({**vocabulary, "ab": 200})
     torch.nn.init.constant_(connector.reader.text.bias, 9.0)
     torch.nn.init.normal_(connector.reader.letters.weight, std=3.0)
-    pixels = torch.randn(4, 3, *model.vision.image_size)
+    pixels = torch.randn(8, 3, *model.vision.image_size)
     seen = model.encode_pixels(pixels)
     is_read, pieces = connector.words_in(seen)
     assert is_read.all()
