@@ -168,6 +168,12 @@ def test_what_is_read_is_saved_with_the_weights(tmp_path: Path) -> None:
     torch.nn.init.normal_(connector.reader.letters.weight, std=3.0)
     pixels = torch.randn(8, 3, *model.vision.image_size)
     seen = model.encode_pixels(pixels)
+    for module in connector.reader.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.momentum = 1.0  # one batch tells all
+    assert connector.shape.fine is not None
+    connector.reader.train()(connector.shape.fine_map(seen))
+    connector.reader.eval()
     is_read, pieces = connector.words_in(seen)
     assert is_read.all()
     assert (pieces[:, 0] == 32).all()  # the space in front
