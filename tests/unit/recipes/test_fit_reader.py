@@ -90,7 +90,7 @@ def test_what_is_read_is_counted_by_word_and_by_letter(fit_reader: ModuleType) -
 
     class Said(torch.nn.Module):
         def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return F.one_hot(numbers, 63).float(), torch.tensor([2.0, -2.0])
+            return 30.0 * F.one_hot(numbers, 63), torch.tensor([2.0, -2.0])
 
     rows = [{"answer": "aB"}, {"answer": "aBcd"}]
     told = fit_reader.measure(Said(), fit_reader.Pictures(torch.zeros(2, 1), rows))

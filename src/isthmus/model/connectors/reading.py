@@ -12,7 +12,7 @@ Letters: B images, C channels, (h, w) rows and columns of the map, L letters of 
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -24,11 +24,24 @@ from isthmus.errors import ConfigError
 
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 """What can be read. Letter `i` of it is number i + 1; 0 is none."""
+DIGITS = len(string.digits)
 LONGEST = 8
 """Letters of the longest word."""
 BITS = 6
 """Bits of a letter or a space: a word behind a space is one number of 54."""
 NEVER = 1 << 62
+MIXED = 6.0
+"""How much less likely, in nats, a word is that mixes small letters, capitals or digits."""
+
+
+def _table(form: Callable[[str], str]) -> Tensor:
+    """(1 + alphabet,) the number of each letter's form, 0 where it has none."""
+    return torch.tensor([0, *(ALPHABET.find(form(letter)) + 1 for letter in ALPHABET)])
+
+
+LIKE = dict(zip(f"{string.digits}OoIliZzSsBg", f"{string.digits}00111225589", strict=True))
+"""Which digit a letter looks like."""
+SMALL, CAPITAL, DIGIT = _table(str.lower), _table(str.upper), _table(lambda c: LIKE.get(c, " "))
 
 
 def _convolution(channels: int, width: int, stride: tuple[int, int] = (1, 1)) -> nn.Sequential:
@@ -113,15 +126,31 @@ class Reader(nn.Module):
 def likeliest(logits: Tensor) -> Tensor:
     """The words (B, L) that columns (B, w, 1 + alphabet) say: each run of one letter is one.
 
+    A small o, a capital O and a zero look alike, and what stands beside them tells which it is. So
+    words in small letters, with a capital first, or in capitals are held for likelier than others,
+    and those without digits, or of digits alone, for likelier than those that have both.
+
     Example:
         >>> columns = torch.tensor([[0, 12, 12, 0, 12, 11]])
-        >>> likeliest(functional.one_hot(columns, 63))
+        >>> likeliest(9.0 * functional.one_hot(columns, 63))
         tensor([[12, 12, 11,  0,  0,  0,  0,  0]])
     """
-    best = logits.argmax(dim=-1)
+    shares = logits.float().log_softmax(dim=-1)
+    best = shares.argmax(dim=-1)
     kept = (best != 0) & (best != functional.pad(best, (1, 0))[:, :-1])
     order = kept.logical_not().long().argsort(dim=-1, stable=True)  # those kept come first
-    letters = (best * kept).gather(-1, order)
+    said = (best * kept).gather(-1, order)[:, :LONGEST]
+    shares = shares.take_along_dim(order[:, :LONGEST, None], dim=1)
+    small, capital, digit = (table.to(said.device)[said] for table in (SMALL, CAPITAL, DIGIT))
+    titled = torch.cat([capital[:, :1], small[:, 1:]], dim=1)
+    words = torch.stack([said, small, titled, capital, digit], dim=-1)  # (B, L, 5)
+    each = shares.gather(-1, words).masked_fill(words == 0, float("-inf"))
+    each = each.masked_fill(said[..., None] == 0, 0.0)
+    digits = ((said > 0) & (said <= DIGITS)).any(dim=1) & (said > DIGITS).any(dim=1)
+    scores = each.sum(dim=1)
+    scores[:, :4] -= MIXED * digits[:, None]
+    scores[:, 0] -= MIXED
+    letters = words.take_along_dim(scores.argmax(dim=-1)[:, None, None], dim=-1).squeeze(-1)
     return functional.pad(letters, (0, LONGEST))[:, :LONGEST]
 
 

@@ -19,7 +19,7 @@ EVERY = {letter: number for number, letter in enumerate(f" {ALPHABET}")}
 def said(columns: str) -> str:
     """What is read of columns that say these letters, a dot for none."""
     numbers = torch.tensor([[0 if c == "." else ALPHABET.index(c) + 1 for c in columns]])
-    return as_text(likeliest(F.one_hot(numbers, 1 + len(ALPHABET)).float()))[0]
+    return as_text(likeliest(30.0 * F.one_hot(numbers, 1 + len(ALPHABET))))[0]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,36 @@ def said(columns: str) -> str:
 )
 def test_a_run_of_one_letter_is_read_once(columns: str, word: str) -> None:
     assert said(columns) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "sure", "read"),
+    [
+        ("sCRAP", 3.0, "SCRAP"),  # letters that are alike in two cases go with the others
+        ("plUmp", 3.0, "plump"),
+        ("SHaDE", 3.0, "SHADE"),
+        ("8o88Oo", 3.0, "808800"),
+        ("71I3", 3.0, "7113"),
+        ("zSY44", 3.0, "ZSY44"),
+        ("aBcD", 3.0, "aBcD"),  # too many would have to change
+        ("sCRAP", 9.0, "sCRAP"),  # it is sure of the small s
+        ("8o88", 20.0, "8o88"),
+        ("Scrap", 3.0, "Scrap"),
+        ("AB2", 3.0, "AB2"),
+    ],
+)
+def test_letters_that_look_alike_go_with_those_beside_them(
+    word: str, sure: float, read: str
+) -> None:
+    """`sure` is how much likelier, in nats, each letter is than its other case or its digit."""
+    alike = {**{c: c.swapcase() for c in string.ascii_letters}, "I": "1"}
+    logits = torch.zeros(1, 2 * len(word), 1 + len(ALPHABET))
+    logits[0, 1::2, 0] = 30.0  # nothing between two letters
+    for i, letter in enumerate(word):
+        logits[0, 2 * i, ALPHABET.index(letter) + 1] = 30.0
+        for other in {alike.get(letter, letter), "0" if letter in "oO" else letter} - {letter}:
+            logits[0, 2 * i, ALPHABET.index(other) + 1] = 30.0 - sure
+    assert as_text(likeliest(logits)) == [read]
 
 
 @pytest.fixture(scope="module")
