@@ -9,7 +9,7 @@ of letters tell, so that it need not find the order by itself. A logistic regres
 words from pictures of other sources, which have no text. Words and typefaces of dev-printed are in
 no training picture.
 
-Half an hour on one CPU core, after the features.
+A quarter of an hour on one CPU core, after the features.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def main() -> None:
     """Trains, says how well held-out words are read, and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="a model whose names are kept")
+    parser.add_argument("--init", type=Path, required=True, help="a model whose names are kept")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--limit", type=int, help="only the first words, for a learning curve")
@@ -246,8 +246,7 @@ def main() -> None:
         im.Inline(adapter=im.Adapter(rank=16, start=8)),
         device="cpu",
     )
-    if options.init:
-        load_strip(model, options.init, partly=True)
+    load_strip(model, options.init, partly=True)
     connector = model.connector
     assert isinstance(connector, NamesConnector)
     assert connector.reader is not None

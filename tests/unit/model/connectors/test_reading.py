@@ -44,7 +44,7 @@ def test_a_run_of_one_letter_is_read_once(columns: str, word: str) -> None:
         ("sCRAP", 3.0, "SCRAP"),  # letters that are alike in two cases go with the others
         ("plUmp", 3.0, "plump"),
         ("SHaDE", 3.0, "SHADE"),
-        ("8o88Oo", 3.0, "808800"),
+        ("8o88Oo", 2.0, "808800"),
         ("71I3", 3.0, "7113"),
         ("zSY44", 3.0, "ZSY44"),
         ("aBcD", 3.0, "aBcD"),  # too many would have to change
