@@ -43,6 +43,10 @@ def features(
         bool,
         typer.Option("--regions", help="Regions behind the patches, for connectors like names."),
     ] = False,
+    fine: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stride of an early map behind the regions, for a reader."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A run's TOML file: its encoder and its data sets.")
     ] = None,
@@ -86,6 +90,7 @@ def features(
         resize=resize,
         feature_layer=feature_layer,
         regions=regions or None,
+        fine=fine,
         root=place,
         workers=workers,
         batch_size=batch_size,

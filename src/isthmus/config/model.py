@@ -43,6 +43,9 @@ class VisionConfig(Config):
     regions: bool = False
     """Whether what all stages and the own classifier of a convolutional network see follows the
     patches: of the whole image, its quadrants and its middle. For connectors that read names."""
+    fine: NotNegative = 0
+    """Stride in pixels of an early feature map that follows the regions, for connectors that read
+    text; 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ def compute_features(
     resize: Literal["own", "pad", "squash"] | None = None,
     feature_layer: int | None = None,
     regions: bool | None = None,
+    fine: int | None = None,
     root: str | Path | None = None,
     workers: int = 2,
     batch_size: int = 16,
@@ -60,6 +61,7 @@ def compute_features(
         resize: "own" (the encoder's crop), "pad" or "squash"; None keeps the configuration's.
         feature_layer: Which block's output; None keeps the configuration's.
         regions: Whether what is seen of regions follows; None keeps the configuration's.
+        fine: Stride of the early map behind them; None keeps the configuration's.
         root: What data sets' paths are relative to.
         workers: Threads that open images; with `ray`, encoders.
         batch_size: Images in one pass.
@@ -85,7 +87,9 @@ def compute_features(
     found = [read_data(source, root=root) for source in _listed(data)]  # before the encoder
     if not found:
         raise InputError("got no data sets: expected at least one")
-    encoder = load_vision(vision, resize=resize, feature_layer=feature_layer, regions=regions)
+    encoder = load_vision(
+        vision, resize=resize, feature_layer=feature_layer, regions=regions, fine=fine
+    )
     if ray:
         from isthmus.data.ray_features import fill_with_ray
 

@@ -43,6 +43,7 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
                 keep_cls=config.keep_cls,
                 resize=config.resize,
                 regions=config.regions,
+                fine=config.fine,
             )
         except ConfigError as error:
             raise CheckpointError(
@@ -50,7 +51,7 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
             ) from error
     else:
         encoder = load_vision(config)
-    for key in ("feature_layer", "keep_cls", "regions"):
+    for key in ("feature_layer", "keep_cls", "regions", "fine"):
         got, expected = getattr(encoder.config, key), getattr(config, key)
         if got != expected:
             raise CheckpointError(

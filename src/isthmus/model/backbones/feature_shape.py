@@ -34,12 +34,15 @@ class FeatureShape:
 class RegionShape:
     """How what is seen of regions is written behind the patches: row by row, filled up with zeros.
 
+    The map of an early stage may follow, likewise, for whoever reads what is small.
+
     Attributes:
         patches: Vectors before them.
         count: Regions R, the whole image first.
         stages: Numbers W that the stages say of each.
         classes: Scores C of the classifier for each, behind those.
         rows: Vectors that each region takes.
+        fine: (channels, height, width) of the early map, where `VisionConfig.fine` asks for it.
     """
 
     patches: int
@@ -47,9 +50,12 @@ class RegionShape:
     stages: int
     classes: int
     rows: int
+    fine: tuple[int, int, int] | None = None
 
     def split(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Patches (B, N, D), stages (B, R, W) and scores (B, R, C) of features (B, N + R rows, D).
+
+        What follows the regions is left out.
 
         Example:
             >>> import torch
@@ -57,6 +63,25 @@ class RegionShape:
             >>> [t.shape[1:] for t in shape.split(torch.zeros(1, 6, 8))]
             [torch.Size([4, 8]), torch.Size([2, 3]), torch.Size([2, 2])]
         """
-        behind = features[..., self.patches :, :]
+        behind = features[..., self.patches : self.patches + self.count * self.rows, :]
         told = behind.reshape(*behind.shape[:-2], self.count, -1)[..., : self.stages + self.classes]
         return features[..., : self.patches, :], told[..., : self.stages], told[..., self.stages :]
+
+    def fine_map(self, features: Tensor) -> Tensor:
+        """The early map (B, C, h, w) of features (B, N + R rows + F, D).
+
+        Raises:
+            ValueError: If there is none.
+
+        Example:
+            >>> import torch
+            >>> shape = RegionShape(4, 2, 3, 2, 1, fine=(3, 2, 2))
+            >>> shape.fine_map(torch.arange(64.0).view(1, 8, 8))[0, :, 0].tolist()
+            [[48.0, 51.0], [49.0, 52.0], [50.0, 53.0]]
+        """
+        if self.fine is None:
+            raise ValueError("these features hold no early map: set vision.fine")
+        channels, height, width = self.fine
+        behind = features[..., self.patches + self.count * self.rows :, :].flatten(-2)
+        places = behind[..., : height * width * channels]
+        return places.reshape(*places.shape[:-1], height, width, channels).movedim(-1, -3)

@@ -46,8 +46,9 @@ class Backbone:
         grid: (rows, columns) of its patches; None to read it off the output.
         stages: Pixels to what `VisionEncoder.stages` returns; None if it has no stages.
         scores: Likewise, with the scores of its own classifier; None if it has none.
-        regions: Pixels to the last map (B, D, h, w) and what `regions_of` says, (B, R, W + C); None
-            if it has no stages or no classifier.
+        regions: Pixels to the last map (B, D, h, w), what is seen of regions, (B, R, W + C), and
+            the maps of all stages; None if it has no stages or no classifier.
+        strides: Pixels that a place of each stage's map stands for, to a side.
     """
 
     model: nn.Module
@@ -61,7 +62,8 @@ class Backbone:
     grid: tuple[int, int] | None = None
     stages: Features | None = None
     scores: Features | None = None
-    regions: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    regions: Callable[[Tensor], tuple[Tensor, Tensor, list[Tensor]]] | None = None
+    strides: tuple[int, ...] = ()
 
 
 def from_object(model: nn.Module, config: VisionConfig, processor: Any = None) -> Backbone:
@@ -145,6 +147,7 @@ def from_timm(model: Any, config: VisionConfig) -> Backbone:
         stages=partial(_timm_stages, model, False) if staged else None,
         scores=partial(_timm_stages, model, True) if classes else None,
         regions=partial(_timm_regions, model) if classes else None,
+        strides=tuple(int(stage["reduction"]) for stage in model.feature_info) if staged else (),
     )
 
 
@@ -180,15 +183,15 @@ def part_of(grid: Tensor, region: str) -> Tensor:
     return grid[..., rows, columns]
 
 
-def _timm_regions(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The last map, and of each region what all stages see, and the classifier's scores."""
+def _timm_regions(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The last map; of each region what all stages see and the classifier's scores; all maps."""
     last, stages = model.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last))
     found = []
     for region in REGIONS:
         parts = [part_of(stage, region) for stage in stages]
         pooled = [each for part in parts for each in (part.mean((2, 3)), part.amax((2, 3)))]
         found.append(torch.cat([*pooled, model.forward_head(part_of(last, region))], dim=1))
-    return last, torch.stack(found, dim=1)
+    return last, torch.stack(found, dim=1), stages
 
 
 def _timm_features(model: Any, layer: int, channels_last: bool, pixels: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ Letters: B images, N patches (with CLS and registers where they are kept), D wid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ class VisionEncoder(nn.Module):
                     f"its classifier, such as asset:efficientnet-lite2; got {config.name}"
                 )
             self._regions = backbone.regions
+        self._fine = _stage_of(config, backbone.strides)
         self._own = backbone.preprocess
         self._normalisation = (backbone.mean, backbone.std)
         self._convolutional = backbone.convolutional
@@ -97,22 +99,33 @@ class VisionEncoder(nn.Module):
         assert self._regions is not None
         _, width, rows, columns = last.shape
         blank = torch.zeros(1, 3, *self.image_size, dtype=self._dtype)
-        _, told = self._regions(blank)
+        _, told, stages = self._regions(blank)
         count, numbers = told.shape[1:]
         classes = int(self.model.num_classes)  # type: ignore[arg-type]
         each = -(-numbers // width)
-        regions = RegionShape(rows * columns, count, numbers - classes, classes, each)
-        return FeatureShape(width, rows * columns + count * each, (rows, columns), regions)
+        tokens, fine = rows * columns + count * each, None
+        if self._fine is not None:
+            _, *sizes = stages[self._fine].shape
+            fine = (sizes[0], sizes[1], sizes[2])
+            tokens += -(-math.prod(fine) // width)
+        regions = RegionShape(rows * columns, count, numbers - classes, classes, each, fine)
+        return FeatureShape(width, tokens, (rows, columns), regions)
 
     def _with_regions(self, pixels: Tensor) -> Tensor:
-        """Patches and what is seen of regions, (B, N + R rows, D)."""
+        """Patches, what is seen of regions, and the early map if asked for, (B, N + ..., D)."""
         assert self._regions is not None
         assert self.shape.regions is not None
-        last, told = self._regions(pixels)
-        wanted = self.shape.regions.rows * self.shape.width
-        told = F.pad(told, (0, wanted - told.shape[-1]))
-        rows = told.reshape(told.shape[0], -1, self.shape.width)  # a trace takes len() for constant
-        return torch.cat([self._tokens(last), rows], dim=1)
+        last, told, stages = self._regions(pixels)
+        found = [self._tokens(last), self._rows(told)]
+        if self._fine is not None:
+            found.append(self._rows(self._tokens(stages[self._fine]).flatten(1)))
+        return torch.cat(found, dim=1)
+
+    def _rows(self, numbers: Tensor) -> Tensor:
+        """Numbers (B, ..., n) as rows (B, M, D), each n filled up with zeros."""
+        numbers = F.pad(numbers, (0, -numbers.shape[-1] % self.shape.width))
+        # a trace takes len() for constant
+        return numbers.reshape(numbers.shape[0], -1, self.shape.width)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -248,6 +261,22 @@ class VisionEncoder(nn.Module):
         return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
+def _stage_of(config: VisionConfig, strides: Sequence[int]) -> int | None:
+    """Which stage's map `VisionConfig.fine` asks for, the last one of that stride."""
+    if not config.fine:
+        return None
+    if not config.regions:
+        raise ConfigError(
+            f"fine = {config.fine} needs regions = true, which it follows; got regions = false"
+        )
+    if config.fine not in strides:
+        raise ConfigError(
+            f"fine = {config.fine}: expected the stride of a stage of {config.name}, one of "
+            f"{', '.join(map(str, sorted(set(strides))))}"
+        )
+    return max(stage for stage, stride in enumerate(strides) if stride == config.fine)
+
+
 def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int] | None:
     """Rows and columns of the patches of an image of this size; None if they are no grid."""
     for rows in range(1, patches + 1):
@@ -265,6 +294,7 @@ def load_vision(
     keep_cls: bool | None = None,
     resize: Literal["own", "pad", "squash"] | None = None,
     regions: bool | None = None,
+    fine: int | None = None,
 ) -> VisionEncoder:
     """Loads a vision encoder by name, or wraps one.
 
@@ -279,6 +309,7 @@ def load_vision(
         keep_cls: Whether class and register tokens stay, in place of the configuration's.
         resize: How an image is made to fit, in place of the configuration's.
         regions: Whether what is seen of regions follows, in place of the configuration's.
+        fine: Stride of the early map behind them, in place of the configuration's.
 
     Raises:
         ConfigError: If the name has an unknown form, or the model has no such layer or no regions.
@@ -294,6 +325,7 @@ def load_vision(
         "keep_cls": keep_cls,
         "resize": resize,
         "regions": regions,
+        "fine": fine,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if isinstance(source, VisionEncoder):

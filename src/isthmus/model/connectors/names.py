@@ -7,8 +7,10 @@ heard depends on the distance of an image from those that the analysis was fitte
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
 sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
 middle: a name, or that there is nothing. So several things, their places and their number can be
-read. What no name says goes through free tokens. The first is a linear map of the analysis, alike
-for images that are alike; the others are gathered by attention.
+read. Where a word is printed in the image, its word pieces stand in place of the regions' names, so
+that the language model has only to copy them. What no name says goes through free tokens. The first
+is a linear map of the analysis, alike for images that are alike; the others are gathered by
+attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
@@ -33,12 +35,15 @@ from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
 from isthmus.model.analysis import Discriminant, RegionMap
 from isthmus.model.attention import MultiHeadAttention
+from isthmus.model.connectors.reading import Pieces, Reader, as_text
 from isthmus.model.trust import trust
 
 if TYPE_CHECKING:
     from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 
 UNUSED = -1
+SURE = 0.5
+"""How likely there must be text in an image for it to be handed over."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class NamesConnector(nn.Module):
         dimensions: Of the discriminant analysis.
         free: Number of free tokens.
         heads: Attention heads of the free tokens but the first, each 64 wide.
+        reader: Width of the reader of printed words; 0 for none.
 
     Attributes:
         names: (C, K) int64 word pieces of each concept, -1 in unused rows; saved with the weights.
@@ -81,6 +87,8 @@ class NamesConnector(nn.Module):
         nothing: (K,) int64 word pieces that say of a region that nothing is there.
         image: The analysis of a whole image.
         region: What it is for a region of one.
+        reader: Reads a printed word, or None. Trained by whoever knows words, and frozen.
+        spelling: Its words in word pieces; nothing is read before `spelling.set`.
     """
 
     embeddings: Tensor
@@ -102,6 +110,7 @@ class NamesConnector(nn.Module):
         dimensions: int,
         free: int,
         heads: int,
+        reader: int = 0,
     ) -> None:
         super().__init__()
         if region_pieces > pieces or others >= concepts:
@@ -130,8 +139,10 @@ class NamesConnector(nn.Module):
         nn.init.constant_(self.out_norm.weight, spread / math.sqrt(self.width))
         longer = math.sqrt(max(1.0, dimensions / self.width))  # where dimensions are given up
         nn.init.orthogonal_(self.alike.weight, gain=spread * longer)
-        for layer in (self.sureness, self.other_sureness, self.region_sureness):
-            nn.init.normal_(layer.weight, std=spread / math.sqrt(self.width))
+        nn.init.normal_(self.sureness.weight, std=spread / math.sqrt(self.width))
+        nn.init.zeros_(self.sureness.bias)
+        for layer in (self.other_sureness, self.region_sureness):
+            nn.init.zeros_(layer.weight)  # at first words are words
             nn.init.zeros_(layer.bias)
         self.register_buffer("embeddings", embeddings.detach(), persistent=False)
         self.register_buffer("names", torch.full((concepts, pieces), UNUSED))
@@ -139,6 +150,23 @@ class NamesConnector(nn.Module):
         self.register_buffer("classes", torch.full((regions.classes,), UNUSED))
         self.register_buffer("filler", torch.zeros((), dtype=torch.long))
         self.register_buffer("nothing", torch.zeros(pieces, dtype=torch.long))
+        self.reader: Reader | None = None
+        if reader:
+            if regions.fine is None:
+                raise ConfigError(
+                    f"names: reader is {reader}, which reads an early feature map: set vision.fine "
+                    "to the stride of one, such as 8 with asset:efficientnet-lite2"
+                )
+            self.reader = Reader(regions.fine[0], reader).eval().requires_grad_(False)
+            self.spelling = Pieces(embeddings.shape[0])
+            self.text = nn.Parameter(torch.randn(self.width) * spread / math.sqrt(self.width))
+
+    def train(self, mode: bool = True) -> NamesConnector:
+        """A frozen reader never leaves evaluation mode."""
+        super().train(mode)
+        if self.reader is not None:
+            self.reader.eval()
+        return self
 
     def set_names(
         self,
@@ -215,8 +243,8 @@ class NamesConnector(nn.Module):
         return trusted[..., None] * logits.softmax(dim=-1) + (1 - trusted)[..., None] * said
 
     def no_weight_decay(self) -> set[str]:
-        """The queries of the free tokens and the places of regions: no maps."""
-        return {"queries", "places"}
+        """The queries of the free tokens, the places of regions and what says text: no maps."""
+        return {"queries", "places"} | ({"text"} if self.reader is not None else set())
 
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D) of features (B, N + R rows, D_vision)."""
@@ -229,11 +257,16 @@ class NamesConnector(nn.Module):
         sure = self.sureness(torch.cat([likely, trusted[:, None]], dim=-1))[:, None]
         others = self._mean(words[:, 1:], self.names[index[:, 1:]])
         others = others + self.other_sureness(likely[:, 1:, None])
+        regions = self._regions(seen)
+        if self.reader is not None:
+            is_read, pieces = self.words_in(features)
+            sure = sure + is_read[:, None, None] * self.text
+            regions = torch.where(is_read[:, None, None], self.embeddings[pieces], regions)
         alike = self.alike(F.normalize(seen.vector, dim=-1).to(dtype))[:, None]
         patches = self.norm(features[:, : self.shape.patches])
         queries = self.queries.expand(features.shape[0], -1, -1)
         free = self.out_norm(self.attention(queries, patches))
-        tokens = [words[:, 0], sure, others, self._regions(seen), alike, free]
+        tokens = [words[:, 0], sure, others, regions, alike, free]
         return torch.cat([t.to(dtype) for t in tokens], dim=1)
 
     def _regions(self, seen: Seen) -> Tensor:
@@ -247,6 +280,24 @@ class NamesConnector(nn.Module):
         told = self.region_sureness(told) + self.places
         first = (words[:, :, :1] + told[:, :, None]).to(words.dtype)
         return torch.cat([first, words[:, :, 1:]], dim=2).flatten(1, 2)
+
+    @torch.no_grad()
+    def words_in(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a word is printed in each image (B,), and its word pieces (B, places of regions).
+
+        Args:
+            features: (B, N + R rows + F, D_vision), with an early map.
+        """
+        assert self.reader is not None
+        letters, text = self.reader.read(self.shape.fine_map(features))
+        places = (self.shape.count - 1) * self.region_pieces
+        pieces = self.filler.repeat(len(letters), places)
+        is_read = text > SURE
+        for row, word in enumerate(as_text(letters)):
+            own = self.spelling.split(word)[:places] if word else []
+            pieces[row, : len(own)] = pieces.new_tensor(own)
+            is_read[row] &= bool(own)
+        return is_read, pieces
 
     def _mean(self, words: Tensor, names: Tensor) -> Tensor:
         """The mean (B, n, D) of the pieces (B, n, K, D) of names, their filling left out."""
@@ -263,6 +314,11 @@ class Names(Config):
 
     Reads what a convolutional network's stages and its own classifier see of the image and of its
     regions: set `vision.regions = true`. The names and the analyses are fitted by a recipe.
+
+    With a `reader`, one printed word of up to eight letters and digits is read from an early
+    feature map: set `vision.fine = 8` too. Where one is read, its word pieces, as the language
+    model's tokenizer splits it, take the tokens of the regions, and a learned vector is added to
+    the sureness. Everywhere else the tokens are as without a reader. It is trained by a recipe.
     """
 
     reads_regions: ClassVar[bool] = True
@@ -280,6 +336,8 @@ class Names(Config):
     """Visual tokens that are no names: one of the analysis, the others gathered by attention."""
     heads: Count = 8
     """Attention heads of those others, each 64 wide."""
+    reader: NotNegative = 0
+    """Width of the reader of printed words, such as 128; 0 for none."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
@@ -300,4 +358,6 @@ class Names(Config):
     def toy(self) -> Names:
         """The same connector, small."""
         small = replace(self, concepts=32, pieces=2, others=1, dimensions=4, free=2, heads=2)
-        return replace(small, region_pieces=min(self.region_pieces, 2))
+        return replace(
+            small, region_pieces=min(self.region_pieces, 2), reader=8 if self.reader else 0
+        )
