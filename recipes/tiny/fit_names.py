@@ -46,7 +46,10 @@ SOURCES = (
     "train-grocery",
     "train-easyvqa-names",
 )
-VISION = im.VisionConfig(name="asset:efficientnet-lite2", resize="pad", regions=True)
+VISION = im.VisionConfig(name="asset:efficientnet-lite2", resize="pad", regions=True, fine=8)
+LANGUAGE = "asset:smollm2-135m-instruct"
+NAMES = im.Names(concepts=4400)
+FUSION = im.Inline(adapter=im.Adapter(rank=16, start=8))
 SHRINK = 0.1
 """How far the covariance within names is drawn to the identity, as Ledoit and Wolf do."""
 FARTHEST = 0.99
@@ -239,13 +242,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    model = im.compose(
-        VISION,
-        "asset:smollm2-135m-instruct",
-        im.Names(),
-        im.Inline(adapter=im.Adapter(rank=16, start=8)),
-        device="cpu",
-    )
+    model = im.compose(VISION, LANGUAGE, NAMES, FUSION, device="cpu")
     connector = model.connector
     assert isinstance(connector, NamesConnector)
     data = read(options.data, model)

@@ -18,25 +18,25 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fit_names import rows_of
+from fit_names import FUSION, LANGUAGE, NAMES, VISION, rows_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isthmus as im
 from isthmus.data.features import FeatureCache
+from isthmus.evaluation.metrics import character_error_rate
 from isthmus.model.checkpoint import load_strip
 from isthmus.model.connectors.names import SURE, NamesConnector
 from isthmus.model.connectors.reading import ALPHABET, Reader, as_text, likeliest
 from isthmus.model.features import PatchFeatures
 from isthmus.model.vlm import VisionLanguageModel
 
-VISION = im.VisionConfig(name="asset:efficientnet-lite2", resize="pad", regions=True, fine=8)
 SIDE = 260
 """Pixels of a picture's side, in which the boxes of letters are told."""
 WIDTH = 128
@@ -194,16 +194,6 @@ def tell_text(reader: Reader, words: Tensor, beside: Tensor) -> None:
         reader.text.bias.copy_(bias - (weight * mean / std).sum())
 
 
-def edits(one: str, other: str) -> int:
-    """The least letters to put in, take out or change (Levenshtein 1966)."""
-    row = list(range(len(other) + 1))
-    for i, letter in enumerate(one):
-        above, row[0] = row[:], i + 1
-        for j, wanted in enumerate(other):
-            row[j + 1] = min(above[j + 1] + 1, row[j] + 1, above[j] + (letter != wanted))
-    return row[-1]
-
-
 @torch.no_grad()
 def measure(reader: Reader, words: Pictures) -> dict[str, float]:
     """Exact match and character error rate, with case and without, and text that is seen."""
@@ -218,7 +208,8 @@ def measure(reader: Reader, words: Pictures) -> dict[str, float]:
     for name, form in forms.items():
         pairs = [(form(s), form(w)) for s, w in zip(said, wanted, strict=True)]
         found[f"exact{name}"] = sum(s == w for s, w in pairs) / len(pairs)
-        found[f"errors{name}"] = sum(edits(*pair) for pair in pairs) / sum(map(len, wanted))
+        got, expected = zip(*pairs, strict=True)
+        found[f"errors{name}"] = character_error_rate(got, expected)
     return found
 
 
@@ -239,13 +230,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    model = im.compose(
-        VISION,
-        "asset:smollm2-135m-instruct",
-        im.Names(reader=WIDTH),
-        im.Inline(adapter=im.Adapter(rank=16, start=8)),
-        device="cpu",
-    )
+    model = im.compose(VISION, LANGUAGE, replace(NAMES, reader=WIDTH), FUSION, device="cpu")
     load_strip(model, options.init, partly=True)
     connector = model.connector
     assert isinstance(connector, NamesConnector)

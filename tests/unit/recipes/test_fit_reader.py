@@ -77,14 +77,6 @@ def test_the_loss_is_that_of_both_orders(fit_reader: ModuleType) -> None:
     assert float(boxes) == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "count"),
-    [("", "", 0), ("cat", "cat", 0), ("kitten", "sitting", 3), ("", "abc", 3), ("ab", "b", 1)],
-)
-def test_edits(fit_reader: ModuleType, one: str, other: str, count: int) -> None:
-    assert fit_reader.edits(one, other) == fit_reader.edits(other, one) == count
-
-
 def test_what_is_read_is_counted_by_word_and_by_letter(fit_reader: ModuleType) -> None:
     numbers = torch.tensor([[37, 0, 12], [37, 38, 0]])  # "aB" and "ab"
 
