@@ -67,6 +67,7 @@ def makers(
     grocery: Path | None,
     photo_list: Path | None,
     scenes: int = scene_sets.SCENES,
+    crowds: int = scene_sets.CROWDS,
     printed: int = printed_words.COUNTS["train"],
 ) -> dict[str, dict[str, Records]]:
     """Source to its record files and what makes each."""
@@ -107,9 +108,7 @@ def makers(
             "train-scenes": lambda: scene_sets.train_scenes(root, scenes),
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
             "scene-layouts": lambda: scene_sets.layouts(root, scenes),
-            "crowd-layouts": lambda: scene_sets.crowd_layouts(
-                root, emoji.training(root), scenes // 2
-            ),
+            "crowd-layouts": lambda: scene_sets.crowd_layouts(root, emoji.training(root), crowds),
             "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
             "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),
             "dev-steps-ko": lambda: scene_sets.held_out_steps(root, "dev", korean=True),
@@ -148,12 +147,14 @@ def main() -> None:
     parser.add_argument("--grocery", type=Path)
     parser.add_argument("--photo-list", type=Path)
     parser.add_argument("--sources", nargs="*", default=[])
-    counts = printed_words.COUNTS
-    parser.add_argument("--printed", type=int, default=counts["train"], metavar="COUNT")
+    words = printed_words.COUNTS["train"]
+    parser.add_argument("--printed", type=int, default=words, metavar="COUNT")
     parser.add_argument("--scenes", type=int, default=scene_sets.SCENES, metavar="COUNT")
+    parser.add_argument("--crowds", type=int, default=scene_sets.CROWDS, metavar="COUNT")
     options = parser.parse_args()
     root: Path = options.out.resolve()
-    sources = makers(root, options.grocery, options.photo_list, options.scenes, options.printed)
+    counts = options.scenes, options.crowds, options.printed
+    sources = makers(root, options.grocery, options.photo_list, *counts)
     if unknown := set(options.sources) - set(sources):
         parser.error(f"no source {', '.join(sorted(unknown))}: choose from {', '.join(sources)}")
     chosen = [

@@ -24,7 +24,7 @@ from scenes import COLOURS, MOST, PLACES, Painter, Scene, composed
 from steps import TwoHop
 from things import Thing, Things
 
-SCENES, CROWDS = 12_000, 6_000
+SCENES, CROWDS = 12_000, 16_000
 PARTS = ("train", "dev", "test")
 TWO_HOP = 0.4
 """Share of training scenes that a question of two hops is made for."""

@@ -60,15 +60,15 @@ class Episodes(LazyRecords):
     ) -> None:
         self.config, self.seed, self.stream = config, seed, stream
         self.questions = tuple(questions) or QUESTIONS
-        found: dict[str, list[Medium]] = {}
+        found: dict[str, dict[Medium, None]] = {}  # each image once
         for index in range(len(records)):
             try:
                 record = records[index]
             except InputError:  # `isthmus data check` names them
                 continue
             if record.turns and record.answer and len(record.images) == 1:
-                found.setdefault(record.answer, []).append(record.images[0])
-        self._classes = {name: own for name, own in sorted(found.items()) if len(own) > 1}
+                found.setdefault(record.answer, {})[record.images[0]] = None
+        self._classes = {name: list(own) for name, own in sorted(found.items()) if len(own) > 1}
         self._left_out: set[Medium] = set()
         if len(self._classes) < config.ways[0]:
             raise ConfigError(

@@ -14,6 +14,9 @@ from isthmus.errors import ConfigError
 ATTENTION = 2048
 """Tokens of a row at which attention costs about what all linear maps do; more in larger models."""
 SLACK = (1.0, 1.05, 1.1, 1.2)
+"""How much longer than even rows those that are tried are, since samples do not fit exactly."""
+TRIED = 32
+"""Most lengths of rows that are tried."""
 
 
 def packed_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -44,9 +47,12 @@ def packed_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
             f"a sample of {longest} tokens fits no row of {row_length}: raise train.pack, or "
             "lower train.max_length"
         )
-    even = {slack * total / rows for rows in range(1, len(lengths) + 1) for slack in SLACK}
-    tried = {min(row_length, max(longest, math.ceil(length))) for length in even}
-    found = [_first_fit(lengths, length) for length in sorted({row_length, *tried})]
+    most = total // max(1, longest) + 1  # more rows than this are no shorter
+    fewest = -(-total // row_length)
+    even = {slack * total / rows for rows in range(max(1, fewest), most + 1) for slack in SLACK}
+    tried = sorted({row_length, *(min(row_length, max(longest, math.ceil(n))) for n in even)})
+    tried = tried[:: -(-len(tried) // TRIED)]
+    found = [_first_fit(lengths, length) for length in tried]
     return min(found, key=lambda rows: _cost(lengths, rows))
 
 

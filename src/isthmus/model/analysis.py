@@ -28,6 +28,16 @@ class Fitted(nn.Module):
         return self
 
 
+def fitted_names(model: nn.Module) -> set[str]:
+    """The names of all tensors of a model that stay in float32."""
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        if isinstance(module, Fitted)
+        for name, _ in module.named_buffers()
+    }
+
+
 class Discriminant(Fitted):
     """Linear discriminant analysis: which class what the stages see is nearest to.
 

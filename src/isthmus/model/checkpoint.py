@@ -33,6 +33,7 @@ from isthmus.config.model import SHIPPED
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.machine import device_for, dtype_for
+from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.precision import refuse_conversion
 from isthmus.model.connectors import build_connector
@@ -95,9 +96,8 @@ def save_vlm(
     Raises:
         OutputError: If it cannot be written; what was there before is untouched.
     """
-    return write_model(
-        folder, {**description_of(model), **(extra or {})}, strip_state(model), dtype
-    )
+    description = {**description_of(model), **(extra or {})}
+    return write_model(folder, description, strip_state(model), dtype, whole=fitted_names(model))
 
 
 def description_of(model: VisionLanguageModel) -> dict[str, Any]:
@@ -121,6 +121,8 @@ def write_model(
     description: Mapping[str, Any],
     state: Mapping[str, Tensor],
     dtype: torch.dtype | None = None,
+    *,
+    whole: Collection[str] = (),
 ) -> Path:
     """Writes a model's strip and description, the weights first.
 
@@ -129,15 +131,18 @@ def write_model(
         description: As `description_of` gives it, and anything else.
         state: As `strip_state` gives it, tensors in whole.
         dtype: Precision of the file; None keeps the tensors'.
+        whole: Names of tensors that keep theirs.
 
     Raises:
         OutputError: If it cannot be written; what was there before is untouched.
     """
     target = Path(folder)
-    tensors = {
-        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
-        for name, t in state.items()
-    }
+
+    def kept(name: str, tensor: Tensor) -> Tensor:
+        same = dtype is None or name in whole or not tensor.is_floating_point()
+        return (tensor if same else tensor.to(dtype)).contiguous()
+
+    tensors = {name: kept(name, tensor) for name, tensor in state.items()}
     write_atomically(target / WEIGHTS, lambda p: save_file(tensors, p))
     write_json(target / DESCRIPTION, description)
     return target

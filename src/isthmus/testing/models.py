@@ -310,27 +310,32 @@ def check_gradient_checkpointing(model: VisionLanguageModel) -> None:
 def check_packing(model: VisionLanguageModel) -> None:
     """Samples that share a row have the losses that each has alone: none sees another.
 
-    Packed with and without images, several in a row and out of order, beside padding.
+    Packed with and without images, out of order: all in one row, and in several beside padding.
     """
     open_gates(model)
     encode, image = model.special_tokens.encode, model.special_tokens.image_id
     samples: list[Sample] = []
     images: list[Tensor] = []
-    for text in ("<image>a bc<image>d<|endofchunk|>", "efg hi", "<image>jk", "l mnop", "<image>q"):
+    first = f"<image>a bc<image>{'de ' * 20}<|endofchunk|>"  # longer than all others together
+    for text in (first, "efg hi", "<image>jk", "l mnop", "<image>q"):
         layouts = (model.layout,) * text.count("<image>")
         ids = expand(encode(text), layouts, image)
         learned = [at > 0 and i != image for at, i in enumerate(ids)]
         samples.append(Sample(ids, learned, layouts))
         images.append(torch.randn(len(layouts), 3, *model.vision.image_size))
-    longest = max(len(s.ids) for s in samples)
-    packed = collate(model, samples, list(torch.cat(images)), pack=longest + 8)
-    assert packed.batch.positions is not None
-    rows = len(packed.batch.input_ids)
-    assert rows < len(samples), "nothing was packed"
-    together = model(packed.batch).token_losses
+    lengths = [len(s.ids) for s in samples]
+    found = []
+    for row_length in (sum(lengths), max(lengths)):
+        packed = collate(model, samples, list(torch.cat(images)), pack=row_length)
+        assert packed.batch.positions is not None
+        found.append((packed.owner, model(packed.batch).token_losses, len(packed.batch.input_ids)))
+    rows = [count for *_, count in found]
+    assert rows[0] == 1, "samples that fit one row are in several"
+    assert 1 < rows[1] < len(samples), "nothing was packed"
     for number, (sample, own) in enumerate(zip(samples, images, strict=True)):
         alone = collate(model, [sample], list(own))
         expected = model(alone.batch).token_losses
         assert expected is not None
-        assert together is not None
-        close(together[packed.owner == number], expected, f"sample {number} packed and alone")
+        for owner, together, _ in found:
+            assert together is not None
+            close(together[owner == number], expected, f"sample {number} packed and alone")

@@ -20,7 +20,7 @@ from isthmus.data.mixture import Mixture, SampleRef
 from isthmus.data.records import LazyRecords, Medium, Record
 from isthmus.data.samples import Sample, tokenize
 from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError, InputError, MediaError
+from isthmus.errors import ConfigError, InputError
 from isthmus.media.prefetch import prefetch
 from isthmus.model.media.base import Attachment, layouts_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
@@ -274,7 +274,7 @@ class Feed:
         """Why an attachment cannot be opened; "" if it can."""
         try:
             self.media.load([source], 0)
-        except MediaError as error:
+        except InputError as error:
             return _line(error)
         return ""
 

@@ -22,7 +22,7 @@ from torch import nn
 from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
 from isthmus.data.records import Record
-from isthmus.errors import TrainingError, TrainingStopped
+from isthmus.errors import ConfigError, TrainingError, TrainingStopped
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import Progress, Rates
@@ -104,9 +104,7 @@ def train(
     if not hush:
         print(choice(config, processes.device), file=sys.stderr, flush=True)
     config = decided(config, processes.device)
-    for name, parameter in model.named_parameters():
-        if config.freeze and name.startswith(config.freeze):
-            parameter.requires_grad_(False)
+    _freeze(model, config.freeze)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError("nothing to train: no parameter is trainable")
     place = Path(cache or folder / "features")
@@ -258,6 +256,21 @@ def asked_to_stop() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Freezes the parameters whose names begin so; each beginning is of one at least."""
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            trained = sorted({name.rpartition(".")[0] for name in names if "layers." not in name})
+            raise ConfigError(
+                f"train.freeze: no parameter begins with {beginning!r}; there are "
+                f"{', '.join(trained[:20])}, ..."
+            )
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(beginnings)):
+            parameter.requires_grad_(False)
 
 
 def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:

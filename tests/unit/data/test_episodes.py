@@ -75,6 +75,13 @@ def test_the_image_that_is_asked_about_was_never_shown_however_few_there_are() -
     assert rounds == {1, 2}
 
 
+def test_an_image_that_is_listed_twice_is_one_image() -> None:
+    episodes = Episodes([*labelled(3), *labelled(3)], EpisodeConfig(ways=(2, 2), shots=(2, 2)))
+    for number in range(50):
+        images = [turn.images[0] for turn in episodes[number].turns]
+        assert len(set(images)) == len(images)
+
+
 def test_an_image_that_is_left_out_is_replaced_and_nothing_else_changes() -> None:
     config = EpisodeConfig(ways=(2, 3), shots=(1, 2), odd=0.3)
     whole, less = (Episodes(labelled(), config, seed=2) for _ in range(2))

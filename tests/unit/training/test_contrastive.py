@@ -475,3 +475,9 @@ def test_another_configuration_does_not_go_on(records: list[Record], tmp_path: P
         run(join(width=8), records, change(CONFIG, batch_size=2), tmp_path / "run")
     run(join(), records, change(CONFIG, steps=3, chunk=2), tmp_path / "run")
     assert [s for s, _ in logged(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_freeze_that_names_nothing_is_refused(records: list[Record], tmp_path: Path) -> None:
+    config = replace(CONFIG, freeze=("text.", "txet."))
+    with pytest.raises(ConfigError, match=r"no parameter begins with 'txet\.'"):
+        run(join(), records, config, tmp_path / "run")

@@ -291,13 +291,11 @@ class NamesConnector(nn.Module):
         assert self.reader is not None
         letters, text = self.reader.read(self.shape.fine_map(features))
         places = (self.shape.count - 1) * self.region_pieces
-        pieces = self.filler.repeat(len(letters), places)
-        is_read = text > SURE
-        for row, word in enumerate(as_text(letters)):
-            own = self.spelling.split(word)[:places] if word else []
-            pieces[row, : len(own)] = pieces.new_tensor(own)
-            is_read[row] &= bool(own)
-        return is_read, pieces
+        told = [self.spelling.split(word)[:places] if word else [] for word in as_text(letters)]
+        rows = torch.tensor([[*own, *[UNUSED] * (places - len(own))] for own in told])
+        rows = rows.view(len(told), places).to(features.device)
+        is_read = (text > SURE) & (rows[:, 0] != UNUSED)
+        return is_read, torch.where(rows == UNUSED, self.filler, rows)
 
     def _mean(self, words: Tensor, names: Tensor) -> Tensor:
         """The mean (B, n, D) of the pieces (B, n, K, D) of names, their filling left out."""

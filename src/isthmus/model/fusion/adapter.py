@@ -70,15 +70,15 @@ class Adapted:
         prompt: (B, L) bool, the tokens of the prompt in sight of an image.
         then: (B,) bool, the rows whose decoded tokens are.
         some: Whether any token of the pass under way is.
-        here: (B' * L', 1), for each token of that pass 1 where it is, 0 elsewhere; None where all
-            or none of them are.
+        elsewhere: (B' * L', 1) bool, the tokens of that pass that are not; None where all or none
+            of them are.
         tokens: B' * L', how many tokens that pass has.
     """
 
     prompt: Tensor
     then: Tensor
     some: bool = False
-    here: Tensor | None = None
+    elsewhere: Tensor | None = None
     tokens: int = 0
 
     def select(self, rows: Tensor) -> Adapted:
@@ -100,7 +100,7 @@ class Adapted:
         count = int(here.sum())
         self.tokens = here.numel()
         self.some = count > 0
-        self.here = here.reshape(-1, 1) if 0 < count < self.tokens else None
+        self.elsewhere = ~here.reshape(-1, 1) if 0 < count < self.tokens else None
 
 
 class LowRank(nn.Module):
@@ -121,19 +121,19 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, states: Tensor, output: Tensor, here: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, output: Tensor, elsewhere: Tensor | None = None) -> Tensor:
         """What a map makes of tokens, with the second term added where an image is in sight.
 
-        Elsewhere zero is added, which leaves every bit of `output` as it is.
+        Elsewhere zero is added, which leaves every value of `output` as it is.
 
         Args:
             states: (..., in_width), the map's input x.
             output: (..., out_width), what the bare map makes of it.
-            here: (tokens, 1) as in `Adapted`; None for all tokens.
+            elsewhere: (tokens, 1) as in `Adapted`; None for nowhere.
         """
         low = self.lora_A(states.flatten(0, -2).to(self.lora_A.weight.dtype))
-        if here is not None:
-            low = low * here.to(low.dtype)
+        if elsewhere is not None:
+            low = low.masked_fill(elsewhere, 0)  # not times zero: what overflowed would stay
         bare = output.flatten(0, -2)
         if bare.dtype == low.dtype:
             added = torch.addmm(bare, low, self.lora_B.weight.T.to(low.dtype), alpha=self.scale)
@@ -340,4 +340,4 @@ def _add(low: nn.Module, adapted: Adapted, module: nn.Module, args: Any, output:
             f"adapter: a map sees {count} of {adapted.tokens} tokens, expected all; leave it out "
             "of fusion.adapter.maps"
         )
-    return low(states, output, adapted.here)
+    return low(states, output, adapted.elsewhere)

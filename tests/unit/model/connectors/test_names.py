@@ -214,7 +214,9 @@ def test_an_analysis_stays_whole_in_a_model_of_half_precision(
     connector.image.means.normal_()
     for fitted in (connector.image, connector.region):
         fitted.linear.normal_().mul_(1e-8)
-    loaded = im.load(im.save(model, tmp_path / "model"), device="cpu", dtype=dtype).connector
+    loaded = im.load(
+        im.save(model, tmp_path / "model", dtype=dtype), device="cpu", dtype=dtype
+    ).connector
     assert isinstance(loaded, NamesConnector)
     assert loaded.norm.weight.dtype == dtype
     for fitted, kept in ((connector.image, loaded.image), (connector.region, loaded.region)):

@@ -284,3 +284,15 @@ def test_a_configuration_names_adapters(tmp_path: Path) -> None:
     values["fusion"]["adapter"]["when"] = "allways"
     with pytest.raises(ConfigError, match='when = "allways"'):
         model_from_mapping(values)
+
+
+@torch.no_grad()
+def test_a_map_keeps_every_value_out_of_sight_even_where_its_input_overflows() -> None:
+    low = LowRank(4, 3, rank=2, scale=2.0).half()
+    low.lora_A.weight.fill_(1.0)
+    low.lora_B.weight.fill_(1.0)
+    states = torch.tensor([[4e4] * 4, [1.0] * 4], dtype=torch.float16)
+    output = torch.arange(6.0).view(2, 3).half()
+    assert not (states @ low.lora_A.weight.T)[0].isfinite().any()
+    found = low(states, output, torch.tensor([[True], [False]]))
+    assert found.tolist() == [[0.0, 1.0, 2.0], [19.0, 20.0, 21.0]]
