@@ -6,11 +6,11 @@ heard depends on the distance of an image from those that the analysis was fitte
 (`isthmus.model.trust`). The likeliest name is handed over whole, piece by piece, in the language
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
 sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
-middle: a name, or that there is nothing. So several things, their places and their number can be
-read. Where a word is printed in the image, its word pieces stand in place of the regions' names, so
-that the language model has only to copy them. What no name says goes through free tokens. The first
-is a linear map of the analysis, alike for images that are alike; the others are gathered by
-attention.
+middle: a token for the place, then a name, or that there is nothing. So several things, their
+places and their number can be read. Where a word is printed in the image, its word pieces stand in
+place of the regions, so that the language model has only to copy them. What no name says goes
+through free tokens. The first is a linear map of the analysis, alike for images that are alike; the
+others are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
@@ -119,14 +119,14 @@ class NamesConnector(nn.Module):
                 f"{pieces}, the pieces of a name, and less than {concepts}, the concepts"
             )
         self.shape, self.others, self.region_pieces = regions, others, region_pieces
-        self.num_tokens = pieces + 1 + others + (regions.count - 1) * region_pieces + free
+        self.num_tokens = pieces + 1 + others + (regions.count - 1) * (1 + region_pieces) + free
         self.width = embeddings.shape[1]
         self.image = Discriminant(regions.stages, dimensions, concepts)
         self.region = RegionMap(regions.stages, dimensions)
         self.sureness = nn.Linear(others + 2, self.width)
         self.other_sureness = nn.Linear(1, self.width)
         self.region_sureness = nn.Linear(2, self.width)
-        self.places = nn.Parameter(torch.zeros(regions.count - 1, self.width))
+        self.places = nn.Parameter(torch.randn(regions.count - 1, self.width))
         self.alike = nn.Linear(dimensions, self.width, bias=False)
         self.norm = nn.LayerNorm(in_width)
         self.queries = nn.Parameter(torch.randn(free - 1, in_width) * in_width**-0.5)
@@ -139,6 +139,7 @@ class NamesConnector(nn.Module):
         nn.init.constant_(self.out_norm.weight, spread / math.sqrt(self.width))
         longer = math.sqrt(max(1.0, dimensions / self.width))  # where dimensions are given up
         nn.init.orthogonal_(self.alike.weight, gain=spread * longer)
+        nn.init.normal_(self.places, std=spread / math.sqrt(self.width))
         nn.init.normal_(self.sureness.weight, std=spread / math.sqrt(self.width))
         nn.init.zeros_(self.sureness.bias)
         for layer in (self.other_sureness, self.region_sureness):
@@ -270,7 +271,7 @@ class NamesConnector(nn.Module):
         return torch.cat([t.to(dtype) for t in tokens], dim=1)
 
     def _regions(self, seen: Seen) -> Tensor:
-        """The names of what is in the regions (B, (R - 1) * pieces, D)."""
+        """What is in the regions (B, (R - 1) * (1 + pieces), D): a token for the place, a name."""
         dtype = self.sureness.weight.dtype
         best, which = seen.shares[:, 1:].max(dim=-1)
         there = seen.there
@@ -278,8 +279,7 @@ class NamesConnector(nn.Module):
         words = self.embeddings[pieces[..., : self.region_pieces].clamp(min=0)]
         told = torch.stack([best, there], dim=-1).to(dtype)
         told = self.region_sureness(told) + self.places
-        first = (words[:, :, :1] + told[:, :, None]).to(words.dtype)
-        return torch.cat([first, words[:, :, 1:]], dim=2).flatten(1, 2)
+        return torch.cat([told[:, :, None].to(words.dtype), words], dim=2).flatten(1, 2)
 
     @torch.no_grad()
     def words_in(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,7 +290,7 @@ class NamesConnector(nn.Module):
         """
         assert self.reader is not None
         letters, text = self.reader.read(self.shape.fine_map(features))
-        places = (self.shape.count - 1) * self.region_pieces
+        places = (self.shape.count - 1) * (1 + self.region_pieces)
         told = [self.spelling.split(word)[:places] if word else [] for word in as_text(letters)]
         rows = torch.tensor([[*own, *[UNUSED] * (places - len(own))] for own in told])
         rows = rows.view(len(told), places).to(features.device)

@@ -61,9 +61,10 @@ EVEN = [0.0] * CLASSES
 def test_the_likeliest_name_stands_first_and_whole() -> None:
     connector = made()
     tokens = connector(features([seen(2), seen(0), seen(1)], [EVEN] * 3))[0]
-    assert tokens.shape == (connector.num_tokens, WIDTH) == (3 + 1 + 2 + 2 * 2 + 1, WIDTH)
+    assert tokens.shape == (connector.num_tokens, WIDTH) == (3 + 1 + 2 + 2 * (1 + 2) + 1, WIDTH)
     torch.testing.assert_close(tokens[:3], WORDS[NAMES[2]])
-    regions = tokens[6:10]
+    regions = tokens[[7, 8, 10, 11]]
+    torch.testing.assert_close(tokens[[6, 9]], connector.places)
     torch.testing.assert_close(regions[:2], WORDS[NAMES[0]])
     torch.testing.assert_close(regions[2:], WORDS[[21, FILLER]])
 
@@ -148,7 +149,7 @@ def test_where_a_region_holds_nothing_it_is_said_so() -> None:
     connector = made()
     connector.region.there_offset.fill_(-2.0)
     connector.region.there_linear[1] = 1.0
-    tokens = connector(features([seen(2), seen(0), seen(1)], [EVEN] * 3))[0, 6:10]
+    tokens = connector(features([seen(2), seen(0), seen(1)], [EVEN] * 3))[0, [7, 8, 10, 11]]
     torch.testing.assert_close(tokens[:2], WORDS[[9, FILLER]])
     torch.testing.assert_close(tokens[2:], WORDS[[21, FILLER]])
 
