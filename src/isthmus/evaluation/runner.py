@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +14,7 @@ from isthmus.demonstrations.example_file import read_examples, write_examples
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, written_shots
 from isthmus.evaluation.arms import Arm, plan
+from isthmus.evaluation.contents import described
 from isthmus.evaluation.records import IMAGES, Records
 from isthmus.evaluation.report import image_name, write_report
 from isthmus.evaluation.results import NO_CHAIN, Results, Row, row_of
@@ -132,8 +131,9 @@ def evaluate(
     folder = None if out is None else Path(out)
     config = {
         "model": name or (str(model) if isinstance(model, (str, Path)) else "object"),
-        "weights": fingerprint(engine.model),
-        "tasks": {t.name: _described(t) for t in made},
+        "weights": fingerprint(engine.model, exact=True),  # adapters that were trained count
+        "dtype": _dtype(engine.model),
+        "tasks": {t.name: described(t) for t in made},
         "arms": [arm.id for arm in arms],
         "template": template,
         **{name: getattr(how, name) for name in ("samples", "top_p", "top_k", "trigger")},
@@ -204,28 +204,13 @@ def _loaded(
     )
 
 
+def _dtype(model: VisionLanguageModel) -> str:
+    """What the language model computes in."""
+    return str(model.language.input_embedding.weight.dtype).removeprefix("torch.")
+
+
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:
     return next(t for t in tasks if t.name == arm.task)
-
-
-def _described(task: Task) -> dict[str, Any]:
-    """What makes a task this one: its size and a hash of its questions, answers and files.
-
-    Episodes draw dozens of images each, so only the first of them are looked at.
-    """
-    digest = hashlib.sha256()
-    looked_at = task.items[:16] if task.episodic else task.items
-    for item in (*looked_at, *task.support):
-        told = (item.id, item.example.question, item.example.answer, item.choices, item.accepted)
-        shown = [p for e in (item.example, *(item.shots or ())) for p in e.images]
-        files = [Path(p).name for p in shown if isinstance(p, (str, Path))]
-        digest.update(repr((told, files)).encode(errors="backslashreplace"))
-    return {
-        "n": len(task.items),
-        "support": len(task.support),
-        "version": task.version,
-        "questions": digest.hexdigest()[:16],
-    }
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
