@@ -37,6 +37,9 @@ def eval_(
         int, typer.Option(min=1, help="Answers drawn for each question; most votes win.")
     ] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    task_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of generated tasks; another one makes other items.")
+    ] = 0,
     select: Annotated[str, typer.Option(help="How demonstrations are chosen.")] = "random",
     order: Annotated[str, typer.Option(help="In which order they stand.")] = "similar-last",
     calibrate: Annotated[str, typer.Option(help="How closed answers are calibrated.")] = "none",
@@ -106,6 +109,7 @@ def eval_(
         template=template,
         trigger=trigger,
         data=data,
+        task_seed=task_seed,
         out=out,
         quiet=quiet or json_,
         device=device,

@@ -45,7 +45,9 @@ class EvaluationConfig(Config):
     temperature: Amount | None = None
     """Of the draws; None is 0.7 for several and greedy for one."""
     seeds: Count = 1
-    """How many seeds, from 0 on."""
+    """How many seeds of demonstrations and samples, from 0 on."""
+    task_seed: NotNegative = 0
+    """Seed of generated tasks and of episodes; another one makes other items."""
     select: str = "random"
     """How demonstrations are chosen."""
     order: str = "similar-last"

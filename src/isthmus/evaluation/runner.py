@@ -57,6 +57,7 @@ def evaluate(
     norm: str = "sum",
     temperature: float | None = None,
     data: str | Path | None = None,
+    task_seed: int = 0,
     name: str | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
@@ -87,6 +88,8 @@ def evaluate(
         temperature: Of the draws; by default 0.7 where there are several, and 0, greedy, for one.
         data: What the paths of tasks are relative to, those of images in files of records too; None
             is the current folder, and for images the file's own.
+        task_seed: Seed of tasks that are named and generated, episodes among them; another one
+            makes other items.
         name: What the report calls the model; None for its own name or "object".
         out: Folder for records, results and the report. A run that was interrupted goes on there;
             one that asks for something else is refused. None keeps nothing.
@@ -110,7 +113,8 @@ def evaluate(
         (4, 0.5)
     """
     listed = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
-    made = [limited(t if isinstance(t, Task) else task_named(t, root=data), limit) for t in listed]
+    found = [t if isinstance(t, Task) else task_named(t, seed=task_seed, root=data) for t in listed]
+    made = [limited(task, limit) for task in found]
     names = [t.name for t in made]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks have one name: {', '.join(names)}; evaluate them apart")

@@ -57,7 +57,10 @@ def evaluate_suite(
     """
     folder = Path(out)
     for run in suite.run:
-        tasks = [limited(task_named(task, root=data), run.limit) for task in run.tasks]
+        tasks = [
+            limited(task_named(task, seed=run.task_seed, root=data), run.limit)
+            for task in run.tasks
+        ]
         plan(tasks, run.shots, run.reasoning, range(run.seeds), run.controls)
     engine = model
     if isinstance(model, (str, Path)):
@@ -84,6 +87,7 @@ def evaluate_suite(
             trigger=run.trigger,
             norm=run.norm,
             data=data,
+            task_seed=run.task_seed,
             name=str(model) if isinstance(model, (str, Path)) else None,
             out=folder / run.name,
             quiet=quiet,

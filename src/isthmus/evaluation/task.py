@@ -127,12 +127,14 @@ class Known:
         generate: Makes it from a seed, where it is generated.
         read: Makes it from a path, where it is read.
         rooted: Whether `read` takes a `root` too, which images in a file of records are found by.
+        seeded: Whether `read` takes a `seed` too, which episodes are drawn from.
     """
 
     about: str
     generate: Callable[[int], Task] | None = None
     read: Callable[..., Task] | None = None
     rooted: bool = False
+    seeded: bool = False
 
 
 def _ids(task: str, items: Sequence[Item]) -> set[str]:
