@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -175,7 +176,7 @@ def _suite(
         data=data,
         out=out,
         limit=limit,
-        command=f"isthmus eval {named} --config {config}{where}{limited} --out OUT",
+        command=f"isthmus eval {named} --config {named_in_card(config)}{where}{limited} --out OUT",
         quiet=quiet or json_,
         device=device,
         dtype=dtype,
@@ -185,6 +186,12 @@ def _suite(
         return
     print((out / CARD).read_text(encoding="utf-8"))
     print(f"card: {out / CARD}")
+
+
+def named_in_card(config: Path) -> str:
+    """A file as the card names it, which says nothing of the machine it was made on."""
+    place, here = Path(os.path.abspath(config)), Path.cwd()
+    return place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name
 
 
 def _parts(text: str) -> list[str]:

@@ -91,6 +91,11 @@ class PictureConfig(Config):
     width: Annotated[int, Range(320, 1200)] = 640
     """In pixels. A narrow one has larger letters where it is shown small."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.runs:
+            raise ConfigError(f'the picture "{self.name}" has no runs: expected at least one')
+
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig(Config):

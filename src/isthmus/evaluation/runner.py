@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from isthmus.demonstrations.calibrate import METHODS
 from isthmus.demonstrations.example_file import read_examples, write_examples
-from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, written_shots
-from isthmus.evaluation.arms import Arm, plan
+from isthmus.evaluation.answering import Asker, Style, reference, written_shots
+from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.contents import described
+from isthmus.evaluation.preparation import prepared
 from isthmus.evaluation.records import IMAGES, Records
 from isthmus.evaluation.report import image_name, write_report
 from isthmus.evaluation.results import NO_CHAIN, Results, Row, row_of
-from isthmus.evaluation.selection import Shots, check_selection
-from isthmus.evaluation.task import Item, Task, limited
-from isthmus.evaluation.tasks import task_named
+from isthmus.evaluation.selection import Shots
+from isthmus.evaluation.task import Item, Task
 from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
 from isthmus.media.image import open_image
@@ -112,26 +109,27 @@ def evaluate(
         >>> results.rows[0].n, results.rows[0].chance
         (4, 0.5)
     """
-    listed = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
-    found = [t if isinstance(t, Task) else task_named(t, seed=task_seed, root=data) for t in listed]
-    made = [limited(task, limit) for task in found]
-    names = [t.name for t in made]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two tasks have one name: {', '.join(names)}; evaluate them apart")
-    if norm not in ("sum", "token", "byte"):
-        raise ConfigError(f'norm is "{norm}": expected sum, token or byte')
-    if calibrate not in METHODS:
-        raise ConfigError(f'unknown calibration "{calibrate}": {suggestion(calibrate, METHODS)}')
-    check_selection(select, order)
-    how, ways = _ways(reasoning)
-    named = {"samples": samples, "temperature": temperature, "trigger": trigger}
-    how = replace(how, **{n: v for n, v in named.items() if v is not None})  # type: ignore[arg-type]
-    how.trigger_of("")  # an unknown one is said before the model is loaded
-    arms, left_out = plan(made, shots, ways, seeds, controls)
-    for task in made:
-        task.check()
+    asked = prepared(
+        tasks,
+        shots=shots,
+        reasoning=reasoning,
+        samples=samples,
+        seeds=seeds,
+        select=select,
+        order=order,
+        calibrate=calibrate,
+        controls=controls,
+        limit=limit,
+        template=template,
+        trigger=trigger,
+        norm=norm,
+        temperature=temperature,
+        data=data,
+        task_seed=task_seed,
+    )
+    made, arms, left_out, style = asked.tasks, asked.arms, asked.left_out, asked.style
+    how = style.reasoning
     engine = model if isinstance(model, Engine) else Engine(_loaded(model, device, dtype))
-    style = Style(template, how, norm, calibrate)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
         "model": name or (str(model) if isinstance(model, (str, Path)) else "object"),
@@ -169,14 +167,6 @@ def evaluate(
     if folder is not None:
         _write(results, records, folder)
     return results
-
-
-def _ways(reasoning: str | Reasoning | Sequence[str]) -> tuple[Reasoning, list[str]]:
-    """What all arms have in common of how they reason, and the way of each."""
-    if isinstance(reasoning, Reasoning):
-        return replace(reasoning, trigger=reasoning.trigger or TRIGGER), [reasoning.way]
-    ways = [reasoning] if isinstance(reasoning, str) else list(reasoning)
-    return Reasoning(trigger=TRIGGER), ways
 
 
 def _written(

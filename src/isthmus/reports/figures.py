@@ -12,6 +12,8 @@ WIDTH, MARGIN = 640, 14
 TITLE, LABEL, ROW, LETTER = 30, 22, 27, 6.9
 """Pixels: height of the title, of a line of text, of a bar's row; width of a letter."""
 PANEL = 250
+LEAST = 90
+"""Pixels of the longest bar, at least."""
 VALUES, NARROW = 126, 480
 """Pixels on the right of bars, for values; and the width of a picture below which intervals are
 drawn and not written."""
@@ -103,8 +105,10 @@ def bars(
     names = max((len(row.name) for row in rows), default=0)
     values = VALUES if width >= NARROW else VALUES // 3
     left, right = MARGIN + 16 + round(LETTER * names), width - MARGIN - values
-    top = MARGIN + TITLE
-    foot = top + ROW * len(rows)
+    above = 0 if right - left >= LEAST else LABEL - 4  # names stand above bars that have no room
+    left = MARGIN + 16 if above else left
+    top, each = MARGIN + TITLE, ROW + above
+    foot = top + each * len(rows)
 
     def at(share: float) -> float:
         return left + share * (right - left)
@@ -115,9 +119,12 @@ def bars(
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{foot}"/>')
         parts.append(_text(x, foot + 16, f"{share:.0%}", 'text-anchor="middle" class="soft"'))
     for number, row in enumerate(rows):
-        y, (low, high) = top + ROW * number, row.interval
+        y, (low, high) = top + each * number + above, row.interval
         colour = f'fill="{COLOURS[7 if row.aside else 0]}"'
-        parts.append(_text(left - 8, y + 18, row.name, 'text-anchor="end"'))
+        if above:
+            parts.append(_text(left, y, row.name))
+        else:
+            parts.append(_text(left - 8, y + 18, row.name, 'text-anchor="end"'))
         wide = at(row.value) - left
         parts.append(
             f'<rect x="{left}" y="{y + 5}" width="{wide:.1f}" height="{ROW - 10}" rx="2" {colour}/>'

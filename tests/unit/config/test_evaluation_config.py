@@ -35,6 +35,10 @@ RUN = {"name": "a", "tasks": ["parity"]}
             'the picture "p" shows the run "b"',
         ),
         (
+            {"run": [RUN], "picture": [{"name": "p", "title": "", "kind": "ways", "runs": []}]},
+            'the picture "p" has no runs',
+        ),
+        (
             {"run": [RUN], "picture": [{"name": "p", "title": "", "kind": "pie", "runs": ["a"]}]},
             'kind = "pie"',
         ),

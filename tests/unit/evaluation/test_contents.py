@@ -70,12 +70,26 @@ def test_images_are_told_apart_by_their_contents(tmp_path: Path) -> None:
         asked(file, red(1))
 
 
-def test_every_episode_of_files_is_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("drawn", [True, False])
+def test_every_episode_is_looked_at(tmp_path: Path, drawn: bool) -> None:
     files = [tmp_path / f"{i}.png" for i in range(40)]
     for i, file in enumerate(files):
         red(i).save(file)
-    items = [Item(str(i), Example(f, "?", "a"), shots=()) for i, f in enumerate(files)]
-    task = Task("t", "text", items, episodic=True)
-    before = described(task)
+
+    def found() -> dict[str, Any]:
+        shown = [red(0), *map(Image.open, files[1:])] if drawn else files
+        items = [Item(str(i), Example(p, "?", "a"), shots=()) for i, p in enumerate(shown)]
+        return described(Task("t", "text", items, episodic=True))
+
+    before = found()
     red(200).save(files[-1])
-    assert described(task) != before
+    assert found()["contents"] != before["contents"]
+
+
+def test_how_many_different_images_are_asked_about() -> None:
+    shots = (replace(SHOT, images=(red(9),)),)
+    items = [
+        Item(str(i), Example((red(i % 3), red(i % 3 + 1)), "?", "1"), shots=shots) for i in range(6)
+    ]
+    told = described(Task("t", "number", items, [Item("s", Example(red(7), "?", "1"))]))
+    assert (told["n"], told["images"], told["different_images"]) == (6, 12, 4)
