@@ -84,7 +84,8 @@ def evaluate(
         norm: What closed answers are scored by: "sum", "token" or "byte".
         temperature: Of the draws; by default 0.7 where there are several, and 0, greedy, for one.
         data: What the paths of tasks are relative to, those of images in files of records too; None
-            is the current folder, and for images the file's own.
+            is the current folder, and for images the file's own. Images in a file of questions are
+            relative to the file in any case, and a task of your own gets its path as it is written.
         task_seed: Seed of tasks that are named and generated, episodes among them; another one
             makes other items.
         name: What the report calls the model; None for its own name or "object".
