@@ -58,8 +58,12 @@ def _repeated(results: Results, task: str) -> str:
     shown, different = told.get("images"), told.get("different_images")
     if shown is None or shown == different:
         return ""
-    return f"The {told['n']:,} questions of {task} are about {different:,} different images" + (
-        f" ({shown:,} are shown)." if shown != told["n"] else "."
+    things = told.get("different_things")
+    of_things = f" of {things:,} things" if things else ""
+    in_all = f" ({shown:,} are shown)" if shown != told["n"] else ""
+    return (
+        f"The {told['n']:,} questions of {task} are about {different:,} different images"
+        f"{of_things}{in_all}."
     )
 
 

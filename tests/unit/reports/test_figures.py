@@ -51,7 +51,7 @@ def test_long_names_stand_above_bars_that_have_no_room() -> None:
     rows = re.findall(r'<rect x="([\d.]+)" y="(\d+)" width="([\d.-]+)"', drawn)
     (left, first, half), (_, second, whole) = (tuple(map(float, own)) for own in rows)
     assert whole == 2 * half > 180
-    ((x, y),) = re.findall(rf'<text x="([\d.]+)" y="([\d.]+)" >{name}<', drawn)
+    ((x, y),) = re.findall(rf'<text x="([\d.]+)" y="([\d.]+)" class="above">{name}<', drawn)
     assert float(x) == left
     assert first - 10 < float(y) < first
     assert second - first > 40

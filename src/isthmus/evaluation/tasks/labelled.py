@@ -93,7 +93,13 @@ def binding(
         rounds = [rng.permutation(ways) for _ in range(each)]
         shots = [shown(own[w][turn], w) for turn, names in enumerate(rounds) for w in names]
         choices = tuple(sorted(words))
-        return Item(f"test-{number}", shown(query, asked), choices=choices, shots=tuple(shots))
+        return Item(
+            f"test-{number}",
+            shown(query, asked),
+            choices=choices,
+            shots=tuple(shots),
+            thing=picked[asked],
+        )
 
     return Task(
         name=f"{'styles' if across else 'binding'}-{ways}-{Path(path).stem}",
