@@ -41,7 +41,8 @@ def _section(run: EvaluationConfig, results: Results) -> str:
     """The table of a run, under what was asked for."""
     told = [f"{key} = {_value(value)}" for key, value in options_of(run).items() if key != "seeds"]
     seeds = ", ".join(str(seed) for seed in range(run.seeds))
-    told += [f"seed {seeds}", f"weights {results.config.get('weights', '')}"]
+    weights, precision = results.config.get("weights", ""), results.config.get("dtype")
+    told += [f"seed {seeds}", f"weights {weights}{f' in {precision}' if precision else ''}"]
     parts = [f"### {run.name}", run.about, ", ".join(told)]
     for task in dict.fromkeys(row.arm.task for row in results.rows):
         rows = [row for row in results.rows if row.arm.task == task]
@@ -58,12 +59,12 @@ def _repeated(results: Results, task: str) -> str:
     shown, different = told.get("images"), told.get("different_images")
     if shown is None or shown == different:
         return ""
-    things = told.get("different_things")
-    of_things = f" of {things:,} things" if things else ""
+    classes = told.get("different_classes")
+    of_classes = f" of {classes:,} classes" if classes else ""
     in_all = f" ({shown:,} are shown)" if shown != told["n"] else ""
     return (
         f"The {told['n']:,} questions of {task} are about {different:,} different images"
-        f"{of_things}{in_all}."
+        f"{of_classes}{in_all}."
     )
 
 

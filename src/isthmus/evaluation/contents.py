@@ -18,7 +18,7 @@ def described(task: Task) -> dict[str, Any]:
 
     The hash covers questions, answers, rationales and demonstrations, and the contents of their
     images, wherever these are kept. Files may be renamed. How many images the questions are about
-    is said as well, and how many different images and things.
+    is said as well, and how many different images and classes.
 
     Args:
         task: The task.
@@ -49,7 +49,7 @@ def described(task: Task) -> dict[str, Any]:
         "contents": digest.hexdigest()[:16],
         "images": len(asked_about),
         "different_images": len(set(asked_about)),
-        "different_things": len({item.thing for item in task.items if item.thing}),
+        "different_classes": len({item.class_name for item in task.items if item.class_name}),
     }
 
 
@@ -77,4 +77,4 @@ def _told(item: Item, kept: dict[str, str]) -> tuple[tuple[object, ...], list[st
         if str(image) not in kept:
             kept[str(image)] = content_of(image)
         contents.append(kept[str(image)])
-    return (item.id, item.choices, item.accepted, item.group, item.thing, texts), contents
+    return (item.id, item.choices, item.accepted, item.group, item.class_name, texts), contents

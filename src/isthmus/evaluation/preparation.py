@@ -10,7 +10,7 @@ from isthmus.demonstrations.calibrate import METHODS
 from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.answering import TRIGGER, Style
 from isthmus.evaluation.arms import Arm, plan
-from isthmus.evaluation.selection import check_selection
+from isthmus.evaluation.selection import check_selection, to_choose_from
 from isthmus.evaluation.task import Task, limited
 from isthmus.evaluation.tasks import task_named
 from isthmus.prompts.templates import TEMPLATES
@@ -90,6 +90,9 @@ def prepared(
     arms, left_out = plan(made, shots, ways, seeds, controls)
     for task in made:
         task.check()
+        for arm in arms:
+            if (arm.task, arm.reasoning) == (task.name, "cot") and not task.episodic:
+                to_choose_from(task, arm)
     style = Style(template, how, norm, calibrate)  # type: ignore[arg-type]
     return Prepared(made, arms, left_out, style, select, order)
 

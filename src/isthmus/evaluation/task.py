@@ -36,7 +36,7 @@ class Item:
         shots: Demonstrations of this item alone, the first k of which are shown; None where they
             come from the task's support set.
         group: What kind of question it is, where a task has several.
-        thing: The class of what it shows, where the answer is a made-up name.
+        class_name: The class of what it shows, where the answer is a made-up name.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Item:
     accepted: tuple[str, ...] = ()
     shots: tuple[Example, ...] | None = None
     group: str = ""
-    thing: str = ""
+    class_name: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:

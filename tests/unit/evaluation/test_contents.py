@@ -93,6 +93,6 @@ def test_how_many_different_images_are_asked_about() -> None:
     ]
     told = described(Task("t", "number", items, [Item("s", Example(red(7), "?", "1"))]))
     assert (told["n"], told["images"], told["different_images"]) == (6, 12, 4)
-    assert told["different_things"] == 0
-    named = [replace(item, thing="cat" if item.id < "4" else "dog") for item in items]
-    assert described(Task("t", "number", named))["different_things"] == 2
+    assert told["different_classes"] == 0
+    named = [replace(item, class_name="cat" if item.id < "4" else "dog") for item in items]
+    assert described(Task("t", "number", named))["different_classes"] == 2

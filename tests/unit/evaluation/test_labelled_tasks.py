@@ -55,7 +55,7 @@ def test_a_name_is_of_one_class_in_an_episode_and_no_image_comes_twice(animals: 
         named = {(c, e.answer) for c, e in zip(classes_of(item), examples, strict=True)}
         assert len(named) == len({c for c, _ in named}) == 2
         assert tuple(sorted(str(name) for _, name in named)) == item.choices
-        assert item.thing == classes_of(item)[-1]
+        assert item.class_name == classes_of(item)[-1]
         assert set(item.choices) <= set(TESTED)
         for start in range(0, 12, 2):  # each round shows each name once
             assert {e.answer for e in examples[start : start + 2]} == set(item.choices)

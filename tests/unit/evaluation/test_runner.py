@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ class Written:
             Completion(self.texts.pop(0), (1, 2), prompt_tokens=7, cached_tokens=3)
             for _ in requests
         ]
+
+
+WORKED = [
+    Item("a", Example((), "Is 2 odd?", "even", "2 is twice 1.")),
+    Item("b", Example((), "Is 3 odd?", "odd")),
+]
 
 
 class Stop(Exception):
@@ -337,6 +343,11 @@ def test_results_are_kept_as_json_table_and_page(
         ({"select": "rice"}, 'did you mean "rices"'),
         ({"order": "best"}, "unknown order"),
         ({"calibrate": "pmi"}, "unknown calibration"),
+        ({"template": "qq"}, 'unknown template "qq"'),
+        (
+            {"tasks": replace(parity(n=2), support=WORKED), "shots": [2], "reasoning": "cot"},
+            "1 demonstrations have a rationale; expected at least 2",
+        ),
         ({"tasks": ["parity", "parity"]}, "two tasks have one name"),
     ],
 )

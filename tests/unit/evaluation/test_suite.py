@@ -77,12 +77,12 @@ def test_the_card_has_interval_baselines_and_controls_of_each_arm() -> None:
 def test_the_card_says_where_questions_repeat_images() -> None:
     def told(shown: int, different: int, things: int = 0) -> str:
         task = {"n": 150, "images": shown, "different_images": different}
-        task["different_things"] = things
+        task["different_classes"] = things
         results = replace(shots_curve(), config={"tasks": {"t": task}})
         return card(SUITE, {"names": results}, "")
 
     assert "The 150 questions of t are about 62 different images.\n" in told(150, 62)
-    assert "about 62 different images of 31 things.\n" in told(150, 62, 31)
+    assert "about 62 different images of 31 classes.\n" in told(150, 62, 31)
     assert "are about 230 different images (600 are shown).\n" in told(600, 230)
     assert "The 150 questions" not in told(150, 150)
 

@@ -98,7 +98,7 @@ def binding(
             shown(query, asked),
             choices=choices,
             shots=tuple(shots),
-            thing=picked[asked],
+            class_name=picked[asked],
         )
 
     return Task(
