@@ -15,6 +15,7 @@ import pytest
 
 import isthmus as im
 from isthmus.cli import main
+from isthmus.cli.eval import named_in_card as named
 from isthmus.evaluation.records import read
 
 
@@ -121,10 +122,20 @@ def test_a_file_of_evaluations_makes_a_card(run: Any, model: Path, tmp_path: Pat
     code, printed, err = run(model, "--config", file, "--out", out, "--limit", 2, "--quiet")
     assert (code, err) == (0, "")
     assert printed.strip().endswith(f"card: {out / 'card.md'}")
-    assert f"`isthmus eval MODEL --config {file} --limit 2 --out OUT`" in printed
+    assert "`isthmus eval MODEL --config card.toml --limit 2 --out OUT`" in printed
     assert f"<h1>{model}</h1>" in (out / "odd" / "report.html").read_text()
     code, printed, _ = run(model, "--config", file, "--out", out, "--limit", 2, "--json")
     assert [row["n"] for row in json.loads(printed)["odd"]["rows"]] == [2, 2]
+
+
+def test_the_card_says_nothing_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path("recipes") / "card.toml"
+    assert named(own) == named(tmp_path / own) == named(Path("..") / tmp_path.name / own)
+    assert named(own) == "recipes/card.toml"
+    assert named(tmp_path.parent / "card.toml") == named(Path("..") / "card.toml") == "card.toml"
 
 
 def test_what_the_file_says_is_not_said_again(run: Any, model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,9 @@ def eval_(
         int, typer.Option(min=1, help="Answers drawn for each question; most votes win.")
     ] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    task_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of generated tasks; another one makes other items.")
+    ] = 0,
     select: Annotated[str, typer.Option(help="How demonstrations are chosen.")] = "random",
     order: Annotated[str, typer.Option(help="In which order they stand.")] = "similar-last",
     calibrate: Annotated[str, typer.Option(help="How closed answers are calibrated.")] = "none",
@@ -106,6 +110,7 @@ def eval_(
         template=template,
         trigger=trigger,
         data=data,
+        task_seed=task_seed,
         out=out,
         quiet=quiet or json_,
         device=device,
@@ -171,7 +176,7 @@ def _suite(
         data=data,
         out=out,
         limit=limit,
-        command=f"isthmus eval {named} --config {config}{where}{limited} --out OUT",
+        command=f"isthmus eval {named} --config {named_in_card(config)}{where}{limited} --out OUT",
         quiet=quiet or json_,
         device=device,
         dtype=dtype,
@@ -181,6 +186,12 @@ def _suite(
         return
     print((out / CARD).read_text(encoding="utf-8"))
     print(f"card: {out / CARD}")
+
+
+def named_in_card(config: Path) -> str:
+    """A file as the card names it, which says nothing of the machine it was made on."""
+    place, here = Path(os.path.abspath(config)), Path.cwd()
+    return place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name
 
 
 def _parts(text: str) -> list[str]:

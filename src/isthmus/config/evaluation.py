@@ -45,7 +45,9 @@ class EvaluationConfig(Config):
     temperature: Amount | None = None
     """Of the draws; None is 0.7 for several and greedy for one."""
     seeds: Count = 1
-    """How many seeds, from 0 on."""
+    """How many seeds of demonstrations and samples, from 0 on."""
+    task_seed: NotNegative = 0
+    """Seed of generated tasks and of episodes; another one makes other items."""
     select: str = "random"
     """How demonstrations are chosen."""
     order: str = "similar-last"
@@ -88,6 +90,11 @@ class PictureConfig(Config):
     """What stands above each panel, in the order of the tasks; without, the tasks' names."""
     width: Annotated[int, Range(320, 1200)] = 640
     """In pixels. A narrow one has larger letters where it is shown small."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.runs:
+            raise ConfigError(f'the picture "{self.name}" has no runs: expected at least one')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isthmus.data.feature_store import FeatureStore
-from isthmus.demonstrations.support import file_bytes, frames_of, open_frames
+from isthmus.demonstrations.support import content_of, frames_of, open_frames
 from isthmus.errors import ConfigError, ImageError, InputError, suggestion
-from isthmus.files import content_key
-from isthmus.media.image import content_hash
 from isthmus.media.prefetch import prefetch
 from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.vision import VisionEncoder
@@ -159,7 +157,7 @@ class ImageEmbedder:
                 raise InputError(
                     f'example {number} ("{example.question[:60]}") has no image: choose by text'
                 )
-            rows.append([_content(frame) for frame in frames])
+            rows.append([content_of(frame) for frame in frames])
             wanted |= zip(rows[-1], frames, strict=True)
         self._look_up(wanted)
         self._encode({key: frame for key, frame in wanted.items() if key not in self._kept})
@@ -232,11 +230,6 @@ class ImageEmbedder:
 
     def _own_width(self) -> int:
         return self._pooled(torch.zeros(1, 3, *self.encoder.image_size)).shape[1]
-
-
-def _content(image: Any) -> str:
-    data = file_bytes(image)
-    return content_hash(image) if data is None else content_key(data)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

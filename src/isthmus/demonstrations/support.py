@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from isthmus.errors import ImageError, InputError
+from isthmus.files import content_key
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import content_hash, decode, open_image
 from isthmus.prompts.prompt import Example
@@ -61,6 +62,16 @@ def file_bytes(image: Any) -> bytes | None:
     if not isinstance(source, (str, Path)):
         raise ImageError(f"got {type(source).__name__}: expected a path, bytes or a PIL image")
     return FileRef(Path(source)).read()
+
+
+def content_of(image: Any) -> str:
+    """A hash of an image: of the bytes of its file, or of a PIL image's pixels.
+
+    Raises:
+        ImageError: If the file cannot be read.
+    """
+    data = file_bytes(image)
+    return content_hash(image) if data is None else content_key(data)
 
 
 def _source(image: Any) -> Any:

@@ -9,12 +9,14 @@ from isthmus.config.evaluation import EvaluationConfig, SuiteConfig, options_of
 from isthmus.evaluation.pictures import CONTROLS, said
 from isthmus.evaluation.results import NO_CHAIN, Group, Results, Row, p_value, percent, table_line
 
-HEADINGS = ("asked", "shots", "n", "right", "95%", "to the first row")
+HEADINGS = ("asked", "shots", "n", "right", "95%", "difference from first row")
 BASELINES = ("chance", "majority", "no answer found")
 LEGEND = (
-    "Intervals are Wilson's at 95%. An answer in which none was found is wrong. Majority is always "
-    "giving the most common right answer. To the first row: points, with a paired bootstrap's "
-    "interval and McNemar's exact p."
+    "Intervals are at 95%: Wilson's, or a bootstrap's where answers can be partly right. They take "
+    "questions as independent, so where questions repeat images they are somewhat too narrow; the "
+    "number of different images is said there. An answer in which none was found is wrong. "
+    "Majority is always giving the most common right answer. The difference from the first row is "
+    "in points, with a paired bootstrap's interval and McNemar's exact p."
 )
 
 
@@ -39,15 +41,31 @@ def _section(run: EvaluationConfig, results: Results) -> str:
     """The table of a run, under what was asked for."""
     told = [f"{key} = {_value(value)}" for key, value in options_of(run).items() if key != "seeds"]
     seeds = ", ".join(str(seed) for seed in range(run.seeds))
-    told += [f"seed {seeds}", f"weights {results.config.get('weights', '')}"]
+    weights, precision = results.config.get("weights", ""), results.config.get("dtype")
+    told += [f"seed {seeds}", f"weights {weights}{f' in {precision}' if precision else ''}"]
     parts = [f"### {run.name}", run.about, ", ".join(told)]
     for task in dict.fromkeys(row.arm.task for row in results.rows):
         rows = [row for row in results.rows if row.arm.task == task]
-        parts.append(_table(run, task, rows))
+        parts += [_repeated(results, task), _table(run, task, rows)]
     parts += [
         f"Left out: {arm}: {NO_CHAIN}." for arm, why in results.left_out.items() if why == NO_CHAIN
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _repeated(results: Results, task: str) -> str:
+    """How many different images are asked about; empty where each is another one."""
+    told = results.config.get("tasks", {}).get(task, {})
+    shown, different = told.get("images"), told.get("different_images")
+    if shown is None or shown == different:
+        return ""
+    classes = told.get("different_classes")
+    of_classes = f" of {classes:,} classes" if classes else ""
+    in_all = f" ({shown:,} are shown)" if shown != told["n"] else ""
+    return (
+        f"The {told['n']:,} questions of {task} are about {different:,} different images"
+        f"{of_classes}{in_all}."
+    )
 
 
 def _value(value: object) -> str:

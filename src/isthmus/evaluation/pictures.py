@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from isthmus.config.evaluation import PictureConfig
 from isthmus.errors import ConfigError
@@ -27,6 +28,7 @@ CONTROLS = {
 }
 RIGHT = "right labels"
 CHANCE = "chance"
+NOTHING = "every arm was left out"
 
 
 def said(arm: Arm, samples: int = 1) -> str:
@@ -51,6 +53,64 @@ def said(arm: Arm, samples: int = 1) -> str:
     return f"{way}{shots}{votes}{', ' * bool(rest)}{rest}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a picture can show of a run.
+
+    Attributes:
+        tasks: The names of its tasks.
+        arms: Its arms.
+        samples: Answers drawn for each question.
+    """
+
+    tasks: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    samples: int = 1
+
+
+def check_picture(config: PictureConfig, plans: Sequence[Plan]) -> None:
+    """Refuses a picture that would leave out or mix up results.
+
+    Args:
+        config: What it shows.
+        plans: Its runs, in order.
+
+    Raises:
+        ConfigError: If there are not as many labels as panels or two of one name, if bars are of
+            several tasks, or if two runs have an arm of one name.
+    """
+    tasks = list(dict.fromkeys(task for own in plans for task in own.tasks))
+    where = f'the picture "{config.name}"'
+    if config.kind == "ways":
+        if len(tasks) > 1:
+            raise ConfigError(
+                f'{where} of the kind "ways" has {len(tasks)} tasks ({", ".join(tasks)}): expected '
+                "one, since a bar is named by the way alone; make a picture for each"
+            )
+        if config.labels:
+            raise ConfigError(
+                f'{where} of the kind "ways" has labels: expected none, since they are of panels'
+            )
+    elif config.labels and len(config.labels) != len(tasks):
+        raise ConfigError(
+            f"{where} has {len(config.labels)} labels for {len(tasks)} tasks "
+            f"({', '.join(tasks)}): expected one each, or none"
+        )
+    twice = [label for label in config.labels if config.labels.count(label) > 1]
+    if twice:
+        raise ConfigError(f'{where} has the label "{twice[0]}" twice: expected different ones')
+    seen = set[tuple[str, str]]()
+    for own in plans:
+        samples = own.samples if config.kind == "ways" else 1
+        names = {(arm.task, said(arm, samples)) for arm in own.arms}
+        if both := sorted(seen & names):
+            raise ConfigError(
+                f'{where} has "{both[0][1]}" of {both[0][0]} from two runs: expected each arm from '
+                "one; make a picture for each"
+            )
+        seen |= names
+
+
 def picture(config: PictureConfig, results: Mapping[str, Results]) -> str:
     """A picture as SVG.
 
@@ -59,27 +119,25 @@ def picture(config: PictureConfig, results: Mapping[str, Results]) -> str:
         results: Results by the names of their runs, those of `config.runs` among them.
 
     Raises:
-        ConfigError: If there are not as many labels as panels.
+        ConfigError: As for `check_picture`.
     """
     shown = [results[name] for name in config.runs]
+    check_picture(config, [_planned(own) for own in shown])
     return _shots(config, shown) if config.kind == "shots" else _ways(config, shown)
 
 
 def _shots(config: PictureConfig, shown: Sequence[Results]) -> str:
     """A panel for each task: a line for each way and control, and chance."""
     rows = [row for results in shown for row in results.rows]
-    tasks = list(dict.fromkeys(row.arm.task for row in rows))
+    tasks = list(dict.fromkeys(task for results in shown for task in _planned(results).tasks))
     labels = config.labels or tuple(tasks)
-    if len(labels) != len(tasks):
-        raise ConfigError(
-            f'the picture "{config.name}" has {len(labels)} labels for {len(tasks)} tasks '
-            f"({', '.join(tasks)}): expected one each, or none"
-        )
     one_way = len({row.arm.reasoning for row in rows}) == 1
     panels = {}
     for task, label in zip(tasks, labels, strict=True):
         lines: dict[str, list[Row]] = {}
         own = [row for row in rows if row.arm.task == task]
+        if not own:  # all of its arms were left out
+            continue
         for row in own:
             control = CONTROLS.get(row.arm.control, RIGHT)
             way = "" if one_way else WAYS[row.arm.reasoning]
@@ -90,7 +148,15 @@ def _shots(config: PictureConfig, shown: Sequence[Results]) -> str:
             level = own[0].chance
             panel[CHANCE] = Line([(low, level), (max(high, low + 1), level)], thin=True)
         panels[label] = panel
-    return curves(config.title, panels, below="demonstrations", width=config.width)
+    below = "demonstrations" if panels else NOTHING
+    return curves(config.title, panels, below=below, width=config.width)
+
+
+def _planned(results: Results) -> Plan:
+    """What was run; a task that no arm is left of is still one of its tasks."""
+    arms = tuple(row.arm for row in results.rows)
+    tasks = results.config.get("tasks") or dict.fromkeys(arm.task for arm in arms)
+    return Plan(tuple(tasks), arms, int(results.config.get("samples", 1)))
 
 
 def _line(rows: Sequence[Row]) -> Line:
@@ -114,6 +180,8 @@ def _ways(config: PictureConfig, shown: Sequence[Results]) -> str:
         Bar(name, _mean([r.accuracy for r in own]), _interval(own), bool(own[0].arm.control))
         for name, own in arms.items()
     ]
+    if not arms:
+        return bars(config.title, (), {}, below=NOTHING, width=config.width)
     rows.sort(key=lambda bar: bar.aside)
     first = next(iter(arms.values()))[0]
     levels = {f"most common answer ({first.majority[0]})": first.majority[1]}

@@ -130,10 +130,9 @@ def row_of(
     usual = [same_answer(a.usual, a.expected, task.kind) for a in answered if a.usual is not None]
     rate = any_case = None
     if task.metric == "characters":
-        read = [(a.parsed or "").strip() for a in answered]
         rate = character_error_rate([a.parsed or "" for a in answered], expected)
-        pairs = zip(read, expected, strict=True)
-        any_case = sum(got.casefold() == right.casefold() for got, right in pairs) / n
+        accepted = {item.id: item.answers for item in task.items}
+        any_case = sum(_in_any_case(a, accepted.get(a.item, ())) for a in answered) / n
     return Row(
         arm=arm,
         n=n,
@@ -153,6 +152,12 @@ def row_of(
         seconds=sum(a.seconds for a in answered),
         groups=_groups(answered),
     )
+
+
+def _in_any_case(record: Answered, accepted: Sequence[str]) -> bool:
+    """Whether a text is one of the right ones where capitals do not count."""
+    got = (record.parsed or "").strip().casefold()
+    return got in {right.casefold() for right in (record.expected, *accepted)}
 
 
 def _interval(worth: Sequence[float]) -> tuple[float, float]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from isthmus.demonstrations.calibrate import METHODS
 from isthmus.demonstrations.example_file import read_examples, write_examples
-from isthmus.errors import ConfigError, suggestion
-from isthmus.evaluation.answering import TRIGGER, Asker, Style, reference, written_shots
-from isthmus.evaluation.arms import Arm, plan
+from isthmus.evaluation.answering import Asker, Style, reference, written_shots
+from isthmus.evaluation.arms import Arm
+from isthmus.evaluation.contents import described
+from isthmus.evaluation.preparation import prepared
 from isthmus.evaluation.records import IMAGES, Records
 from isthmus.evaluation.report import image_name, write_report
 from isthmus.evaluation.results import NO_CHAIN, Results, Row, row_of
-from isthmus.evaluation.selection import Shots, check_selection
-from isthmus.evaluation.task import Item, Task, limited
-from isthmus.evaluation.tasks import task_named
+from isthmus.evaluation.selection import Shots
+from isthmus.evaluation.task import Item, Task
 from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
 from isthmus.media.image import open_image
@@ -58,6 +54,7 @@ def evaluate(
     norm: str = "sum",
     temperature: float | None = None,
     data: str | Path | None = None,
+    task_seed: int = 0,
     name: str | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
@@ -87,7 +84,10 @@ def evaluate(
         norm: What closed answers are scored by: "sum", "token" or "byte".
         temperature: Of the draws; by default 0.7 where there are several, and 0, greedy, for one.
         data: What the paths of tasks are relative to, those of images in files of records too; None
-            is the current folder, and for images the file's own.
+            is the current folder, and for images the file's own. Images in a file of questions are
+            relative to the file in any case, and a task of your own gets its path as it is written.
+        task_seed: Seed of tasks that are named and generated, episodes among them; another one
+            makes other items.
         name: What the report calls the model; None for its own name or "object".
         out: Folder for records, results and the report. A run that was interrupted goes on there;
             one that asks for something else is refused. None keeps nothing.
@@ -110,30 +110,33 @@ def evaluate(
         >>> results.rows[0].n, results.rows[0].chance
         (4, 0.5)
     """
-    listed = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
-    made = [limited(t if isinstance(t, Task) else task_named(t, root=data), limit) for t in listed]
-    names = [t.name for t in made]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two tasks have one name: {', '.join(names)}; evaluate them apart")
-    if norm not in ("sum", "token", "byte"):
-        raise ConfigError(f'norm is "{norm}": expected sum, token or byte')
-    if calibrate not in METHODS:
-        raise ConfigError(f'unknown calibration "{calibrate}": {suggestion(calibrate, METHODS)}')
-    check_selection(select, order)
-    how, ways = _ways(reasoning)
-    named = {"samples": samples, "temperature": temperature, "trigger": trigger}
-    how = replace(how, **{n: v for n, v in named.items() if v is not None})  # type: ignore[arg-type]
-    how.trigger_of("")  # an unknown one is said before the model is loaded
-    arms, left_out = plan(made, shots, ways, seeds, controls)
-    for task in made:
-        task.check()
+    asked = prepared(
+        tasks,
+        shots=shots,
+        reasoning=reasoning,
+        samples=samples,
+        seeds=seeds,
+        select=select,
+        order=order,
+        calibrate=calibrate,
+        controls=controls,
+        limit=limit,
+        template=template,
+        trigger=trigger,
+        norm=norm,
+        temperature=temperature,
+        data=data,
+        task_seed=task_seed,
+    )
+    made, arms, left_out, style = asked.tasks, asked.arms, asked.left_out, asked.style
+    how = style.reasoning
     engine = model if isinstance(model, Engine) else Engine(_loaded(model, device, dtype))
-    style = Style(template, how, norm, calibrate)  # type: ignore[arg-type]
     folder = None if out is None else Path(out)
     config = {
         "model": name or (str(model) if isinstance(model, (str, Path)) else "object"),
-        "weights": fingerprint(engine.model),
-        "tasks": {t.name: _described(t) for t in made},
+        "weights": fingerprint(engine.model, exact=True),  # adapters that were trained count
+        "dtype": _dtype(engine.model),
+        "tasks": {t.name: described(t) for t in made},
         "arms": [arm.id for arm in arms],
         "template": template,
         **{name: getattr(how, name) for name in ("samples", "top_p", "top_k", "trigger")},
@@ -167,14 +170,6 @@ def evaluate(
     return results
 
 
-def _ways(reasoning: str | Reasoning | Sequence[str]) -> tuple[Reasoning, list[str]]:
-    """What all arms have in common of how they reason, and the way of each."""
-    if isinstance(reasoning, Reasoning):
-        return replace(reasoning, trigger=reasoning.trigger or TRIGGER), [reasoning.way]
-    ways = [reasoning] if isinstance(reasoning, str) else list(reasoning)
-    return Reasoning(trigger=TRIGGER), ways
-
-
 def _written(
     engine: Engine, task: Task, arm: Arm, style: Style, folder: Path | None
 ) -> list[Example]:
@@ -204,28 +199,13 @@ def _loaded(
     )
 
 
+def _dtype(model: VisionLanguageModel) -> str:
+    """What the language model computes in."""
+    return str(model.language.input_embedding.weight.dtype).removeprefix("torch.")
+
+
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:
     return next(t for t in tasks if t.name == arm.task)
-
-
-def _described(task: Task) -> dict[str, Any]:
-    """What makes a task this one: its size and a hash of its questions, answers and files.
-
-    Episodes draw dozens of images each, so only the first of them are looked at.
-    """
-    digest = hashlib.sha256()
-    looked_at = task.items[:16] if task.episodic else task.items
-    for item in (*looked_at, *task.support):
-        told = (item.id, item.example.question, item.example.answer, item.choices, item.accepted)
-        shown = [p for e in (item.example, *(item.shots or ())) for p in e.images]
-        files = [Path(p).name for p in shown if isinstance(p, (str, Path))]
-        digest.update(repr((told, files)).encode(errors="backslashreplace"))
-    return {
-        "n": len(task.items),
-        "support": len(task.support),
-        "version": task.version,
-        "questions": digest.hexdigest()[:16],
-    }
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

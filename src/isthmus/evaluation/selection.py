@@ -67,6 +67,21 @@ def check_selection(select: str, order: str) -> None:
         raise ConfigError(f'unknown order "{order}": {suggestion(order, ORDERS)}')
 
 
+def to_choose_from(task: Task, arm: Arm) -> list[Item]:
+    """The items of the support set that can be an arm's demonstrations.
+
+    Raises:
+        ConfigError: If there are too few.
+    """
+    usable = [i for i in task.support if arm.reasoning != "cot" or i.example.rationale]
+    if len(usable) < arm.shots:
+        raise ConfigError(
+            f"{arm.id}: {len(usable)} demonstrations have a rationale; expected at least "
+            f"{arm.shots}"
+        )
+    return usable
+
+
 class Shots:
     """The demonstrations of an arm.
 
@@ -101,12 +116,7 @@ class Shots:
             return
         if task.episodic or not arm.shots:
             return
-        usable = [i for i in task.support if arm.reasoning != "cot" or i.example.rationale]
-        if len(usable) < arm.shots:
-            raise ConfigError(
-                f"{arm.id}: {len(usable)} demonstrations have a rationale; expected at least "
-                f"{arm.shots}"
-            )
+        usable = to_choose_from(task, arm)
         support = Support([shown(i, task) for i in usable], [i.id for i in usable])
         self._selector = SELECTORS[select][1](support, engine, arm.seed)
 

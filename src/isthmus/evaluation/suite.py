@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from isthmus.config.evaluation import SuiteConfig
-from isthmus.evaluation.arms import plan
+from isthmus.config.evaluation import EvaluationConfig, SuiteConfig
+from isthmus.errors import ConfigError
 from isthmus.evaluation.card import card
-from isthmus.evaluation.pictures import picture
+from isthmus.evaluation.pictures import Plan, check_picture, picture
+from isthmus.evaluation.preparation import prepared
 from isthmus.evaluation.results import Results
 from isthmus.evaluation.runner import evaluate
-from isthmus.evaluation.task import limited
-from isthmus.evaluation.tasks import task_named
 from isthmus.files import write_text
 from isthmus.generation.engine import Engine
 from isthmus.model.checkpoint import load_vlm
@@ -52,13 +52,22 @@ def evaluate_suite(
         Results by the names of their runs.
 
     Raises:
-        ConfigError: As for `evaluate`; a task that cannot be read is found before anything is run.
+        ConfigError: As for `evaluate`. Mistakes in any run or picture are found before anything
+            is run.
         CheckpointError: If the model cannot be loaded.
     """
     folder = Path(out)
+    suite = replace(suite, run=tuple(_cut(run, limit) for run in suite.run))
+    plans = {}
     for run in suite.run:
-        tasks = [limited(task_named(task, root=data), run.limit) for task in run.tasks]
-        plan(tasks, run.shots, run.reasoning, range(run.seeds), run.controls)
+        try:
+            asked = prepared(run.tasks, **_options(run), data=data)
+        except ConfigError as error:
+            raise ConfigError(f'the run "{run.name}": {error}') from error
+        names = tuple(task.name for task in asked.tasks)
+        plans[run.name] = Plan(names, tuple(asked.arms), run.samples)
+    for shown in suite.picture:
+        check_picture(shown, [plans[name] for name in shown.runs])
     engine = model
     if isinstance(model, (str, Path)):
         engine = Engine(load_vlm(model, device=device, dtype=dtype))
@@ -66,23 +75,10 @@ def evaluate_suite(
         engine = Engine(model)
     results: dict[str, Results] = {}
     for run in suite.run:
-        limits = [own for own in (run.limit, limit) if own is not None]
         results[run.name] = evaluate(
             engine,
             run.tasks,
-            shots=run.shots,
-            reasoning=run.reasoning,
-            samples=run.samples,
-            temperature=run.temperature,
-            seeds=range(run.seeds),
-            select=run.select,
-            order=run.order,
-            calibrate=run.calibrate,
-            controls=run.controls,
-            limit=min(limits, default=None),
-            template=run.template,
-            trigger=run.trigger,
-            norm=run.norm,
+            **_options(run),
             data=data,
             name=str(model) if isinstance(model, (str, Path)) else None,
             out=folder / run.name,
@@ -90,6 +86,19 @@ def evaluate_suite(
         )
         _write(suite, results, folder, command)
     return results
+
+
+def _cut(run: EvaluationConfig, limit: int | None) -> EvaluationConfig:
+    """The run with the lower of both limits."""
+    limits = [own for own in (run.limit, limit) if own is not None]
+    return replace(run, limit=min(limits, default=None))
+
+
+def _options(run: EvaluationConfig) -> dict[str, Any]:
+    """What `evaluate` is asked for."""
+    unsaid = ("name", "about", "groups", "tasks", "seeds")
+    own = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in unsaid}
+    return {**own, "seeds": range(run.seeds)}
 
 
 def _write(suite: SuiteConfig, results: dict[str, Results], folder: Path, command: str) -> None:

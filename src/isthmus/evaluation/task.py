@@ -36,6 +36,7 @@ class Item:
         shots: Demonstrations of this item alone, the first k of which are shown; None where they
             come from the task's support set.
         group: What kind of question it is, where a task has several.
+        class_name: The class of what it shows, where the answer is a made-up name.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Item:
     accepted: tuple[str, ...] = ()
     shots: tuple[Example, ...] | None = None
     group: str = ""
+    class_name: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -127,12 +129,14 @@ class Known:
         generate: Makes it from a seed, where it is generated.
         read: Makes it from a path, where it is read.
         rooted: Whether `read` takes a `root` too, which images in a file of records are found by.
+        seeded: Whether `read` takes a `seed` too, which episodes are drawn from.
     """
 
     about: str
     generate: Callable[[int], Task] | None = None
     read: Callable[..., Task] | None = None
     rooted: bool = False
+    seeded: bool = False
 
 
 def _ids(task: str, items: Sequence[Item]) -> set[str]:

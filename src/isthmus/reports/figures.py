@@ -12,6 +12,8 @@ WIDTH, MARGIN = 640, 14
 TITLE, LABEL, ROW, LETTER = 30, 22, 27, 6.9
 """Pixels: height of the title, of a line of text, of a bar's row; width of a letter."""
 PANEL = 250
+LEAST = 90
+"""Pixels of the longest bar, at least."""
 VALUES, NARROW = 126, 480
 """Pixels on the right of bars, for values; and the width of a picture below which intervals are
 drawn and not written."""
@@ -19,9 +21,10 @@ STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1b1f24}"
     ".title{font-weight:650;font-size:15px}.paper{fill:#fff}.grid{stroke:#d7dbe0}.soft{opacity:.7}"
     ".line,.thin{fill:none;stroke-width:2.5}.thin{stroke-width:1.5}.bar{fill:none;stroke-width:1.4}"
+    ".above{paint-order:stroke;stroke:#fff;stroke-width:4px}"
     ".whisker{fill:none;stroke:#1b1f24;stroke-width:1.4}"
     "@media(prefers-color-scheme:dark){text{fill:#e4e7eb}.paper{fill:#15181c}.grid{stroke:#39414b}"
-    ".whisker{stroke:#e4e7eb}}"
+    ".whisker{stroke:#e4e7eb}.above{stroke:#15181c}}"
 )
 
 
@@ -103,21 +106,26 @@ def bars(
     names = max((len(row.name) for row in rows), default=0)
     values = VALUES if width >= NARROW else VALUES // 3
     left, right = MARGIN + 16 + round(LETTER * names), width - MARGIN - values
-    top = MARGIN + TITLE
-    foot = top + ROW * len(rows)
+    above = 0 if right - left >= LEAST else LABEL - 4  # names stand above bars that have no room
+    left = MARGIN + 16 if above else left
+    top, each = MARGIN + TITLE, ROW + above
+    foot = top + each * len(rows)
 
     def at(share: float) -> float:
         return left + share * (right - left)
 
-    parts = []
+    parts, names_above = [], []
     for share in (0.0, 0.25, 0.5, 0.75, 1.0) if width >= NARROW else (0.0, 0.5, 1.0):
         x = at(share)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{foot}"/>')
         parts.append(_text(x, foot + 16, f"{share:.0%}", 'text-anchor="middle" class="soft"'))
     for number, row in enumerate(rows):
-        y, (low, high) = top + ROW * number, row.interval
+        y, (low, high) = top + each * number + above, row.interval
         colour = f'fill="{COLOURS[7 if row.aside else 0]}"'
-        parts.append(_text(left - 8, y + 18, row.name, 'text-anchor="end"'))
+        if above:
+            names_above.append(_text(left, y, row.name, 'class="above"'))
+        else:
+            parts.append(_text(left - 8, y + 18, row.name, 'text-anchor="end"'))
         wide = at(row.value) - left
         parts.append(
             f'<rect x="{left}" y="{y + 5}" width="{wide:.1f}" height="{ROW - 10}" rx="2" {colour}/>'
@@ -136,6 +144,7 @@ def bars(
             f'<line class="thin" stroke="{COLOURS[number]}" stroke-dasharray="5 3" x1="{x:.1f}" '
             f'x2="{x:.1f}" y1="{top}" y2="{foot}"/>'
         )
+    parts += names_above  # over the levels, which would strike them through
     parts.append(_text(width - MARGIN, foot + 36, below, 'text-anchor="end" class="soft"'))
     legend, height = _legend(
         ["", *levels], set(levels), foot + (22 if width >= NARROW else 42), width

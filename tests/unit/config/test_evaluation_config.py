@@ -11,7 +11,10 @@ from isthmus.config.evaluation import (
     read_suite,
     suite_from_mapping,
 )
+from isthmus.demonstrations.support import content_of
 from isthmus.errors import ConfigError
+from isthmus.evaluation.task import limited
+from isthmus.evaluation.tasks import TASKS, task_named
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
 RUN = {"name": "a", "tasks": ["parity"]}
@@ -30,6 +33,10 @@ RUN = {"name": "a", "tasks": ["parity"]}
         (
             {"run": [RUN], "picture": [{"name": "p", "title": "", "kind": "shots", "runs": ["b"]}]},
             'the picture "p" shows the run "b"',
+        ),
+        (
+            {"run": [RUN], "picture": [{"name": "p", "title": "", "kind": "ways", "runs": []}]},
+            'the picture "p" has no runs',
         ),
         (
             {"run": [RUN], "picture": [{"name": "p", "title": "", "kind": "pie", "runs": ["a"]}]},
@@ -52,6 +59,12 @@ def test_a_file_is_read_and_what_it_sets_is_said(tmp_path: Path) -> None:
         read_suite(tmp_path / "other.toml")
 
 
+def is_drawn(task: str) -> bool:
+    """Whether a seed decides what is asked."""
+    name, _, path = task.partition(":")
+    return name in TASKS and (not path or TASKS[name].seeded)
+
+
 def test_the_recipe_chooses_without_a_look_at_a_test() -> None:
     dev, card = (read_suite(RECIPE / f"{name}.toml") for name in ("dev", "card"))
     tasks = {task for run in dev.run for task in run.tasks}
@@ -59,5 +72,26 @@ def test_the_recipe_chooses_without_a_look_at_a_test() -> None:
     measured = {task for run in card.run for task in run.tasks}
     assert {t.replace("dev-", "test-") for t in tasks} <= measured
     assert not any("dev-" in task for task in measured)
+    drawn = [run for run in dev.run if any(map(is_drawn, run.tasks))]
+    assert {run.name for run in drawn} >= {"creatures", "drawings", "styles", "odd"}
+    seeds = {run.task_seed for run in card.run}
+    assert all(run.task_seed not in seeds for run in drawn)
     korean = [run.trigger for run in card.run if run.name.endswith("-ko")]
     assert korean == ["step-by-step-ko"]
+
+
+def drawn_images(file: str) -> set[str]:
+    """A hash of each image that is asked about in the generated tasks of a file of the recipe."""
+    found = set()
+    for run in read_suite(RECIPE / f"{file}.toml").run:
+        for name in run.tasks:
+            if name in TASKS:
+                task = limited(task_named(name, seed=run.task_seed), run.limit)
+                found |= {content_of(p) for item in task.items for p in item.example.images}
+    return found
+
+
+def test_no_generated_question_is_chosen_by_and_measured() -> None:
+    chosen, measured = drawn_images("dev"), drawn_images("card")
+    assert (len(chosen), len(measured)) == (50, 300)
+    assert chosen.isdisjoint(measured)

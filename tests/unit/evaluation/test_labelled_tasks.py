@@ -55,6 +55,7 @@ def test_a_name_is_of_one_class_in_an_episode_and_no_image_comes_twice(animals: 
         named = {(c, e.answer) for c, e in zip(classes_of(item), examples, strict=True)}
         assert len(named) == len({c for c, _ in named}) == 2
         assert tuple(sorted(str(name) for _, name in named)) == item.choices
+        assert item.class_name == classes_of(item)[-1]
         assert set(item.choices) <= set(TESTED)
         for start in range(0, 12, 2):  # each round shows each name once
             assert {e.answer for e in examples[start : start + 2]} == set(item.choices)
@@ -131,3 +132,57 @@ def test_what_is_asked_is_what_episodes_train(animals: Path) -> None:
     assert item.example.question == odd.question
     assert odd.answer in ("first", "second", "third", "fourth", "fifth")
     assert item.choices == ("first", "second", "third", "fourth")
+
+
+def drawings(root: Path, styles: dict[str, list[str]]) -> Path:
+    """Records of a drawing of each thing in each of its styles."""
+    rows = []
+    for number, (name, own) in enumerate(styles.items()):
+        for style, shade in zip(own, range(len(own)), strict=True):
+            (root / style).mkdir(exist_ok=True, parents=True)
+            Image.new("RGB", (4, 4), (number, shade, 0)).save(root / style / f"{name}.png")
+            rows.append({"image": f"{style}/{name}.png", "name": name, "source": style})
+    (root / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root / "own.jsonl"
+
+
+STYLES = ["flat", "outline", "shaded"]
+
+
+def test_no_example_is_in_the_style_that_is_asked_about(tmp_path: Path) -> None:
+    file = drawings(tmp_path, dict.fromkeys(["cat", "dog", "emu", "fox", "gnu"], STYLES))
+    for ways in (2, 5):
+        task = task_named(f"styles-{ways}:{file}")
+        assert (task.name, task.most_shots) == (f"styles-{ways}-own", 2 * ways)
+        seen = Counter[tuple[bool, str]]()
+        for item in task.items[:90]:
+            *shown, asked = classes_of(item)  # the folder is the style
+            assert asked not in shown
+            right = [e.answer == item.example.answer for e in item.shots or ()]
+            seen.update(zip(right, shown, strict=True))
+            assert len({str(e.images[0]) for e in item.shots or ()}) == 2 * ways
+        told = {style: (seen[True, style], seen[False, style]) for style in STYLES}
+        for right_name, wrong in told.values():  # styles tell right names from wrong ones nowhere
+            assert right_name * (ways - 1) == wrong > 0
+    plain = binding(file)
+    assert any(asked in shown for *shown, asked in map(classes_of, plain.items[:30]))
+
+
+def test_styles_need_a_source_in_each_row_and_two_of_a_class(tmp_path: Path) -> None:
+    one = drawings(tmp_path / "a", {"cat": ["flat"], "dog": ["flat"], "emu": ["flat"]})
+    rows = [json.loads(line) for line in one.read_text().splitlines()]
+    for row in rows:
+        (one.parent / f"{row['name']}.png").write_bytes((one.parent / row["image"]).read_bytes())
+    rows += [{**row, "image": f"{row['name']}.png"} for row in rows]
+    one.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="fewer than 2 classes with images of two sources"):
+        task_named(f"styles-2:{one}")
+    one.write_text("".join(json.dumps({**row, "source": ""}) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r'line 1 has no "source"'):
+        task_named(f"styles-2:{one}")
+
+
+def test_another_seed_makes_other_episodes(animals: Path) -> None:
+    for name in ("binding-2", "odd"):
+        one, other = (task_named(f"{name}:{animals}", seed=seed) for seed in (0, 1))
+        assert [i.example for i in one.items[:9]] != [i.example for i in other.items[:9]]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ class Written:
             Completion(self.texts.pop(0), (1, 2), prompt_tokens=7, cached_tokens=3)
             for _ in requests
         ]
+
+
+WORKED = [
+    Item("a", Example((), "Is 2 odd?", "even", "2 is twice 1.")),
+    Item("b", Example((), "Is 3 odd?", "odd")),
+]
 
 
 class Stop(Exception):
@@ -91,7 +97,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         ({"shots": [0, 1]}, r"arms\[1\] = \"parity, 2 shots"),
         ({"samples": 3}, "samples = 1, this one has 3"),
         ({"norm": "token"}, 'norm = "sum"'),
-        ({"tasks": parity(seed=1, n=3, support=4)}, "tasks.parity.questions"),
+        ({"tasks": parity(seed=1, n=3, support=4)}, "tasks.parity.contents"),
         ({"select": "fixed"}, 'select = "random"'),
     ],
 )
@@ -113,6 +119,25 @@ def test_other_weights_are_another_evaluation(engine: Engine, tmp_path: Path) ->
     model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
     with pytest.raises(ConfigError, match="weights = "):
         im.evaluate(model, task, shots=[0], out=tmp_path)
+
+
+def test_adapters_that_were_trained_are_another_evaluation(tmp_path: Path) -> None:
+    fusion = im.Inline(adapter=im.Adapter(rank=2, start=1))
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear(), fusion)
+    task = parity(n=2, support=2)
+    im.evaluate(model, task, shots=[0], out=tmp_path)
+    (adapter, *_) = (p for name, p in model.named_parameters() if "lora_B" in name)
+    adapter.data[0, 0] += 1
+    with pytest.raises(ConfigError, match="weights = "):
+        im.evaluate(model, task, shots=[0], out=tmp_path)
+
+
+def test_another_precision_is_another_evaluation(tmp_path: Path) -> None:
+    model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+    task = parity(n=2, support=2)
+    im.evaluate(model, task, shots=[0], out=tmp_path)
+    with pytest.raises(ConfigError, match='dtype = "float32", this one has "bfloat16"'):
+        im.evaluate(model.bfloat16(), task, shots=[0], out=tmp_path)
 
 
 def test_a_damaged_record_is_named(engine: Engine, tmp_path: Path) -> None:
@@ -318,6 +343,11 @@ def test_results_are_kept_as_json_table_and_page(
         ({"select": "rice"}, 'did you mean "rices"'),
         ({"order": "best"}, "unknown order"),
         ({"calibrate": "pmi"}, "unknown calibration"),
+        ({"template": "qq"}, 'unknown template "qq"'),
+        (
+            {"tasks": replace(parity(n=2), support=WORKED), "shots": [2], "reasoning": "cot"},
+            "1 demonstrations have a rationale; expected at least 2",
+        ),
         ({"tasks": ["parity", "parity"]}, "two tasks have one name"),
     ],
 )

@@ -43,3 +43,17 @@ def test_a_whisker_is_as_long_as_its_interval() -> None:
     ((left, wide),) = re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn)
     assert abs((high - low) - float(wide)) < 0.2
     assert abs((low + high) / 2 - float(left) - float(wide)) < 0.2
+
+
+def test_long_names_stand_above_bars_that_have_no_room() -> None:
+    name = "trigger alone, 9 votes, blank image"
+    drawn = bars("T", [Bar(name, 0.5, (0.25, 0.75)), Bar("b", 1, (0.9, 1))], {}, width=340)
+    rows = re.findall(r'<rect x="([\d.]+)" y="(\d+)" width="([\d.-]+)"', drawn)
+    (left, first, half), (_, second, whole) = (tuple(map(float, own)) for own in rows)
+    assert whole == 2 * half > 180
+    ((x, y),) = re.findall(rf'<text x="([\d.]+)" y="([\d.]+)" class="above">{name}<', drawn)
+    assert float(x) == left
+    assert first - 10 < float(y) < first
+    assert second - first > 40
+    beside = bars("T", [Bar("at once", 0.5, (0.25, 0.75))], {}, width=340)
+    assert 'text-anchor="end">at once<' in beside

@@ -34,7 +34,7 @@ def task_named(spec: str, *, seed: int = 0, root: str | Path | None = None) -> T
 
     Args:
         spec: "counting", "gsm8k:data/gsm8k", "exam.jsonl", "package.module:function".
-        seed: Seed of generated tasks.
+        seed: Seed of generated tasks, and of episodes that are drawn from images.
         root: What paths are relative to, those of images in a file of records too; None is the
             current folder, and for images the file's own.
 
@@ -59,9 +59,10 @@ def task_named(spec: str, *, seed: int = 0, root: str | Path | None = None) -> T
         )
     known = TASKS[name]
     if path and known.read is not None:
+        drawn = {"seed": seed} if known.seeded else {}
         if known.rooted:
-            return known.read(path, root=root)
-        return known.read(path if root is None else str(Path(root) / path))
+            return known.read(path, root=root, **drawn)
+        return known.read(path if root is None else str(Path(root) / path), **drawn)
     if known.generate is None:
         raise ConfigError(f'the task "{name}" needs a path: expected {name}:PATH')
     if colon:

@@ -7,7 +7,8 @@ such episodes; questions and answers are letter by letter the same here. Pure: n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def binding(
     path: str | Path,
     *,
     ways: int = 2,
+    across: bool = False,
     seed: int = 0,
     n: int = 500,
     root: str | Path | None = None,
@@ -49,6 +51,9 @@ def binding(
             fewer than six images is left out, unless most have so few; the smallest of the others
             decides how many demonstrations there can be.
         ways: Names to choose from.
+        across: Take the demonstrations of every name from another `source` than the image that is
+            asked about, so that neither likeness nor unlikeness of sources tells the name. Each row
+            needs a `source` then, and each class images of two sources or more.
         seed: Seed of all items.
         n: Test items.
         root: As for `read_data`.
@@ -58,28 +63,46 @@ def binding(
     """
     if not 2 <= ways <= len(NAMES):
         raise ConfigError(f"ways is {ways}: expected 2 to {len(NAMES)}")
-    found = _classes(path, root, ways)
-    sizes = sorted((len(own) for own in found.values()), reverse=True)
+    found = _classes(path, root, ways, sourced=across)
+    counts = {name: _to_show(own, across) + 1 for name, own in found.items()}
+    sizes = sorted(counts.values(), reverse=True)
     least = min(ENOUGH, sizes[max(ways, -(-len(sizes) // 2)) - 1])
-    classes = {name: own for name, own in found.items() if len(own) >= least}
-    each = min(min(map(len, classes.values())) - 1, MOST_SHOTS // ways)
+    if least < 2:
+        raise ConfigError(
+            f"{path} has fewer than {ways} classes with images of two sources: expected at least "
+            f'two different values of "source" among the images of a class'
+        )
+    classes = {name: tuple(own) for name, own in found.items() if counts[name] >= least}
+    sources = {image: told for own in found.values() for image, told in own.items()}
+    each = min(min(counts[name] for name in classes) - 1, MOST_SHOTS // ways)
     question = QUESTIONS[0]
 
     def make(number: int) -> Item:
         rng = generator(seed, number)
         words = chosen(rng, NAMES, ways)
-        own = [_some(rng, classes[c], each + 1) for c in chosen(rng, tuple(classes), ways)]
+        picked = chosen(rng, tuple(classes), ways)
+        own = [_some(rng, classes[c], len(classes[c])) for c in picked]
+        asked = int(rng.integers(ways))
+        query = own[asked][each]
+        if across:
+            own = [[i for i in of_name if sources[i] != sources[query]] for of_name in own]
 
-        def shown(which: int, turn: int) -> Example:
-            return Example(source(own[which][turn]), question, words[which])
+        def shown(image: FileRef, which: int) -> Example:
+            return Example(source(image), question, words[which])
 
-        query = shown(int(rng.integers(ways)), each)
         rounds = [rng.permutation(ways) for _ in range(each)]
-        shots = tuple(shown(int(w), turn) for turn, names in enumerate(rounds) for w in names)
-        return Item(f"test-{number}", query, choices=tuple(sorted(words)), shots=shots)
+        shots = [shown(own[w][turn], w) for turn, names in enumerate(rounds) for w in names]
+        choices = tuple(sorted(words))
+        return Item(
+            f"test-{number}",
+            shown(query, asked),
+            choices=choices,
+            shots=tuple(shots),
+            class_name=picked[asked],
+        )
 
     return Task(
-        name=f"binding-{ways}-{Path(path).stem}",
+        name=f"{'styles' if across else 'binding'}-{ways}-{Path(path).stem}",
         kind="label",
         items=Generated(n, make),
         chance=1 / ways,
@@ -111,7 +134,8 @@ def odd_one_out(
     """
     if not 3 <= images <= len(PLACES):
         raise ConfigError(f"images is {images}: expected 3 to {len(PLACES)}")
-    classes = _classes(path, root, 2, least=images - 1)
+    found = _classes(path, root, 2, least=images - 1)
+    classes = {name: tuple(own) for name, own in found.items()}
 
     def make(number: int) -> Item:
         rng = generator(seed, number)
@@ -143,20 +167,39 @@ def _some(rng: np.random.Generator, options: Sequence[FileRef], count: int) -> l
     return [options[int(i)] for i in rng.permutation(len(options))[:count]]
 
 
+def _to_show(images: Mapping[FileRef, str], across: bool) -> int:
+    """How many images of a class there are to show, whichever image is asked about."""
+    if not across:
+        return len(images) - 1
+    return len(images) - max(Counter(images.values()).values())
+
+
 def _classes(
-    path: str | Path, root: str | Path | None, ways: int, least: int = 2
-) -> dict[str, list[FileRef]]:
-    """The images of each class that has at least so many.
+    path: str | Path,
+    root: str | Path | None,
+    ways: int,
+    least: int = 2,
+    *,
+    sourced: bool = False,
+) -> dict[str, dict[FileRef, str]]:
+    """The images of each class that has at least so many, each with its source.
 
     Raises:
-        ConfigError: If there are fewer than so many such classes.
+        ConfigError: If there are fewer than so many such classes, or an image has no source where
+            each should have one.
     """
-    found: dict[str, dict[FileRef, None]] = {}
+    found: dict[str, dict[FileRef, str]] = {}
     for record in read_data(path, root=root):
         image = record.images[0] if len(record.images) == 1 else None
         if record.turns and record.answer and isinstance(image, FileRef):
-            found.setdefault(record.answer, {})[image] = None
-    classes = {name: list(own) for name, own in sorted(found.items()) if len(own) >= least}
+            told = str(record.extra.get("source") or "")
+            if sourced and not told:
+                raise ConfigError(
+                    f'{record.origin or path} has no "source": expected one in each row, such as '
+                    "the style of a drawing"
+                )
+            found.setdefault(record.answer, {})[image] = told
+    classes = {name: own for name, own in sorted(found.items()) if len(own) >= least}
     if len(classes) < ways:
         raise ConfigError(
             f"{path} has {len(classes)} classes of {least} images or more: expected at least "
@@ -167,8 +210,24 @@ def _classes(
 
 TASKS = {
     "binding-2": Known(
-        "two made-up names for classes of labelled images", read=binding, rooted=True
+        "two made-up names for classes of labelled images", read=binding, rooted=True, seeded=True
     ),
-    "binding-5": Known("five made-up names", read=partial(binding, ways=5), rooted=True),
-    "odd": Known("which of four images is of another class", read=odd_one_out, rooted=True),
+    "binding-5": Known(
+        "five made-up names", read=partial(binding, ways=5), rooted=True, seeded=True
+    ),
+    "styles-2": Known(
+        "two made-up names, each shown from another source than is asked about",
+        read=partial(binding, across=True),
+        rooted=True,
+        seeded=True,
+    ),
+    "styles-5": Known(
+        "five made-up names, likewise",
+        read=partial(binding, ways=5, across=True),
+        rooted=True,
+        seeded=True,
+    ),
+    "odd": Known(
+        "which of four images is of another class", read=odd_one_out, rooted=True, seeded=True
+    ),
 }
