@@ -117,6 +117,12 @@ def save(image: Image.Image, root: Path, name: str) -> str:
     return path
 
 
+def records_of(root: Path, name: str) -> list[dict[str, Any]]:
+    """The records of a file in a data folder."""
+    lines = (root / "records" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
 def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
     """Writes records as JSONL, atomically; returns their number. No records, no file."""
     lines = [json.dumps(r, ensure_ascii=False) for r in records]

@@ -18,13 +18,14 @@ The connector is saved with new weights in everything else.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from drawings import records_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,27 +86,27 @@ class Data:
         return Data(self.stages[keep], self.scores[keep], [self.rows[i] for i in keep])
 
 
-def rows_of(root: Path, name: str) -> list[dict[str, Any]]:
-    """The records of a file."""
-    text = (root / "records" / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+def features_of(
+    root: Path, model: VisionLanguageModel, rows: list[dict[str, Any]], part: int = 512
+) -> Iterator[Tensor]:
+    """Features (B, rows, width) of records' images, part by part; computed where there are none."""
+    cache = FeatureCache(root / "features", PatchFeatures(model.vision))
+    files = [im.FileRef(root / row["image"]) for row in rows]
+    cache.fill(files, workers=1)
+    for i in range(0, len(files), part):
+        yield cache.get(files[i : i + part])
 
 
 def read(root: Path, model: VisionLanguageModel, sources: tuple[str, ...] = SOURCES) -> Data:
-    """Features of all training images; computed where they are not there yet."""
-    cache = FeatureCache(root / "features", PatchFeatures(model.vision))
+    """What is seen of all training images."""
     shape = model.vision.shape.regions
     assert shape is not None
-    stages, scores, rows = [], [], []
-    for name in sources:
-        own = rows_of(root, name)
-        files = [im.FileRef(root / row["image"]) for row in own]
-        cache.fill(files, workers=1)
-        for i in range(0, len(files), 512):
-            _, seen, said = shape.split(cache.get(files[i : i + 512]))
-            stages.append(seen[:, 0].clone())
-            scores.append(said[:, 0].clone())
-        rows += own
+    rows = [row for name in sources for row in records_of(root, name)]
+    stages, scores = [], []
+    for features in features_of(root, model, rows):
+        _, seen, said = shape.split(features)
+        stages.append(seen[:, 0].clone())
+        scores.append(said[:, 0].clone())
     return Data(torch.cat(stages), torch.cat(scores), rows)
 
 
@@ -148,16 +149,13 @@ class Parts:
 
 
 def read_parts(root: Path, model: VisionLanguageModel) -> Parts:
-    """Features of the regions of all scenes whose layout is on record."""
-    cache = FeatureCache(root / "features", PatchFeatures(model.vision))
+    """What is seen of the regions of all scenes whose layout is on record."""
     shape = model.vision.shape.regions
     assert shape is not None
-    rows = [row for name in LAYOUTS for row in rows_of(root, name)]
-    files = [im.FileRef(root / row["image"]) for row in rows]
-    cache.fill(files, workers=1)
+    rows = [row for name in LAYOUTS for row in records_of(root, name)]
     stages = []
-    for i in range(0, len(files), 512):
-        _, seen, _ = shape.split(cache.get(files[i : i + 512]))
+    for features in features_of(root, model, rows):
+        _, seen, _ = shape.split(features)
         stages.append(seen[:, 1:].flatten(0, 1).clone())
     drawn: list[tuple[str, str, str] | None] = []
     for row in rows:
@@ -264,7 +262,7 @@ def main() -> None:
         }
         data = data.some([i for i in range(len(rows)) if i not in gone and i not in set(some)])
     groups = by_name(data.rows)
-    classes = sorted(rows_of(options.data, "imagenet-names"), key=lambda row: row["index"])
+    classes = sorted(records_of(options.data, "imagenet-names"), key=lambda row: row["index"])
     names = list(groups)
     names += [row["name"] for row in classes if row["name"] not in groups]
     place = {name: i for i, name in enumerate(names)}

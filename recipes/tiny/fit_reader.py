@@ -24,17 +24,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from fit_names import FUSION, LANGUAGE, NAMES, VISION, rows_of
+from drawings import records_of
+from fit_names import FUSION, LANGUAGE, NAMES, VISION, features_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isthmus as im
-from isthmus.data.features import FeatureCache
 from isthmus.evaluation.metrics import character_error_rate
 from isthmus.model.checkpoint import load_strip
 from isthmus.model.connectors.names import SURE, NamesConnector
 from isthmus.model.connectors.reading import ALPHABET, Reader, as_text, likeliest
-from isthmus.model.features import PatchFeatures
 from isthmus.model.vlm import VisionLanguageModel
 
 SIDE = 260
@@ -71,20 +70,17 @@ class Pictures:
 
 def read(root: Path, model: VisionLanguageModel, rows: list[dict[str, Any]]) -> Pictures:
     """Maps of pictures; computed where they are not there yet."""
-    cache = FeatureCache(root / "features", PatchFeatures(model.vision))
     shape = model.vision.shape.regions
     assert shape is not None
-    files = [im.FileRef(root / row["image"]) for row in rows]
-    cache.fill(files, workers=1)
-    parts = [files[i : i + 64] for i in range(0, len(files), 64)]
-    return Pictures(torch.cat([shape.fine_map(cache.get(part)).half() for part in parts]), rows)
+    parts = features_of(root, model, rows, part=64)
+    return Pictures(torch.cat([shape.fine_map(part).half() for part in parts]), rows)
 
 
 def others(root: Path, random: np.random.Generator) -> list[dict[str, Any]]:
     """Records of pictures without text, in an order drawn at random."""
     found = []
     for name, count in OTHERS.items():
-        rows = {row["image"]: row for row in rows_of(root, name) if row.get("group") != WRITTEN}
+        rows = {row["image"]: row for row in records_of(root, name) if row.get("group") != WRITTEN}
         listed = list(rows.values())
         found += [listed[i] for i in random.permutation(len(listed))[:count]]
     return [found[i] for i in random.permutation(len(found))]
@@ -235,8 +231,8 @@ def main() -> None:
     connector = model.connector
     assert isinstance(connector, NamesConnector)
     assert connector.reader is not None
-    words = read(options.data, model, rows_of(options.data, "train-printed")[: options.limit])
-    dev = read(options.data, model, rows_of(options.data, "dev-printed"))
+    words = read(options.data, model, records_of(options.data, "train-printed")[: options.limit])
+    dev = read(options.data, model, records_of(options.data, "dev-printed"))
     beside = read(options.data, model, others(options.data, np.random.default_rng(options.seed)))
     reader = train(words, options.epochs, options.seed)
     cut = len(beside.rows) * 9 // 10

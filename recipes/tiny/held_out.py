@@ -13,7 +13,6 @@ that are kept from all training. Dev is of training styles: its drawings are tra
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +43,7 @@ WHITE = (255, 255, 255)
 
 def things(root: Path, part: str) -> list[dict[str, Any]]:
     """The things of a held-out part, in the order of their names."""
-    rows = _rows(root, "scene-things")
+    rows = drawings.records_of(root, "scene-things")
     return sorted((row for row in rows if row["part"] == part), key=lambda row: str(row["name"]))
 
 
@@ -59,7 +58,7 @@ def pictures(root: Path, part: str) -> list[dict[str, str]]:
                     if (root / "pictures" / style / f"{code}.png").is_file():
                         own[code] = f"pictures/{style}/{code}.png"
         else:
-            rows = _rows(root, file)
+            rows = drawings.records_of(root, file)
             own = {row["concept"]: row["image"] for row in rows if row["source"] == style}
         found.append(own)
     return found
@@ -120,8 +119,3 @@ def kinds(root: Path, part: str) -> Iterator[dict[str, Any]]:
 
 def _record(image: str, name: str) -> dict[str, Any]:
     return {"image": image, "name": name, "source": Path(image).parent.name}
-
-
-def _rows(root: Path, file: str) -> list[dict[str, Any]]:
-    path = root / "records" / f"{file}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

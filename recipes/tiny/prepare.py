@@ -17,7 +17,6 @@ The rule of the names, the same for train and test, is in `words.py`.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -127,17 +126,16 @@ def makers(
     }
 
 
-def print_counts(path: Path) -> None:
+def print_counts(root: Path, name: str) -> None:
     """A line for each source in a record file, beside the published count."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        groups[record.get("source", path.stem)].append(record)
+    for record in drawings.records_of(root, name):
+        groups[record.get("source", name)].append(record)
     for source, records in groups.items():
-        published = PUBLISHED.get(path.stem, PUBLISHED.get(source, 0))
+        published = PUBLISHED.get(name, PUBLISHED.get(source, 0))
         images = len({r.get("image") or str(r.get("images", r.get("index"))) for r in records})
         names = len({r.get("name", r.get("result", r.get("answer"))) for r in records})
-        print(f"{path.stem:<25}{source:<19}{len(records):>8}{images:>9}{names:>7}{published:>10}")
+        print(f"{name:<25}{source:<19}{len(records):>8}{images:>9}{names:>7}{published:>10}")
 
 
 def main() -> None:
@@ -171,9 +169,8 @@ def main() -> None:
             print(f"{name}: {count} records, {time.monotonic() - started:.0f} s", flush=True)
     print(f"\n{'file':<25}{'source':<19}{'records':>8}{'images':>9}{'names':>7}{'published':>10}")
     for name, _ in chosen:
-        path = root / "records" / f"{name}.jsonl"
-        if path.is_file():
-            print_counts(path)
+        if (root / "records" / f"{name}.jsonl").is_file():
+            print_counts(root, name)
 
 
 if __name__ == "__main__":

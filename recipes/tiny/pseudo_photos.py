@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from drawings import records_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -77,8 +78,7 @@ def main() -> None:
     options = parser.parse_args()
 
     root: Path = options.data
-    lines = (root / "records" / "imagenet-names.jsonl").read_text(encoding="utf-8").splitlines()
-    names = [json.loads(line) for line in lines]
+    names = records_of(root, "imagenet-names")
     images = sorted(
         {
             image

@@ -9,7 +9,6 @@ frequent one to such a question in the training records.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import scene_questions
 import steps
+from drawings import records_of
 from scenes import PLACES
 
 
@@ -40,11 +40,11 @@ def asked_of(question: str) -> str:
 
 def baselines(root: Path, name: str) -> Iterator[str]:
     """Lines with the baselines of a held-out file, for each kind of question and in all."""
-    rows = _rows(root / "records" / f"{name}.jsonl")
+    rows = records_of(root, name)
     rows = [row for row in rows if row["split"] == "test"]
     train = f"train-{name.partition('-')[2]}"
     seen: dict[str, Counter[str]] = {}
-    for row in _rows(root / "records" / f"{train}.jsonl"):
+    for row in records_of(root, train):
         if "question" in row:
             answers = seen.setdefault(asked_of(row["question"]), Counter())
             answers[row.get("result", row["answer"])] += 1
@@ -69,10 +69,6 @@ def baselines(root: Path, name: str) -> Iterator[str]:
 def _line(name: str, kind: str, n: int, counts: dict[str, Any]) -> str:
     shares = "".join(f"{counts[k] / n:>11.1%}" for k in ("chance", "majority", "question"))
     return f"{name:<14}{kind:<10}{n:>5}{shares}"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from isthmus.config.evaluation import PictureConfig, SuiteConfig, suite_from_mapping
 from isthmus.errors import ConfigError
+from isthmus.evaluation import arms, pictures
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.card import card
 from isthmus.evaluation.metrics import wilson
@@ -248,3 +249,8 @@ def test_a_picture_that_cannot_be_drawn_is_said_before_anything_is(
     with pytest.raises(ConfigError, match="2 labels for 1 tasks"):
         evaluate_suite(engine, replace(suite, picture=(shown,)), out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_every_way_and_every_control_has_a_name_in_pictures() -> None:
+    assert set(pictures.WAYS) == set(arms.WAYS)
+    assert set(pictures.CONTROLS) == set(arms.CONTROLS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,18 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
 ROW = {"answer": "aB1", "boxes": [[10, 100, 30, 140], [30, 90, 70, 141], [200, 95, 256, 139]]}
 
 
 @pytest.fixture
-def fit_reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(RECIPE))
+def fit_reader(recipe_path: Path) -> ModuleType:
     import fit_reader
 
-    yield fit_reader
-    for name in ("fit_reader", "fit_names"):
-        sys.modules.pop(name, None)
+    return fit_reader
 
 
 def words(fit_reader: ModuleType, count: int = 8) -> Any:

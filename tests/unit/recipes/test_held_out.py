@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,20 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
 FOODS = [f"1F35{i}" for i in range(6)]
 STYLES = ("noto", "openmoji", "fluent-emoji-flat", "twemoji", "fxemoji")
 NOT_DRAWN = ("fxemoji", FOODS[5])
 
 
 @pytest.fixture
-def held_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(RECIPE))
+def held_out(recipe_path: Path) -> ModuleType:
     import held_out
 
-    yield held_out
-    for name in ("held_out", "drawings"):
-        sys.modules.pop(name, None)
+    return held_out
 
 
 @pytest.fixture

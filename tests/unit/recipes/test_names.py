@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 
 from isthmus.model.analysis import RegionMap
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
 ROWS = [
     {"name": "cat", "names": ["cat", "tabby"], "concept": "A", "source": "noto"},
     {"name": "tabby cat", "names": ["tabby cat", "tabby"], "concept": "B", "source": "noto"},
@@ -31,18 +29,13 @@ LISTING: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+def recipe(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The recipe's modules."""
-    monkeypatch.syspath_prepend(str(RECIPE))
-    before = set(sys.modules)
     import fit_names
     import parts
 
     monkeypatch.setattr(parts, "listing", lambda root: LISTING)
-    yield SimpleNamespace(fit=fit_names, parts=parts)
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == RECIPE:
-            del sys.modules[name]
+    return SimpleNamespace(fit=fit_names, parts=parts)
 
 
 def test_no_episode_shows_what_is_held_out_under_any_name(recipe: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,19 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
-MODULES = ("printed_words", "fonts", "drawings", "packages", "words")
 NOUNS = ("ab", "cat", "dog", "onion", "bank", "ladder", "rockets", "elephant", "hippopotamus")
 
 
 @pytest.fixture
-def printed_words(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(RECIPE))
+def printed_words(recipe_path: Path) -> ModuleType:
     import printed_words
 
-    yield printed_words
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    return printed_words
 
 
 @pytest.fixture
@@ -57,8 +51,10 @@ def test_no_family_and_no_package_is_in_two_splits(printed_words: ModuleType) ->
         assert dev.isdisjoint(test)
 
 
-def test_every_face_has_a_version_and_a_licence(printed_words: ModuleType) -> None:
-    assert (RECIPE / "FONTS.md").read_text(encoding="utf-8") == printed_words.fonts.table()
+def test_every_face_has_a_version_and_a_licence(
+    printed_words: ModuleType, recipe_path: Path
+) -> None:
+    assert (recipe_path / "FONTS.md").read_text(encoding="utf-8") == printed_words.fonts.table()
 
 
 def test_no_word_is_in_two_splits(printed_words: ModuleType, data: Path) -> None:

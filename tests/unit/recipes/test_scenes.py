@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -22,16 +21,13 @@ from isthmus.reasoning.method import Reasoning
 from isthmus.reasoning.programs import few_shot, zero_shot
 from isthmus.reasoning.question import Asked
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "tiny"
 FOODS = ("apple", "pear", "taco", "bagel", "onion", "mango")
 OTHERS = ("bank", "chair", "bell", "kite", "wolf", "ship", "ant")
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+def recipe(recipe_path: Path) -> Any:
     """The recipe's modules."""
-    monkeypatch.syspath_prepend(str(RECIPE))
-    before = set(sys.modules)
     import scene_baselines
     import scene_questions
     import scene_sets
@@ -39,7 +35,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
     import steps
     import things
 
-    yield SimpleNamespace(
+    return SimpleNamespace(
         things=things,
         scenes=scenes,
         questions=scene_questions,
@@ -47,9 +43,6 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
         sets=scene_sets,
         baselines=scene_baselines,
     )
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == RECIPE:
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -335,6 +328,6 @@ def test_questions_without_their_names(recipe: Any) -> None:
     )
 
 
-def test_modules_are_the_recipe_s(recipe: Any) -> None:
+def test_modules_are_the_recipe_s(recipe: Any, recipe_path: Path) -> None:
     modules: list[ModuleType] = [recipe.things, recipe.scenes, recipe.questions, recipe.steps]
-    assert {Path(str(m.__file__)).parent for m in modules} == {RECIPE}
+    assert {Path(str(m.__file__)).parent for m in modules} == {recipe_path}
