@@ -304,7 +304,7 @@ def headings(*, with_errors: bool) -> list[str]:
         "majority of shots",
         "unparsed",
         "of parsed",
-        "points to first arm",
+        "points over the first arm",
         "McNemar p (b, c)",
     ]
     errors = ["character errors", "in any case"] if with_errors else []
