@@ -33,7 +33,7 @@ import isthmus as im
 from isthmus.data.features import FeatureCache
 from isthmus.model.analysis import Discriminant, RegionMap
 from isthmus.model.backbones.libraries import REGIONS
-from isthmus.model.connectors.names import NamesConnector
+from isthmus.model.connectors.names import UNUSED, NamesConnector
 from isthmus.model.discriminants import linear_discriminants
 from isthmus.model.features import PatchFeatures
 from isthmus.model.trust import trust
@@ -60,6 +60,8 @@ SCALE = 24.0
 FILLER = "."
 NOTHING = " nothing"
 LAYOUTS = ("scene-layouts", "crowd-layouts")
+HELD_OUT_LAYOUTS = ("dev-layouts",)
+"""Scenes of things that no other scene shows."""
 PLACES = REGIONS[1:]
 RIDGE = 0.003
 """Drawn to zero by this share of the variance of what the stages see."""
@@ -148,11 +150,11 @@ class Parts:
     drawn: list[tuple[str, str, str] | None]
 
 
-def read_parts(root: Path, model: VisionLanguageModel) -> Parts:
+def read_parts(root: Path, model: VisionLanguageModel, layouts: tuple[str, ...] = LAYOUTS) -> Parts:
     """What is seen of the regions of all scenes whose layout is on record."""
     shape = model.vision.shape.regions
     assert shape is not None
-    rows = [row for name in LAYOUTS for row in records_of(root, name)]
+    rows = [row for name in layouts for row in records_of(root, name)]
     stages = []
     for features in features_of(root, model, rows):
         _, seen, _ = shape.split(features)
@@ -229,6 +231,25 @@ def accuracy(connector: NamesConnector, data: Data, names: list[str]) -> dict[st
     return {"first": first / len(data.rows), "of three": third / len(data.rows)}
 
 
+@torch.no_grad()
+def accuracy_of_regions(
+    connector: NamesConnector, parts: Parts, names: list[str]
+) -> dict[str, float]:
+    """Shares of regions whose likeliest names are right, and that are rightly told to be empty."""
+    vectors, there = connector.region(parts.stages)
+    held = torch.tensor([d is not None for d in parts.drawn])
+    logits = connector.image.logits(vectors)[held]
+    logits = logits.masked_fill(connector.names[:, 0] == UNUSED, float("-inf"))
+    top = logits.topk(3, dim=-1).indices.tolist()
+    drawn = [d[0] for d in parts.drawn if d is not None]
+    right = [[names[k] == name for k in own] for own, name in zip(top, drawn, strict=True)]
+    return {
+        "first": sum(own[0] for own in right) / len(right),
+        "of three": sum(any(own) for own in right) / len(right),
+        "empty or not": ((there > 0.5) == held).float().mean().item(),
+    }
+
+
 def main() -> None:
     """Solves, says how well held-out images are named, and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -280,6 +301,9 @@ def main() -> None:
         trusted = trust(connector.image.vectors(part.stages).norm(dim=-1), 1.0)
         told = {k: f"{v:.1%}" for k, v in accuracy(connector, part, names).items()}
         print(name, len(part.rows), told, f"trust {trusted.mean():.2f}")
+    aside = read_parts(options.data, model, HELD_OUT_LAYOUTS)
+    shares = accuracy_of_regions(connector, aside, names)
+    print("regions", len(aside.drawn), {k: f"{v:.1%}" for k, v in shares.items()})
     if options.out is not None:
         im.save(model, options.out)
 

@@ -108,6 +108,7 @@ def makers(
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
             "scene-layouts": lambda: scene_sets.layouts(root, scenes),
             "crowd-layouts": lambda: scene_sets.crowd_layouts(root, emoji.training(root), crowds),
+            "dev-layouts": lambda: scene_sets.held_out_layouts(root, "dev"),
             "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
             "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),
             "dev-steps-ko": lambda: scene_sets.held_out_steps(root, "dev", korean=True),

@@ -308,9 +308,8 @@ def shown(
     return record | {"result": hop.answer, "rationale": hop.rationale, "source": "scenes-steps"}
 
 
-def held_out_scenes(root: Path, part: str) -> Iterator[dict[str, Any]]:
-    """Questions of one hop about held-out things, balanced, as a task of `isthmus eval`."""
-    scenes = SceneSet(root, part)
+def asked_scenes(scenes: SceneSet) -> Iterator[tuple[Picture, Asked, str]]:
+    """Scenes of held-out things with a balanced question of one hop each, not painted yet."""
     asker = Asker(scenes.pool, wordings=1)
     for kind, count in HELD_OUT_KINDS.items():
         made = tried = 0
@@ -328,18 +327,37 @@ def held_out_scenes(root: Path, part: str) -> Iterator[dict[str, Any]]:
             asked = asker.ask(rng, picture.scene, kind, answer)
             if asked is None:
                 continue
-            scenes.paint(picture)
             made += 1
-            record = one_hop_record(asked, f"../{picture.path}")
-            yield (
-                {"id": f"{kind}-{made}"}
-                | record
-                | {
-                    "aliases": list(asked.aliases),
-                    "split": "test",
-                    "source": kind,
-                }
-            )
+            yield picture, asked, f"{kind}-{made}"
+
+
+def held_out_scenes(root: Path, part: str) -> Iterator[dict[str, Any]]:
+    """Questions of one hop about held-out things, balanced, as a task of `isthmus eval`."""
+    scenes = SceneSet(root, part)
+    for picture, asked, name in asked_scenes(scenes):
+        scenes.paint(picture)
+        record = {"id": name} | one_hop_record(asked, f"../{picture.path}")
+        aliases = list(asked.aliases)
+        yield record | {"aliases": aliases, "split": "test", "source": picture.kind}
+
+
+def two_hop_scenes(scenes: SceneSet) -> Iterator[tuple[Picture, str, int]]:
+    """Scenes of held-out things for questions of two hops, not painted yet."""
+    for split, count in (("support", SUPPORT), ("test", HELD_OUT_STEPS)):
+        for number in range(count):
+            name = f"steps-{split}-{number:03d}"
+            yield scenes.picture(scenes.rng(split, number), name, "steps", number), split, number
+
+
+def held_out_layouts(root: Path, part: str) -> Iterator[dict[str, Any]]:
+    """What is where in the scenes of a held-out part."""
+    scenes = SceneSet(root, part)
+    for picture in (
+        *(picture for picture, _, _ in asked_scenes(scenes)),
+        *(picture for picture, _, _ in two_hop_scenes(scenes)),
+    ):
+        scenes.paint(picture)
+        yield layout_record(picture)
 
 
 def held_out_steps(root: Path, part: str, *, korean: bool = False) -> Iterator[dict[str, Any]]:
@@ -351,18 +369,15 @@ def held_out_steps(root: Path, part: str, *, korean: bool = False) -> Iterator[d
         korean: Whether they are asked in Korean; the scenes are the same.
     """
     scenes = SceneSet(root, part)
-    for split, count in (("support", SUPPORT), ("test", HELD_OUT_STEPS)):
-        for number in range(count):
-            rng = scenes.rng(split, number)
-            picture = scenes.picture(rng, f"steps-{split}-{number:03d}", "steps", number)
-            scenes.paint(picture)
-            hop = steps.two_hop(picture.scene, *picture.plan, korean=korean)
-            yield {
-                "id": f"{split}-{hop.category}-{number}",
-                "image": f"../{picture.path}",
-                "question": hop.question,
-                "answer": hop.answer,
-                "rationale": hop.rationale,
-                "split": split,
-                "source": hop.region,
-            }
+    for picture, split, number in two_hop_scenes(scenes):
+        scenes.paint(picture)
+        hop = steps.two_hop(picture.scene, *picture.plan, korean=korean)
+        yield {
+            "id": f"{split}-{hop.category}-{number}",
+            "image": f"../{picture.path}",
+            "question": hop.question,
+            "answer": hop.answer,
+            "rationale": hop.rationale,
+            "split": split,
+            "source": hop.region,
+        }
