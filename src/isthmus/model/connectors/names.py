@@ -6,7 +6,7 @@ heard depends on the distance of an image from those that the analysis was fitte
 (`isthmus.model.trust`). The likeliest name is handed over whole, piece by piece, in the language
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
 sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
-middle: a token for the place, then a name, or that there is nothing. So several things, their
+middle: a token for the place, then a name and the next likeliest, or that there is nothing. So several things, their
 places and their number can be read. Where a word is printed in the image, its word pieces stand in
 place of the regions, so that the language model has only to copy them. What no name says goes
 through free tokens. The first is a linear map of the analysis, alike for images that are alike; the
@@ -76,6 +76,7 @@ class NamesConnector(nn.Module):
         pieces: Word pieces K of the likeliest name; shorter names are filled up.
         others: Next likeliest names, a token each, the mean of their pieces.
         region_pieces: Word pieces of a region's name.
+        region_others: Next likeliest names of a region, as `others`.
         dimensions: Of the discriminant analysis.
         free: Number of free tokens.
         heads: Attention heads of the free tokens but the first, each 64 wide.
@@ -107,19 +108,23 @@ class NamesConnector(nn.Module):
         pieces: int,
         others: int,
         region_pieces: int,
+        region_others: int,
         dimensions: int,
         free: int,
         heads: int,
         reader: int = 0,
     ) -> None:
         super().__init__()
-        if region_pieces > pieces or others >= concepts:
+        if region_pieces > pieces or max(others, region_others) >= concepts:
             raise ConfigError(
-                f"names: region_pieces is {region_pieces} and others {others}: expected at most "
-                f"{pieces}, the pieces of a name, and less than {concepts}, the concepts"
+                f"names: region_pieces is {region_pieces}, others {others} and region_others "
+                f"{region_others}: expected at most {pieces}, the pieces of a name, and less than "
+                f"{concepts}, the concepts"
             )
-        self.shape, self.others, self.region_pieces = regions, others, region_pieces
-        self.num_tokens = pieces + 1 + others + (regions.count - 1) * (1 + region_pieces) + free
+        self.shape, self.others = regions, others
+        self.region_pieces, self.region_others = region_pieces, region_others
+        self.region_tokens = (regions.count - 1) * (1 + region_pieces + region_others)
+        self.num_tokens = pieces + 1 + others + self.region_tokens + free
         self.width = embeddings.shape[1]
         self.image = Discriminant(regions.stages, dimensions, concepts)
         self.region = RegionMap(regions.stages, dimensions)
@@ -271,15 +276,18 @@ class NamesConnector(nn.Module):
         return torch.cat([t.to(dtype) for t in tokens], dim=1)
 
     def _regions(self, seen: Seen) -> Tensor:
-        """What is in the regions (B, (R - 1) * (1 + pieces), D): a token for the place, a name."""
+        """What is in the regions (B, tokens, D): for each its place, its name, the next likeliest."""
         dtype = self.sureness.weight.dtype
-        best, which = seen.shares[:, 1:].max(dim=-1)
+        likely, which = seen.shares[:, 1:].topk(1 + self.region_others, dim=-1)
         there = seen.there
-        pieces = torch.where(there[..., None] > 0.5, self.names[which], self.nothing)
-        words = self.embeddings[pieces[..., : self.region_pieces].clamp(min=0)]
-        told = torch.stack([best, there], dim=-1).to(dtype)
-        told = self.region_sureness(told) + self.places
-        return torch.cat([told[:, :, None].to(words.dtype), words], dim=2).flatten(1, 2)
+        names = torch.where(there[..., None, None] > 0.5, self.names[which], self.nothing)
+        words = self.embeddings[names.clamp(min=0)]  # (B, R - 1, 1 + others, K, D)
+        told = torch.stack([likely[..., 0], there], dim=-1).to(dtype)
+        told = (self.region_sureness(told) + self.places)[:, :, None]
+        others = self._mean(words[:, :, 1:], names[:, :, 1:])
+        others = others + self.other_sureness(likely[..., 1:, None].to(dtype))
+        name = words[:, :, 0, : self.region_pieces]
+        return torch.cat([t.to(words.dtype) for t in (told, name, others)], dim=2).flatten(1, 2)
 
     @torch.no_grad()
     def words_in(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,15 +298,15 @@ class NamesConnector(nn.Module):
         """
         assert self.reader is not None
         letters, text = self.reader.read(self.shape.fine_map(features))
-        places = (self.shape.count - 1) * (1 + self.region_pieces)
-        told = [self.spelling.split(word)[:places] if word else [] for word in as_text(letters)]
-        rows = torch.tensor([[*own, *[UNUSED] * (places - len(own))] for own in told])
-        rows = rows.view(len(told), places).to(features.device)
+        most = self.region_tokens
+        told = [self.spelling.split(word)[:most] if word else [] for word in as_text(letters)]
+        rows = torch.tensor([[*own, *[UNUSED] * (most - len(own))] for own in told])
+        rows = rows.view(len(told), most).to(features.device)
         is_read = (text > SURE) & (rows[:, 0] != UNUSED)
         return is_read, torch.where(rows == UNUSED, self.filler, rows)
 
     def _mean(self, words: Tensor, names: Tensor) -> Tensor:
-        """The mean (B, n, D) of the pieces (B, n, K, D) of names, their filling left out."""
+        """The mean (..., D) of the pieces (..., K, D) of names, their filling left out."""
         own = (names != self.filler).to(words.dtype)
         own[..., 0] = 1.0
         mean: Tensor = (words * own[..., None]).sum(dim=-2) / own.sum(dim=-1, keepdim=True)
@@ -328,6 +336,8 @@ class Names(Config):
     """Next likeliest names, a token each."""
     region_pieces: Count = 2
     """Word pieces of the name in a region."""
+    region_others: NotNegative = 1
+    """Next likeliest names in a region, a token each."""
     dimensions: Count = 512
     """Dimensions of the discriminant analysis."""
     free: Count = 3

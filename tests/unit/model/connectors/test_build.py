@@ -44,7 +44,7 @@ EVERY: dict[str, tuple[Any, int]] = {
     "qformer": (QFormer(queries=5, depth=3, heads=2, width=8), 5),
     "c_abstractor": (CAbstractor(tokens=9, depth=1, hidden=8), 9),
     "concept_bottleneck": (ConceptBottleneck(concepts=30, length=3, top=4, free=2, heads=2), 5),
-    "names": (Names(concepts=30, pieces=3, others=1, dimensions=6, free=2, heads=2), 13),
+    "names": (Names(concepts=30, pieces=3, others=1, dimensions=6, free=2, heads=2), 15),
 }
 REGIONS = RegionShape(patches=16, count=3, stages=20, classes=7, rows=3)
 

@@ -24,10 +24,11 @@ NAMES = [[11, 12], [21], [31, 32, 33], [41, 42, 43, 44]]
 FILLER = 7
 
 
-def made() -> NamesConnector:
+def made(region_others: int = 0) -> NamesConnector:
     """Four concepts, each told by one number of the stages; the fourth class is no concept."""
     torch.manual_seed(0)
-    options = Names(concepts=5, pieces=3, others=2, region_pieces=2, dimensions=5, free=1, heads=2)
+    sizes = {"concepts": 5, "pieces": 3, "others": 2, "dimensions": 5, "free": 1, "heads": 2}
+    options = Names(**sizes, region_pieces=2, region_others=region_others)
     connector = options.build(SHAPE, WIDTH, WORDS)
     connector.set_names(NAMES, FILLER, classes=[2, 0, 1, -1], nothing=[9])
     connector.image.linear.copy_(torch.eye(5, STAGES) / 10)  # trusted up to a length of 10
@@ -86,6 +87,23 @@ def test_the_next_likeliest_are_the_means_of_their_own_pieces() -> None:
     tokens = connector(features(stages, [[-99.0, 0.0, 0.0, 0.0]] * 3))[0]
     torch.testing.assert_close(tokens[4], WORDS[21])
     torch.testing.assert_close(tokens[5], WORDS[[41, 42, 43]].mean(dim=0))
+
+
+@torch.no_grad()
+def test_a_region_has_a_next_likeliest_too() -> None:
+    connector = made(region_others=1)
+    connector.other_sureness.weight[0, 0] = 1.0
+    connector.other_sureness.bias.zero_()
+    connector.region.there_linear[4] = -100.0
+    stages = [seen(0), [5.0, 3.0, 0.1, 1.0, 0.0, 0.0], [5.0, 3.0, 0.1, 1.0, 1.0, 0.0]]
+    tokens = connector(features(stages, [EVEN] * 3))[0]
+    assert len(tokens) == connector.num_tokens == 3 + 1 + 2 + 2 * (1 + 2 + 1) + 1
+    first, second = tokens[6:10], tokens[10:14]
+    torch.testing.assert_close(first[1:3], WORDS[NAMES[0]])
+    share = connector.seen(features(stages, [EVEN] * 3)).shares[0, 1, 1]
+    torch.testing.assert_close(first[3], WORDS[21] + share * F.one_hot(torch.tensor(0), WIDTH))
+    torch.testing.assert_close(second[1:3], WORDS[[9, FILLER]])  # nothing is there
+    torch.testing.assert_close(second[3, 1:], WORDS[9, 1:])
 
 
 def test_far_from_what_was_fitted_the_classifier_names() -> None:

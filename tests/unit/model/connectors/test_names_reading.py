@@ -22,7 +22,15 @@ WORDS = torch.randn(80, WIDTH, generator=torch.Generator().manual_seed(0))
 FINE = RegionShape(patches=4, count=4, stages=6, classes=4, rows=1, fine=(5, 6, 6))
 SHAPE = FeatureShape(width=12, tokens=4 + 4 + 15, grid=(2, 2), regions=FINE)
 OPTIONS = Names(
-    concepts=6, pieces=3, others=1, region_pieces=1, dimensions=5, free=1, heads=2, reader=8
+    concepts=6,
+    pieces=3,
+    others=1,
+    region_pieces=1,
+    region_others=0,
+    dimensions=5,
+    free=1,
+    heads=2,
+    reader=8,
 )
 EVERY = {letter: number for number, letter in enumerate(f" {ALPHABET}")}
 FILLER = 79
