@@ -6,10 +6,10 @@ heard depends on the distance of an image from those that the analysis was fitte
 (`isthmus.model.trust`). The likeliest name is handed over whole, piece by piece, in the language
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
 sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
-middle: a token for the place, then a name and the next likeliest, or that there is nothing. So several things, their
-places and their number can be read. Where a word is printed in the image, its word pieces stand in
-place of the regions, so that the language model has only to copy them. What no name says goes
-through free tokens. The first is a linear map of the analysis, alike for images that are alike; the
+middle: a token for the place, then a name and the next likeliest, or that there is nothing. So
+several things, their places and their number can be read. Where a word is printed in the image, its
+word pieces stand in place of the regions, so that the language model has only to copy them. What no
+name says goes through free tokens. The first is a linear map of the analysis, alike for images that are alike; the
 others are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
@@ -276,7 +276,7 @@ class NamesConnector(nn.Module):
         return torch.cat([t.to(dtype) for t in tokens], dim=1)
 
     def _regions(self, seen: Seen) -> Tensor:
-        """What is in the regions (B, tokens, D): for each its place, its name, the next likeliest."""
+        """What is in the regions (B, tokens, D): for each its place, a name, the next likeliest."""
         dtype = self.sureness.weight.dtype
         likely, which = seen.shares[:, 1:].topk(1 + self.region_others, dim=-1)
         there = seen.there
