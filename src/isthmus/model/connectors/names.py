@@ -9,8 +9,8 @@ sure it is stands behind it. The next likeliest follow, and what is in each quad
 middle: a token for the place, then a name and the next likeliest, or that there is nothing. So
 several things, their places and their number can be read. Where a word is printed in the image, its
 word pieces stand in place of the regions, so that the language model has only to copy them. What no
-name says goes through free tokens. The first is a linear map of the analysis, alike for images that are alike; the
-others are gathered by attention.
+name says goes through free tokens. The first is a linear map of the analysis, alike for images that
+are alike; the others are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
