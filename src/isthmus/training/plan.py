@@ -42,6 +42,8 @@ GB = 1e9
 TIMED = 3
 TRIED = 8
 """Images that are encoded to tell how long all of them take."""
+DRAWN = 200
+"""Steps whose draws tell how often each data set is gone through."""
 COUNTED = 64
 """Records of a data set that tell how many attachments all of them have."""
 
@@ -148,8 +150,11 @@ def _step_seconds(trainee: Trainee[S], drawn: Sequence[S]) -> float:
 
 
 def _epochs(data: Sequence[WeightedSet], config: TrainConfig, mixture: Mixture) -> dict[str, float]:
-    drawn = [draw.data for draw in mixture.step(0)]
-    return {d.name: config.steps * drawn.count(i) / len(d.records) for i, d in enumerate(data)}
+    """How often each data set is gone through; one step alone may draw nothing of some."""
+    looked = min(config.steps, DRAWN)
+    drawn = Counter(draw.data for step in range(looked) for draw in mixture.step(step))
+    share = config.steps / looked
+    return {d.name: share * drawn[i] / len(d.records) for i, d in enumerate(data)}
 
 
 def _parameters(model: torch.nn.Module) -> Mapping[str, int]:

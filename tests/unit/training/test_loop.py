@@ -21,6 +21,7 @@ from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.objectives import concept_bottleneck
 from isthmus.training.precision import DTYPES, best_precision
+from isthmus.training.plan import plan
 from isthmus.training.run import default_run
 from isthmus.training.state import checkpoints
 
@@ -409,3 +410,14 @@ def test_a_second_stage_starts_from_the_first(records: list[Record], tmp_path: P
     again = im.load(tmp_path / "second")
     for name, parameter in second.trained_parameters().items():
         assert torch.equal(again.trained_parameters()[name], parameter)
+
+
+# --- The plan -------------------------------------------------------------------------------------
+
+
+def test_a_plan_tells_how_often_rare_data_is_gone_through(records: list[Record]) -> None:
+    """Of a step of two, whose draws alone would tell 0, 50 or 100 times."""
+    data = [DataSet(records, 9.0, name="common"), DataSet(records, 1.0, name="rare")]
+    told = plan(compose(), data, im.TrainConfig(steps=400, batch_size=2, workers=0)).epochs
+    assert told["common"] + told["rare"] == pytest.approx(400 * 2 / len(records))
+    assert told["rare"] == pytest.approx(10, abs=4)  # 80 draws of eight; 9 to 1 of the others
