@@ -20,8 +20,8 @@ from isthmus.training import state as state_module
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.objectives import concept_bottleneck
-from isthmus.training.precision import DTYPES, best_precision
 from isthmus.training.plan import plan
+from isthmus.training.precision import DTYPES, best_precision
 from isthmus.training.run import default_run
 from isthmus.training.state import checkpoints
 
