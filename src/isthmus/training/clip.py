@@ -90,7 +90,8 @@ class DualEncoderTrainee:
     ) -> None:
         self.model, self.feed, self.config, self.processes = model, feed, config, processes
         self.held_out = held_out
-        self.identity = description_of(model)
+        records = [len(d.records) for d in feed.data]
+        self.identity = {"model": description_of(model), "number of records": records}
         self.files: tuple[str, ...] = (WEIGHTS, DESCRIPTION)
         self.names = ["pairs"]
         self.evaluates = held_out is not None

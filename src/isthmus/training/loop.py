@@ -136,7 +136,7 @@ def run_steps(
     """
     model, config, processes = trainee.model, trainee.config, trainee.processes
     told = to_mapping(config)
-    described = json.dumps({"model": trainee.identity, **_flat(told)}, default=str)
+    described = json.dumps({**trainee.identity, **_flat(told)}, default=str)
     state = load_state(folder, trainee.parameters, trainee.optimizer, described)
     load_buffers(folder, trainee.buffers)
     if state.step == 0 and config.precision == "fp16":

@@ -73,7 +73,8 @@ class Trainee(Protocol[S]):
         buffers: What changes besides, by name.
         optimizer: Of the parameters.
         names: What to call each data set.
-        identity: What tells the model from others; a run resumes with the same one only.
+        identity: What a run resumes with alone, by what to call it in a message: the model, what of
+            it is frozen, and how many records there are.
         files: What `writer` writes into a folder, the one last that makes the model whole.
         evaluates: Whether anything was kept aside.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -59,7 +60,11 @@ class VisionLanguageTrainee:
     ) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.evaluation, self.plain = evaluation, plain or media
-        self.identity = to_mapping(model.config)
+        self.identity = {
+            "model": to_mapping(model.config),
+            "frozen tensors of the strip": _digest_of_frozen(model),
+            "number of records": [len(d.records) for d in data],
+        }
         self.description = description_of(model)
         self.files: tuple[str, ...] = (WEIGHTS, DESCRIPTION)
         self.names = [d.name for d in data]
@@ -144,6 +149,16 @@ class VisionLanguageTrainee:
         """The strip, gathered from all processes."""
         strip = {n: whole(t).cpu() for n, t in strip_state(self.model).items()}
         return partial(write_model, description={**self.description, **extra}, state=strip)
+
+
+def _digest_of_frozen(model: VisionLanguageModel) -> str:
+    """A hash of what of the strip is not trained, such as the names that a recipe fitted."""
+    trained, found = model.trained_parameters(), hashlib.sha256()
+    for name, tensor in sorted(strip_state(model).items()):
+        if name not in trained:
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:32]
 
 
 def vision_language_trainee(

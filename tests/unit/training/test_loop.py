@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,24 @@ def test_the_seed_decides(records: list[Record], tmp_path: Path) -> None:
         config = im.TrainConfig(**{**vars(CONFIG), "seed": seed})
         train(compose(), data, config, tmp_path / name, quiet=True)
     assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+
+
+def test_a_run_does_not_go_on_with_other_data_or_another_frozen_strip(
+    records: list[Record], tmp_path: Path
+) -> None:
+    def run(data: list[Record], seed: int = 0, steps: int = 2) -> None:
+        torch.manual_seed(seed)
+        model = im.compose("tiny-vit", "tiny-lm", im.MLP(), im.CrossAttention(every=2, heads=2))
+        config = replace(CONFIG, steps=steps, freeze=("connector.",))
+        train(model, data, config, tmp_path / "run", quiet=True)
+
+    run(records)
+    with pytest.raises(TrainingError, match=r"differs in: number of records\."):
+        run(records[:-1], steps=4)
+    with pytest.raises(TrainingError, match=r"differs in: frozen tensors of the strip\."):
+        run(records, seed=1, steps=4)
+    run(records, steps=4)
+    assert [step for step, _ in losses(tmp_path / "run")][-1] == 4
 
 
 def test_eight_images_are_learned_by_heart(records: list[Record], tmp_path: Path) -> None:
