@@ -215,6 +215,13 @@ def concepts_of(model: VisionLanguageModel, names: list[str]) -> list[list[int]]
 
 
 @torch.no_grad()
+def name_places(connector: NamesConnector, model: VisionLanguageModel) -> None:
+    """Lets the token of each place start as the mean of its words, such as "top left"."""
+    for row, place in zip(connector.places, PLACES, strict=True):
+        row.copy_(connector.embeddings[list(model.language.encode(f" {place}"))].mean(dim=0))
+
+
+@torch.no_grad()
 def accuracy(connector: NamesConnector, data: Data, names: list[str]) -> dict[str, float]:
     """Shares of images whose likeliest concept, or one of the first three, is a right name."""
     first = third = 0
@@ -291,6 +298,7 @@ def main() -> None:
     classes_of = [place[row["name"]] for row in classes]
     nothing = model.language.encode(NOTHING)
     connector.set_names(concepts_of(model, names), filler, classes_of, nothing)
+    name_places(connector, model)
     lengths = solve(
         connector.image, data.stages, list(groups.values()), options.shrink, options.scale
     )
