@@ -73,8 +73,8 @@ class Trainee(Protocol[S]):
         buffers: What changes besides, by name.
         optimizer: Of the parameters.
         names: What to call each data set.
-        identity: What a run resumes with alone, by what to call it in a message: the model, what of
-            it is frozen, and how many records there are.
+        identity: What must be the same for a run to resume, under the names that a message calls
+            it by: the model, its frozen tensors, the number of records.
         files: What `writer` writes into a folder, the one last that makes the model whole.
         evaluates: Whether anything was kept aside.
     """
