@@ -79,3 +79,33 @@ def test_regions_are_mapped_to_where_their_drawings_lie(recipe: Any) -> None:
     assert float(alike.min()) > 0.95
     assert float(share[200:300].min()) > 0.9
     assert float(share[300:].max()) < 0.1
+
+
+def test_regions_are_right_where_their_names_are(recipe: Any) -> None:
+    """Three concepts along three directions; of four drawings three are right, one is second."""
+    vectors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 0, 1]])
+    there = torch.tensor([0.9, 0.9, 0.9, 0.2, 0.1])
+    connector = SimpleNamespace(
+        region=lambda stages: (vectors, there),
+        image=SimpleNamespace(logits=lambda own: own),
+        names=torch.tensor([[5], [6], [7]]),
+    )
+    drawn = [("cat", "A", "noto"), ("tram", "C", "noto"), ("cat", "A", "noto")]
+    drawn += [("pie", "E", "noto"), None]
+    found = recipe.fit.accuracy_of_regions(
+        connector, recipe.fit.Parts(torch.zeros(5, 1), drawn), ["cat", "tram", "pie"]
+    )
+    assert found["first"] == 3 / 4
+    assert found["of three"] == 1
+    assert abs(found["empty or not"] - 4 / 5) < 1e-6
+
+
+def test_places_start_as_the_mean_of_their_words(recipe: Any) -> None:
+    words = torch.randn(9, 4)
+    connector = SimpleNamespace(places=torch.zeros(5, 4), embeddings=words)
+    pieces = {" top left": [1, 2], " top right": [1, 3], " bottom left": [4, 2]}
+    pieces |= {" bottom right": [4, 3], " middle": [5]}
+    model = SimpleNamespace(language=SimpleNamespace(encode=lambda text: tuple(pieces[text])))
+    recipe.fit.name_places(connector, model)
+    torch.testing.assert_close(connector.places[2], (words[4] + words[2]) / 2)
+    torch.testing.assert_close(connector.places[4], words[5])
