@@ -183,7 +183,8 @@ class TrainConfig(Config):
     """Peak learning rate of the connector and the fusion."""
     lr_connector: Amount | None = None
     """Another peak for the connector, where it starts from a trained one."""
-    lr_lora: Amount = 2e-4
+    lr_lora: Amount | None = None
+    """Another peak for low-rank adapters: those of `language.lora_rank` and `fusion.adapter`."""
     weight_decay: Amount = 0.1
     """For matrices only; vectors, gates, latents and embeddings have none."""
     warmup: NotNegative = 100

@@ -76,7 +76,7 @@ def parameter_groups(
     """
 
     def rate(name: str) -> float:
-        if "lora_" in name:
+        if "lora_" in name and config.lr_lora is not None:
             return config.lr_lora
         if name.startswith("connector.") and config.lr_connector is not None:
             return config.lr_connector

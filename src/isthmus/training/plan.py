@@ -134,7 +134,7 @@ def plan(
 def _still(config: TrainConfig) -> TrainConfig:
     """A configuration whose steps change nothing."""
     own = replace(config.contrastive, lr_encoder=0.0)
-    return replace(config, lr=0.0, lr_connector=None, lr_lora=0.0, contrastive=own)
+    return replace(config, lr=0.0, lr_connector=None, lr_lora=None, contrastive=own)
 
 
 def _step_seconds(trainee: Trainee[S], drawn: Sequence[S]) -> float:

@@ -49,6 +49,12 @@ def test_only_matrices_decay_and_lora_has_its_own_rate() -> None:
     }
 
 
+def test_adapters_have_the_rate_of_all_unless_it_is_said() -> None:
+    adapter = {"fusion.adapter.lora_A.weight": nn.Parameter(torch.zeros(2, 2))}
+    [group] = parameter_groups(adapter, TrainConfig(lr=3e-3))
+    assert group["peak"] == 3e-3
+
+
 # What a connector adds to tokens, or asks with, has no weight decay (Flamingo's resampler likewise)
 NO_MAPS = {
     "attention_pool": {"queries"},
