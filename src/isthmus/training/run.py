@@ -66,7 +66,6 @@ def episodes_run(data: str | Path) -> RunConfig:
         steps=EPISODE_STEPS,
         batch_size=4,
         lr=1e-3,
-        lr_lora=1e-3,
         weight_decay=0.0,
         warmup=20,
         evaluate_every=EPISODE_STEPS // 5,
