@@ -209,6 +209,16 @@ def solve_regions(region: RegionMap, parts: Parts, data: Data, vectors: Tensor) 
     print(f"{len(own):,} regions with a drawing, of {len(held):,}")
 
 
+def whole_only(rows: list[dict[str, Any]], names: list[str]) -> list[int]:
+    """The concepts that regions are never named: all of whose images are emoji of no object.
+
+    Faces, signs and flags are round or square, as much else is that is seen from afar.
+    """
+    shown = {row["name"] for row in rows if row.get("object_like", True)}
+    signs = {row["name"] for row in rows} - shown
+    return [i for i, name in enumerate(names) if name in signs]
+
+
 def concepts_of(model: VisionLanguageModel, names: list[str]) -> list[list[int]]:
     """Word pieces of each name, as it stands behind a space."""
     return [model.language.encode(f" {name}") for name in names]
@@ -246,7 +256,8 @@ def accuracy_of_regions(
     vectors, there = connector.region(parts.stages)
     held = torch.tensor([d is not None for d in parts.drawn])
     logits = connector.image.logits(vectors)[held]
-    logits = logits.masked_fill(connector.names[:, 0] == UNUSED, float("-inf"))
+    named = (connector.names[:, 0] != UNUSED) & connector.in_regions
+    logits = logits.masked_fill(~named, float("-inf"))
     top = logits.topk(3, dim=-1).indices.tolist()
     drawn = [d[0] for d in parts.drawn if d is not None]
     right = [[names[k] == name for k in own] for own, name in zip(top, drawn, strict=True)]
@@ -297,7 +308,8 @@ def main() -> None:
     filler = model.language.encode(FILLER)[0]
     classes_of = [place[row["name"]] for row in classes]
     nothing = model.language.encode(NOTHING)
-    connector.set_names(concepts_of(model, names), filler, classes_of, nothing)
+    signs = whole_only(data.rows, names)
+    connector.set_names(concepts_of(model, names), filler, classes_of, nothing, signs)
     name_places(connector, model)
     lengths = solve(
         connector.image, data.stages, list(groups.values()), options.shrink, options.scale

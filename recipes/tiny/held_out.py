@@ -8,7 +8,8 @@ Tasks of `isthmus eval` that are never trained on, of the things that `scene-thi
   that a name stands for a rule and what is asked about has not been shown.
 
 The test is of Twemoji, a style that nothing is trained on, and of FxEmoji and the drawings in Noto
-that are kept from all training. Dev is of training styles: its drawings are trained on by name.
+that are kept from all training. Dev is of the drawings in EmojiOne that are kept from training, and
+of training styles beside them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TURNED = 15
 """How far a view is turned to either side, in degrees."""
 STYLES = {
     "dev": (
-        ("train-emoji", "noto"),
+        ("emojione", "emojione"),
         ("train-emoji", "openmoji"),
         ("train-emoji", "fluent-emoji-flat"),
     ),

@@ -10,10 +10,13 @@ from things import Things, listing
 
 
 def without_held_out(records: Iterable[dict[str, Any]], root: Path) -> Iterator[dict[str, Any]]:
-    """The records of emoji without those of a thing held out for dev or test, in any style."""
+    """The records of emoji without those of a thing held out for dev or test, in any style.
+
+    A thing is held out under all its names: a record goes where one of its own is among them.
+    """
     held_out = [row for row in listing(root) if row["part"] != "train"]
     concepts = {code for row in held_out for code in row["concepts"]}
-    names = {row["name"] for row in held_out}
+    names = {name for row in held_out for name in (row["name"], *row["names"])}
     for record in records:
         known = {record["name"], *record.get("names", ())}
         if record["concept"] not in concepts and not known & names:
@@ -34,11 +37,11 @@ def of_categories(records: Iterable[dict[str, Any]], root: Path) -> Iterator[dic
             yield {**record, "name": row["is"][0], "names": [row["is"][0]]}
 
 
-def without_test_drawings(
+def without_held_out_drawings(
     records: Iterable[dict[str, Any]], root: Path
 ) -> Iterator[dict[str, Any]]:
-    """The records of emoji without the drawings that the test of scenes is made of."""
+    """The records of emoji without the drawings that held-out scenes are made of."""
     things = Things(root)
     for record in records:
-        if not things.is_test_drawing(record["concept"], record["source"]):
+        if not things.is_held_out(record["concept"], record["source"]):
             yield record

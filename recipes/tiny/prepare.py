@@ -29,6 +29,7 @@ import emoji
 import gcompris
 import held_out
 import imagenet
+import judging
 import parts
 import printed_words
 import questions
@@ -54,11 +55,15 @@ PUBLISHED = {
     "train-grocery": 2640,
     "test-grocery-val": 296,
     "train-easyvqa-names": 4000,
-    "train-easyvqa": 38575,
     "test-easyvqa": 9673,
     "imagenet-names": 1000,
 }
 """How many records a survey of these packages counted, to print beside ours."""
+
+
+def named(root: Path) -> list[dict[str, Any]]:
+    """Records of all drawings of emoji that may be trained on."""
+    return drawings.records_of(root, "train-emoji")
 
 
 def makers(
@@ -73,14 +78,14 @@ def makers(
     return {
         "imagenet": {"imagenet-names": lambda: imagenet.imagenet_names(root)},
         "emoji": {
-            "train-emoji": lambda: parts.without_test_drawings(emoji.training(root), root),
-            "train-episodes": lambda: parts.objects(emoji.training(root), root),
-            "train-rules": lambda: parts.of_categories(emoji.training(root), root),
+            "train-emoji": lambda: parts.without_held_out_drawings(emoji.training(root), root),
+            "train-episodes": lambda: parts.objects(named(root), root),
+            "train-rules": lambda: parts.of_categories(named(root), root),
             "test-twemoji": lambda: emoji.twemoji(root),
             "test-fxemoji": lambda: emoji.fxemoji(root),
         },
         "easyvqa": {
-            "train-easyvqa": lambda: questions.easy_vqa(root, "train"),
+            "train-easyvqa": lambda: questions.easy_vqa_conversations(root),
             "train-easyvqa-names": lambda: questions.easy_vqa_names(root),
             "test-easyvqa": lambda: questions.easy_vqa(root, "test"),
         },
@@ -106,8 +111,9 @@ def makers(
             "scene-things": lambda: things.listing(root),
             "train-scenes": lambda: scene_sets.train_scenes(root, scenes),
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
+            "train-judged": lambda: judging.judged_lists(root, scenes),
             "scene-layouts": lambda: scene_sets.layouts(root, scenes),
-            "crowd-layouts": lambda: scene_sets.crowd_layouts(root, emoji.training(root), crowds),
+            "crowd-layouts": lambda: scene_sets.crowd_layouts(root, named(root), crowds),
             "dev-layouts": lambda: scene_sets.held_out_layouts(root, "dev"),
             "dev-scenes": lambda: scene_sets.held_out_scenes(root, "dev"),
             "dev-steps": lambda: scene_sets.held_out_steps(root, "dev"),

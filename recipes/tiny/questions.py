@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import packages
 import words
 
 COLOURS = ("black", "gray", "red", "green", "blue", "teal", "brown", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
+TURNS = 3
+"""Questions about an image in one record: two thirds of a record of one were the image."""
 
 
 def _easy_vqa(root: Path, split: str) -> list[list[Any]]:
@@ -35,6 +38,28 @@ def easy_vqa(root: Path, split: str) -> Iterator[dict[str, Any]]:
             "answer": answer,
             "source": "easy-vqa",
         }
+
+
+def easy_vqa_conversations(root: Path) -> Iterator[dict[str, Any]]:
+    """The training questions in an order drawn at random, `TURNS` about one image at a time."""
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for record in easy_vqa(root, "train"):
+        asked.setdefault(record["image"], []).append((record["question"], record["answer"]))
+    rng = np.random.default_rng(0)
+    for image, own in sorted(asked.items()):
+        mixed = [own[i] for i in rng.permutation(len(own))]
+        for start in range(0, len(mixed), TURNS):
+            yield conversation(image, mixed[start : start + TURNS]) | {"source": "easy-vqa"}
+
+
+def conversation(image: str, turns: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The record of questions about one image, each with its answer."""
+    said = [
+        {"from": who, "value": text}
+        for turn in turns
+        for who, text in zip(("human", "gpt"), turn, strict=True)
+    ]
+    return {"image": image, "conversations": said}
 
 
 def easy_vqa_names(root: Path) -> Iterator[dict[str, Any]]:

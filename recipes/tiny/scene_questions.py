@@ -71,6 +71,7 @@ WORDINGS = {
     ),
 }
 """How each kind is asked. An evaluation asks the first; training draws one of them."""
+WHERE = "What is where?"
 NUMBERS = ("no", "one", "two", "three", "four")
 WAYS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """Where something is, seen from another: columns and rows away."""
@@ -221,6 +222,14 @@ def listed(scene: Scene, order: Sequence[Thing] | None = None) -> str:
         count = scene.count(thing.name)
         said.append(thing.one if count == 1 else f"{NUMBERS[count]} {thing.plural or thing.name}")
     return " and ".join(part for part in (", ".join(said[:-1]), said[-1]) if part)
+
+
+def placed(scene: Scene) -> str:
+    """What is where, in reading order: "top left: cat, middle: dog".
+
+    It answers `WHERE`, which is trained and never asked in an evaluation.
+    """
+    return ", ".join(f"{p.place}: {p.thing.name}" for p in scene.placed)
 
 
 def _list(asker: Asker, rng: np.random.Generator, scene: Scene) -> Found:

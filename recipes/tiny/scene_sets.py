@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import scene_questions
 import steps
-from parts import without_held_out
+from questions import conversation
 from scene_questions import Asked, Asker
 from scenes import COLOURS, MOST, PLACES, Painter, Scene, composed
 from steps import TwoHop
@@ -39,8 +39,10 @@ KINDS = {
     "ground": 0.03,
 }
 """What the other training scenes are made for."""
-MORE = 2
-"""Further questions of one hop that each training scene is asked."""
+ASKED = 5
+"""Questions of one hop that each training scene is asked, in one conversation."""
+OFTEN = ("count", "place")
+"""Kinds of which each conversation has one, wherever answers stay balanced."""
 HELD_OUT_KINDS = {
     "presence": 50,
     "count": 80,
@@ -152,21 +154,20 @@ class SceneSet:
 
 
 def train_scenes(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
-    """Questions of one hop about the training scenes."""
+    """Conversations about the training scenes: questions of one hop, then what is where."""
     scenes = SceneSet(root, "train")
     asker = Asker(scenes.pool)
     for number, picture in scenes.training(count):
         rng = scenes.rng("ask", number)
-        others = [str(k) for k in rng.permutation([k for k in KINDS if k != picture.kind])]
-        first = [picture.kind] if picture.kind != "steps" else []
-        made = 0
-        for kind in first + others:
-            asked = asker.ask(rng, picture.scene, kind)
-            if asked is not None:
-                yield one_hop_record(asked, picture.path) | {"source": f"scenes-{kind}"}
-                made += 1
-            if made > MORE:
-                break
+        made_for = [picture.kind] if picture.kind in KINDS else []
+        others = [str(kind) for kind in rng.permutation(list(KINDS))]
+        asked = []
+        for kind in dict.fromkeys([*made_for, *OFTEN, *others]):
+            one = asker.ask(rng, picture.scene, kind) if len(asked) < ASKED else None
+            asked += [(one.question, one.answer)] if one is not None else []
+        turns = [asked[i] for i in rng.permutation(len(asked))]
+        turns.append((scene_questions.WHERE, scene_questions.placed(picture.scene)))
+        yield conversation(picture.path, turns) | {"source": "scenes"}
 
 
 def layouts(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
@@ -178,21 +179,22 @@ def layouts(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
 def crowd_layouts(
     root: Path, records: Iterable[dict[str, Any]], count: int = CROWDS
 ) -> Iterator[dict[str, Any]]:
-    """Scenes of any drawings of emoji, and what is where in them; no question is asked of them.
+    """Scenes of any drawings of things, and what is where in them; no question is asked of them.
 
-    They hold many more names than things that questions are made for. What is fitted to regions
-    then carries over to names that no scene shows.
+    They hold many more names than things that questions are made for, those of held-out things
+    among them, in other styles. What is fitted to regions then knows names that no question was
+    about.
 
     Args:
         root: The data folder.
-        records: Drawings; those of what is held out are not shown.
+        records: Drawings of emoji that may be trained on.
         count: How many scenes.
     """
     scenes = SceneSet(root, "train")
     named: dict[str, Thing] = {}
     drawn: dict[str, list[tuple[str, str]]] = {}
-    for record in without_held_out(records, root):
-        if record["source"] in scenes.things.styles:
+    for record in records:
+        if record["object_like"] and record["source"] in scenes.things.styles:
             named.setdefault(record["name"], Thing(record["name"]))
             drawn.setdefault(record["name"], []).append((record["concept"], record["source"]))
     pool = list(named.values())

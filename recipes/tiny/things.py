@@ -4,7 +4,9 @@ Whether one can eat a thing, or whether it is a vehicle, is taken from emojibase
 from WordNet where both agree. Elsewhere `SETTLED` says it by hand, or nothing is asked about it.
 
 Concepts are held out by a hash of their code point: `dev` for choosing, `test` for the end. A
-concept goes with all that share a name with it, such as "cat face" with "cat".
+concept goes with all that share a name with it, such as "cat face" with "cat". Each of the two parts
+is drawn in one style, and these drawings are left out of all training; the things are named in other
+styles.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ import words
 
 HELD_OUT = 120
 """Concepts that each held-out part has, or one or two more."""
-TEST_STYLE = "noto"
-"""The style in which test concepts are drawn; it is never trained on for these concepts."""
+STYLE_OF = {"dev": "emojione", "test": "noto"}
+"""The style in which a held-out part's things are drawn; these drawings are never trained on."""
 LEAST_STYLES = 3
 MOST_WORDS = 2
 
@@ -298,22 +300,26 @@ class Things:
         for own in sorted(
             members, key=lambda ts: digest(min(c for t in ts for c, _ in t.drawings))
         ):
-            part = next((p for p in ("dev", "test") if counts[p] < HELD_OUT), "train")
+            part = next((p for p in STYLE_OF if counts[p] < HELD_OUT), "train")
+            if not all(self.drawings(thing, part) for thing in own):
+                part = "train"
             found[part] += own
             counts[part] += len({code for t in own for code, _ in t.drawings})
         return found
 
     def drawings(self, thing: Thing, part: str) -> list[tuple[str, str]]:
-        """The drawings of a thing that scenes of a part show; in the test all are of one style."""
-        return [d for d in thing.drawings if part != "test" or d[1] == TEST_STYLE]
+        """The drawings of a thing that scenes of a part show; of a held-out one all in one style."""
+        style = STYLE_OF.get(part)
+        return [d for d in thing.drawings if style in (None, d[1])]
 
-    def is_test_drawing(self, code: str, style: str) -> bool:
-        """Whether a drawing is kept for the test, so that nothing may be trained on it."""
-        return style == TEST_STYLE and code in self._test_codes
+    def is_held_out(self, code: str, style: str) -> bool:
+        """Whether a drawing is kept for choosing or for the test: nothing may be trained on it."""
+        return (code, style) in self._held_out
 
     @cached_property
-    def _test_codes(self) -> set[str]:
-        return {code for thing in self.parts["test"] for code, _ in thing.drawings}
+    def _held_out(self) -> set[tuple[str, str]]:
+        parts = [(part, thing) for part in STYLE_OF for thing in self.parts[part]]
+        return {drawing for part, thing in parts for drawing in self.drawings(thing, part)}
 
 
 def listing(root: Path) -> Iterator[dict[str, Any]]:
@@ -323,6 +329,7 @@ def listing(root: Path) -> Iterator[dict[str, Any]]:
         for thing in members:
             yield {
                 "name": thing.name,
+                "names": list(thing.names),
                 "plural": thing.plural,
                 "part": part,
                 "concepts": sorted({code for code, _ in thing.drawings}),

@@ -7,7 +7,9 @@ heard depends on the distance of an image from those that the analysis was fitte
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
 sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
 middle: a token for the place, then a name and the next likeliest, or that there is nothing. So
-several things, their places and their number can be read. Where a word is printed in the image, its
+several things, their places and their number can be read. Some names are of whole images alone,
+such as those of faces and flags: whatever is round would look like them from afar. Where a word is
+printed in the image, its
 word pieces stand in place of the regions, so that the language model has only to copy them. What no
 name says goes through free tokens. The first is a linear map of the analysis, alike for images that
 are alike; the others are gathered by attention.
@@ -22,7 +24,7 @@ name, D the language model's width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isthmus.config.base import Config, Count, NotNegative
+from isthmus.config.base import Amount, Config, Count, NotNegative
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
 from isthmus.model.analysis import Discriminant, RegionMap
@@ -81,9 +83,11 @@ class NamesConnector(nn.Module):
         free: Number of free tokens.
         heads: Attention heads of the free tokens but the first, each 64 wide.
         reader: Width of the reader of printed words; 0 for none.
+        noise: In training, how far the place of an image in the analysis is moved at random.
 
     Attributes:
         names: (C, K) int64 word pieces of each concept, -1 in unused rows; saved with the weights.
+        in_regions: (C,) bool, the concepts that a region can be named; saved with the weights.
         classes: (classes,) int64, the concept that each class of the encoder's is; -1 for none.
         nothing: (K,) int64 word pieces that say of a region that nothing is there.
         image: The analysis of a whole image.
@@ -94,6 +98,7 @@ class NamesConnector(nn.Module):
 
     embeddings: Tensor
     names: Tensor
+    in_regions: Tensor
     classes: Tensor
     filler: Tensor
     nothing: Tensor
@@ -113,6 +118,7 @@ class NamesConnector(nn.Module):
         free: int,
         heads: int,
         reader: int = 0,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
         if region_pieces > pieces or max(others, region_others) >= concepts:
@@ -121,7 +127,7 @@ class NamesConnector(nn.Module):
                 f"{region_others}: expected at most {pieces}, the pieces of a name, and less than "
                 f"{concepts}, the concepts"
             )
-        self.shape, self.others = regions, others
+        self.shape, self.others, self.noise = regions, others, noise
         self.region_pieces, self.region_others = region_pieces, region_others
         self.region_tokens = (regions.count - 1) * (1 + region_pieces + region_others)
         self.num_tokens = pieces + 1 + others + self.region_tokens + free
@@ -153,6 +159,7 @@ class NamesConnector(nn.Module):
         self.register_buffer("embeddings", embeddings.detach(), persistent=False)
         self.register_buffer("names", torch.full((concepts, pieces), UNUSED))
         self.names[:, 0] = torch.arange(concepts) % embeddings.shape[0]
+        self.register_buffer("in_regions", torch.ones(concepts, dtype=torch.bool))
         self.register_buffer("classes", torch.full((regions.classes,), UNUSED))
         self.register_buffer("filler", torch.zeros((), dtype=torch.long))
         self.register_buffer("nothing", torch.zeros(pieces, dtype=torch.long))
@@ -180,6 +187,7 @@ class NamesConnector(nn.Module):
         filler: int,
         classes: Sequence[int] = (),
         nothing: Sequence[int] = (),
+        whole_only: Collection[int] = (),
     ) -> None:
         """Says what each concept is called.
 
@@ -188,10 +196,12 @@ class NamesConnector(nn.Module):
             filler: The word piece that stands behind a shorter name.
             classes: For each class of the encoder's classifier its concept, -1 for none.
             nothing: What stands for a region with nothing in it; fillers alone if not given.
+            whole_only: Concepts that are named of whole images alone, never of regions.
 
         Raises:
             ConfigError: If there are more names than rows, an empty one, another number of
-                classes, or a class that is none of the concepts.
+                classes, a class or a name of whole images that is none of the concepts, or no name
+                left for regions.
         """
         rows, length = self.names.shape
         if not 0 < len(names) <= rows or not all(names):
@@ -208,11 +218,22 @@ class NamesConnector(nn.Module):
                 f"names: got concept {odd[0]} of a class, expected 0 to {len(names) - 1}, or "
                 f"{UNUSED} for none"
             )
+        if odd := [c for c in whole_only if not 0 <= c < len(names)]:
+            raise ConfigError(
+                f"names: got {odd[0]} in whole_only, expected concepts from 0 to {len(names) - 1}"
+            )
+        if len(set(whole_only)) == len(names):
+            raise ConfigError(
+                f"names: got all {len(names)} concepts in whole_only, expected to leave one at least "
+                "for regions"
+            )
 
         def filled(own: Sequence[int]) -> Tensor:
             return torch.tensor([*own, *[filler] * length][:length])
 
         self.names.fill_(UNUSED)
+        self.in_regions.fill_(True)
+        self.in_regions[list(whole_only)] = False
         for row, own in enumerate(names):
             self.names[row] = filled(own)
         self.filler.fill_(filler)
@@ -228,9 +249,19 @@ class NamesConnector(nn.Module):
         vectors = torch.cat([whole, parts], dim=1)
         trusted = trust(whole.norm(dim=-1), 1.0)
         trusted = trusted.masked_fill(~(self.classes != UNUSED).any(), 1.0)  # if nobody else knows
-        logits = self.image.logits(vectors)
+        logits = self.logits(vectors)
         shares = self.mixed(logits, scores, trusted.expand(-1, logits.shape[1]))
         return Seen(whole[:, 0], shares, trusted[:, 0], 1 - trusted * (1 - there))
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """(B, R, C): how near each concept is to vectors (B, R, width), the whole image's first."""
+        if self.training and self.noise:
+            moved = torch.randn_like(vectors) * (self.noise / math.sqrt(vectors.shape[-1]))
+            vectors = F.normalize(vectors, dim=-1) + moved
+        logits = self.image.logits(vectors)
+        left_out = ~self.in_regions.expand(logits.shape[1], -1).clone()
+        left_out[0] = False
+        return logits.masked_fill(left_out, float("-inf"))
 
     def mixed(self, logits: Tensor, scores: Tensor, trusted: Tensor) -> Tensor:
         """How likely each concept is, of both who know.
@@ -334,9 +365,9 @@ class Names(Config):
     """Word pieces of the likeliest name."""
     others: NotNegative = 2
     """Next likeliest names, a token each."""
-    region_pieces: Count = 2
+    region_pieces: Count = 3
     """Word pieces of the name in a region."""
-    region_others: NotNegative = 1
+    region_others: NotNegative = 0
     """Next likeliest names in a region, a token each."""
     dimensions: Count = 512
     """Dimensions of the discriminant analysis."""
@@ -346,6 +377,10 @@ class Names(Config):
     """Attention heads of those others, each 64 wide."""
     reader: NotNegative = 0
     """Width of the reader of printed words, such as 128; 0 for none."""
+    noise: Amount = 0.0
+    """In training, how far an image's place in the analysis is moved at random, where 1 is as far as
+    it lies from the middle. What an analysis was fitted to it names better than anything new, so a
+    language model that sees nothing else takes wrong names for right."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
