@@ -8,9 +8,9 @@ in a feature cache. Linear discriminant analysis (Fisher 1936) of it tells their
 differs between images of one name, such as a house's style, is whitened away. The encoder's own
 classes name photographs.
 
-Ridge regression (Hoerl and Kennard 1970) tells what a region of a scene holds: it leads from what
-the stages see there to where the same drawing lies as a whole image. So a region can be given names
-that no scene has shown. A second one tells whether anything is there.
+A second analysis, of what the stages see in regions of scenes, names what is there: a thing looks
+otherwise in a quarter of an image. Ridge regression (Hoerl and Kennard 1970) tells whether anything
+is there.
 
 The connector is saved with new weights in everything else.
 """
@@ -31,9 +31,9 @@ from torch.nn import functional as F
 
 import isthmus as im
 from isthmus.data.features import FeatureCache
-from isthmus.model.analysis import Discriminant, RegionMap
+from isthmus.model.analysis import Discriminant, Presence
 from isthmus.model.backbones.libraries import REGIONS
-from isthmus.model.connectors.names import UNUSED, NamesConnector
+from isthmus.model.connectors.names import NamesConnector
 from isthmus.model.discriminants import linear_discriminants
 from isthmus.model.features import PatchFeatures
 from isthmus.model.trust import trust
@@ -55,18 +55,19 @@ SHRINK = 0.1
 """How far the covariance within names is drawn to the identity, as Ledoit and Wolf do."""
 FARTHEST = 0.99
 """The share of training images that lie within the radius."""
-SCALE = 24.0
-"""Multiplies cosines before the softmax over names."""
+SCALE, REGION_SCALE = 24.0, 24.0
+"""Multiply cosines before the softmax over names, of images and of regions."""
+REGION_SHRINK = 0.03
 FILLER = "."
 NOTHING = " nothing"
 LAYOUTS = ("scene-layouts", "crowd-layouts")
 HELD_OUT_LAYOUTS = ("dev-layouts",)
-"""Scenes of things that no other scene shows."""
+"""Scenes of drawings that nothing else shows."""
 PLACES = REGIONS[1:]
 RIDGE = 0.003
 """Drawn to zero by this share of the variance of what the stages see."""
 CERTAIN = 6.0
-"""Multiplies the second regression, whose aims are -1 and 1, before the sigmoid."""
+"""Multiplies what the regression says, whose aims are -1 and 1, before the sigmoid."""
 
 
 @dataclass
@@ -175,48 +176,23 @@ def ridge(inputs: Tensor, aims: Tensor, penalty: float) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def solve_regions(region: RegionMap, parts: Parts, data: Data, vectors: Tensor) -> None:
-    """Fills what is seen in regions from scenes.
-
-    Args:
-        region: What is filled.
-        parts: The regions.
-        data: Whole images.
-        vectors: (n, width) where these lie in the analysis.
-    """
-    aims = F.normalize(vectors, dim=-1)
-    place = {(r.get("concept"), r.get("source")): i for i, r in enumerate(data.rows)}
-    held = torch.tensor([d is not None for d in parts.drawn])
-    known = [
-        (i, place[drawn[1:]])
-        for i, drawn in enumerate(parts.drawn)
-        if drawn is not None and drawn[1:] in place
-    ]
-    own, whole = (torch.tensor(index) for index in zip(*known, strict=True))
-    for linear, offset, inputs, wanted in (
-        (region.linear, region.offset, parts.stages[own], aims[whole]),
-        (region.there_linear, region.there_offset, parts.stages, 2.0 * held[:, None] - 1),
-    ):
-        mean, std = inputs.mean(0), inputs.std(0).clamp(min=1e-3)
-        weights, centre = ridge((inputs - mean) / std, wanted, RIDGE)
-        weights = weights / std
-        if linear is region.there_linear:  # one mean is kept for both
-            weights, centre = CERTAIN * weights, CERTAIN * (centre + weights @ (region.mean - mean))
-        else:
-            region.mean.copy_(mean)
-        linear.copy_(weights.view_as(linear))
-        offset.copy_(centre.view_as(offset))
-    print(f"{len(own):,} regions with a drawing, of {len(held):,}")
+def solve_presence(presence: Presence, parts: Parts) -> None:
+    """Fills what tells whether anything is in a region, from scenes."""
+    held = torch.tensor([[1.0 if drawn is not None else -1.0] for drawn in parts.drawn])
+    mean, std = parts.stages.mean(0), parts.stages.std(0).clamp(min=1e-3)
+    weights, centre = ridge((parts.stages - mean) / std, held, RIDGE)
+    presence.mean.copy_(mean)
+    presence.linear.copy_(CERTAIN * weights[0] / std)
+    presence.offset.copy_(CERTAIN * centre[0])
 
 
-def whole_only(rows: list[dict[str, Any]], names: list[str]) -> list[int]:
-    """The concepts that regions are never named: all of whose images are emoji of no object.
-
-    Faces, signs and flags are round or square, as much else is that is seen from afar.
-    """
-    shown = {row["name"] for row in rows if row.get("object_like", True)}
-    signs = {row["name"] for row in rows} - shown
-    return [i for i, name in enumerate(names) if name in signs]
+def regions_by_name(parts: Parts) -> dict[str, list[int]]:
+    """The regions in which each name is drawn."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for i, drawn in enumerate(parts.drawn):
+        if drawn is not None:
+            found[drawn[0]].append(i)
+    return dict(found)
 
 
 def concepts_of(model: VisionLanguageModel, names: list[str]) -> list[list[int]]:
@@ -253,11 +229,9 @@ def accuracy_of_regions(
     connector: NamesConnector, parts: Parts, names: list[str]
 ) -> dict[str, float]:
     """Shares of regions whose likeliest names are right, and that are rightly told to be empty."""
-    vectors, there = connector.region(parts.stages)
     held = torch.tensor([d is not None for d in parts.drawn])
-    logits = connector.image.logits(vectors)[held]
-    named = (connector.names[:, 0] != UNUSED) & connector.in_regions
-    logits = logits.masked_fill(~named, float("-inf"))
+    there = connector.presence(parts.stages)
+    logits = connector.region_logits(connector.region.vectors(parts.stages[held]))
     top = logits.topk(3, dim=-1).indices.tolist()
     drawn = [d[0] for d in parts.drawn if d is not None]
     right = [[names[k] == name for k in own] for own, name in zip(top, drawn, strict=True)]
@@ -308,14 +282,15 @@ def main() -> None:
     filler = model.language.encode(FILLER)[0]
     classes_of = [place[row["name"]] for row in classes]
     nothing = model.language.encode(NOTHING)
-    signs = whole_only(data.rows, names)
-    connector.set_names(concepts_of(model, names), filler, classes_of, nothing, signs)
+    parts = read_parts(options.data, model)
+    seen = {name: own for name, own in regions_by_name(parts).items() if name in place}
+    concepts = concepts_of(model, names)
+    connector.set_names(concepts, filler, classes_of, nothing, [place[name] for name in seen])
     name_places(connector, model)
-    lengths = solve(
-        connector.image, data.stages, list(groups.values()), options.shrink, options.scale
-    )
-    vectors = connector.image.vectors(data.stages)
-    solve_regions(connector.region, read_parts(options.data, model), data, vectors)
+    shrink, scale = options.shrink, options.scale
+    lengths = solve(connector.image, data.stages, list(groups.values()), shrink, scale)
+    solve(connector.region, parts.stages, list(seen.values()), REGION_SHRINK, REGION_SCALE)
+    solve_presence(connector.presence, parts)
     print(f"lengths over the radius: median {lengths.median():.2f}")
     for name, part in held.items():
         trusted = trust(connector.image.vectors(part.stages).norm(dim=-1), 1.0)

@@ -24,7 +24,7 @@ from scenes import COLOURS, MOST, PLACES, Painter, Scene, composed
 from steps import TwoHop
 from things import Thing, Things
 
-SCENES, CROWDS = 12_000, 16_000
+SCENES, CROWDS = 12_000, 32_000
 PARTS = ("train", "dev", "test")
 TWO_HOP = 0.4
 """Share of training scenes that a question of two hops is made for."""
@@ -161,7 +161,7 @@ def train_scenes(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
         rng = scenes.rng("ask", number)
         made_for = [picture.kind] if picture.kind in KINDS else []
         others = [str(kind) for kind in rng.permutation(list(KINDS))]
-        asked = []
+        asked: list[tuple[str, str]] = []
         for kind in dict.fromkeys([*made_for, *OFTEN, *others]):
             one = asker.ask(rng, picture.scene, kind) if len(asked) < ASKED else None
             asked += [(one.question, one.answer)] if one is not None else []

@@ -76,37 +76,30 @@ class Discriminant(Fitted):
             return self.scale.float() * (F.normalize(vectors, dim=-1) @ self.means.float().T)
 
 
-class RegionMap(Fitted):
-    """Where a region lies among whole images, and whether anything is there.
+class Presence(Fitted):
+    """Logistic regression: whether there is anything in what the stages see.
 
-        v = linear (x - mean) + offset,    there = sigmoid(there_linear (x - mean) + there_offset)
+        there = sigmoid(linear (x - mean) + offset)
 
     Args:
         in_width: Numbers W of the stages.
-        width: Dimensions of the analysis of whole images.
 
     Attributes:
-        mean, linear, offset, there_linear, there_offset: Fitted by whoever knows the images, and
-            frozen.
+        mean, linear, offset: Fitted by whoever knows the images, and frozen.
     """
 
     mean: Tensor
     linear: Tensor
     offset: Tensor
-    there_linear: Tensor
-    there_offset: Tensor
 
-    def __init__(self, in_width: int, width: int) -> None:
+    def __init__(self, in_width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(in_width))
-        self.register_buffer("linear", torch.zeros(width, in_width))
-        self.register_buffer("offset", torch.zeros(width))
-        self.register_buffer("there_linear", torch.zeros(in_width))
-        self.register_buffer("there_offset", torch.zeros(()))
+        self.register_buffer("linear", torch.zeros(in_width))
+        self.register_buffer("offset", torch.zeros(()))
 
-    def forward(self, stages: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (..., width) and shares (...) of what the stages see (..., W); float32."""
+    def forward(self, stages: Tensor) -> Tensor:
+        """Shares (...) of what the stages see (..., W); float32."""
         with torch.autocast(stages.device.type, enabled=False):
             own = stages.float() - self.mean.float()
-            there = own @ self.there_linear.float() + self.there_offset.float()
-            return own @ self.linear.float().T + self.offset.float(), there.sigmoid()
+            return (own @ self.linear.float() + self.offset.float()).sigmoid()

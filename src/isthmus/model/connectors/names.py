@@ -7,11 +7,10 @@ heard depends on the distance of an image from those that the analysis was fitte
 model's word embeddings, so that a frozen language model can read it as it would read the word; how
 sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
 middle: a token for the place, then a name and the next likeliest, or that there is nothing. So
-several things, their places and their number can be read. Some names are of whole images alone,
-such as those of faces and flags: whatever is round would look like them from afar. Where a word is
-printed in the image, its
-word pieces stand in place of the regions, so that the language model has only to copy them. What no
-name says goes through free tokens. The first is a linear map of the analysis, alike for images that
+several things, their places and their number can be read. Regions have an analysis of their own,
+since a thing looks otherwise in a quarter of an image, and fewer names. Where a word is printed in
+the image, its word pieces stand in place of the regions, so that the language model has only to
+copy them. What no name says goes through free tokens. The first is a linear map of the analysis, alike for images that
 are alike; the others are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
@@ -24,7 +23,7 @@ name, D the language model's width.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,7 +34,7 @@ from torch.nn import functional as F
 from isthmus.config.base import Amount, Config, Count, NotNegative
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
-from isthmus.model.analysis import Discriminant, RegionMap
+from isthmus.model.analysis import Discriminant, Presence
 from isthmus.model.attention import MultiHeadAttention
 from isthmus.model.connectors.reading import Pieces, Reader, as_text
 from isthmus.model.trust import trust
@@ -80,25 +79,29 @@ class NamesConnector(nn.Module):
         region_pieces: Word pieces of a region's name.
         region_others: Next likeliest names of a region, as `others`.
         dimensions: Of the discriminant analysis.
+        region_concepts: Most concepts that can be named of a region.
+        region_dimensions: Of the regions' analysis.
         free: Number of free tokens.
         heads: Attention heads of the free tokens but the first, each 64 wide.
         reader: Width of the reader of printed words; 0 for none.
-        noise: In training, how far the place of an image in the analysis is moved at random.
+        noise: In training, how far the place of an image in an analysis is moved at random.
 
     Attributes:
         names: (C, K) int64 word pieces of each concept, -1 in unused rows; saved with the weights.
-        in_regions: (C,) bool, the concepts that a region can be named; saved with the weights.
+        region_names: (region_concepts,) int64, the concept of each row of the regions' analysis,
+            -1 in unused rows; saved with the weights.
         classes: (classes,) int64, the concept that each class of the encoder's is; -1 for none.
         nothing: (K,) int64 word pieces that say of a region that nothing is there.
         image: The analysis of a whole image.
-        region: What it is for a region of one.
+        region: That of a region.
+        presence: Whether anything is in a region.
         reader: Reads a printed word, or None. Trained by whoever knows words, and frozen.
         spelling: Its words in word pieces; nothing is read before `spelling.set`.
     """
 
     embeddings: Tensor
     names: Tensor
-    in_regions: Tensor
+    region_names: Tensor
     classes: Tensor
     filler: Tensor
     nothing: Tensor
@@ -115,6 +118,8 @@ class NamesConnector(nn.Module):
         region_pieces: int,
         region_others: int,
         dimensions: int,
+        region_concepts: int,
+        region_dimensions: int,
         free: int,
         heads: int,
         reader: int = 0,
@@ -133,7 +138,8 @@ class NamesConnector(nn.Module):
         self.num_tokens = pieces + 1 + others + self.region_tokens + free
         self.width = embeddings.shape[1]
         self.image = Discriminant(regions.stages, dimensions, concepts)
-        self.region = RegionMap(regions.stages, dimensions)
+        self.region = Discriminant(regions.stages, region_dimensions, region_concepts)
+        self.presence = Presence(regions.stages)
         self.sureness = nn.Linear(others + 2, self.width)
         self.other_sureness = nn.Linear(1, self.width)
         self.region_sureness = nn.Linear(2, self.width)
@@ -159,7 +165,7 @@ class NamesConnector(nn.Module):
         self.register_buffer("embeddings", embeddings.detach(), persistent=False)
         self.register_buffer("names", torch.full((concepts, pieces), UNUSED))
         self.names[:, 0] = torch.arange(concepts) % embeddings.shape[0]
-        self.register_buffer("in_regions", torch.ones(concepts, dtype=torch.bool))
+        self.register_buffer("region_names", torch.arange(region_concepts) % concepts)
         self.register_buffer("classes", torch.full((regions.classes,), UNUSED))
         self.register_buffer("filler", torch.zeros((), dtype=torch.long))
         self.register_buffer("nothing", torch.zeros(pieces, dtype=torch.long))
@@ -187,7 +193,7 @@ class NamesConnector(nn.Module):
         filler: int,
         classes: Sequence[int] = (),
         nothing: Sequence[int] = (),
-        whole_only: Collection[int] = (),
+        regions: Sequence[int] = (),
     ) -> None:
         """Says what each concept is called.
 
@@ -196,12 +202,11 @@ class NamesConnector(nn.Module):
             filler: The word piece that stands behind a shorter name.
             classes: For each class of the encoder's classifier its concept, -1 for none.
             nothing: What stands for a region with nothing in it; fillers alone if not given.
-            whole_only: Concepts that are named of whole images alone, never of regions.
+            regions: The concept of each row of the regions' analysis; the first ones if not given.
 
         Raises:
             ConfigError: If there are more names than rows, an empty one, another number of
-                classes, a class or a name of whole images that is none of the concepts, or no name
-                left for regions.
+                classes, or a class or a region's name that is none of the concepts.
         """
         rows, length = self.names.shape
         if not 0 < len(names) <= rows or not all(names):
@@ -218,22 +223,20 @@ class NamesConnector(nn.Module):
                 f"names: got concept {odd[0]} of a class, expected 0 to {len(names) - 1}, or "
                 f"{UNUSED} for none"
             )
-        if odd := [c for c in whole_only if not 0 <= c < len(names)]:
+        most = len(self.region_names)
+        regions = regions or range(min(most, len(names)))
+        if len(regions) > most or not all(0 <= c < len(names) for c in regions):
             raise ConfigError(
-                f"names: got {odd[0]} in whole_only, expected concepts from 0 to {len(names) - 1}"
-            )
-        if len(set(whole_only)) == len(names):
-            raise ConfigError(
-                f"names: got all {len(names)} concepts in whole_only, expected to leave one at least "
-                "for regions"
+                f"names: got {len(regions)} concepts of regions, {min(regions)} to {max(regions)}: "
+                f"expected at most {most} (connector.region_concepts), 0 to {len(names) - 1}"
             )
 
         def filled(own: Sequence[int]) -> Tensor:
             return torch.tensor([*own, *[filler] * length][:length])
 
         self.names.fill_(UNUSED)
-        self.in_regions.fill_(True)
-        self.in_regions[list(whole_only)] = False
+        self.region_names.fill_(UNUSED)
+        self.region_names[: len(regions)] = torch.tensor(list(regions))
         for row, own in enumerate(names):
             self.names[row] = filled(own)
         self.filler.fill_(filler)
@@ -245,23 +248,29 @@ class NamesConnector(nn.Module):
         """What is in an image, of features (B, N + R rows, D_vision)."""
         _, stages, scores = self.shape.split(features)
         whole = self.image.vectors(stages[:, :1])
-        parts, there = self.region(stages[:, 1:])
-        vectors = torch.cat([whole, parts], dim=1)
+        there = self.presence(stages[:, 1:])
         trusted = trust(whole.norm(dim=-1), 1.0)
         trusted = trusted.masked_fill(~(self.classes != UNUSED).any(), 1.0)  # if nobody else knows
-        logits = self.logits(vectors)
+        of_image = self.image.logits(self._moved(whole))
+        of_regions = self.region_logits(self._moved(self.region.vectors(stages[:, 1:])))
+        logits = torch.cat([of_image, of_regions], dim=1)
         shares = self.mixed(logits, scores, trusted.expand(-1, logits.shape[1]))
         return Seen(whole[:, 0], shares, trusted[:, 0], 1 - trusted * (1 - there))
 
-    def logits(self, vectors: Tensor) -> Tensor:
-        """(B, R, C): how near each concept is to vectors (B, R, width), the whole image's first."""
-        if self.training and self.noise:
-            moved = torch.randn_like(vectors) * (self.noise / math.sqrt(vectors.shape[-1]))
-            vectors = F.normalize(vectors, dim=-1) + moved
-        logits = self.image.logits(vectors)
-        left_out = ~self.in_regions.expand(logits.shape[1], -1).clone()
-        left_out[0] = False
-        return logits.masked_fill(left_out, float("-inf"))
+    def _moved(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., width) of an analysis, in training moved at random."""
+        if not (self.training and self.noise):
+            return vectors
+        away = torch.randn_like(vectors) * (self.noise / math.sqrt(vectors.shape[-1]))
+        return F.normalize(vectors, dim=-1) + away
+
+    def region_logits(self, vectors: Tensor) -> Tensor:
+        """(..., C): how near each concept is to vectors (..., width) of the regions' analysis."""
+        own = self.region.logits(vectors)
+        concepts = self.names.shape[0]
+        found = own.new_full((*own.shape[:-1], concepts + 1), float("-inf"))
+        place = torch.where(self.region_names == UNUSED, concepts, self.region_names)
+        return found.index_copy(-1, place, own)[..., :concepts]  # unused rows go to the last
 
     def mixed(self, logits: Tensor, scores: Tensor, trusted: Tensor) -> Tensor:
         """How likely each concept is, of both who know.
@@ -371,6 +380,10 @@ class Names(Config):
     """Next likeliest names in a region, a token each."""
     dimensions: Count = 512
     """Dimensions of the discriminant analysis."""
+    region_concepts: Count = 1000
+    """Most concepts that can be named of a region."""
+    region_dimensions: Count = 200
+    """Dimensions of the regions' own analysis."""
     free: Count = 3
     """Visual tokens that are no names: one of the analysis, the others gathered by attention."""
     heads: Count = 8
@@ -378,9 +391,9 @@ class Names(Config):
     reader: NotNegative = 0
     """Width of the reader of printed words, such as 128; 0 for none."""
     noise: Amount = 0.0
-    """In training, how far an image's place in the analysis is moved at random, where 1 is as far as
-    it lies from the middle. What an analysis was fitted to it names better than anything new, so a
-    language model that sees nothing else takes wrong names for right."""
+    """In training, how far an image's place in an analysis is moved at random; 1 is as far as it
+    lies from the middle. An analysis names what it was fitted to better than anything new, and a
+    language model that has seen nothing else takes every name for right."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
@@ -402,5 +415,9 @@ class Names(Config):
         """The same connector, small."""
         small = replace(self, concepts=32, pieces=2, others=1, dimensions=4, free=2, heads=2)
         return replace(
-            small, region_pieces=min(self.region_pieces, 2), reader=8 if self.reader else 0
+            small,
+            region_pieces=min(self.region_pieces, 2),
+            region_concepts=16,
+            region_dimensions=4,
+            reader=8 if self.reader else 0,
         )
