@@ -10,8 +10,8 @@ middle: a token for the place, then a name and the next likeliest, or that there
 several things, their places and their number can be read. Regions have an analysis of their own,
 since a thing looks otherwise in a quarter of an image, and fewer names. Where a word is printed in
 the image, its word pieces stand in place of the regions, so that the language model has only to
-copy them. What no name says goes through free tokens. The first is a linear map of the analysis, alike for images that
-are alike; the others are gathered by attention.
+copy them. What no name says goes through free tokens. The first is a linear map of the analysis,
+alike for images that are alike; the others are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
