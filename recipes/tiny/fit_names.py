@@ -55,7 +55,7 @@ SHRINK = 0.1
 """How far the covariance within names is drawn to the identity, as Ledoit and Wolf do."""
 FARTHEST = 0.99
 """The share of training images that lie within the radius."""
-SCALE, REGION_SCALE = 24.0, 24.0
+SCALE, REGION_SCALE = 24.0, 22.0
 """Multiply cosines before the softmax over names, of images and of regions."""
 REGION_SHRINK = 0.03
 FILLER = "."

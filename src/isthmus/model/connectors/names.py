@@ -382,7 +382,7 @@ class Names(Config):
     """Dimensions of the discriminant analysis."""
     region_concepts: Count = 1000
     """Most concepts that can be named of a region."""
-    region_dimensions: Count = 200
+    region_dimensions: Count = 128
     """Dimensions of the regions' own analysis."""
     free: Count = 3
     """Visual tokens that are no names: one of the analysis, the others gathered by attention."""
