@@ -1,12 +1,13 @@
-"""Judgements of lists of names: "How many of these can one eat: hamburger, greenhouse, cucumber?"
+"""Judgements of lists of names, such as hamburger, greenhouse and cucumber: how many can one eat?
 
-They are answered in steps, name by name, as questions of two hops about a scene are. A scene has two
-judgements among many other words; here they are all there is. An image stands before each list,
+They are answered in steps, name by name, as questions of two hops about a scene are. A scene has
+two judgements among many other words; here they are all there is. An image stands before each list,
 since the adapters act only in sight of one; it has nothing to do with the list.
 
-Names are those of training things and of ImageNet's classes, but of none that is called like a thing
-held out. A class is judged only where WordNet is clear: it belongs to a category that is above it,
-and to no other one of its own file; of other files, only to those that `ELSEWHERE` does not name.
+Names are those of training things and of ImageNet's classes, but of none that is called like a
+thing held out. A class is judged only where WordNet is clear: it belongs to a category that is
+above it, and to no other one of its own file; of other files, only to those that `ELSEWHERE` does
+not name.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def judged_lists(root: Path, count: int) -> Iterator[dict[str, Any]]:
     images = [row["image"] for row in drawings.records_of(root, "train-emoji")]
     weights = np.array([CATEGORY_WEIGHTS[category] for category in WORDINGS])
     members = {
-        category: {b: [n for n, own in names.items() if own.get(category) is b] for b in (True, False)}
+        category: {
+            b: [n for n, own in names.items() if own.get(category) is b] for b in (True, False)
+        }
         for category in WORDINGS
     }
     rng = np.random.default_rng(0)

@@ -4,9 +4,9 @@ Whether one can eat a thing, or whether it is a vehicle, is taken from emojibase
 from WordNet where both agree. Elsewhere `SETTLED` says it by hand, or nothing is asked about it.
 
 Concepts are held out by a hash of their code point: `dev` for choosing, `test` for the end. A
-concept goes with all that share a name with it, such as "cat face" with "cat". Each of the two parts
-is drawn in one style, and these drawings are left out of all training; the things are named in other
-styles.
+concept goes with all that share a name with it, such as "cat face" with "cat". Each of the two
+parts is drawn in one style, and these drawings are left out of all training; the things are named
+in other styles.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ class Things:
         return found
 
     def drawings(self, thing: Thing, part: str) -> list[tuple[str, str]]:
-        """The drawings of a thing that scenes of a part show; of a held-out one all in one style."""
+        """The drawings of a thing that scenes of a part show; all of one style if held out."""
         style = STYLE_OF.get(part)
         return [d for d in thing.drawings if style in (None, d[1])]
 

@@ -224,8 +224,8 @@ class NamesConnector(nn.Module):
             )
         if len(set(whole_only)) == len(names):
             raise ConfigError(
-                f"names: got all {len(names)} concepts in whole_only, expected to leave one at least "
-                "for regions"
+                f"names: got all {len(names)} concepts in whole_only, expected to leave at least "
+                "one for regions"
             )
 
         def filled(own: Sequence[int]) -> Tensor:
@@ -378,9 +378,9 @@ class Names(Config):
     reader: NotNegative = 0
     """Width of the reader of printed words, such as 128; 0 for none."""
     noise: Amount = 0.0
-    """In training, how far an image's place in the analysis is moved at random, where 1 is as far as
-    it lies from the middle. What an analysis was fitted to it names better than anything new, so a
-    language model that sees nothing else takes wrong names for right."""
+    """In training, how far an image's place in the analysis is moved at random, where 1 is as far
+    as it lies from the middle. What an analysis was fitted to it names better than anything new, so
+    a language model that sees nothing else takes wrong names for right."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
