@@ -158,7 +158,8 @@ def steps_of(
     data: list[DataSet], folder: Path, fusion: object = None, **changes: object
 ) -> list[float]:
     fusion = fusion or im.CrossAttention(every=2, heads=2, gate=0.5)
-    config = im.TrainConfig(**{**vars(CONFIG), "batch_size": 8, "steps": 3, **changes})
+    fixed = {"batch_size": 8, "steps": 3, "precision": "fp32"}  # losses are compared closely
+    config = im.TrainConfig(**{**vars(CONFIG), **fixed, **changes})
     found: list[float] = []
     model = compose(im.Pool(tokens=4), fusion)
     train(model, data, config, folder, quiet=True, on_step=lambda _, loss: found.append(loss))

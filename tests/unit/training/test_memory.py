@@ -73,7 +73,7 @@ def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing:
     with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda t: t):
         loss = model(batch).loss
     assert loss is not None
-    config = TrainConfig(gradient_checkpointing=checkpointing)
+    config = TrainConfig(gradient_checkpointing=checkpointing, precision="fp32")
     load = Load(rows=rows, tokens=tokens, images=rows, labelled=rows * (tokens - 1))
     items = memory(model, config, load)
     kept = sum(n for name, n in items.items() if "layers'" in name or "blocks'" in name)
