@@ -161,7 +161,7 @@ def train_scenes(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
         rng = scenes.rng("ask", number)
         made_for = [picture.kind] if picture.kind in KINDS else []
         others = [str(kind) for kind in rng.permutation(list(KINDS))]
-        asked = []
+        asked: list[tuple[str, str]] = []
         for kind in dict.fromkeys([*made_for, *OFTEN, *others]):
             one = asker.ask(rng, picture.scene, kind) if len(asked) < ASKED else None
             asked += [(one.question, one.answer)] if one is not None else []

@@ -100,11 +100,15 @@ def test_mllama_places_blocks_where_the_release_does() -> None:
     assert [i + n for n, i in enumerate(before)] == [3, 8, 13, 18, 23, 28, 33, 38]
 
 
-def test_tiny_is_the_run_that_was_shipped() -> None:
-    shipped = read_run(FOLDER.parent / "recipes" / "tiny" / "hybrid.toml")
-    assert read("tiny").model == shipped.model
-    for key in ("steps", "batch_size", "lr", "lr_connector", "freeze", "warmup", "weight_decay"):
-        assert getattr(read("tiny").train, key) == getattr(shipped.train, key)
+def test_tiny_goes_on_from_the_run_that_was_shipped() -> None:
+    shipped, own = read_run(FOLDER.parent / "recipes" / "tiny" / "tiny.toml"), read("tiny")
+    assert own.model == shipped.model
+    for key in ("batch_size", "pack", "freeze", "weight_decay", "precision"):
+        assert getattr(own.train, key) == getattr(shipped.train, key)
+    assert own.train.init == "tiny"
+    assert own.train.lr < shipped.train.lr
+    episodes = [d.episodes for d in shipped.data if d.episodes is not None]
+    assert own.data[-1].episodes == episodes[0]
 
 
 # --- The same at toy size -----------------------------------------------------------------------
