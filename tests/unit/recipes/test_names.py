@@ -18,13 +18,21 @@ ROWS = [
     {"name": "tram", "names": ["tram"], "concept": "C", "source": "noto"},
     {"name": "tram", "names": ["tram"], "concept": "D", "source": "noto"},
     {"name": "pie", "names": ["pie"], "concept": "E", "source": "openmoji"},
+    {"name": "mouser", "names": ["mouser"], "concept": "G", "source": "openmoji-extra"},
 ]
-LISTING: list[dict[str, Any]] = [
-    {"name": "cat", "part": "train", "concepts": ["A"], "is": ["animal"], "unclear": []},
-    {"name": "tabby", "part": "dev", "concepts": ["F"], "is": ["animal"], "unclear": []},
-    {"name": "tram", "part": "train", "concepts": ["C"], "is": ["vehicle"], "unclear": []},
-    {"name": "streetcar", "part": "test", "concepts": ["D"], "is": ["vehicle"], "unclear": []},
-    {"name": "pie", "part": "train", "concepts": ["E"], "is": ["eat"], "unclear": ["wear"]},
+
+
+def thing(name: str, part: str, concept: str, own: str, *more: str, **rest: Any) -> dict[str, Any]:
+    told = {"name": name, "names": [name, *more], "part": part, "concepts": [concept]}
+    return told | {"is": [own], "unclear": [], **rest}
+
+
+LISTING = [
+    thing("cat", "train", "A", "animal"),
+    thing("tabby", "dev", "F", "animal", "mouser"),
+    thing("tram", "train", "C", "vehicle"),
+    thing("streetcar", "test", "D", "vehicle"),
+    thing("pie", "train", "E", "eat", unclear=["wear"]),
 ]
 
 
@@ -89,15 +97,31 @@ def test_regions_are_right_where_their_names_are(recipe: Any) -> None:
         region=lambda stages: (vectors, there),
         image=SimpleNamespace(logits=lambda own: own),
         names=torch.tensor([[5], [6], [7]]),
+        in_regions=torch.ones(3, dtype=torch.bool),
     )
     drawn = [("cat", "A", "noto"), ("tram", "C", "noto"), ("cat", "A", "noto")]
     drawn += [("pie", "E", "noto"), None]
-    found = recipe.fit.accuracy_of_regions(
-        connector, recipe.fit.Parts(torch.zeros(5, 1), drawn), ["cat", "tram", "pie"]
-    )
+    parts, names = recipe.fit.Parts(torch.zeros(5, 1), drawn), ["cat", "tram", "pie"]
+    found = recipe.fit.accuracy_of_regions(connector, parts, names)
     assert found["first"] == 3 / 4
     assert found["of three"] == 1
     assert abs(found["empty or not"] - 4 / 5) < 1e-6
+    connector.in_regions[1] = False  # what is called a tram is so as a whole alone
+    assert recipe.fit.accuracy_of_regions(connector, parts, names)["first"] == 3 / 4
+
+
+def test_what_no_object_is_called_is_named_of_whole_images_alone(recipe: Any) -> None:
+    rows = [
+        {"name": "hushed face", "object_like": False},
+        {"name": "hushed face", "object_like": False},
+        {"name": "flag of japan", "object_like": False},
+        {"name": "heart", "object_like": False},
+        {"name": "heart"},  # clip art, which does not say
+        {"name": "cookie", "object_like": True},
+        {"name": "cookie", "object_like": False},
+    ]
+    names = ["cookie", "dog", "flag of japan", "heart", "hushed face"]
+    assert recipe.fit.whole_only(rows, names) == [2, 4]
 
 
 def test_places_start_as_the_mean_of_their_words(recipe: Any) -> None:
