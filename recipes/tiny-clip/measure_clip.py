@@ -74,8 +74,6 @@ def zero_shot(
 def measure(model: DualEncoder, test: str, root: Path) -> dict[str, Any]:
     """One test."""
     rows = records_of(root, TESTS[test])
-    if test == "twemoji-861":
-        rows = [row for row in rows if row["object_like"]]
     labels = {row["name"] for row in rows}
     if test.startswith("grocery"):
         key = "name" if test.endswith("43") else "fine"

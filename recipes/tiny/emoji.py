@@ -201,8 +201,8 @@ def training(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def twemoji(root: Path) -> Iterator[dict[str, Any]]:
-    """Records of Twemoji, which is never trained on."""
-    yield from Style("twemoji", Emoji(root), root).records()
+    """Records of the objects in Twemoji, which is never trained on."""
+    yield from (r for r in Style("twemoji", Emoji(root), root).records() if r["object_like"])
 
 
 def fxemoji(root: Path) -> Iterator[dict[str, Any]]:

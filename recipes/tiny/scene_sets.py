@@ -2,8 +2,8 @@
 
 `train-scenes` and `train-steps` have paths relative to the data folder, as all training records of
 this recipe. `dev-*` and `test-*` are tasks of `isthmus eval`, whose paths are relative to the file.
-No thing of a held-out part stands in a training scene, a question or a step; those of the test are
-drawn in a style that is never trained on for them.
+No thing of a held-out part stands in a training scene, a question or a step; those of each held-out
+part are drawn in a style that is never trained on for them.
 """
 
 from __future__ import annotations

@@ -214,6 +214,30 @@ def test_names_and_texts_of_images(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["naming", "ocr"])
+def test_records_that_say_their_split_keep_it(tmp_path: Path, kind: str) -> None:
+    splits = [None, "train", "test", "support", "val"] * 4
+
+    def file(name: str, told: list[str | None]) -> Path:
+        rows = []
+        for i, split in enumerate(told):
+            image(tmp_path / f"{i}.png")
+            row = {"image": f"{i}.png", "name": f"cup {i}"}
+            rows.append(row if split is None else {**row, "split": split})
+        return jsonl(tmp_path / name, *rows)
+
+    task = task_named(f"{kind}:{file('mixed.jsonl', splits)}")
+    assert [int(i.id) % 5 for i in task.items] == [0, 2, 4] * 4
+    assert [int(i.id) % 5 for i in task.support] == [1, 3] * 4
+    whole = task_named(f"{kind}:{file('whole.jsonl', ['test'] * 20)}")
+    assert [i.id for i in whole.items] == [str(i) for i in range(20)]
+    assert len(whole.support) == 0
+    with pytest.raises(ConfigError, match='line 2: "split" is \'tset\': did you mean "test"'):
+        task_named(f"{kind}:{file('odd.jsonl', ['test', 'tset'])}")
+    with pytest.raises(ConfigError, match='no images with "split": "test"'):
+        task_named(f"{kind}:{file('shown.jsonl', ['support'] * 3)}")
+
+
 @pytest.mark.parametrize(
     ("spec", "told"),
     [

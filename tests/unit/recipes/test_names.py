@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from isthmus.model.analysis import RegionMap
+from isthmus.model.analysis import Presence
 
 ROWS = [
     {"name": "cat", "names": ["cat", "tabby"], "concept": "A", "source": "noto"},
@@ -18,13 +17,21 @@ ROWS = [
     {"name": "tram", "names": ["tram"], "concept": "C", "source": "noto"},
     {"name": "tram", "names": ["tram"], "concept": "D", "source": "noto"},
     {"name": "pie", "names": ["pie"], "concept": "E", "source": "openmoji"},
+    {"name": "mouser", "names": ["mouser"], "concept": "G", "source": "openmoji-extra"},
 ]
-LISTING: list[dict[str, Any]] = [
-    {"name": "cat", "part": "train", "concepts": ["A"], "is": ["animal"], "unclear": []},
-    {"name": "tabby", "part": "dev", "concepts": ["F"], "is": ["animal"], "unclear": []},
-    {"name": "tram", "part": "train", "concepts": ["C"], "is": ["vehicle"], "unclear": []},
-    {"name": "streetcar", "part": "test", "concepts": ["D"], "is": ["vehicle"], "unclear": []},
-    {"name": "pie", "part": "train", "concepts": ["E"], "is": ["eat"], "unclear": ["wear"]},
+
+
+def thing(name: str, part: str, concept: str, own: str, *more: str, **rest: Any) -> dict[str, Any]:
+    told = {"name": name, "names": [name, *more], "part": part, "concepts": [concept]}
+    return told | {"is": [own], "unclear": [], **rest}
+
+
+LISTING = [
+    thing("cat", "train", "A", "animal"),
+    thing("tabby", "dev", "F", "animal", "mouser"),
+    thing("tram", "train", "C", "vehicle"),
+    thing("streetcar", "test", "D", "vehicle"),
+    thing("pie", "train", "E", "eat", unclear=["wear"]),
 ]
 
 
@@ -61,24 +68,24 @@ def test_ridge_regression_is_drawn_to_zero_by_its_penalty(recipe: Any) -> None:
     torch.testing.assert_close(halved, wanted / 2, atol=0.1, rtol=0)
 
 
-def test_regions_are_mapped_to_where_their_drawings_lie(recipe: Any) -> None:
-    """Regions are a linear picture of whole images: the map finds names that no region showed."""
+def test_whether_anything_is_there_is_told_by_a_line(recipe: Any) -> None:
     torch.manual_seed(0)
-    vectors = torch.randn(300, 8)
-    rows = [{"concept": str(i), "source": "noto"} for i in range(300)]
-    data = recipe.fit.Data(torch.zeros(300, 12), torch.zeros(300, 4), rows)
-    seen = F.normalize(vectors, dim=-1) @ torch.randn(8, 11)
-    there = torch.ones(300, 1)
-    stages = torch.cat([torch.cat([seen, there], 1), torch.randn(100, 12) * 0.01], 0)
-    drawn = [("a name", str(i), "noto") for i in range(200)] + [None] * 100
-    shown = torch.cat([stages[:200], stages[300:]])
-    region = RegionMap(12, 8)
-    recipe.fit.solve_regions(region, recipe.fit.Parts(shown, drawn), data, vectors)
-    found, share = region(stages)
-    alike = F.cosine_similarity(found[200:300], vectors[200:])
-    assert float(alike.min()) > 0.95
-    assert float(share[200:300].min()) > 0.9
-    assert float(share[300:].max()) < 0.1
+    stages = torch.randn(400, 12) * torch.linspace(0.5, 3, 12) + 4
+    held = stages @ torch.randn(12) > 1
+    drawn = [("a name", "A", "noto") if there else None for there in held]
+    presence = Presence(12)
+    recipe.fit.solve_presence(presence, recipe.fit.Parts(stages[:300], drawn[:300]))
+    told = presence(stages[300:]) > 0.5
+    assert float((told == held[300:]).float().mean()) > 0.95
+    centre = presence(stages[:300].mean(0))
+    share = 2 * float(held[:300].float().mean()) - 1
+    assert float(centre.logit()) == pytest.approx(recipe.fit.CERTAIN * share, abs=1e-3)
+
+
+def test_regions_are_grouped_by_the_name_that_is_drawn(recipe: Any) -> None:
+    drawn = [("cat", "A", "noto"), None, ("tram", "C", "noto"), ("cat", "A", "openmoji")]
+    found = recipe.fit.regions_by_name(recipe.fit.Parts(torch.zeros(4, 1), drawn))
+    assert found == {"cat": [0, 3], "tram": [2]}
 
 
 def test_regions_are_right_where_their_names_are(recipe: Any) -> None:
@@ -86,15 +93,14 @@ def test_regions_are_right_where_their_names_are(recipe: Any) -> None:
     vectors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 0, 1]])
     there = torch.tensor([0.9, 0.9, 0.9, 0.2, 0.1])
     connector = SimpleNamespace(
-        region=lambda stages: (vectors, there),
-        image=SimpleNamespace(logits=lambda own: own),
-        names=torch.tensor([[5], [6], [7]]),
+        region=SimpleNamespace(vectors=lambda stages: stages),
+        presence=lambda stages: there,
+        region_logits=lambda own: own,
     )
     drawn = [("cat", "A", "noto"), ("tram", "C", "noto"), ("cat", "A", "noto")]
     drawn += [("pie", "E", "noto"), None]
-    found = recipe.fit.accuracy_of_regions(
-        connector, recipe.fit.Parts(torch.zeros(5, 1), drawn), ["cat", "tram", "pie"]
-    )
+    parts, names = recipe.fit.Parts(vectors, drawn), ["cat", "tram", "pie"]
+    found = recipe.fit.accuracy_of_regions(connector, parts, names)
     assert found["first"] == 3 / 4
     assert found["of three"] == 1
     assert abs(found["empty or not"] - 4 / 5) < 1e-6

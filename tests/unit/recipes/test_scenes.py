@@ -119,6 +119,49 @@ def test_two_cats_and_a_dog_in_reading_order(recipe: Any, pool: list[Any]) -> No
     assert one.answer == "ant"
 
 
+def test_what_is_where_in_reading_order(recipe: Any, pool: list[Any]) -> None:
+    where = {"middle": "bank", "bottom right": "ant", "top left": "onion"}
+    told = recipe.questions.placed(scene_of(recipe, pool, where))
+    assert told == "top left: onion, middle: bank, bottom right: ant"
+
+
+def test_a_training_scene_is_one_conversation(
+    recipe: Any, pool: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [(kind, scene) for _, kind, scene in drawn_scenes(recipe, pool, 120)]
+    pictures = [
+        recipe.sets.Picture(scene, f"{i}.png", kind) for i, (kind, scene) in enumerate(drawn)
+    ]
+    scenes = SimpleNamespace(
+        pool=pool,
+        training=lambda count: enumerate(pictures[:count]),
+        rng=lambda stream, number: np.random.default_rng(number),
+    )
+    monkeypatch.setattr(recipe.sets, "SceneSet", lambda root, part: scenes)
+    first = {w[0]: kind for kind, w in recipe.questions.WORDINGS.items()}
+    kinds: Counter[str] = Counter()
+    records = list(recipe.sets.train_scenes(Path(), 120))
+    assert [r["image"] for r in records] == [p.path for p in pictures]
+    for record, picture in zip(records, pictures, strict=True):
+        said = [turn["value"] for turn in record["conversations"]]
+        *turns, last = zip(said[::2], said[1::2], strict=True)
+        assert last == ("What is where?", recipe.questions.placed(picture.scene))
+        assert 1 <= len(turns) <= recipe.sets.ASKED
+        own = []
+        for question, answer in turns:
+            asked = recipe.baselines.asked_of(question)
+            kind = next(
+                first[w] for w in sorted(first, key=len, reverse=True) if asked.startswith(w)
+            )
+            own.append(kind)
+            if right := expected(picture.scene, kind, question):
+                assert answer == right, (picture.scene.placed, question)
+        assert len(set(own)) == len(own)
+        kinds.update(own)
+    assert set(kinds) == set(recipe.questions.WORDINGS)
+    assert kinds["place"] > 100  # asked wherever its answer is not too frequent already
+
+
 @pytest.mark.parametrize(
     ("where", "pairs"),
     [

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from isthmus.data.folders import images_in, is_left_out
-from isthmus.data.records import Record, frames
+from isthmus.data.records import Record, entries_of, frames
 from isthmus.data.sources import read_data
-from isthmus.errors import ConfigError
+from isthmus.errors import ConfigError, suggestion
 from isthmus.evaluation.task import Generated, Item, Known, Task
 from isthmus.evaluation.tasks.drawing import draw_text, generator
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import ENDINGS
 from isthmus.prompts.prompt import Example
 
-SUPPORT_FOLDERS = ("train", "training", "support")
-TEST_FOLDERS = ("test", "val", "validation")
+SUPPORT = ("train", "training", "support")
+TEST = ("test", "val", "validation")
+"""What folders, and the `split` of records, call images to show and images to ask about."""
 MOST_SUPPORT = 16
 """Images of each class that are set aside for demonstrations, and at most half of them."""
 WHAT = "What is in the picture?"
@@ -54,8 +55,8 @@ def classification(path: str | Path, question: str = "What is this?") -> Task:
         ConfigError: If there are not at least two classes with images.
     """
     root = Path(path)
-    test = next((root / n for n in TEST_FOLDERS if (root / n).is_dir()), None)
-    support = next((root / n for n in SUPPORT_FOLDERS if (root / n).is_dir()), None)
+    test = next((root / n for n in TEST if (root / n).is_dir()), None)
+    support = next((root / n for n in SUPPORT if (root / n).is_dir()), None)
     if test is not None:
         asked = _classes(test)
         shown = _classes(support) if support is not None else {}
@@ -98,8 +99,9 @@ def source(image: FileRef) -> Any:
 def _from_records(
     path: str | Path, root: str | Path | None, question: str
 ) -> tuple[Sequence[Item], Sequence[Item]]:
-    """Test items of labelled images, and one in ten of them for demonstrations."""
+    """Test items of labelled images, and those for demonstrations."""
     records = read_data(path, root=root)
+    asked, aside = _splits(records, path)
 
     def make(number: int) -> Item:
         record: Record = records[number]
@@ -110,24 +112,44 @@ def _from_records(
         example = Example(shown, record.question or question, record.answer)
         return Item(str(number), example, accepted=others)
 
-    aside = list(range(0, len(records), 10)) if len(records) >= 10 else []
-    asked = [i for i in range(len(records)) if i not in set(aside)]
     return (
         Generated(len(asked), lambda i: make(asked[i])),
         Generated(len(aside), lambda i: make(aside[i])),
     )
 
 
+def _splits(records: Sequence[Record], path: str | Path) -> tuple[list[int], list[int]]:
+    """The numbers of records to ask about, and of those for demonstrations.
+
+    Where a record says its `split`, one that says none is asked about. Where none does, one in ten
+    is set aside.
+    """
+    told = [e.extra.get("split") if isinstance(e, Record) else None for e in entries_of(records)]
+    if all(split is None for split in told):
+        aside = range(0, len(told), 10) if len(told) >= 10 else range(0)
+        return [i for i in range(len(told)) if i not in aside], list(aside)
+    for i, split in enumerate(told):
+        if split is not None and split not in (*TEST, *SUPPORT):
+            raise ConfigError(
+                f'{records[i].origin or path}: "split" is {split!r}: '
+                f"{suggestion(str(split), (*TEST, *SUPPORT))}"
+            )
+    asked = [i for i, split in enumerate(told) if split not in SUPPORT]
+    if not asked:
+        raise ConfigError(f'{path} has no images with "split": "test": expected at least one')
+    return asked, [i for i, split in enumerate(told) if split in SUPPORT]
+
+
 def naming(path: str | Path, root: str | Path | None = None) -> Task:
     """Open-ended naming: any of an image's accepted names is right, and none is offered.
 
     Args:
-        path: Anything that `read_data` takes; `names` holds the accepted names of a row. Every
-            tenth image is set aside for demonstrations.
+        path: Anything that `read_data` takes; `names` holds the accepted names of a row. What says
+            `"split": "support"` is for demonstrations; every tenth image where none has a split.
         root: As for `read_data`.
 
     Raises:
-        ConfigError: If it cannot be read, or a row has no image or no name.
+        ConfigError: If it cannot be read, or a row has no image, no name or an unknown split.
     """
     items, support = _from_records(path, root, WHAT)
     name = f"naming-{Path(path).stem}"
@@ -138,12 +160,12 @@ def reading(path: str | Path, root: str | Path | None = None) -> Task:
     """Optical character recognition of one's own images: exact match and character error rate.
 
     Args:
-        path: Anything that `read_data` takes: images with the text that stands in them. Every
-            tenth image is set aside for demonstrations.
+        path: Anything that `read_data` takes: images with the text that stands in them. What says
+            `"split": "support"` is for demonstrations; every tenth image where none has a split.
         root: As for `read_data`.
 
     Raises:
-        ConfigError: If it cannot be read, or a row has no image or no text.
+        ConfigError: If it cannot be read, or a row has no image, no text or an unknown split.
     """
     items, support = _from_records(path, root, READ)
     return Task(

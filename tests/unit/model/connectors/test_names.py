@@ -24,18 +24,21 @@ NAMES = [[11, 12], [21], [31, 32, 33], [41, 42, 43, 44]]
 FILLER = 7
 
 
-def made(region_others: int = 0) -> NamesConnector:
+def made(region_others: int = 0, noise: float = 0.0) -> NamesConnector:
     """Four concepts, each told by one number of the stages; the fourth class is no concept."""
     torch.manual_seed(0)
     sizes = {"concepts": 5, "pieces": 3, "others": 2, "dimensions": 5, "free": 1, "heads": 2}
-    options = Names(**sizes, region_pieces=2, region_others=region_others)
+    of_regions = {"region_concepts": 5, "region_dimensions": 5, "region_others": region_others}
+    options = Names(**sizes, **of_regions, region_pieces=2, noise=noise)
     connector = options.build(SHAPE, WIDTH, WORDS)
     connector.set_names(NAMES, FILLER, classes=[2, 0, 1, -1], nothing=[9])
     connector.image.linear.copy_(torch.eye(5, STAGES) / 10)  # trusted up to a length of 10
     connector.image.means.copy_(torch.eye(5))
     connector.image.scale.fill_(20.0)
     connector.region.linear.copy_(torch.eye(5, STAGES))
-    connector.region.there_offset.fill_(20.0)
+    connector.region.means.copy_(torch.eye(5))
+    connector.region.scale.fill_(20.0)
+    connector.presence.offset.fill_(20.0)
     with torch.no_grad():
         for layer in (
             connector.sureness,
@@ -94,7 +97,7 @@ def test_a_region_has_a_next_likeliest_too() -> None:
     connector = made(region_others=1)
     connector.other_sureness.weight[0, 0] = 1.0
     connector.other_sureness.bias.zero_()
-    connector.region.there_linear[4] = -100.0
+    connector.presence.linear[4] = -100.0
     stages = [seen(0), [5.0, 3.0, 0.1, 1.0, 0.0, 0.0], [5.0, 3.0, 0.1, 1.0, 1.0, 0.0]]
     tokens = connector(features(stages, [EVEN] * 3))[0]
     assert len(tokens) == connector.num_tokens == 3 + 1 + 2 + 2 * (1 + 2 + 1) + 1
@@ -165,8 +168,8 @@ def test_an_analysis_is_cosine_of_what_is_left_of_the_stages() -> None:
 
 def test_where_a_region_holds_nothing_it_is_said_so() -> None:
     connector = made()
-    connector.region.there_offset.fill_(-2.0)
-    connector.region.there_linear[1] = 1.0
+    connector.presence.offset.fill_(-2.0)
+    connector.presence.linear[1] = 1.0
     tokens = connector(features([seen(2), seen(0), seen(1)], [EVEN] * 3))[0, [7, 8, 10, 11]]
     torch.testing.assert_close(tokens[:2], WORDS[[9, FILLER]])
     torch.testing.assert_close(tokens[2:], WORDS[[21, FILLER]])
@@ -174,23 +177,39 @@ def test_where_a_region_holds_nothing_it_is_said_so() -> None:
 
 def test_of_photographs_nobody_says_that_there_is_nothing() -> None:
     connector = made()
-    connector.region.there_offset.fill_(-20.0)
+    connector.presence.offset.fill_(-20.0)
     far = connector.seen(features([seen(0, size=100.0)] * 3, [EVEN] * 3))
     torch.testing.assert_close(far.there, torch.ones(1, 2), atol=1e-4, rtol=0)
     near = connector.seen(features([seen(0)] * 3, [EVEN] * 3))
     torch.testing.assert_close(near.there, torch.zeros(1, 2), atol=5e-3, rtol=0)
 
 
-def test_regions_are_seen_through_a_map_of_their_own() -> None:
+def test_regions_have_an_analysis_and_names_of_their_own() -> None:
     connector = made()
     connector.region.linear.copy_(torch.eye(5, STAGES).roll(1, 0))  # the first number is the second
-    connector.region.mean[3] = 5.0
-    connector.region.offset[3] = 7.0
-    found = connector.seen(features([seen(2), seen(0), seen(1)], [EVEN] * 3)).shares
-    assert found[0].argmax(dim=-1).tolist() == [2, 3, 3]
-    connector.region.offset.zero_()
-    found = connector.seen(features([seen(2), seen(0), seen(1)], [EVEN] * 3)).shares
-    assert found[0].argmax(dim=-1).tolist() == [2, 1, 2]
+    features_of = features([seen(2), seen(0), seen(1)], [EVEN] * 3)
+    assert connector.seen(features_of).shares[0].argmax(dim=-1).tolist() == [2, 1, 2]
+    connector.set_names(NAMES, FILLER, classes=[2, 0, 1, -1], nothing=[9], regions=[1, 3, 0])
+    shares = connector.seen(features_of).shares[0]
+    assert shares.argmax(dim=-1).tolist() == [2, 3, 0]  # rows 1 and 2 of the regions' analysis
+    torch.testing.assert_close(shares.sum(dim=-1), torch.ones(3))
+    trusted = float(connector.seen(features_of).trusted)
+    assert float(shares[1:, 2].max()) <= 1 - trusted  # what no region is named, but by the classes
+
+
+def test_in_training_images_are_moved_in_the_analyses() -> None:
+    still, moved = made(), made(noise=2.0)
+    shown = features([seen(2), seen(0), seen(1)], [EVEN] * 3)
+    assert torch.equal(still.train().seen(shown).shares, still.eval().seen(shown).shares)
+    assert torch.equal(moved.eval().seen(shown).shares, still.seen(shown).shares)
+    _, stages, _ = moved.shape.split(shown)
+    vectors = F.normalize(moved.image.vectors(stages[:, :1]), dim=-1)
+    torch.manual_seed(3)
+    away = vectors + torch.randn_like(vectors) * 2.0 / 5**0.5
+    trusted = moved.seen(shown).trusted[:, None]
+    expected = moved.mixed(moved.image.logits(away), torch.zeros(1, 1, CLASSES), trusted)
+    torch.manual_seed(3)
+    torch.testing.assert_close(moved.train().seen(shown).shares[:, :1], expected)
 
 
 def test_images_that_are_alike_have_a_token_that_is_alike() -> None:
@@ -230,8 +249,8 @@ def test_an_analysis_stays_whole_in_a_model_of_half_precision(
     connector = model.connector
     assert isinstance(connector, NamesConnector)
     connector.set_names([[97], [98, 99]], 46)
-    connector.image.means.normal_()
     for fitted in (connector.image, connector.region):
+        fitted.means.normal_()
         fitted.linear.normal_().mul_(1e-8)
     loaded = im.load(
         im.save(model, tmp_path / "model", dtype=dtype), device="cpu", dtype=dtype
@@ -277,6 +296,19 @@ def test_without_classes_the_analysis_is_heard_alone() -> None:
 def test_names_that_do_not_fit(names: list[list[int]], classes: list[int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made().set_names(names, FILLER, classes)
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([0, 4], r"got 2 concepts of regions, 0 to 4: expected at most 5 .* 0 to 3"),
+        ([-1], r"got 1 concepts of regions, -1 to -1"),
+        ([0] * 6, r"got 6 concepts of regions, 0 to 0: expected at most 5"),
+    ],
+)
+def test_names_of_regions_that_do_not_fit(regions: list[int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made().set_names(NAMES, FILLER, regions=regions)
 
 
 def test_an_encoder_without_regions_is_refused() -> None:

@@ -28,6 +28,8 @@ OPTIONS = Names(
     region_pieces=1,
     region_others=0,
     dimensions=5,
+    region_concepts=6,
+    region_dimensions=5,
     free=1,
     heads=2,
     reader=8,
@@ -43,7 +45,7 @@ def made(options: Names = OPTIONS) -> NamesConnector:
     connector.set_names([[11, 12], [21], [31, 32, 33]], FILLER, classes=[2, 0, 1, -1])
     for fitted in (connector.image, connector.region):
         fitted.linear.normal_(generator=torch.Generator().manual_seed(1))
-    connector.image.means.normal_(generator=torch.Generator().manual_seed(2))
+        fitted.means.normal_(generator=torch.Generator().manual_seed(2))
     if connector.reader is not None:
         connector.spelling.set({**EVERY, " c": 70, "at": 71})
     return connector
