@@ -9,10 +9,9 @@ sure it is stands behind it. The next likeliest follow, and what is in each quad
 middle: a token for the place, then a name and the next likeliest, or that there is nothing. So
 several things, their places and their number can be read. Some names are of whole images alone,
 such as those of faces and flags: whatever is round would look like them from afar. Where a word is
-printed in the image, its
-word pieces stand in place of the regions, so that the language model has only to copy them. What no
-name says goes through free tokens. The first is a linear map of the analysis, alike for images that
-are alike; the others are gathered by attention.
+printed in the image, its word pieces stand in place of the regions, so that the language model has
+only to copy them. What no name says goes through free tokens. The first is a linear map of the
+analysis, alike for images that are alike; the others are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
@@ -196,7 +195,7 @@ class NamesConnector(nn.Module):
             filler: The word piece that stands behind a shorter name.
             classes: For each class of the encoder's classifier its concept, -1 for none.
             nothing: What stands for a region with nothing in it; fillers alone if not given.
-            whole_only: Concepts that are named of whole images alone, never of regions.
+            whole_only: Concepts that the analysis names of whole images alone, never of regions.
 
         Raises:
             ConfigError: If there are more names than rows, an empty one, another number of
@@ -223,10 +222,7 @@ class NamesConnector(nn.Module):
                 f"names: got {odd[0]} in whole_only, expected concepts from 0 to {len(names) - 1}"
             )
         if len(set(whole_only)) == len(names):
-            raise ConfigError(
-                f"names: got all {len(names)} concepts in whole_only, expected to leave at least "
-                "one for regions"
-            )
+            raise ConfigError("names: whole_only has all concepts: leave at least one for regions")
 
         def filled(own: Sequence[int]) -> Tensor:
             return torch.tensor([*own, *[filler] * length][:length])

@@ -24,11 +24,11 @@ NAMES = [[11, 12], [21], [31, 32, 33], [41, 42, 43, 44]]
 FILLER = 7
 
 
-def made(region_others: int = 0) -> NamesConnector:
+def made(region_others: int = 0, noise: float = 0.0) -> NamesConnector:
     """Four concepts, each told by one number of the stages; the fourth class is no concept."""
     torch.manual_seed(0)
     sizes = {"concepts": 5, "pieces": 3, "others": 2, "dimensions": 5, "free": 1, "heads": 2}
-    options = Names(**sizes, region_pieces=2, region_others=region_others)
+    options = Names(**sizes, region_pieces=2, region_others=region_others, noise=noise)
     connector = options.build(SHAPE, WIDTH, WORDS)
     connector.set_names(NAMES, FILLER, classes=[2, 0, 1, -1], nothing=[9])
     connector.image.linear.copy_(torch.eye(5, STAGES) / 10)  # trusted up to a length of 10
@@ -104,6 +104,73 @@ def test_a_region_has_a_next_likeliest_too() -> None:
     torch.testing.assert_close(first[3], WORDS[21] + share * F.one_hot(torch.tensor(0), WIDTH))
     torch.testing.assert_close(second[1:3], WORDS[[9, FILLER]])  # nothing is there
     torch.testing.assert_close(second[3, 1:], WORDS[9, 1:])
+
+
+def test_a_name_of_whole_images_is_given_to_no_region() -> None:
+    connector = made()
+    nearest = [5.0, 3.0, 0.1, 1.0, 0.0, 0.0]  # the first concept, then the second
+    shown = features([nearest, nearest, seen(0)], [EVEN] * 3)
+    nobody = [-1] * CLASSES  # the analysis alone is heard
+    connector.set_names(NAMES, FILLER, classes=nobody)
+    before = connector.seen(shown).shares
+    connector.set_names(NAMES, FILLER, classes=nobody, whole_only=[0, 3])
+    shares = connector.seen(shown).shares
+    assert torch.equal(shares[:, 0], before[:, 0])
+    assert shares[0, 1:, [0, 3]].abs().max() == 0.0
+    # the others are as likely as each other was before
+    left = before[0, 1:, [1, 2]] / before[0, 1:, [1, 2]].sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(shares[0, 1:, [1, 2]], left)
+    tokens = connector(shown)[0]
+    torch.testing.assert_close(tokens[:3], WORDS[[11, 12, FILLER]])
+    torch.testing.assert_close(tokens[7:9], WORDS[[21, FILLER]])
+    connector.set_names(NAMES, FILLER)  # said anew, regions may have all names
+    assert int(connector.seen(shown).shares[0, 1].argmax()) == 0
+
+
+@pytest.mark.parametrize(
+    ("whole_only", "message"),
+    [
+        ([2], "got 2 in whole_only, expected concepts from 0 to 1"),
+        ([0, -1], "got -1 in whole_only"),
+        ([0, 1], "whole_only has all concepts: leave at least one for regions"),
+    ],
+)
+def test_names_of_whole_images_that_do_not_fit(whole_only: list[int], message: str) -> None:
+    connector = made()
+    before = connector.names.clone()
+    with pytest.raises(ConfigError, match=message):
+        connector.set_names([[1], [2]], FILLER, whole_only=whole_only)
+    assert torch.equal(connector.names, before)
+
+
+def test_in_training_places_are_moved_by_the_noise() -> None:
+    connector, vectors = made(noise=0.5).train(), torch.randn(2, 3, 5) * 4
+    torch.manual_seed(3)
+    found = connector.logits(vectors)
+    torch.manual_seed(3)
+    steps = torch.randn(2, 3, 5) * 0.5 / 5**0.5
+    for image in range(2):
+        for region in range(3):
+            place = vectors[image, region] / vectors[image, region].norm() + steps[image, region]
+            expected = 20 * place / place.norm()  # the concepts are the axes
+            torch.testing.assert_close(found[image, region], expected)
+
+
+def test_noise_is_of_training_alone() -> None:
+    stages = [[5.0, 3.0, 0.1, 1.0, 0.0, 0.0], seen(0), seen(1)]
+    shown = features(stages, [EVEN] * 3)
+    still, moved = made(), made(noise=0.5)
+    expected = still.eval().seen(shown).shares
+    assert torch.equal(moved.eval().seen(shown).shares, expected)
+    assert torch.equal(still.train().seen(shown).shares, expected)
+    assert torch.equal(still.train()(shown), still.eval()(shown))
+    shares = [moved.train().seen(shown).shares for _ in range(2)]
+    assert not torch.allclose(shares[0], shares[1], atol=0.01)
+    torch.testing.assert_close(shares[0].sum(dim=-1), torch.ones(1, 3))
+    # what is handed over as the place of the image, and how far it is trusted, is not moved
+    seen_still, seen_moved = still.seen(shown), moved.seen(shown)
+    assert torch.equal(seen_moved.vector, seen_still.vector)
+    assert torch.equal(seen_moved.trusted, seen_still.trusted)
 
 
 def test_far_from_what_was_fitted_the_classifier_names() -> None:
