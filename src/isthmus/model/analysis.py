@@ -12,6 +12,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+UNUSED = -1
+
+
+def moved(vectors: Tensor, noise: float) -> Tensor:
+    """Vectors (..., width) of an analysis, moved at random by so many of their lengths.
+
+    Args:
+        vectors: Where images lie.
+        noise: The length of what is added, of vectors of length 1; 0 leaves them as they are.
+    """
+    if not noise:
+        return vectors
+    away = torch.randn_like(vectors) * noise / vectors.shape[-1] ** 0.5
+    return F.normalize(vectors, dim=-1) + away
+
+
+def spread(logits: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Logits (..., R) of rows, each a concept of `count`, as logits (..., count) of all concepts.
+
+    Args:
+        logits: Those of the rows.
+        rows: (R,) int64, the concept of each; -1 in unused rows.
+        count: Concepts; those of no row are at minus infinity.
+
+    Example:
+        >>> spread(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3, 0, -1]), 4)
+        tensor([2., -inf, -inf, 1.])
+    """
+    found = logits.new_full((*logits.shape[:-1], count + 1), float("-inf"))
+    place = torch.where(rows == UNUSED, count, rows)  # unused rows go where nothing is kept
+    return found.index_copy(-1, place, logits)[..., :count]
+
 
 class Fitted(nn.Module):
     """Buffers that stay in float32 where the model goes to half precision.

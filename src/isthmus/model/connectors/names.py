@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from isthmus.config.base import Amount, Config, Count, NotNegative
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
-from isthmus.model.analysis import Discriminant, Presence
+from isthmus.model.analysis import UNUSED, Discriminant, Presence, moved, spread
 from isthmus.model.attention import MultiHeadAttention
 from isthmus.model.connectors.reading import Pieces, Reader, as_text
 from isthmus.model.trust import trust
@@ -42,7 +42,6 @@ from isthmus.model.trust import trust
 if TYPE_CHECKING:
     from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 
-UNUSED = -1
 SURE = 0.5
 """How likely there must be text in an image for it to be handed over."""
 
@@ -215,9 +214,8 @@ class NamesConnector(nn.Module):
                 "set connector.concepts"
             )
         if classes and len(classes) != len(self.classes):
-            raise ConfigError(
-                f"names: got concepts of {len(classes)} classes, expected {len(self.classes)}"
-            )
+            known = len(self.classes)
+            raise ConfigError(f"names: got concepts of {len(classes)} classes, expected {known}")
         if odd := [c for c in classes if not UNUSED <= c < len(names)]:
             raise ConfigError(
                 f"names: got concept {odd[0]} of a class, expected 0 to {len(names) - 1}, or "
@@ -251,26 +249,16 @@ class NamesConnector(nn.Module):
         there = self.presence(stages[:, 1:])
         trusted = trust(whole.norm(dim=-1), 1.0)
         trusted = trusted.masked_fill(~(self.classes != UNUSED).any(), 1.0)  # if nobody else knows
-        of_image = self.image.logits(self._moved(whole))
-        of_regions = self.region_logits(self._moved(self.region.vectors(stages[:, 1:])))
+        noise = self.noise if self.training else 0.0
+        of_image = self.image.logits(moved(whole, noise))
+        of_regions = self.region_logits(moved(self.region.vectors(stages[:, 1:]), noise))
         logits = torch.cat([of_image, of_regions], dim=1)
         shares = self.mixed(logits, scores, trusted.expand(-1, logits.shape[1]))
         return Seen(whole[:, 0], shares, trusted[:, 0], 1 - trusted * (1 - there))
 
-    def _moved(self, vectors: Tensor) -> Tensor:
-        """Vectors (..., width) of an analysis, in training moved at random."""
-        if not (self.training and self.noise):
-            return vectors
-        away = torch.randn_like(vectors) * (self.noise / math.sqrt(vectors.shape[-1]))
-        return F.normalize(vectors, dim=-1) + away
-
     def region_logits(self, vectors: Tensor) -> Tensor:
         """(..., C): how near each concept is to vectors (..., width) of the regions' analysis."""
-        own = self.region.logits(vectors)
-        concepts = self.names.shape[0]
-        found = own.new_full((*own.shape[:-1], concepts + 1), float("-inf"))
-        place = torch.where(self.region_names == UNUSED, concepts, self.region_names)
-        return found.index_copy(-1, place, own)[..., :concepts]  # unused rows go to the last
+        return spread(self.region.logits(vectors), self.region_names, self.names.shape[0])
 
     def mixed(self, logits: Tensor, scores: Tensor, trusted: Tensor) -> Tensor:
         """How likely each concept is, of both who know.
@@ -414,10 +402,5 @@ class Names(Config):
     def toy(self) -> Names:
         """The same connector, small."""
         small = replace(self, concepts=32, pieces=2, others=1, dimensions=4, free=2, heads=2)
-        return replace(
-            small,
-            region_pieces=min(self.region_pieces, 2),
-            region_concepts=16,
-            region_dimensions=4,
-            reader=8 if self.reader else 0,
-        )
+        small = replace(small, region_pieces=min(self.region_pieces, 2), region_dimensions=4)
+        return replace(small, region_concepts=16, reader=8 if self.reader else 0)
