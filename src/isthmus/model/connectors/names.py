@@ -8,10 +8,9 @@ model's word embeddings, so that a frozen language model can read it as it would
 sure it is stands behind it. The next likeliest follow, and what is in each quadrant and in the
 middle: a token for the place, then a name and the next likeliest, or that there is nothing. So
 several things, their places and their number can be read. Regions have an analysis of their own,
-since a thing looks otherwise in a quarter of an image, and fewer names. Where a word is printed in
-the image, its word pieces stand in place of the regions, so that the language model has only to
-copy them. What no name says goes through free tokens. The first is a linear map of the analysis,
-alike for images that are alike; the others are gathered by attention.
+since a thing looks otherwise in a quarter of an image. Where a word is printed, its word pieces
+stand in place of the regions. What no name says goes through free tokens: a linear map of the
+analysis, alike for images that are alike, and others that are gathered by attention.
 
 Handing over words is AlignVLM's (Masry et al. 2025, arXiv 2502.01341); naming concepts before
 anything is said of them is that of concept bottleneck models (Koh et al. 2020).
@@ -217,9 +216,9 @@ class NamesConnector(nn.Module):
             known = len(self.classes)
             raise ConfigError(f"names: got concepts of {len(classes)} classes, expected {known}")
         if odd := [c for c in classes if not UNUSED <= c < len(names)]:
+            last = len(names) - 1
             raise ConfigError(
-                f"names: got concept {odd[0]} of a class, expected 0 to {len(names) - 1}, or "
-                f"{UNUSED} for none"
+                f"names: got concept {odd[0]} of a class, expected 0 to {last}, or -1"
             )
         most = len(self.region_names)
         regions = regions or range(min(most, len(names)))
@@ -229,16 +228,13 @@ class NamesConnector(nn.Module):
                 f"expected at most {most} (connector.region_concepts), 0 to {len(names) - 1}"
             )
 
-        def filled(own: Sequence[int]) -> Tensor:
-            return torch.tensor([*own, *[filler] * length][:length])
-
+        filled = [torch.tensor([*o, *[filler] * length][:length]) for o in (*names, nothing)]
         self.names.fill_(UNUSED)
         self.region_names.fill_(UNUSED)
         self.region_names[: len(regions)] = torch.tensor(list(regions))
-        for row, own in enumerate(names):
-            self.names[row] = filled(own)
+        self.names[: len(names)] = torch.stack(filled[:-1])
         self.filler.fill_(filler)
-        self.nothing.copy_(filled(nothing))
+        self.nothing.copy_(filled[-1])
         if classes:
             self.classes.copy_(torch.tensor(list(classes)))
 
@@ -250,9 +246,8 @@ class NamesConnector(nn.Module):
         trusted = trust(whole.norm(dim=-1), 1.0)
         trusted = trusted.masked_fill(~(self.classes != UNUSED).any(), 1.0)  # if nobody else knows
         noise = self.noise if self.training else 0.0
-        of_image = self.image.logits(moved(whole, noise))
         of_regions = self.region_logits(moved(self.region.vectors(stages[:, 1:]), noise))
-        logits = torch.cat([of_image, of_regions], dim=1)
+        logits = torch.cat([self.image.logits(moved(whole, noise)), of_regions], dim=1)
         shares = self.mixed(logits, scores, trusted.expand(-1, logits.shape[1]))
         return Seen(whole[:, 0], shares, trusted[:, 0], 1 - trusted * (1 - there))
 
@@ -379,9 +374,8 @@ class Names(Config):
     reader: NotNegative = 0
     """Width of the reader of printed words, such as 128; 0 for none."""
     noise: Amount = 0.0
-    """In training, how far an image's place in an analysis is moved at random; 1 is as far as it
-    lies from the middle. An analysis names what it was fitted to better than anything new, and a
-    language model that has seen nothing else takes every name for right."""
+    """In training, how far an image's place in an analysis is moved at random, where 1 is as far as
+    it lies from the middle: an analysis names what it was fitted to better than anything new."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
