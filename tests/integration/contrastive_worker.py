@@ -35,7 +35,11 @@ def main(images: Path, out: Path) -> None:
         model = DualEncoder.join("tiny-vit", "tiny-text", width=8, image_head=head, **options)
         base = {"steps": 5, "batch_size": 7, "warmup": 1, "log_every": 1, "save_every": 2}
         config = TrainConfig(
-            **base, evaluate_every=5, lr=1e-3, contrastive=ContrastiveConfig(**changes)
+            **base,
+            evaluate_every=5,
+            lr=1e-3,
+            precision="fp32",
+            contrastive=ContrastiveConfig(**changes),
         )
         train(model, data, config, out / name, evaluation=data, quiet=True)
 

@@ -35,7 +35,14 @@ def main(images: Path, out: Path) -> None:
     records = [im.Record.of(p, "What is it?", p.stem) for p in sorted(images.glob("*.png"))]
     found: dict[str, list[float]] = {}
     config = im.TrainConfig(
-        steps=2, batch_size=4, warmup=1, lr=1e-3, sharding="fsdp", workers=0, feature_cache=False
+        steps=2,
+        batch_size=4,
+        warmup=1,
+        lr=1e-3,
+        precision="fp32",
+        sharding="fsdp",
+        workers=0,
+        feature_cache=False,
     )
     designs = [(name, fusion) for name in CONNECTORS.built_in() for fusion in FUSIONS]
     for name, fusion in [*designs, *(("linear", adapted) for adapted in ADAPTED)]:

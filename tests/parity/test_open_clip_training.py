@@ -30,7 +30,15 @@ CONFIG = {
 }
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "size": 32}
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
-TRAIN = TrainConfig(steps=5, batch_size=4, warmup=2, lr=3e-3, weight_decay=0.2, final_lr=0.1)
+TRAIN = TrainConfig(
+    steps=5,
+    batch_size=4,
+    warmup=2,
+    lr=3e-3,
+    weight_decay=0.2,
+    final_lr=0.1,
+    precision="fp32",
+)
 
 
 @pytest.fixture

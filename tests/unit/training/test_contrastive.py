@@ -31,7 +31,14 @@ from isthmus.training.pairs import PairFeed, PairSet, same_things
 
 NAMES = ["red", "green", "blue", "white", "black", "gray", "pink", "teal"]
 CONFIG = TrainConfig(
-    steps=6, batch_size=4, warmup=2, save_every=2, log_every=1, lr=1e-3, final_lr=0.0
+    steps=6,
+    batch_size=4,
+    warmup=2,
+    save_every=2,
+    log_every=1,
+    lr=1e-3,
+    final_lr=0.0,
+    precision="fp32",
 )
 
 

@@ -21,7 +21,7 @@ def test_weights_by_precision_and_sharding() -> None:
     load = Load(rows=1, tokens=8, images=1, labelled=4)
     own = model.summary().parts
     frozen, trained = sum(p.frozen for p in own), sum(p.trained for p in own)
-    full = memory(model, TrainConfig(), load)
+    full = memory(model, TrainConfig(precision="fp32"), load)
     assert full["frozen weights"] == 4 * frozen
     assert full["trained weights"] == full["their gradients"] == 4 * trained
     assert full["AdamW's moments"] == 8 * trained
@@ -29,7 +29,7 @@ def test_weights_by_precision_and_sharding() -> None:
     half = memory(model, TrainConfig(precision="bf16"), load)
     assert half["frozen weights"] == 2 * frozen
     assert half["trained weights"] == 4 * trained
-    sharded = memory(model, TrainConfig(sharding="fsdp"), load, processes=4)
+    sharded = memory(model, TrainConfig(precision="fp32", sharding="fsdp"), load, processes=4)
     assert sharded["AdamW's moments"] == 2 * trained
     assert "logits" not in memory(model, TrainConfig(objective="concepts"), load)
 

@@ -126,7 +126,9 @@ def test_it_is_a_fusion_and_says_what_it_costs() -> None:
     summary = model.summary()
     assert (summary.visual_tokens, summary.text_positions) == (3, 1)
     assert summary.flops["fusion"] == 2 * 32 * 64
-    items = memory(model, TrainConfig(), Load(rows=1, tokens=8, images=1, labelled=4))
+    items = memory(
+        model, TrainConfig(precision="fp32"), Load(rows=1, tokens=8, images=1, labelled=4)
+    )
     assert items["gated blocks' activations"] == 4 * 8
 
 
