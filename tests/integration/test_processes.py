@@ -18,6 +18,8 @@ from isthmus.config.registry import CONNECTORS
 
 WORKER = Path(__file__).with_name("training_worker.py")
 EVERY_DESIGN = Path(__file__).with_name("sharding_worker.py")
+LR = 3e-3
+"""The learning rate of the first worker."""
 pytestmark = pytest.mark.slow
 
 
@@ -90,7 +92,11 @@ def test_sharded_parameters_change_nothing(images: Path, two: Path, tmp_path: Pa
     whole, sharded = (load_file(f / "model.safetensors") for f in (two, tmp_path))
     assert whole.keys() == sharded.keys()
     for name, tensor in whole.items():
-        assert float((tensor - sharded[name]).abs().max()) < 1e-4, name
+        # Adam divides small differences of summing order by small gradients: a few are a tenth of a
+        # step's length apart, and the others are not
+        apart = (tensor - sharded[name]).abs()
+        assert float(apart.mean()) < 1e-6, name
+        assert float(apart.max()) < 0.1 * LR, name
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
