@@ -6,7 +6,7 @@ All three decode the same number of tokens greedily with the same SmolLM2-135M w
 Ours and OpenFlamingo's have the same random gated blocks before every 4th layer (8 heads of 64,
 feed-forward 4x, gates open), 64 visual tokens of width 1024 an image, and the same prompt with 1,
 8 or 32 images in it. Visual tokens are given to both, so no encoder is timed. The three take
-turns. The first ratio is of the shipped default, with its own blocks and one image.
+turns. The first ratio is of the shipped default, with its own adapters and one image.
 
     ratio decode             the shipped default with an image over the bare model's `generate`
     ratio openflamingo_N     ours over OpenFlamingo's with N images in context

@@ -2,26 +2,23 @@
 
     python benchmarks/feature_cache.py [--quick] [--model tiny] [--threads 2] [--precision bf16]
 
-Both stages of the recipe, at its batch sizes, forward, backward and AdamW, the same batches on
-both sides, taking turns. Images are JPEG files, painted here. Opening and preprocessing them
-belongs to the side without a cache, reading rows to the side with one.
+A step of the recipe (`recipes/tiny/tiny.toml`), at its batch size, forward, backward and AdamW, the
+same batches on both sides, taking turns. Images are JPEG files, painted here. Opening and
+preprocessing them belongs to the side without a cache, reading rows to the side with one.
 
-    ratio feature_cache            the whole training, 1,200 steps of stage 1 and 700 of stage 2,
-                                   from the medians of their steps, filling the cache included
-    ratio feature_cache_concepts   a step of stage 1 (`recipes/tiny/words.toml`), which trains the
-                                   connector's classifier without running the language model
-    ratio feature_cache_language   a step of stage 2 (`recipes/tiny/hybrid.toml`), most of which is
-                                   the language model
-    ratio feature_lookup           the image side of stage 2's step alone
+    ratio feature_cache            the whole training, 3,000 steps, from the medians of a step,
+                                   filling the cache included
+    ratio feature_cache_step       a step, most of which is the language model
+    ratio feature_lookup           the image side of a step alone
 
-The recipe also draws features that were never images; here every sample is an image. `--quick`
-takes small batches in fp32, which is fast on any CPU, unless another precision is asked for.
+Samples here have an image each, and a short answer. The recipe's are conversations and episodes as
+well, which are longer, so that more of its steps is the language model. `--quick` takes small
+batches in fp32, which is fast on any CPU, unless another precision is asked for.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import tempfile
 import time
@@ -41,15 +38,11 @@ from isthmus.prompts.prompt import END_TAG
 from isthmus.prompts.templates import template_named
 
 QUESTION = "What is in the picture?"
-# Steps and samples a step of the recipe's two stages, and its training images
-CONCEPTS, LANGUAGE, IMAGES = (1200, 384), (700, 64), 17_179
+STEPS, SAMPLES, IMAGES = 3000, 8, 40_939
+"""The recipe's steps, samples a step, and training images."""
+FILLED = 384
+"""Images that the time of filling the cache is measured on."""
 ANSWERS = ("a cat", "a red bell pepper", "a rocket", "a cup of coffee on a saucer")
-FREEZE = (
-    "special_tokens.input_rows",
-    "connector.classifier",
-    "connector.norm",
-    "connector.log_scale",
-)
 
 
 def paint(folder: Path, count: int) -> list[FileRef]:
@@ -82,13 +75,13 @@ def texts(model: im.VisionLanguageModel, batch: int) -> im.Batch:
     return im.Batch(input_ids=ids, attention_mask=mask, labels=labels)
 
 
-def turns(sides: dict[str, Callable[[int], object]], repeats: int) -> dict[str, list[float]]:
+def turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each side's runs, one after the other, after one each that warms up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(-1, repeats):
         for name, work in sides.items():
             started = time.perf_counter()
-            work(max(i, 0))
+            work()
             if i >= 0:
                 times[name].append(time.perf_counter() - started)
     return times
@@ -104,12 +97,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     repeats = 1 if options.quick else 7
-    small, large = (2, 8) if options.quick else (LANGUAGE[1], CONCEPTS[1])
+    samples, filled = (2, 8) if options.quick else (SAMPLES, FILLED)
 
     model = im.load(options.model).train()
-    for name, parameter in model.named_parameters():
-        if name.startswith(FREEZE):
-            parameter.requires_grad_(False)
     half = (options.precision or ("fp32" if options.quick else "bf16")) == "bf16"
     if half:  # as the training loop does it on a CPU
         model.language.model.set_attn_implementation("eager")
@@ -118,25 +108,21 @@ def main() -> None:
     trained = list(model.trained_parameters().values())
     # Rates of 0: what is timed is the same in every step
     optimizer = torch.optim.AdamW(trained, lr=0.0)
-    text = texts(model, small)
+    text = texts(model, samples)
 
     with tempfile.TemporaryDirectory() as folder:
-        images = paint(Path(folder), large)
+        images = paint(Path(folder), filled)
         cache = FeatureCache(Path(folder) / "cache", PatchFeatures(model.vision))
         started = time.perf_counter()
         cache.fill(images, quiet=True)
         filling = len(images) / (time.perf_counter() - started)
 
-        def look_up(count: int) -> torch.Tensor:
-            return cache.get(images[:count])
+        def look_up() -> torch.Tensor:
+            return cache.get(images[:samples])
 
-        def open_(count: int) -> torch.Tensor:
-            opened = [im.open_image(p.path) for p in images[:count]]
+        def open_() -> torch.Tensor:
+            opened = [im.open_image(p.path) for p in images[:samples]]
             return torch.stack([model.vision.preprocess(image) for image in opened])
-
-        def encode(count: int) -> torch.Tensor:
-            parts = torch.split(open_(count), 64)
-            return torch.cat([model.vision(part) for part in parts])
 
         def step(features: torch.Tensor | None, pixels: torch.Tensor | None) -> None:
             batch = im.Batch(
@@ -154,23 +140,11 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
 
-        classifier = copy.deepcopy(model.connector).requires_grad_(True)
-        still = torch.optim.AdamW(classifier.parameters(), lr=0.0)
-        targets = torch.arange(large)
-
-        def concepts(features: torch.Tensor) -> None:
-            still.zero_grad(set_to_none=True)
-            loss = torch.nn.functional.cross_entropy(classifier.logits(features), targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            still.step()
-
-        sides: dict[str, Callable[[int], object]] = {
-            "language, cached": lambda i: step(look_up(small), None),
-            "language, computed": lambda i: step(None, open_(small)),
-            "concepts, cached": lambda i: concepts(look_up(large)),
-            "concepts, computed": lambda i: concepts(encode(large)),
-            "images, cached": lambda i: look_up(small),
-            "images, computed": lambda i: encode(small),
+        sides: dict[str, Callable[[], object]] = {
+            "step, cached": lambda: step(look_up(), None),
+            "step, computed": lambda: step(None, open_()),
+            "images, cached": look_up,
+            "images, computed": lambda: model.vision(open_()),
         }
         times = turns(sides, repeats)
 
@@ -178,19 +152,17 @@ def main() -> None:
     medians = {name: statistics.median(t) for name, t in times.items()}
     for name, t in times.items():
         low, high = min(t) * 1e3, max(t) * 1e3
-        rate = (large if name.startswith("concepts") else small) / medians[name]
+        rate = samples / medians[name]
         print(f"{name:<22}{medians[name] * 1e3:>10.1f}{low:>9.1f}{high:>9.1f}{rate:>11.1f}")
     print(f"filling the cache: {filling:.1f} images/s")
     whole = {
-        side: CONCEPTS[0] * medians[f"concepts, {side}"] * CONCEPTS[1] / large
-        + LANGUAGE[0] * medians[f"language, {side}"] * LANGUAGE[1] / small
+        side: STEPS * medians[f"step, {side}"] * SAMPLES / samples
         for side in ("cached", "computed")
     }
     whole["cached"] += IMAGES / filling
     print(f"whole training: {whole['cached']:.0f} s cached, {whole['computed']:.0f} s computed")
-    for part in ("images", "language", "concepts"):
+    for part, name in (("images", "feature_lookup"), ("step", "feature_cache_step")):
         ratio = medians[f"{part}, computed"] / medians[f"{part}, cached"]
-        name = "feature_lookup" if part == "images" else f"feature_cache_{part}"
         print(f"ratio {name} {ratio:.2f}")
     print(f"ratio feature_cache {whole['computed'] / whole['cached']:.2f}")
 

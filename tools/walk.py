@@ -2,12 +2,12 @@
 
     python tools/walk.py [ask|http ...] [--files]
 
-`ask` is one `im.ask` of the shipped model about a photograph, up to the first gated cross-attention
-block. `http` is one request to `/v1/chat/completions`, in the same process,
-from the request's first byte to the end of a reply of one token. Only functions of this package
-count. A move is a call, in one thread, whose caller stands in another file of the package. The
-model is loaded, the server built and a first request answered before a walk begins: what is counted
-is what a request costs and not what a start costs.
+`ask` is one `im.ask` of the shipped model about a photograph, up to the first adapter of the
+language model. `http` is one request to `/v1/chat/completions`, in the same process, from the
+request's first byte to the end of a reply of one token. Only functions of this package count. A
+move is a call, in one thread, whose caller stands in another file of the package. The model is
+loaded, the server built and a first request answered before a walk begins: what is counted is what
+a request costs and not what a start costs.
 
 It prints a line for each walk: `walk NAME files N calls N moves N threads N`.
 """
@@ -96,12 +96,12 @@ class Walk:
 
 
 def ask() -> Walk:
-    """From a question to the first gated block."""
+    """From a question to the first adapter."""
     import isthmus as im
 
     model = im.load("tiny")
     im.ask(model, str(PHOTO), QUESTION, max_new_tokens=1)  # what the first call alone does
-    walk = Walk(until="GatedCrossAttentionBlock.forward")
+    walk = Walk(until="LowRank.forward")
     walk.counting = True
     with walk.open(), contextlib.suppress(Arrived):
         im.ask(model, str(PHOTO), QUESTION, max_new_tokens=1)

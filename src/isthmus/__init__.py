@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from isthmus.model.connectors import Connector
     from isthmus.model.connectors.attention_pool import AttentionPool
     from isthmus.model.connectors.c_abstractor import CAbstractor
-    from isthmus.model.connectors.concept_bottleneck import ConceptBottleneck
     from isthmus.model.connectors.linear import Linear
     from isthmus.model.connectors.mlp import MLP
     from isthmus.model.connectors.names import Names
@@ -143,7 +142,6 @@ _HOMES = {
     "isthmus.model.connectors.resampler": ("Resampler",),
     "isthmus.model.connectors.qformer": ("QFormer",),
     "isthmus.model.connectors.c_abstractor": ("CAbstractor",),
-    "isthmus.model.connectors.concept_bottleneck": ("ConceptBottleneck",),
     "isthmus.model.fusion.inline": ("Inline",),
     "isthmus.model.fusion.adapter": ("Adapter",),
     "isthmus.model.fusion.cross_attention": ("CrossAttention",),
@@ -176,7 +174,6 @@ __all__ = [
     "CAbstractor",
     "CheckpointError",
     "Classified",
-    "ConceptBottleneck",
     "ConfigError",
     "Connector",
     "ContrastiveConfig",

@@ -32,21 +32,21 @@ CONNECTORS: dict[str, Any] = {
     "resampler": im.Resampler(latents=3, depth=2, heads=2, head_dim=8),
     "qformer": im.QFormer(queries=3, depth=2, heads=2, width=16),
     "c_abstractor": im.CAbstractor(tokens=4, depth=1, hidden=16),
-    "concept_bottleneck": im.ConceptBottleneck(concepts=5, length=2, top=3, free=1, heads=1),
+    "names": im.Names().toy(),
 }
 
 
 def model_of(family: str, connector: str, fusion: str) -> VisionLanguageModel:
     options = FUSIONS[fusion]
-    if connector == "concept_bottleneck" and isinstance(options, im.CrossAttention):
+    reads_regions = connector == "names"
+    if reads_regions and isinstance(options, im.CrossAttention):
         options = im.CrossAttention(
             every=2, heads=2, head_dim=8, visual_width=64, inline=options.inline
         )
     torch.manual_seed(0)
     language = tiny_language_model(family)
-    return im.compose(
-        "tiny-vit", language, CONNECTORS[connector], options, tokenizer=byte_tokenizer()
-    )
+    vision = im.VisionConfig(name="tiny-cnn", regions=True) if reads_regions else "tiny-vit"
+    return im.compose(vision, language, CONNECTORS[connector], options, tokenizer=byte_tokenizer())
 
 
 @pytest.fixture(scope="module", params=[(f, x) for f in FAMILIES for x in FUSIONS], ids="-".join)

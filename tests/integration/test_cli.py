@@ -345,13 +345,15 @@ def test_list_names_every_connector(run: Any) -> None:
     assert "resampler" in run("list")[1]
 
 
-def test_info_of_a_concept_bottleneck_with_gated_blocks(run: Any, tmp_path: Path) -> None:
-    connector = im.ConceptBottleneck(concepts=5, length=2, top=3, free=1, heads=1)
+def test_info_of_names_with_gated_blocks(run: Any, tmp_path: Path) -> None:
+    vision = im.VisionConfig(name="tiny-cnn", regions=True)
     fusion = im.CrossAttention(every=2, heads=2, inline=True, gate=0.5)
-    folder = im.save(im.compose("tiny-vit", "tiny-lm", connector, fusion), tmp_path)
+    model = im.compose(vision, "tiny-lm", im.Names().toy(), fusion)
+    folder = im.save(model, tmp_path)
     code, out, _ = run("info", folder, "--json")
     assert code == 0
-    assert json.loads(out)["flops"]["fusion"] == 2 * 2 * 3 * 64 * (2 * 2 * 64)
+    tokens = model.connector.num_tokens
+    assert json.loads(out)["flops"]["fusion"] == 2 * 2 * tokens * 64 * (2 * 2 * 64)
 
 
 # --- The kinds of models ------------------------------------------------------------------------

@@ -158,14 +158,11 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """How a model is trained: the strip of a vision-language model, or a dual encoder.
 
-    `contrastive` is for dual encoders. `objective`, `micro_batch_size`, `mixture`, `pack`,
-    `max_length`, `lr_connector`, `lr_lora`, `attention`, `gradient_checkpointing`, `augment`,
-    `sample_answers`, `sharding` and `init` are for vision-language models.
+    `contrastive` is for dual encoders. `micro_batch_size`, `mixture`, `pack`, `max_length`,
+    `lr_connector`, `lr_lora`, `attention`, `gradient_checkpointing`, `augment`, `sample_answers`,
+    `sharding` and `init` are for vision-language models.
     """
 
-    objective: Literal["language", "concepts"] = "language"
-    """The language model's loss on the answer; or, without running the language model, the loss
-    of a concept bottleneck's classifier on the answer."""
     steps: Count = 1000
     batch_size: Count = 32
     """Samples of one optimiser step, over all processes."""

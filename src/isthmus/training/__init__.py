@@ -1,1 +1,1 @@
-"""Training the strip: objectives, optimiser, loop, resumable state."""
+"""Training the strip: losses, optimiser, loop, resumable state."""

@@ -53,7 +53,6 @@ from isthmus.training.trainee import Evaluation, Pass
 IMAGES_AT_ONCE = 256
 """Images of one pass in an evaluation."""
 NOT_FOR_PAIRS = (
-    "objective",
     "micro_batch_size",
     "mixture",
     "pack",

@@ -26,7 +26,7 @@ from isthmus.prompts.prompt import Example
 from isthmus.prompts.templates import template_named
 from isthmus.training.feed import DataSet, Feed, TrainingItem, parts
 from isthmus.training.loader import MediaLoader
-from isthmus.training.objectives import Objective
+from isthmus.training.losses.language import LanguageLoss
 from isthmus.training.precision import autocast
 from isthmus.training.processes import Processes
 
@@ -41,7 +41,7 @@ def held_out_losses(
     model: VisionLanguageModel,
     data: Sequence[DataSet],
     config: TrainConfig,
-    objective: Objective,
+    loss: LanguageLoss,
     media: MediaLoader,
     processes: Processes,
 ) -> dict[str, float]:
@@ -51,7 +51,7 @@ def held_out_losses(
         model: The model, in evaluation mode.
         data: What was kept aside, none of it empty.
         config: The run's.
-        objective: What is measured.
+        loss: The run's.
         media: Where attachments come from; never augmented.
         processes: All of them; each reads its share.
     """
@@ -69,12 +69,12 @@ def held_out_losses(
         size = config.micro_batch_size or max(1, config.batch_size // processes.count)
         for part in parts(items, size):
             kept = [i for i in part if not i.why_not]
-            if not kept and not getattr(objective, "always_images", False):
+            if not kept and not loss.always_images:
                 continue
             with autocast(processes.device, config):
-                for loss in objective.losses(model, kept, [0.0] * len(kept)):
-                    total += float(loss.losses.double().sum())
-                    tokens += len(loss.losses)
+                found = loss.loss(model, kept, [0.0] * len(kept)).losses
+            total += float(found.double().sum())
+            tokens += len(found)
         total, tokens = processes.sum([total, tokens]).tolist()
         if tokens:
             losses[one.name] = total / tokens

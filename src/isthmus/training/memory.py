@@ -72,7 +72,7 @@ def memory(
 
     Args:
         model: The model.
-        config: Precision, gradient checkpointing, sharding, `freeze` and objective.
+        config: Precision, gradient checkpointing, sharding and `freeze`.
         load: One forward pass.
         processes: Processes that share a sharded model.
 
@@ -98,9 +98,8 @@ def memory(
         "trained weights in half precision": trained * 2 if value == 2 else 0,
         "vision encoder, without gradients": 0 if load.cached else _vision(model, load),
         "connector's activations": _connector(model, value) * load.images,
+        **_language(model, config, load, value),
     }
-    if config.objective == "language":
-        items |= _language(model, config, load, value)
     return {name: count for name, count in items.items() if count}
 
 

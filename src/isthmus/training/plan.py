@@ -172,7 +172,7 @@ def _plan_samples(
 ) -> Plan:
     """Of a vision-language model."""
     vlm.check_options(config)
-    vlm.check_episodes(model, data, config)
+    vlm.check_episodes(model, data)
     summary = model.summary()
     source = MediaLoader(model)
     trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)

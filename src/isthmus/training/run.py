@@ -21,7 +21,6 @@ from isthmus.model.checkpoint import describe, load_strip, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import HeadConfig
-from isthmus.model.fusion.adapter import Adapter
 from isthmus.model.join import compose
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import DataSet, split
@@ -38,8 +37,6 @@ EPISODE_STEPS = 250
 """Steps of four episodes, without a configuration."""
 HELD_OUT_EPISODES = 50
 """Episodes of images kept aside: each is as long as a dozen other samples."""
-EPISODE_ADAPTER = Adapter(rank=16, start=8)
-"""Adapters of a model that has none when it is to learn from its context."""
 TOO_FEW_ASIDE = (
     "data.held_out = %s keeps too little of %s aside, so that nothing of it is evaluated: raise "
     "it, or have more records (%s)"
@@ -50,17 +47,13 @@ TOO_FEW_ASIDE = (
 def episodes_run(data: str | Path) -> RunConfig:
     """What `--episodes` does: the shipped default learns to learn from its context.
 
-    Its free tokens and adapters of the language model are trained, on made-up names for classes of
-    the data; a quarter of the images is kept aside. What it can name stays as it is.
+    It is trained on made-up names for classes of the data; a quarter of the images is kept aside.
+    What is trained is as in `default_run`.
 
     Args:
         data: Where the data is: images, and a class for each.
     """
     whole = default_run(data, 0)
-    model = whole.model
-    assert isinstance(model, ModelConfig)
-    if model.fusion.adapter is None:
-        model = replace(model, fusion=replace(model.fusion, adapter=EPISODE_ADAPTER))
     train = replace(
         whole.train,
         steps=EPISODE_STEPS,
@@ -76,14 +69,15 @@ def episodes_run(data: str | Path) -> RunConfig:
     episodes = DataConfig(
         path=str(data), held_out=0.25, questions=questions, episodes=EpisodeConfig()
     )
-    return replace(whole, model=model, train=train, data=(episodes,))
+    return replace(whole, train=train, data=(episodes,))
 
 
 def default_run(data: str | Path, records: int) -> RunConfig:
     """What is done where there is data and no configuration: the shipped default learns more.
 
-    Its names stay as they are; its free tokens and gated blocks are trained on. A tenth of the
-    images, where there are enough, is kept aside to see what was learned.
+    The adapters, the free tokens, and what says how sure names are and where they stand are
+    trained on. What was fitted stays: the names of images and of regions, and the reader of printed
+    words. A tenth of the images, where there are enough, is kept aside to see what was learned.
 
     Args:
         data: Where the data is.
@@ -100,12 +94,6 @@ def default_run(data: str | Path, records: int) -> RunConfig:
             warmup=min(50, steps // 10),
             weight_decay=0.05,
             init="tiny",
-            freeze=(
-                "special_tokens.input_rows",
-                "connector.classifier",
-                "connector.norm",
-                "connector.log_scale",
-            ),
             evaluate_every=max(20, steps // 6) if records >= 40 else 0,
             save_every=max(20, steps // 6),
             log_every=max(1, steps // 100),

@@ -50,7 +50,7 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
         A run of three steps in fp32 on tiny parts, whose data sets keep their paths and weights;
         and twelve records to give each of them in place of what lies at its path: captions,
         questions, documents with two images, a chat, plain text, and a clip where the connector
-        takes clips. For `objective = "concepts"` they all have one image and an answer.
+        takes clips.
 
     Example:
         >>> from isthmus.config.file import run_from_mapping
@@ -74,7 +74,7 @@ def smoke(config: RunConfig) -> tuple[RunConfig, list[Record]]:
     small = RunConfig(
         model=model, train=_train(config.train), data=tuple(_data(d) for d in config.data)
     )
-    return small, _records(clips=clips, only_pairs=config.train.objective == "concepts")
+    return small, _records(clips=clips)
 
 
 def _dual_encoder(config: RunConfig, model: DualEncoderConfig) -> tuple[RunConfig, list[Record]]:
@@ -171,14 +171,11 @@ def _clip(colour: str, shape: str) -> Medium:
     return tuple(_image(colour, shape, left=8 * t) for t in range(FRAMES))
 
 
-def _records(*, clips: bool, only_pairs: bool) -> list[Record]:
+def _records(*, clips: bool) -> list[Record]:
     """Twelve records of the kinds that a run can meet."""
     names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     captions = [_caption(_image(*name), f"a {' '.join(name)}") for name in names[:4]]
     questions = [_question(name) for name in names[4:7]]
-    if only_pairs:
-        pairs = [_question(name) for name in names]
-        return [*captions[:3], *pairs]
     last = _caption(_clip("red", "square"), "a square moves") if clips else _question(names[7])
     return [
         *captions,

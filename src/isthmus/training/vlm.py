@@ -1,4 +1,4 @@
-"""The strip of a vision-language model as a trainee: language loss or named concepts."""
+"""The strip of a vision-language model as a trainee, with the language model's loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
 from isthmus.data.episodes import Episodes
 from isthmus.data.features import FeatureCache
-from isthmus.data.records import Record, entries_of, frames, media_of
+from isthmus.data.records import Record, frames, media_of
 from isthmus.errors import ConfigError, InputError
 from isthmus.media.file_ref import FileRef
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
@@ -28,7 +28,7 @@ from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
 from isthmus.training.feed import DataSet, Feed, TrainingItem, as_sets, parts
 from isthmus.training.loader import Augment, MediaLoader
-from isthmus.training.objectives import Concepts, Language, Loss, Objective, name_concepts
+from isthmus.training.losses.language import LanguageLoss
 from isthmus.training.optim import optimizer_for
 from isthmus.training.precision import DTYPES, autocast, decided
 from isthmus.training.processes import Processes, shard, whole
@@ -81,9 +81,7 @@ class VisionLanguageTrainee:
         self.optimizer: torch.optim.Optimizer = optimizer_for(
             model, self.parameters, config, spread=self.sharded
         )
-        self.objective: Objective = Concepts()
-        if config.objective == "language":
-            self.objective = Language(config.pack, always_images=self.sharded)
+        self.loss = LanguageLoss(config.pack, always_images=self.sharded)
         self.feed = Feed(model, data, config, media, rank=processes.rank, processes=processes.count)
 
     def steps(self, start: int, stop: int) -> Iterator[list[TrainingItem]]:
@@ -91,11 +89,11 @@ class VisionLanguageTrainee:
         return self.feed.steps(start, stop)
 
     def share(self, drawn: Sequence[TrainingItem]) -> list[int]:
-        """Terms that each data set adds to the loss."""
+        """Learned tokens of each data set."""
         counts = [0] * len(self.data)
         for item in drawn:
             if not item.why_not:
-                counts[item.draw.data] += self.objective.count(item)
+                counts[item.draw.data] += self.loss.count(item)
         return counts
 
     def backward(
@@ -108,22 +106,17 @@ class VisionLanguageTrainee:
         by_data = self.config.mixture == "accumulate"
         for part in parts(drawn, self.config.micro_batch_size, by_data=by_data):
             kept = [i for i in part if not i.why_not]
-            if not kept and not getattr(self.objective, "always_images", False):
+            if not kept and not self.loss.always_images:
                 continue
             own = [weights[i.draw.data] for i in kept]
-            passes = self.objective.losses(self.model, kept, own)
-            while (loss := self._next(passes)) is not None:
-                (loss.total * scale).backward()  # type: ignore[no-untyped-call]
-                total += float(loss.total.detach())
-                found = loss.losses.double().cpu()
-                for number, value in zip(loss.owner.tolist(), found.tolist(), strict=True):
-                    sums[kept[number].draw.data] += value
+            with autocast(self.processes.device, self.config):  # the backward pass is outside of it
+                loss = self.loss.loss(self.model, kept, own)
+            (loss.total * scale).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.total.detach())
+            found = loss.losses.double().cpu()
+            for number, value in zip(loss.owner.tolist(), found.tolist(), strict=True):
+                sums[kept[number].draw.data] += value
         return Pass(total, sums, counts, tokens=sum(counts))
-
-    def _next(self, passes: Iterator[Loss]) -> Loss | None:
-        """The next forward pass, in half precision; the backward pass is outside of it."""
-        with autocast(self.processes.device, self.config):
-            return next(passes, None)
 
     def updated(self) -> None:
         """Nothing is bounded."""
@@ -136,12 +129,11 @@ class VisionLanguageTrainee:
         """Held-out losses, and a few answers."""
         config, processes = self.config, self.processes
         losses = held_out_losses(
-            self.model, self.evaluation, config, self.objective, self.plain, processes
+            self.model, self.evaluation, config, self.loss, self.plain, processes
         )
         error = sum(losses.values()) / len(losses) if losses else float("inf")
         shown: list[dict[str, Any]] = []
-        asks = config.sample_answers and config.objective == "language"
-        if asks and processes.is_main and not self.sharded:
+        if config.sample_answers and processes.is_main and not self.sharded:
             shown = answers(self.model, self.evaluation, config, self.plain, folder)
         return Evaluation(losses, error, shown)
 
@@ -174,10 +166,7 @@ def vision_language_trainee(
     """The trainee of a run, with its feature cache filled; see `train`."""
     check_options(config)
     sets = as_sets(data, DataSet, one_set)
-    check_episodes(model, [*sets, *evaluation], config)
-    if config.objective == "concepts" and config.init is None:
-        readable = (r for d in sets for r in entries_of(d.records) if isinstance(r, Record))
-        name_concepts(model, (record.answer for record in readable))
+    check_episodes(model, [*sets, *evaluation])
     if config.augment:
         plain = MediaLoader(model)
         media = MediaLoader(model, seed=config.seed, augment=augment)
@@ -242,36 +231,19 @@ def check_options(config: TrainConfig) -> None:
             "[train.contrastive] is for a dual encoder, and a vision-language model is trained: "
             "leave it out"
         )
-    if config.objective != "concepts":
-        return
-    if config.augment:
-        raise ConfigError('train.augment is for train.objective = "language"')
-    if config.sharding == "fsdp":
-        raise ConfigError(
-            'train.objective = "concepts" trains a classifier alone, which every process can hold: '
-            'expected train.sharding = "ddp"'
-        )
 
 
-def check_episodes(
-    model: VisionLanguageModel, data: Sequence[DataSet], config: TrainConfig
-) -> None:
+def check_episodes(model: VisionLanguageModel, data: Sequence[DataSet]) -> None:
     """Refuses episodes in which nobody could know what is asked.
 
     Raises:
-        ConfigError: If the objective is a record's first answer, or the odd one of several images
-            is asked for and only the last one can be seen.
+        ConfigError: If the odd one of several images is asked for and only the last one can be
+            seen.
     """
     for one in data:
         records = one.records
         if not isinstance(records, Episodes):
             continue
-        if config.objective == "concepts":
-            raise ConfigError(
-                'train.objective = "concepts" learns what the first image is called, which the '
-                f'episodes of {one.name} do not tell: expected train.objective = "language", or '
-                "no data.episodes"
-            )
         if records.config.odd and model.fusion.sees == "last" and not model.fusion.in_text:
             raise ConfigError(
                 f"data.episodes.odd = {records.config.odd} asks which of several images is "

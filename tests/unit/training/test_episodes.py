@@ -93,18 +93,6 @@ def test_people_read_the_answer_to_what_an_episode_asks_last(
     assert (found[1]["question"], found[1]["expected"]) == ("What?", "cat")
 
 
-def test_episodes_do_not_tell_concepts(records: list[Record], tmp_path: Path) -> None:
-    bottleneck = im.ConceptBottleneck(concepts=9, length=4, free=1, heads=1)
-    data = [DataSet(Episodes(records, EpisodeConfig()), name="animals")]
-    config = im.TrainConfig(objective="concepts", steps=2, batch_size=2)
-    for start in (
-        lambda m: plan(m, data, config),
-        lambda m: im.train(m, data, config, tmp_path, quiet=True),
-    ):
-        with pytest.raises(ConfigError, match=r'"concepts" .* episodes of animals'):
-            start(im.compose("tiny-vit", "tiny-lm", bottleneck))
-
-
 @pytest.mark.parametrize(
     ("fusion", "refused"),
     [

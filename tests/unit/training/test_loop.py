@@ -12,15 +12,12 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.data.features import FeatureCache
 from isthmus.data.records import Record
 from isthmus.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped
 from isthmus.media.file_ref import FileRef
-from isthmus.model.features import PatchFeatures
 from isthmus.training import state as state_module
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
-from isthmus.training.objectives import concept_bottleneck
 from isthmus.training.plan import plan
 from isthmus.training.precision import DTYPES, best_precision
 from isthmus.training.run import default_run
@@ -109,20 +106,6 @@ def test_eight_images_are_learned_by_heart(records: list[Record], tmp_path: Path
     model = compose(im.MLP(), im.CrossAttention(every=2, heads=2, gate=0.5))
     train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
     assert sum(loss for _, loss in losses(tmp_path / "run")[-10:]) / 10 < 0.05
-
-
-def test_concepts_are_learned_without_the_language_model(
-    records: list[Record], tmp_path: Path
-) -> None:
-    model = compose(im.ConceptBottleneck(concepts=9, length=4, free=1, heads=1))
-    config = im.TrainConfig(objective="concepts", steps=80, batch_size=8, warmup=5, lr=1e-2)
-    train(model, [DataSet(records)], config, tmp_path / "run", quiet=True)
-    connector = concept_bottleneck(model)
-    cache = FeatureCache(tmp_path / "run" / "features", PatchFeatures(model.vision))
-    best = connector.logits(cache.get([r.images[0] for r in records])).argmax(dim=-1)
-    spelled = [model.special_tokens.decode(connector.names[i]) for i in best]
-    assert spelled == [f" {n}..."[:4] for n in NAMES]
-    assert (connector.names[8] == -1).all()
 
 
 def test_an_infinite_loss_stops_and_keeps_the_last_state(
@@ -372,10 +355,6 @@ def test_what_would_be_ignored_is_refused(records: list[Record], tmp_path: Path)
         train(compose(), records, views, out, quiet=True)
     with pytest.raises(ConfigError, match="got PairSet as a data set: expected DataSet"):
         train(compose(), [im.PairSet(records)], CONFIG, out, quiet=True)
-    sharded = im.TrainConfig(objective="concepts", sharding="fsdp")
-    bottleneck = compose(im.ConceptBottleneck(concepts=9, length=4, free=1, heads=1))
-    with pytest.raises(ConfigError, match=r'expected train\.sharding = "ddp"'):
-        train(bottleneck, records, sharded, out, quiet=True)
     assert not out.exists()
 
 

@@ -36,7 +36,7 @@ from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Example
 from isthmus.training.feed import DataSet, Feed
 from isthmus.training.loader import MediaLoader
-from isthmus.training.objectives import Language
+from isthmus.training.losses.language import LanguageLoss
 from isthmus.training.plan import plan
 from isthmus.training.processes import Processes
 from isthmus.training.run import build
@@ -235,7 +235,7 @@ def test_a_step_on_mixed_media_has_the_loss_of_each_sample_alone(
     items = items_of(model, records, MediaLoader(model))
     weights = [1.0, 2.0, 3.0, 4.0]
     with torch.no_grad():
-        (loss,) = Language(pack).losses(model, items, weights)
+        loss = LanguageLoss(pack).loss(model, items, weights)
         total = 0.0
         for number, (item, record) in enumerate(zip(items, records, strict=True)):
             text = [item.sample.ids]
@@ -313,9 +313,9 @@ def test_a_cache_keeps_the_features_of_every_medium_that_has_an_encoding(
     known = items_of(model, records, MediaLoader(model, caches))
     fresh = items_of(model, records, MediaLoader(model))
     with torch.no_grad():
-        (cached,) = Language().losses(model, known, [1.0, 1.0])
+        cached = LanguageLoss().loss(model, known, [1.0, 1.0])
         assert medium.encoded == 0
-        (computed,) = Language().losses(model, fresh, [1.0, 1.0])
+        computed = LanguageLoss().loss(model, fresh, [1.0, 1.0])
     torch.testing.assert_close(cached.losses, computed.losses, atol=5e-3, rtol=0)
 
 

@@ -31,7 +31,6 @@ def test_weights_by_precision_and_sharding() -> None:
     assert half["trained weights"] == 4 * trained
     sharded = memory(model, TrainConfig(precision="fp32", sharding="fsdp"), load, processes=4)
     assert sharded["AdamW's moments"] == 2 * trained
-    assert "logits" not in memory(model, TrainConfig(objective="concepts"), load)
 
 
 def test_saved_bytes_of_a_known_module() -> None:

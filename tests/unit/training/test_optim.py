@@ -59,7 +59,6 @@ def test_adapters_have_the_rate_of_all_unless_it_is_said() -> None:
 NO_MAPS = {
     "attention_pool": {"queries"},
     "c_abstractor": {"positions"},
-    "concept_bottleneck": {"queries"},
     "names": {"queries", "places"},
     "qformer": {"queries"},
     "resampler": {"latents"},

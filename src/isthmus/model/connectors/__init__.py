@@ -84,7 +84,7 @@ def build_connector(
             built in is tried on one image of zeros.
         shape: Shape of an image's features.
         width: Width D that the visual tokens must have.
-        embeddings: (V, D) the language model's word embeddings, which `concept_bottleneck`
+        embeddings: (V, D) the language model's word embeddings, which `names`
             speaks in.
 
     Raises:

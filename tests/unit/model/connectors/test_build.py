@@ -13,7 +13,6 @@ from isthmus import (
     MLP,
     AttentionPool,
     CAbstractor,
-    ConceptBottleneck,
     Inline,
     Linear,
     PixelShuffle,
@@ -43,7 +42,6 @@ EVERY: dict[str, tuple[Any, int]] = {
     "resampler": (Resampler(latents=5, depth=2, heads=2, head_dim=7), 5),
     "qformer": (QFormer(queries=5, depth=3, heads=2, width=8), 5),
     "c_abstractor": (CAbstractor(tokens=9, depth=1, hidden=8), 9),
-    "concept_bottleneck": (ConceptBottleneck(concepts=30, length=3, top=4, free=2, heads=2), 5),
     "names": (Names(concepts=30, pieces=3, others=1, dimensions=6, free=2, heads=2), 15),
 }
 REGIONS = RegionShape(patches=16, count=3, stages=20, classes=7, rows=3)
@@ -152,7 +150,7 @@ def test_the_toy_of_a_connector_is_a_connector(name: str) -> None:
 @pytest.mark.parametrize("words", [None, torch.zeros(40, WIDTH + 1)], ids=["none", "other width"])
 def test_words_of_another_width(words: Tensor | None) -> None:
     with pytest.raises(ConfigError, match="visual_width set to that width"):
-        build_connector(ConceptBottleneck(), SHAPE, WIDTH, words)
+        build_connector(Names(), shape_of("names"), WIDTH, words)
 
 
 class Own(nn.Module):
