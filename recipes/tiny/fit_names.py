@@ -49,7 +49,7 @@ SOURCES = (
 )
 VISION = im.VisionConfig(name="asset:efficientnet-lite2", resize="pad", regions=True, fine=8)
 LANGUAGE = "asset:smollm2-135m-instruct"
-NAMES = im.Names(concepts=4400)
+NAMES = im.Names(concepts=4400, region_others=1)
 FUSION = im.Inline(adapter=im.Adapter(rank=16, start=8))
 SHRINK = 0.1
 """How far the covariance within names is drawn to the identity, as Ledoit and Wolf do."""

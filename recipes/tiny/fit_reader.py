@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--init", type=Path, required=True, help="a model whose names are kept")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--limit", type=int, help="only the first words, for a learning curve")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

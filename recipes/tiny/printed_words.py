@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIDE = drawings.SIDE
-COUNTS = {"train": 12_000, "dev": 400, "test": 400}
+COUNTS = {"train": 6_000, "dev": 400, "test": 400}
 SEEDS = {"train": 0, "dev": 1, "test": 2}
 SHORTEST, LONGEST = 2, 8
 QUESTIONS = (

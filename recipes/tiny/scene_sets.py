@@ -25,6 +25,8 @@ from steps import TwoHop
 from things import Thing, Things
 
 SCENES, CROWDS = 12_000, 32_000
+CROWDED, MIRRORED = 0.75, 0.5
+"""Shares of crowds that show as many things as a scene holds, and of their drawings, mirrored."""
 PARTS = ("train", "dev", "test")
 TWO_HOP = 0.4
 """Share of training scenes that a question of two hops is made for."""
@@ -200,9 +202,9 @@ def crowd_layouts(
     pool = list(named.values())
     for number in range(count):
         rng = scenes.rng("crowd", number)
-        chosen = rng.choice(len(pool), int(rng.integers(1, MOST + 1)), replace=False)
-        wanted = [(pool[int(i)], None) for i in chosen]
-        scene = composed(rng, wanted, lambda t: drawn[t.name], scenes.painter.hides)
+        shown = MOST if rng.random() < CROWDED else int(rng.integers(1, MOST))
+        wanted = [(pool[int(i)], None) for i in rng.choice(len(pool), shown, replace=False)]
+        scene = composed(rng, wanted, lambda t: drawn[t.name], scenes.painter.hides, MIRRORED)
         picture = Picture(scene, f"pictures/scenes/crowd/{number:05d}.png", "crowd")
         scenes.paint(picture)
         yield layout_record(picture)

@@ -13,7 +13,7 @@ from functools import cache
 import drawings
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from things import Thing, Things
 
 SIDE = drawings.SIDE
@@ -86,11 +86,13 @@ class Placed:
         thing: The thing.
         place: One of `PLACES`.
         drawing: The emoji and the style that it is drawn with.
+        mirrored: Whether its left is its right.
     """
 
     thing: Thing
     place: str
     drawing: Drawing
+    mirrored: bool = False
 
     @property
     def column(self) -> int:
@@ -140,6 +142,7 @@ def composed(
     wanted: Sequence[tuple[Thing, str | None]],
     draws: Callable[[Thing], Sequence[Drawing]],
     hides: Hides = lambda drawing, colour: 0.0,
+    mirror: float = 0.0,
 ) -> Scene:
     """A scene of things, each at a given place or at any that is left.
 
@@ -148,6 +151,7 @@ def composed(
         wanted: The things and their places.
         draws: The drawings of a thing that may be shown.
         hides: What a ground hides of a drawing; one that hides little is looked for.
+        mirror: Share of drawings that are mirrored.
     """
     taken = {place for _, place in wanted if place}
     left = [str(p) for p in rng.permutation([p for p in PLACES if p not in taken])]
@@ -155,7 +159,8 @@ def composed(
     for thing, place in wanted:
         own = draws(thing)
         drawing = own[int(rng.integers(len(own)))]
-        placed.append(Placed(thing, place or left.pop(), drawing))
+        mirrored = mirror > 0 and rng.random() < mirror
+        placed.append(Placed(thing, place or left.pop(), drawing, mirrored))
     placed.sort(key=lambda p: PLACES.index(p.place))
     kind = rng.random()
     grounds: list[tuple[float, Ground]] = []
@@ -234,9 +239,10 @@ class Painter:
         image = painted_ground(scene.ground)
         cut_outs = [self.cut_out(p.drawing) for p in scene.placed]
         boxes = arranged(scene, [c.size for c in cut_outs])
-        for cut_out, (left, top, right, bottom) in zip(cut_outs, boxes, strict=True):
-            size = right - left, bottom - top
-            own = cut_out.resize(size, Image.Resampling.LANCZOS)
+        for placed, cut_out, box in zip(scene.placed, cut_outs, boxes, strict=True):
+            left, top, right, bottom = box
+            own = cut_out.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+            own = ImageOps.mirror(own) if placed.mirrored else own
             image.paste(own, (left, top), own)
         return image
 
