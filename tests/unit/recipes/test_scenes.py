@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from isthmus.data.rows import to_record
 from isthmus.data.samples import conversation_spans
@@ -266,6 +268,35 @@ def test_things_stay_in_their_quadrants_and_apart(recipe: Any, pool: list[Any]) 
             assert placed.row <= 0 or top >= half
         for one, other in itertools.combinations(boxes, 2):
             assert recipe.scenes.overlap(one, other) <= recipe.scenes.OVERLAP
+
+
+def test_a_mirrored_drawing_stands_where_it_stood(recipe: Any, pool: list[Any]) -> None:
+    scene = scene_of(recipe, pool, {"bottom left": "taco"}, "white")
+    mirrored = replace(scene, placed=(replace(scene.placed[0], mirrored=True),))
+    drawing = Image.new("RGBA", (60, 40), "red")
+    drawing.paste("blue", (0, 0, 20, 40))
+    painter = recipe.scenes.Painter(None)
+    painter.cut_out = lambda drawn: drawing
+    [(left, top, right, bottom)] = recipe.scenes.arranged(scene, [drawing.size])
+    plain, turned = (np.asarray(painter.paint(s)).astype(int) for s in (scene, mirrored))
+    inside = (slice(top, bottom), slice(left, right))
+    assert np.abs(plain[inside][:, ::-1] - turned[inside]).max() <= 1
+    assert np.abs(plain[inside] - turned[inside]).max() == 255
+    plain[inside] = turned[inside] = 0
+    assert (plain == turned).all()
+
+
+def test_as_many_drawings_as_asked_for_are_mirrored(recipe: Any, pool: list[Any]) -> None:
+    def drawn(mirror: float) -> list[Any]:
+        rng = np.random.default_rng(0)
+        wanted = [(thing, None) for thing in pool[:4]]
+        draws = lambda thing: [(thing.name, "")]  # noqa: E731
+        scenes = [recipe.scenes.composed(rng, wanted, draws, mirror=mirror) for _ in range(250)]
+        return [p.mirrored for scene in scenes for p in scene.placed]
+
+    assert not any(drawn(0.0))
+    assert all(drawn(1.0))
+    assert 0.45 < np.mean(drawn(0.5)) < 0.55
 
 
 def test_names_in_lists_are_names(recipe: Any) -> None:
