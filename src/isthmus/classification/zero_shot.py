@@ -329,6 +329,7 @@ class ZeroShotClassifier:
                 precision and a threshold.
 
         Example:
+            >>> _ = torch.manual_seed(0)
             >>> model = DualEncoder.join("tiny-vit", "tiny-text", width=8)
             >>> classifier = ZeroShotClassifier(model, ["cat", "dog"], "one", cache=False)
             >>> labels = ["cat", "dog"] * 50
