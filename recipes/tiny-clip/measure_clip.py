@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 import isthmus as im
-from isthmus.classification.zero_shot import Method
+from isthmus.classification.few_shot import Method
 from isthmus.evaluation.metrics import wilson
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isthmus.assets.registry import asset_status, fetch_asset
     from isthmus.catalogue import available
+    from isthmus.classification.calibration import Calibration
     from isthmus.classification.classify import Classified, classify_images
     from isthmus.classification.zero_shot import ZeroShotClassifier
     from isthmus.config.clip import ContrastiveConfig, DualEncoderConfig
@@ -124,6 +125,7 @@ _HOMES = {
     "isthmus.machine": ("Machine", "probe"),
     "isthmus.catalogue": ("available",),
     "isthmus.assets.registry": ("asset_status", "fetch_asset"),
+    "isthmus.classification.calibration": ("Calibration",),
     "isthmus.classification.classify": ("Classified", "classify_images"),
     "isthmus.search.search": ("search_images",),
     "isthmus.classification.zero_shot": ("ZeroShotClassifier",),
@@ -172,6 +174,7 @@ __all__ = [
     "AttentionPool",
     "Batch",
     "CAbstractor",
+    "Calibration",
     "CheckpointError",
     "Classified",
     "ConfigError",

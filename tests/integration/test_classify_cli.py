@@ -153,3 +153,45 @@ def test_bad_images_and_models_are_one_line(run: Any, model: Path, images: Path)
         code, out, err = run(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), arguments
         assert message in err
+
+
+def test_a_calibration_file_gives_python_s_probabilities(
+    run: Any, model: Path, images: Path, tmp_path: Path
+) -> None:
+    files = [str(images / f"{i}.png") for i in range(3)]
+    told = ("--labels", ",".join(LABELS), "--templates", "one", "--model", model, "--json")
+    made = im.ZeroShotClassifier(model, LABELS, "one", cache=False)
+    noise = torch.randn(90, 12, generator=torch.Generator().manual_seed(0))
+    features = made.weights_.repeat(30, 1) + noise / 2
+    fitted = made.calibrate(features, LABELS * 30, method="vector", precision=0.5)
+    assert fitted.calibration is not None
+    file = fitted.calibration.save(tmp_path / "calibration.json")
+
+    code, out, err = run(images, *told, "--calibration", file)
+    assert (code, err) == (0, "")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [f["label"] for f in found] == fitted.predict(files).tolist()
+    for f, expected in zip(found, fitted.top(files), strict=True):
+        assert [t["label"] for t in f["top"]] == [name for name, _ in expected]
+        assert [t["probability"] for t in f["top"]] == pytest.approx(
+            [score for _, score in expected], abs=1e-5
+        )
+        assert expected != made.top(files[:1])[0]
+    code, out, _ = run(files[0], *told, "--calibration", file, "--threshold", 1)
+    assert json.loads(out)["label"] == "none of these"
+
+    torch.manual_seed(1)
+    other = im.save(im.DualEncoder.join("tiny-vit", "tiny-text", width=12), tmp_path / "other")
+    (tmp_path / "damaged.json").write_text("{}")
+    for arguments, message in (
+        (("--calibration", file, "--model", other), "the calibration is for the model"),
+        (("--calibration", file, "--templates", "none"), "for the templates"),
+        (("--calibration", file, "--labels", "cat,dog"), 'no numbers for the label "dog"'),
+        (("--calibration", file, "--labels", "cat,ice cream"), '"great white shark" is missing'),
+        (("--calibration", file, "--multi-label"), "leave one of them out"),
+        (("--calibration", tmp_path / "nowhere.json"), "cannot read the calibration in"),
+        (("--calibration", tmp_path / "damaged.json"), "is no calibration"),
+    ):
+        code, out, err = run(files[0], *told, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), arguments
+        assert message in err

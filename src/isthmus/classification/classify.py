@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.classification.calibration import Calibration
 from isthmus.classification.templates import Templates
 from isthmus.classification.zero_shot import NONE, ZeroShotClassifier
 from isthmus.data.folders import images_of
@@ -49,6 +50,7 @@ def classify_images(
     top: int = 5,
     threshold: float | None = None,
     multi_label: bool = False,
+    calibration: Calibration | str | Path | None = None,
     model: Any = "tiny-clip",
     batch_size: int = 32,
     device: str | torch.device = "auto",
@@ -65,6 +67,7 @@ def classify_images(
         threshold: Below it an image is "none of these"; with `multi_label`, above it a label
             holds (0.5 unless set).
         multi_label: Whether an image may have several labels or none.
+        calibration: What `ZeroShotClassifier.calibrate` fitted, or its file.
         model: A dual encoder, or what `load_clip` takes.
         batch_size: Images in one pass; it changes no score.
         device: Where a model that is named is loaded to.
@@ -75,7 +78,8 @@ def classify_images(
         image that cannot be read has an `error` and stops nothing.
 
     Raises:
-        InputError: At once, if there is no image or no label, or a label is there twice.
+        InputError: At once, if there is no image or no label, a label is there twice, or the
+            calibration is for other labels, templates or another model.
         PromptError: If a template has no `{}`.
 
     Example:
@@ -89,12 +93,15 @@ def classify_images(
     sources = images_of(images if several else [images])  # type: ignore[arg-type, list-item]
     if not sources:
         raise InputError("got no images: expected at least one")
+    if isinstance(calibration, str | Path):
+        calibration = Calibration.load(calibration)
     classifier = ZeroShotClassifier(
         model,
         list(labels),
         templates,
         multi_label=multi_label,
         threshold=threshold,
+        calibration=calibration,
         batch_size=batch_size,
         device=device,
         dtype=dtype,

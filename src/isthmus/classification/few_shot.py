@@ -9,7 +9,8 @@ Letters: B images, K classes, D width of the common space, S labelled images, M 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,74 @@ from isthmus.model.clip.towers import context_in_place
 
 Scorer = Callable[[Tensor], Tensor]
 """Features (B, D) of length 1 to logits (B, K)."""
+Method = Literal["tip-adapter", "tip-adapter-f", "ncm", "linear", "coop"]
+METHODS = ("tip-adapter", "tip-adapter-f", "ncm", "linear", "coop")
 PUBLISHED_SCALE = 100.0
 """The factor on similarities in Tip-Adapter's formula; alpha is meant beside it."""
 ALPHAS = (0.0, 0.3, 0.6, 1.17, 2.0, 4.0, 8.0, 16.0, 32.0)
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def fit_head(
+    method: Method,
+    model: DualEncoder,
+    labels: Sequence[str],
+    zero_shot: Tensor,
+    features: Tensor,
+    targets: Tensor,
+    options: Mapping[str, Any],
+) -> Scorer:
+    """Fits what a method adds to a zero-shot classifier.
+
+    Args:
+        method: One of `METHODS`.
+        model: The dual encoder.
+        labels: The labels (K,).
+        zero_shot: The zero-shot classifier's weights (K, D).
+        features: Features (S, D) of labelled images.
+        targets: Their classes (S,).
+        options: Keyword arguments of the method.
+
+    Raises:
+        ConfigError: If an option is unknown.
+        InputError: If a class has no image and the method needs one.
+    """
+    try:
+        return _fit_head(method, model, labels, zero_shot, features, targets, dict(options))
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        given = ", ".join(sorted(options))
+        raise ConfigError(f'method "{method}" has no such option; got {given}') from error
+
+
+def _fit_head(
+    method: Method,
+    model: DualEncoder,
+    labels: Sequence[str],
+    zero_shot: Tensor,
+    features: Tensor,
+    targets: Tensor,
+    options: dict[str, Any],
+) -> Scorer:
+    scale, classes = float(model.logit_scale.detach().exp()), len(labels)
+    if method == "ncm":
+        return nearest_class_mean(features, targets, classes, scale, **options)
+    if method == "linear":
+        if options.get("toward") == "text":
+            options["toward"] = scale * zero_shot
+        return linear_probe(features, targets, classes, **options)
+    if method == "coop":
+        weights = learned_context(model, labels, features, targets, **options)
+        return lambda x: scale * x @ weights.T
+    adapting = {k: v for k, v in options.items() if k in ("alpha", "beta")}
+    tuning = {k: v for k, v in options.items() if k not in adapting}
+    adapter = TipAdapter(zero_shot, features, targets, scale, **adapting)
+    if method == "tip-adapter-f":
+        return adapter.tune(**tuning)
+    if tuning:
+        raise ConfigError(f'method "tip-adapter" is not trained: got {", ".join(tuning)}')
+    return adapter
 
 
 def nearest_class_mean(features: Tensor, targets: Tensor, classes: int, scale: float) -> Scorer:

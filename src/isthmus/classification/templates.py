@@ -83,11 +83,9 @@ def prompts_of(labels: Sequence[str], templates: Templates) -> list[list[str]]:
         >>> prompts_of(["7"], "digits")
         [['a photo of the number: "7".']]
     """
-    if isinstance(templates, str | Path):
-        templates = _named(templates)
-    if isinstance(templates, Mapping):
-        return _described(labels, templates)
-    found = list(templates)
+    found = resolved_templates(templates)
+    if isinstance(found, dict):
+        return _described(labels, found)
     if not found:
         raise PromptError('got no templates: expected at least one, as in ["a photo of a {}."]')
     for template in found:
@@ -98,6 +96,21 @@ def prompts_of(labels: Sequence[str], templates: Templates) -> list[list[str]]:
             )
     # Not str.format, which would trip over any other brace
     return [[template.replace(SLOT, label) for template in found] for label in labels]
+
+
+def resolved_templates(templates: Templates) -> list[str] | dict[str, Sequence[str]]:
+    """The templates that a name or a file stands for, or descriptions by label, unchecked.
+
+    Raises:
+        PromptError: If one template has no `{}`.
+        InputError: If a set is unknown or a file cannot be read.
+
+    Example:
+        >>> resolved_templates("digits")
+        ['a photo of the number: "{}".']
+    """
+    found = _named(templates) if isinstance(templates, str | Path) else templates
+    return dict(found) if isinstance(found, Mapping) else list(found)
 
 
 def _named(given: str | Path) -> Sequence[str] | Mapping[str, Sequence[str]]:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isthmus.classification.classifier_cache import cached_weights, zero_shot_weights
-from isthmus.classification.few_shot import (
-    Scorer,
-    TipAdapter,
-    learned_context,
-    linear_probe,
-    nearest_class_mean,
+from isthmus.classification.calibration import (
+    Calibration,
+    CalibrationMethod,
+    calibration_for,
+    check_options,
+    fit_calibration,
 )
+from isthmus.classification.classifier_cache import cached_weights, zero_shot_weights
+from isthmus.classification.few_shot import METHODS, Method, Scorer, fit_head
+from isthmus.classification.identity import head_probe, model_identity, templates_identity
 from isthmus.classification.templates import Templates, checked_labels, prompts_of
 from isthmus.errors import ConfigError, InputError, PromptError, suggestion
 from isthmus.media.image import Source
@@ -30,8 +32,6 @@ from isthmus.model.clip.dual_encoder import DualEncoder
 
 Images = Sequence[Source] | Tensor
 """Images, or their features (B, D) as `DualEncoder.encode_images` gives them."""
-Method = Literal["tip-adapter", "tip-adapter-f", "ncm", "linear", "coop"]
-METHODS = ("tip-adapter", "tip-adapter-f", "ncm", "linear", "coop")
 NONE = "none of these"
 ANYTHING = "something"
 """The label that stands for any other, where a softmax model judges each label by itself."""
@@ -51,7 +51,9 @@ class ZeroShotClassifier:
             each. With a sigmoid model its own scores are used. A softmax model has none for one
             label alone: a label is weighed against a prompt of "something".
         threshold: Below it an image is "none of these"; with `multi_label`, above it a label
-            holds (0.5 unless set).
+            holds (0.5 unless set). It replaces the calibration's.
+        calibration: What `calibrate` fitted, for this model and these templates. Labels may
+            stand in another order.
         cache: Where weights are kept on disk: a folder, True for Isthmus's cache, False for not.
         batch_size: Images in one pass; it changes no score.
         device: Where a model that is named is loaded to; see `load_clip`.
@@ -62,7 +64,9 @@ class ZeroShotClassifier:
         weights_: The zero-shot weights (K, D), of length 1.
 
     Raises:
-        InputError: If there is no label, or one is there twice.
+        InputError: If there is no label, or one is there twice; or if the calibration is for
+            other labels or templates, and, when first used, for another model.
+        ConfigError: If there is a calibration, and `multi_label` too.
         PromptError: If a template has no `{}`; and, when first used, if a prompt is longer than
             the model's context.
 
@@ -82,6 +86,7 @@ class ZeroShotClassifier:
         *,
         multi_label: bool = False,
         threshold: float | None = None,
+        calibration: Calibration | None = None,
         cache: bool | str | Path = True,
         batch_size: int = 32,
         device: str | torch.device = "auto",
@@ -91,6 +96,7 @@ class ZeroShotClassifier:
         self.templates = templates
         self.multi_label = multi_label
         self.threshold = threshold
+        self.calibration = calibration
         self.cache = cache
         self.batch_size = batch_size
         self.device = device
@@ -101,6 +107,11 @@ class ZeroShotClassifier:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
         self._prompts = prompts_of(names, templates)
+        self._calibration = calibration
+        if calibration is not None:
+            told: dict[str, Any] = {"multi_label": multi_label, "threshold": threshold}
+            self._calibration = calibration_for(calibration, names, templates, **told)
+        self._calibration_checked = False
         self.classes_: NDArray[np.str_] = np.array(names)
         self.model: DualEncoder = load_clip(model, device=device, dtype=dtype)
         self._weights: Tensor | None = None
@@ -109,8 +120,8 @@ class ZeroShotClassifier:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What it was made with, as scikit-learn's `clone` asks."""
-        names = ["model", "labels", "templates", "multi_label", "threshold", "cache"]
-        names += ["batch_size", "device", "dtype"]
+        names = ["model", "labels", "templates", "multi_label", "threshold", "calibration"]
+        names += ["cache", "batch_size", "device", "dtype"]
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -150,8 +161,11 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def decision_function(self, images: Images) -> NDArray[np.float32]:
-        """Logits (B, K): similarities times the model's temperature, plus its bias, if any."""
-        return self._logits(self.transform(images)).numpy()
+        """Logits (B, K): similarities times the model's temperature, plus its bias, if any.
+
+        With a calibration they are scaled by it.
+        """
+        return self._calibrated(self._logits(self.transform(images))).float().numpy()
 
     def _logits(self, features: Tensor) -> Tensor:
         if self._fitted is not None:
@@ -168,13 +182,17 @@ class ZeroShotClassifier:
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (B, K).
 
-        Rows sum to 1 where labels compete: for a softmax model, and for any model after `fit`.
-        A sigmoid model gives each label its own, as does `multi_label`.
+        Rows sum to 1 where labels compete: for a softmax model, and for any model after `fit` or
+        with a calibration. A sigmoid model gives each label its own, as does `multi_label`.
+
+        Raises:
+            InputError: If the calibration is for another model or few-shot head.
         """
         features = self.transform(images)
-        logits = self._logits(features)
-        if self._fitted is not None or (self.model.loss == "softmax" and not self.multi_label):
-            return logits.softmax(dim=-1).numpy()
+        logits = self._calibrated(self._logits(features))
+        competing = self.model.loss == "softmax" and not self.multi_label
+        if competing or self._fitted is not None or self.calibration is not None:
+            return logits.softmax(dim=-1).float().numpy()
         if self.model.loss == "softmax":
             logits = logits - self._scale()[0] * features @ self._anything().T
         return logits.sigmoid().numpy()
@@ -194,15 +212,16 @@ class ZeroShotClassifier:
     def predict(self, images: Images) -> NDArray[Any]:
         """The label of each image (B,), or with `multi_label` whether each holds (B, K).
 
-        With a threshold, an image whose best label is less probable is "none of these".
+        With a threshold, an image whose best label is less probable is "none of these". It is
+        the classifier's own, or else the calibration's.
         """
         scores = self.predict_proba(images)
         if self.multi_label:
             return scores >= (0.5 if self.threshold is None else self.threshold)
-        found = self.classes_[scores.argmax(axis=1)]
-        if self.threshold is None:
+        found, threshold = self.classes_[scores.argmax(axis=1)], self._threshold()
+        if threshold is None:
             return found
-        return np.where(scores.max(axis=1) < self.threshold, NONE, found)
+        return np.where(scores.max(axis=1) < threshold, NONE, found)
 
     def top(self, images: Images, k: int = 5) -> list[list[tuple[str, float]]]:
         """The k likeliest labels of each image with their probabilities, likeliest first."""
@@ -229,7 +248,7 @@ class ZeroShotClassifier:
             if truth.shape != found.shape:
                 raise InputError(f"got labels of shape {truth.shape}: expected {found.shape}")
             return float((found == truth).all(axis=1).mean())
-        self._targets(labels, len(found), also=(NONE,) if self.threshold is not None else ())
+        self._targets(labels, len(found), also=() if self._threshold() is None else (NONE,))
         return float(np.mean(found == np.asarray([str(label) for label in labels])))
 
     # --- A few labelled images ------------------------------------------------------------
@@ -267,37 +286,102 @@ class ZeroShotClassifier:
             raise ConfigError("fit learns one label for each image: leave out multi_label")
         features = self.transform(images)
         targets = self._targets(labels, len(features))
-        try:
-            self._fitted = self._fit(method, features, targets, options)
-        except TypeError as error:
-            if "unexpected keyword" not in str(error):
-                raise
-            given = ", ".join(sorted(options))
-            raise ConfigError(f'method "{method}" has no such option; got {given}') from error
+        names = [str(name) for name in self.classes_]
+        head = fit_head(method, self.model, names, self.weights_, features, targets, options)
+        self._fitted, self._calibration_checked = head, False
         return self
 
-    def _fit(
-        self, method: Method, features: Tensor, targets: Tensor, options: dict[str, Any]
-    ) -> Scorer:
-        scale, classes = self._scale()[0], len(self.classes_)
-        if method == "ncm":
-            return nearest_class_mean(features, targets, classes, scale, **options)
-        if method == "linear":
-            if options.get("toward") == "text":
-                options = {**options, "toward": scale * self.weights_}
-            return linear_probe(features, targets, classes, **options)
-        if method == "coop":
-            names = [str(name) for name in self.classes_]
-            weights = learned_context(self.model, names, features, targets, **options)
-            return lambda x: scale * x @ weights.T
-        adapting = {k: v for k, v in options.items() if k in ("alpha", "beta")}
-        tuning = {k: v for k, v in options.items() if k not in adapting}
-        adapter = TipAdapter(self.weights_, features, targets, scale, **adapting)
-        if method == "tip-adapter-f":
-            return adapter.tune(**tuning)
-        if tuning:
-            raise ConfigError(f'method "tip-adapter" is not trained: got {", ".join(tuning)}')
-        return adapter
+    # --- Calibration ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        images: Images,
+        labels: Sequence[str],
+        *,
+        method: CalibrationMethod = "temperature",
+        precision: float | None = None,
+    ) -> ZeroShotClassifier:
+        """The same classifier with probabilities that fit labelled images (Guo et al. 2017).
+
+        What `fit` learned is calibrated with it, on images other than those of `fit`. Labels
+        compete from then on: a sigmoid model's logits are compared by softmax, in which its bias
+        is no matter.
+
+        Args:
+            images: Images like those that will be classified, or their features.
+            labels: Their labels, of the classifier's.
+            method: "temperature" scales all logits by one number, which leaves every prediction
+                as it is; a few dozen images are enough. "vector" gives each label a scale and a
+                bias, which needs several images of each. See
+                `isthmus.classification.scaling`.
+            precision: Sets the least threshold from which on predictions are right for this
+                share of the images; below it an image is "none of these". None for none.
+
+        Returns:
+            A new classifier; its `calibration` can be saved. This one is untouched.
+
+        Raises:
+            InputError: If labels are unknown or do not match the images; if all predictions are
+                right, or no better than chance, so that no temperature fits; or if no threshold
+                reaches the precision.
+            ConfigError: With `multi_label`; if the method is unknown; or if there are both a
+                precision and a threshold.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> model = DualEncoder.join("tiny-vit", "tiny-text", width=8)
+            >>> classifier = ZeroShotClassifier(model, ["cat", "dog"], "one", cache=False)
+            >>> labels = ["cat", "dog"] * 50
+            >>> noise = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+            >>> features = classifier.weights_.repeat(50, 1) + noise / 2
+            >>> calibrated = classifier.calibrate(features, labels)
+            >>> calibrated.calibration.after.nll <= calibrated.calibration.before.nll
+            True
+        """
+        if self.multi_label:
+            raise ConfigError("calibrate compares labels with each other: leave out multi_label")
+        if precision is not None and self.threshold is not None:
+            raise ConfigError(
+                f"got a precision and the threshold {self.threshold}: leave one of them out"
+            )
+        names = [str(name) for name in self.classes_]
+        check_options(names, method, precision)
+        features = self.transform(images)
+        found = fit_calibration(
+            self._logits(features),
+            self._targets(labels, len(features)),
+            names,
+            model=model_identity(self.model),
+            templates=templates_identity(self.templates),
+            head=self._head(),
+            method=method,
+            precision=precision,
+        )
+        made = ZeroShotClassifier(**{**self.get_params(), "calibration": found})
+        made._weights, made._fitted = self._weights, self._fitted
+        made._calibration_checked = True
+        return made
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        """Calibrated logits (B, K), or the same if there is no calibration."""
+        if self._calibration is None:
+            return logits
+        if not self._calibration_checked:  # once: it reads every weight
+            self._calibration.check(model=model_identity(self.model), head=self._head())
+            self._calibration_checked = True
+        return self._calibration.apply(logits)
+
+    def _head(self) -> list[float]:
+        """What tells the few-shot head from others; empty if there is none."""
+        if self._fitted is None:
+            return []
+        return head_probe(self._fitted, self.weights_.shape[1])
+
+    def _threshold(self) -> float | None:
+        if self.threshold is not None or self._calibration is None:
+            return self.threshold
+        return self._calibration.threshold
 
     def _targets(self, labels: Any, expected: int, also: Sequence[str] = ()) -> Tensor:
         """Class numbers of labels."""

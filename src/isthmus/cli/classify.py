@@ -42,6 +42,10 @@ def classify(
     multi_label: Annotated[
         bool, typer.Option(help="An image may have several labels, or none.")
     ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A file from `Calibration.save`, for the same model and templates."),
+    ] = None,
     model: DualEncoder = "tiny-clip",
     sheet: Annotated[
         Path | None, typer.Option(help="Write the images and their labels as one PNG.")
@@ -93,6 +97,7 @@ def classify(
             top=top,
             threshold=threshold,
             multi_label=multi_label,
+            calibration=calibration,
             model=model,
             batch_size=batch_size,
             device=device,

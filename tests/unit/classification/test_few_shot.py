@@ -10,12 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from isthmus.classification.few_shot import (
+    METHODS,
     TipAdapter,
     learned_context,
     linear_probe,
     nearest_class_mean,
 )
-from isthmus.classification.zero_shot import METHODS, ZeroShotClassifier
+from isthmus.classification.zero_shot import ZeroShotClassifier
 from isthmus.errors import ConfigError, InputError, PromptError
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.towers import context_in_place
