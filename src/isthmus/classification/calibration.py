@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -245,7 +245,7 @@ class Calibration(Config):
 
 
 def calibration_for(
-    calibration: Calibration,
+    calibration: Any,
     labels: Sequence[str],
     templates: Templates,
     *,
