@@ -312,7 +312,7 @@ class ZeroShotClassifier:
             images: Images like those that will be classified, or their features.
             labels: Their labels, of the classifier's.
             method: "temperature" scales all logits by one number, which leaves every prediction
-                as it is; a few dozen images are enough. "vector" gives each label a scale and a
+                as it is, and needs few images. "vector" gives each label a scale and a
                 bias, which needs several images of each. See
                 `isthmus.classification.scaling`.
             precision: Sets the least threshold from which on predictions are right for this
