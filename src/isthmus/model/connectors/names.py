@@ -396,5 +396,5 @@ class Names(Config):
     def toy(self) -> Names:
         """The same connector, small."""
         small = replace(self, concepts=32, pieces=2, others=1, dimensions=4, free=2, heads=2)
-        small = replace(small, region_pieces=min(self.region_pieces, 2), region_dimensions=4)
+        small = replace(small, region_pieces=1, region_others=0, region_dimensions=4)
         return replace(small, region_concepts=16, reader=8 if self.reader else 0)
