@@ -55,39 +55,28 @@ def fit_head(
         ConfigError: If an option is unknown.
         InputError: If a class has no image and the method needs one.
     """
+    scale, classes = float(model.logit_scale.detach().exp()), len(labels)
+    given = dict(options)
     try:
-        return _fit_head(method, model, labels, zero_shot, features, targets, dict(options))
+        if method == "ncm":
+            return nearest_class_mean(features, targets, classes, scale, **given)
+        if method == "linear":
+            if given.get("toward") == "text":
+                given["toward"] = scale * zero_shot
+            return linear_probe(features, targets, classes, **given)
+        if method == "coop":
+            weights = learned_context(model, labels, features, targets, **given)
+            return lambda x: scale * x @ weights.T
+        adapting = {k: v for k, v in given.items() if k in ("alpha", "beta")}
+        tuning = {k: v for k, v in given.items() if k not in adapting}
+        adapter = TipAdapter(zero_shot, features, targets, scale, **adapting)
+        if method == "tip-adapter-f":
+            return adapter.tune(**tuning)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
-        given = ", ".join(sorted(options))
-        raise ConfigError(f'method "{method}" has no such option; got {given}') from error
-
-
-def _fit_head(
-    method: Method,
-    model: DualEncoder,
-    labels: Sequence[str],
-    zero_shot: Tensor,
-    features: Tensor,
-    targets: Tensor,
-    options: dict[str, Any],
-) -> Scorer:
-    scale, classes = float(model.logit_scale.detach().exp()), len(labels)
-    if method == "ncm":
-        return nearest_class_mean(features, targets, classes, scale, **options)
-    if method == "linear":
-        if options.get("toward") == "text":
-            options["toward"] = scale * zero_shot
-        return linear_probe(features, targets, classes, **options)
-    if method == "coop":
-        weights = learned_context(model, labels, features, targets, **options)
-        return lambda x: scale * x @ weights.T
-    adapting = {k: v for k, v in options.items() if k in ("alpha", "beta")}
-    tuning = {k: v for k, v in options.items() if k not in adapting}
-    adapter = TipAdapter(zero_shot, features, targets, scale, **adapting)
-    if method == "tip-adapter-f":
-        return adapter.tune(**tuning)
+        names = ", ".join(sorted(options))
+        raise ConfigError(f'method "{method}" has no such option; got {names}') from error
     if tuning:
         raise ConfigError(f'method "tip-adapter" is not trained: got {", ".join(tuning)}')
     return adapter

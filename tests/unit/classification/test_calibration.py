@@ -219,20 +219,6 @@ def test_the_threshold_is_the_least_that_reaches_the_precision(
 # --- The classifier ---------------------------------------------------------------------------
 
 
-def build(loss: Any = "softmax") -> DualEncoder:
-    torch.manual_seed(3)
-    made = DualEncoder.join("tiny-vit", "tiny-text", width=12, loss=loss)
-    for parameter in made.parameters():
-        if parameter.requires_grad and parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return made
-
-
-@pytest.fixture(scope="module")
-def model() -> DualEncoder:
-    return build()
-
-
 def classifier(model: DualEncoder, **options: Any) -> ZeroShotClassifier:
     told = {"labels": LABELS, "templates": "one", "cache": False, **options}
     return ZeroShotClassifier(model, **told)
@@ -246,7 +232,7 @@ def images_of(made: ZeroShotClassifier, each: int = 40, seed: int = 0) -> tuple[
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("method", ["temperature", "vector"])
-def test_a_calibrated_classifier_is_a_new_one(loss: str, method: Any) -> None:
+def test_a_calibrated_classifier_is_a_new_one(build: Any, loss: str, method: Any) -> None:
     made = classifier(build(loss))
     features, labels = images_of(made)
     before, found = made.predict_proba(features), made.predict(features)
@@ -401,7 +387,9 @@ def test_a_few_shot_head_is_what_is_calibrated(
 # --- Others are refused -----------------------------------------------------------------------
 
 
-def test_other_models_templates_and_labels_are_refused(model: DualEncoder, tmp_path: Path) -> None:
+def test_other_models_templates_and_labels_are_refused(
+    build: Any, model: DualEncoder, tmp_path: Path
+) -> None:
     made = classifier(model)
     features, labels = images_of(made)
     temperature = made.calibrate(features, labels).calibration

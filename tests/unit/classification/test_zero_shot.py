@@ -23,20 +23,6 @@ LABELS = ["cat", "great white shark", "ice cream", "truck"]
 
 
 @pytest.fixture(scope="module")
-def model() -> DualEncoder:
-    return build("softmax")
-
-
-def build(loss: Any) -> DualEncoder:
-    torch.manual_seed(3)
-    made = DualEncoder.join("tiny-vit", "tiny-text", width=12, loss=loss)
-    for parameter in made.parameters():
-        if parameter.requires_grad and parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return made
-
-
-@pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (40, 30 + i, 3), np.uint8)) for i in range(7)]
@@ -82,7 +68,7 @@ def test_scores_and_probabilities_by_hand(model: DualEncoder, photos: list[Image
     assert best[0][1] > best[1][1]
 
 
-def test_the_model_s_own_temperature_is_used(photos: list[Image.Image]) -> None:
+def test_the_model_s_own_temperature_is_used(build: Any, photos: list[Image.Image]) -> None:
     """Others write 100, which leaves the order and spoils the probabilities."""
     model = build("softmax")
     before = classifier(model).predict_proba(photos)
@@ -94,7 +80,7 @@ def test_the_model_s_own_temperature_is_used(photos: list[Image.Image]) -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_batch_size_changes_no_score(loss: str, photos: list[Image.Image]) -> None:
+def test_batch_size_changes_no_score(build: Any, loss: str, photos: list[Image.Image]) -> None:
     model = build(loss)
     whole = classifier(model, batch_size=64).predict_proba(photos)
     for size in (1, 3):
@@ -104,7 +90,7 @@ def test_batch_size_changes_no_score(loss: str, photos: list[Image.Image]) -> No
     np.testing.assert_allclose(classifier(model).predict_proba(features), whole, atol=1e-5)
 
 
-def test_a_sigmoid_model_judges_each_label(photos: list[Image.Image]) -> None:
+def test_a_sigmoid_model_judges_each_label(build: Any, photos: list[Image.Image]) -> None:
     model = build("sigmoid")
     made = classifier(model, multi_label=True)
     logits = made.decision_function(photos)
@@ -145,7 +131,7 @@ def test_below_the_threshold_it_is_none_of_these(
 
 
 def test_cached_weights_are_fresh_ones_and_no_others(
-    model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Any, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = prompts_of(LABELS, "imagenet-7")
     fresh = zero_shot_weights(model, prompts)
