@@ -5,6 +5,9 @@
   share the first.
 - `hypernyms` are the words of `BASIC` above the class in WordNet, nearest first, at most two. A
   word counts only in its commonest sense of the class's own kind: a "plate" of armour is no plate.
+- `glance` is what an animal is called at a glance, the nearest word of `GLANCE` above it ("dog" of
+  a German shepherd: Rosch et al. 1976 call it the basic level); none of other things, and of
+  animals that look like no other (`ITSELF`).
 """
 
 from __future__ import annotations
@@ -62,6 +65,20 @@ BASIC = frozenset(
     mountain beach lake
     """.split()  # noqa: SIM905 (a word list reads better than 200 lines)
 )
+GLANCE = frozenset(
+    """
+    dog cat wolf fox bear rabbit horse goat camel monkey elephant whale bird eagle owl parrot duck
+    goose swan penguin heron stork fish shark frog turtle lizard snake dinosaur spider beetle
+    butterfly crab lobster coral
+    """.split()  # noqa: SIM905
+)
+"""Animals' names at a glance. Not the kinds of a dog, and not what takes a second look."""
+ITSELF = frozenset(
+    """
+    ostrich hummingbird toucan pelican robin magpie vulture crane wallaby sloth tarantula eel
+    pufferfish lynx cougar
+    """.split()  # noqa: SIM905
+)
 MEANT = {
     "edible fruit": "fruit",
     "auto": "car",
@@ -80,7 +97,7 @@ KIND = {"05": ("05",), "13": ("13", "20"), "20": ("20", "13"), "06": ("06",)}
 
 
 def basic_names(index: int, offset: str, net: words.WordNet) -> list[str]:
-    """Basic-level names above a class, nearest first, without those of the class itself."""
+    """All words of `BASIC` above a class, nearest first, without those of the class itself."""
     kinds = KIND.get(net.synsets[offset][0], words.SEEN)
     own = {words.clean(w) for w in net.synsets[offset][1]}
     found = []
@@ -93,7 +110,14 @@ def basic_names(index: int, offset: str, net: words.WordNet) -> list[str]:
     # a botanist's fruits (acorns, grains) hang under another synset than those that are eaten
     plant = net.synsets[offset][0] == "20"
     unsaid = {WRONG.get(index), "fruit" if plant else None}
-    return [word for word in dict.fromkeys(found) if word not in unsaid][:MOST_HYPERNYMS]
+    return [word for word in dict.fromkeys(found) if word not in unsaid]
+
+
+def glance_name(name: str, offset: str, above: list[str], net: words.WordNet) -> str | None:
+    """What an animal is called at a glance, given the words of `BASIC` above it."""
+    if net.synsets[offset][0] != "05" or name in ITSELF:
+        return None
+    return next((word for word in above if word in GLANCE and word != name), None)
 
 
 def class_names(index: int, lemmas: list[str], net: words.WordNet) -> list[str]:
@@ -110,10 +134,12 @@ def imagenet_names(root: Path) -> Iterator[dict[str, Any]]:
         wnid = info.index_to_label_name(index)
         lemmas = [words.clean(w) for w in info.index_to_description(index).split(",")]
         names = class_names(index, lemmas, net)
+        above = [w for w in basic_names(index, wnid[1:], net) if w != names[0]]
         yield {
             "index": index,
             "wnid": wnid,
             "name": names[0],
             "names": names,
-            "hypernyms": [w for w in basic_names(index, wnid[1:], net) if w != names[0]],
+            "hypernyms": above[:MOST_HYPERNYMS],
+            "glance": glance_name(names[0], wnid[1:], above, net),
         }

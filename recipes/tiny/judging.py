@@ -32,6 +32,14 @@ WORDINGS = {
     "instrument": "How many of these are musical instruments: {names}?",
     "building": "How many of these are buildings: {names}?",
 }
+KOREAN_WORDINGS = {
+    "eat": "다음 중 먹을 수 있는 것은 몇 개야: {names}?",
+    "animal": "다음 중 동물은 몇 마리야: {names}?",
+    "vehicle": "다음 중 탈것은 몇 대야: {names}?",
+    "wear": "다음 중 몸에 걸칠 수 있는 것은 몇 개야: {names}?",
+    "instrument": "다음 중 악기는 몇 개야: {names}?",
+    "building": "다음 중 건물은 몇 채야: {names}?",
+}
 MOST = 5
 FILES = {"eat": ("13",), "animal": ("05",)} | dict.fromkeys(
     ("vehicle", "wear", "instrument", "building"), ("06",)
@@ -76,12 +84,13 @@ def judged_names(root: Path) -> dict[str, dict[str, bool]]:
     return {name: own for name, own in found.items() if own}
 
 
-def judged_lists(root: Path, count: int) -> Iterator[dict[str, Any]]:
+def judged_lists(root: Path, count: int, *, korean: bool = False) -> Iterator[dict[str, Any]]:
     """Questions about lists of names, answered in steps behind the trigger.
 
     Args:
         root: The data folder, with drawings to stand before the lists.
         count: How many.
+        korean: Whether they are asked and judged in Korean. Names stay English.
     """
     names = judged_names(root)
     images = [row["image"] for row in drawings.records_of(root, "train-emoji")]
@@ -92,7 +101,7 @@ def judged_lists(root: Path, count: int) -> Iterator[dict[str, Any]]:
         }
         for category in WORDINGS
     }
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(int(korean))
     for _ in range(count):
         category = list(WORDINGS)[int(rng.choice(len(WORDINGS), p=weights / weights.sum()))]
         listed: dict[str, bool] = {}
@@ -100,14 +109,17 @@ def judged_lists(root: Path, count: int) -> Iterator[dict[str, Any]]:
             belongs = bool(rng.random() < 0.5)
             own = members[category][belongs]
             listed[own[int(rng.integers(len(own)))]] = belongs
-        hop = hop_of(category, listed)
+        hop = hop_of(category, listed, korean=korean)
         image = images[int(rng.integers(len(images)))]
         yield led(image, hop, hop.trigger, hop.rationale) | {"source": "judged"}
 
 
-def hop_of(category: str, listed: dict[str, bool]) -> TwoHop:
+def hop_of(category: str, listed: dict[str, bool], *, korean: bool = False) -> TwoHop:
     """The question about a list, given whether each of its names belongs to the category."""
     answer = str(sum(listed.values()))
-    steps = [f"{name}: {'yes' if belongs else 'no'}." for name, belongs in listed.items()]
-    question = WORDINGS[category].format(names=", ".join(listed))
-    return TwoHop(question, answer, " ".join([*steps, f"So {answer}."]), category, "list")
+    yes, no = ("예", "아니요") if korean else ("yes", "no")
+    steps = [f"{name}: {yes if belongs else no}." for name, belongs in listed.items()]
+    steps.append(f"그러므로 {answer}." if korean else f"So {answer}.")
+    wording = (KOREAN_WORDINGS if korean else WORDINGS)[category]
+    question = wording.format(names=", ".join(listed))
+    return TwoHop(question, answer, " ".join(steps), category, "list", korean)

@@ -117,6 +117,8 @@ def makers(
             "train-scenes": lambda: scene_sets.train_scenes(root, scenes),
             "train-steps": lambda: scene_sets.train_steps(root, scenes),
             "train-judged": lambda: judging.judged_lists(root, scenes),
+            "train-steps-ko": lambda: scene_sets.train_steps(root, scenes // 4, korean_share=1.0),
+            "train-judged-ko": lambda: judging.judged_lists(root, scenes // 4, korean=True),
             "scene-layouts": lambda: scene_sets.layouts(root, scenes),
             "crowd-layouts": lambda: scene_sets.crowd_layouts(root, named(root), crowds),
             "dev-layouts": lambda: scene_sets.held_out_layouts(root, "dev"),

@@ -224,8 +224,16 @@ def one_hop_record(asked: Asked, path: str) -> dict[str, Any]:
     return {"image": path, "question": asked.question, "answer": asked.answer}
 
 
-def train_steps(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
-    """Questions of two hops about the training scenes, at once and in steps."""
+def train_steps(
+    root: Path, count: int = SCENES, korean_share: float = KOREAN
+) -> Iterator[dict[str, Any]]:
+    """Questions of two hops about the training scenes, at once and in steps.
+
+    Args:
+        root: The data folder.
+        count: Scenes.
+        korean_share: The share of questions in Korean.
+    """
     scenes = SceneSet(root, "train")
     answers: Counter[tuple[str, str]] = Counter()
     before: dict[bool, deque[tuple[str, TwoHop]]] = {
@@ -238,7 +246,7 @@ def train_steps(root: Path, count: int = SCENES) -> Iterator[dict[str, Any]]:
         rare = min(answers[h.region, h.answer] for h in other)
         other = [h for h in other if answers[h.region, h.answer] == rare]
         for chosen in (region, other[int(rng.integers(len(other)))].region):
-            korean = bool(rng.random() < KOREAN)
+            korean = bool(rng.random() < korean_share)
             wording = int(rng.integers(len(steps.WORDINGS[category])))
             hop = steps.two_hop(picture.scene, category, chosen, wording=wording, korean=korean)
             answers[hop.region, hop.answer] += 1

@@ -107,16 +107,21 @@ def test_no_name_is_that_of_a_held_out_thing(
     assert found["wolf"]["animal"] is True
 
 
+@pytest.mark.parametrize("korean", [False, True])
 def test_the_answer_is_how_many_steps_say_yes(
-    judging: ModuleType, monkeypatch: pytest.MonkeyPatch
+    judging: ModuleType, monkeypatch: pytest.MonkeyPatch, korean: bool
 ) -> None:
+    yes, end_of, lead = ("yes", "So", "Let's think step by step.")
+    if korean:
+        yes, end_of, lead = ("예", "그러므로", "차근차근 생각해봐.")
+    wordings = judging.KOREAN_WORDINGS if korean else judging.WORDINGS
     images = [{"image": f"{i}.png"} for i in range(9)]
     everything = JUDGED | {"box": dict.fromkeys(judging.CATEGORIES, False)}
     monkeypatch.setattr(judging, "judged_names", lambda root: everything)
     monkeypatch.setattr(judging.drawings, "records_of", lambda root, name: images)
-    records = list(judging.judged_lists(Path(), 300))
+    records = list(judging.judged_lists(Path(), 300, korean=korean))
     assert len(records) == 300
-    beginnings = {w.partition("{")[0]: category for category, w in judging.WORDINGS.items()}
+    beginnings = {w.partition("{")[0]: category for category, w in wordings.items()}
     lengths, answers, asked = set(), set(), set()
     for record in records:
         beginning, _, listed = record["question"].partition(": ")
@@ -125,17 +130,17 @@ def test_the_answer_is_how_many_steps_say_yes(
         *steps, end = re.findall(r"[^.]+\.", record["answer"])
         told = dict(step.strip(" .").split(": ") for step in steps)
         assert list(told) == names
-        assert {n: said == "yes" for n, said in told.items()} == {
+        assert {n: said == yes for n, said in told.items()} == {
             n: everything[n][category] for n in names
         }
-        assert end.strip() == f"So {record['result']}."
-        assert record["result"] == str([*told.values()].count("yes"))
-        assert record["lead"] == "Let's think step by step."
+        assert end.strip() == f"{end_of} {record['result']}."
+        assert record["result"] == str([*told.values()].count(yes))
+        assert record["lead"] == lead
         lengths.add(len(names))
         answers.add(record["result"])
         asked.add(category)
     assert max(lengths) <= judging.MOST
     assert {"0", "1", "2"} <= answers
-    assert asked == set(judging.WORDINGS)
+    assert asked == set(wordings)
     assert {r["image"] for r in records} == {r["image"] for r in images}
-    assert records == list(judging.judged_lists(Path(), 300))
+    assert records == list(judging.judged_lists(Path(), 300, korean=korean))

@@ -115,3 +115,29 @@ def test_places_start_as_the_mean_of_their_words(recipe: Any) -> None:
     recipe.fit.name_places(connector, model)
     torch.testing.assert_close(connector.places[2], (words[4] + words[2]) / 2)
     torch.testing.assert_close(connector.places[4], words[5])
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "above", "glance"),
+    [
+        ("german shepherd", "05", ["hound", "dog"], "dog"),  # a kind of dog is no glance's name
+        ("bald eagle", "05", ["eagle", "bird"], "eagle"),  # the nearest
+        ("ostrich", "05", ["bird"], None),  # looks like no other bird
+        ("wombat", "05", [], None),
+        ("grand piano", "06", ["piano"], None),  # no animal
+    ],
+)
+def test_an_animal_has_a_name_at_a_glance(
+    recipe_path: Path, name: str, file: str, above: list[str], glance: str | None
+) -> None:
+    import imagenet
+
+    net: Any = SimpleNamespace(synsets={"1": (file, [name], [])})
+    assert imagenet.glance_name(name, "1", above, net) == glance
+
+
+def test_a_class_is_called_as_it_is_drawn_or_at_a_glance(recipe: Any) -> None:
+    drawn = {"hen": [0], "dog": [1]}
+    rows = [("hen", "bird"), ("pug", "dog"), ("coho", "fish"), ("zebra", None)]
+    said = [recipe.fit.said_of({"name": n, "glance": g}, drawn) for n, g in rows]
+    assert said == ["hen", "dog", "fish", "zebra"]
