@@ -197,7 +197,7 @@ def subject_of(
     if isinstance(model, VisionLanguageModel):
         if calibration is not None:
             raise ConfigError("a calibration is a dual encoder's: leave it out")
-        return LanguageSubject(model, list(labels), (question,), name)
+        return LanguageSubject(model, tuple(labels), (question,), name)
     made_by_hand: Subject = model
     return made_by_hand
 

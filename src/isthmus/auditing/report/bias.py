@@ -84,11 +84,14 @@ def classes(values: Mapping[str, Any], shown: Shown) -> str:
 
 def pixels(values: Mapping[str, Any], shown: Shown) -> str:
     """The baseline on pixels."""
+    own, model = (
+        f"{percent(values[share])} ({interval(values[bounds])})"
+        for share, bounds in (("accuracy", "interval"), ("subject", "subject_interval"))
+    )
     return text(
         f"Logistic regression on 16 x 16 pixels, trained on {values['trained_on']} of these "
-        f"images, is right for {percent(values['accuracy'])} ({interval(values['interval'])}) of "
-        f"the other {values['n']}; the model, which was trained on none, for {percent(values['subject'])} "
-        f"({interval(values['subject_interval'])})."
+        f"images, is right for {own} of the other {values['n']}; the model, which was trained on "
+        f"none of them, for {model}."
     )
 
 

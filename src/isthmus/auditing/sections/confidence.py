@@ -75,7 +75,9 @@ def saved(bench: Bench) -> Measured:
     if not isinstance(bench.subject, ClassifierSubject):
         raise InputError("a calibration file is a dual encoder's; isthmus classify is what uses it")
     names = [bench.labels[c] for c in bench.data.targets]
-    made = bench.subject.classifier.calibrate(bench.features, names).calibration
+    made = bench.subject.classifier.calibrate(
+        bench.subject.features(bench.images), names
+    ).calibration
     assert made is not None
     if bench.folder is not None:
         made.save(bench.folder / "calibration.json")

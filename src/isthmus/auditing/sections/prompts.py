@@ -91,7 +91,7 @@ def wordings(bench: Bench) -> Measured:
     for one in made:
         other = subject.with_prompts(
             labels=one.labels,
-            templates=one.templates if worded else None,  # type: ignore[arg-type]
+            templates=one.templates if worded else None,
         )
         rows.append(other.logits(images).argmax(dim=-1))
     predictions = torch.stack(rows)
@@ -115,9 +115,9 @@ def wordings(bench: Bench) -> Measured:
         for one, row in zip(made, rows[1:], strict=True)
     ]
     flips = (predictions[1:] != predictions[0]).float().mean(dim=0)
-    whole = [None] * len(bench.images)
+    whole: list[float | None] = [None] * len(bench.images)
     for place, share in zip(chosen.tolist(), flips.tolist(), strict=True):
-        whole[place] = round(share, 4)  # type: ignore[call-overload]
+        whole[place] = round(share, 4)
     return Measured(
         {
             "all": every,
