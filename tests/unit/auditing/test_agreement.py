@@ -85,17 +85,13 @@ def test_a_model_that_guesses_has_kappa_0() -> None:
 
 
 def test_flips_by_hand() -> None:
-    rows = [
-        ["cat", "dog", "owl", "owl"],
-        ["cat", "owl", "owl", "cat"],
-        ["cat", "dog", "owl", "cat"],
-    ]
-    found = agreement(rows, ["cat", "dog", "owl", "cat"])
-    assert found.flip_rate == (2 + 1) / 8  # two, then one of four images
+    rows = ["cat dog owl owl", "cat owl owl cat", "cat dog owl dog"]
+    found = agreement([row.split() for row in rows], ["cat", "dog", "owl", "dog"])
+    assert found.flip_rate == (2 + 1) / 8  # two, then one of four images differ from the first
     assert found.flipped_any == 2 / 4
     assert found.flipped_any_interval == pytest.approx((0.1500, 0.8500), abs=1e-4)
-    assert found.accuracy == (0.75, 0.75, 1.0)
-    assert (found.accuracy_lowest, found.accuracy_highest) == (0.75, 1.0)
+    assert found.accuracy == (0.75, 0.5, 1.0)
+    assert (found.accuracy_lowest, found.accuracy_highest) == (0.5, 1.0)
     assert found.note == ""
 
 

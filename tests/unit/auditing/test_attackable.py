@@ -139,6 +139,11 @@ def test_a_model_in_another_runtime_has_no_gradient(photos: list[Image.Image]) -
     np.testing.assert_allclose(found, made.decision_function(photos), atol=1e-4)
 
 
+def test_logits_that_do_not_depend_on_pixels_have_no_gradient() -> None:
+    own = torch.nn.Parameter(torch.ones(3))
+    assert not attackable_of(lambda x: own.expand(len(x), 3), (8, 8)).has_gradient
+
+
 @pytest.mark.parametrize("name", ["transformer", "convolutional"])
 def test_pixels_are_what_the_encoder_sees_before_normalisation(
     name: str, photos: list[Image.Image]

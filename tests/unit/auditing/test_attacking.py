@@ -289,6 +289,8 @@ def test_projection_by_hand() -> None:
     found = project(tried, pixels, "l2", 0.1).flatten()
     expected = torch.tensor([0.3, -0.4, 0.4]) * 0.1 / 0.41**0.5
     torch.testing.assert_close(found - pixels.flatten(), expected)
+    small = pixels + 0.001  # within the ball, so it stays
+    torch.testing.assert_close(project(small, pixels, "l2", 0.1), small)
     tried[0, 0] = torch.nan
     assert project(tried, pixels, "linf", 0.2)[0, 0].item() == 0.5
 

@@ -121,6 +121,8 @@ def test_the_quantile_and_the_fewest_images() -> None:
     assert conformal_quantile(scores, 0.1) == 9  # ceil(10 * 0.9) = 9, which n = 9 just has
     assert conformal_quantile(scores, 0.5) == 5
     assert conformal_quantile(scores, 0.55) == 5  # ceil(4.5)
+    # 100 (1 - 0.41) is 59, though floating point makes it a little more
+    assert conformal_quantile(torch.arange(1.0, 100.0), 0.41) == 59
     for alpha, least in ((0.1, 9), (0.05, 19), (0.3, 3), (0.01, 99), (0.07, 14)):
         conformal_quantile(torch.zeros(least), alpha)
         with pytest.raises(InputError, match=f"expected at least {least}; add images"):

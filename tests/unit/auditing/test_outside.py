@@ -77,7 +77,7 @@ def test_at_a_threshold() -> None:
     assert keep_threshold(inside, 0.9) == 2  # 9 of 10 are at least 2
     assert keep_threshold(inside, 0.91) == 1
     assert keep_threshold(inside, 1.0) == 1
-    assert keep_threshold(torch.arange(30.0), 0.7) == 9  # where 0.7 * 30 is a little above 21
+    assert keep_threshold(torch.arange(100.0), 0.55) == 45  # though 0.55 * 100 is above 55
     found = at_threshold(inside, outside, 2)
     assert (found.kept_inside, found.kept_outside) == (0.9, 0.4)
     assert found.kept_inside_interval == wilson(9, 10)
@@ -95,6 +95,8 @@ def test_the_interval_holds_the_true_area() -> None:
         sizes.append(high - low)
     assert 50 <= held <= 60  # 57 expected, 1.7 one deviation
     assert np.mean(sizes) < 0.2
+    tied = detection("it", torch.zeros(9), torch.zeros(7), draws=50)
+    assert (tied.auroc, tied.auroc_interval) == (0.5, (0.5, 0.5))
     inside, outside = two(0, True)
     assert detection("it", inside, outside) == detection("it", inside, outside)
 

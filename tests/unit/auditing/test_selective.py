@@ -28,6 +28,8 @@ def test_by_hand() -> None:
     assert [a.accuracy for a in found.at_coverage] == pytest.approx([0.6, 2 / 3, 1])
     assert [a.answered for a in found.at_coverage] == [5, 3, 2]
     assert found.at_coverage[1].interval == wilson(2, 3)
+    half = selective(confidence, right, coverages=(0.5,)).at_coverage[0]
+    assert (half.answered, half.accuracy) == (3, pytest.approx(2 / 3))  # half of 5, rounded up
     # 3 of 4 are right down to 0.6, though only 2 of 3 are down to 0.7
     assert [(a.coverage, a.threshold) for a in found.at_accuracy] == [
         (0.8, pytest.approx(0.6)),

@@ -308,7 +308,7 @@ def margins(logits: Tensor, targets: Tensor) -> Tensor:
     """
     own = logits.gather(1, targets[:, None])[:, 0]
     others = logits.scatter(1, targets[:, None], -torch.inf)
-    return own - others.mean(dim=-1)
+    return own - others.amax(dim=-1)
 
 
 def checked_pixels(attackable: Attackable, pixels: Tensor) -> None:
