@@ -271,7 +271,7 @@ def _told(bench: Bench, sections: Sequence[str]) -> dict[str, Any]:
         "sections": sorted(sections),
         "quick": settings.quick,
         "seed": settings.seed,
-        "groups": settings.groups,
+        "groups": {name: bench.data.groups[name] for name in settings.groups},
         "outside": len(settings.outside),
         "captions": len(settings.captions),
         "associations": settings.associations,
@@ -313,7 +313,8 @@ def _finished(
                 "left_out": bench.data.left_out,
                 "fingerprint": bench.data.fingerprint(),
             },
-            "settings": {k: told[k] for k in ("quick", "seed", "groups", "sections")},
+            "settings": {k: told[k] for k in ("quick", "seed", "sections")}
+            | {"groups": list(told["groups"])},
             "sections": found,
             "missing": {d.part: d.missing for d in done if d.missing},
         }

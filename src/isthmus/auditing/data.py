@@ -225,9 +225,7 @@ def _labelled(
         files=tuple(files),
         targets=tuple(number_of[names[i]] for i in kept),
         labels=tuple(known),
-        groups={
-            c: tuple(_group(values[j]) for j, i in enumerate(kept)) for c, values in groups.items()
-        },
+        groups={c: tuple(_group(values[i]) for i in kept) for c, values in groups.items()},
         left_out=tuple(left_out),
         contents=tuple(contents),
     )

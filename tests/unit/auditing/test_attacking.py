@@ -156,6 +156,8 @@ def test_noise_has_the_full_size_and_more_tries_break_no_less(norm: Any) -> None
     one = noise(pixels, norm, eps, 0, 1, subject, targets)
     moved = distances(one, pixels, norm)
     assert sorted({round(d, 5) for d in moved.tolist()}) in ([eps], [0.0, eps])
+    if norm == "linf":  # a corner: every pixel moves by all of eps
+        assert {round(d, 5) for d in (one - pixels).abs().flatten().tolist()} == {0.0, eps}
     many = noise(pixels, norm, eps, 0, 20, subject, targets)
     own = [margins(scores(subject, p), targets) for p in (pixels, one, many)]
     assert bool((own[1] <= own[0]).all())

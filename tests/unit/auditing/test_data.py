@@ -97,7 +97,7 @@ def test_select_keeps_rows_together(rows: Path) -> None:
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
 def test_a_column_of_classes_and_a_split(tmp_path: Path, ending: str) -> None:
     told = [
-        {"image": f"{i}.png", "split": s, "fine": f, "text": "not this"}
+        {"image": f"{i}.png", "split": s, "fine": f, "answer": "not this"}
         for i, (s, f) in enumerate([("train", "a"), ("val", "b"), ("val", "a"), ("val", "")])
     ]
     for number in range(4):
@@ -161,10 +161,10 @@ def test_images_from_memory() -> None:
     images = [picture(1), buffer, b"no image", picture(2)]
     data = labelled_images(
         images,  # type: ignore[arg-type]
-        ["cat", "dog", "dog", "dog"],
+        ["cat", "dog", "dog", "cat"],
         groups={"camera": ["x", None, "y", 2]},
     )
-    assert data.targets == (0, 1, 1)
+    assert data.targets == (0, 1, 0)
     assert data.groups == {"camera": ("x", None, "2")}
     assert len(data.left_out) == 1
     assert [open_image(f).getpixel((0, 0))[0] for f in data.files * 2] == [1, 3, 2] * 2  # type: ignore[index]

@@ -14,7 +14,6 @@ import isthmus as im
 from isthmus.auditing.language_subject import QUESTION, LanguageSubject
 from isthmus.auditing.subject import Subject
 from isthmus.errors import ConfigError, ImageError, InputError
-from isthmus.media.image import open_image
 from isthmus.model.batch import Batch
 from isthmus.model.vlm import VisionLanguageModel
 
@@ -111,11 +110,14 @@ def test_all_kinds_of_images_and_each_once(
     torch.testing.assert_close(found.logits(kinds), rows)  # type: ignore[arg-type]
     after = found._engine.statistics.prefill_tokens + found._engine.statistics.cached_tokens
     assert after == before
-    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))  # transparent: white, as for a classifier
-    torch.testing.assert_close(
-        LanguageSubject(model, LABELS).logits([clear]),
-        LanguageSubject(model, LABELS).logits([open_image(clear)]),
-    )
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: the file is shown upright, and so is the PIL image
+    photos[0].save(path, exif=exif)
+    upright = LanguageSubject(model, LABELS).logits([path])
+    with Image.open(path) as opened:
+        shown = LanguageSubject(model, LABELS).logits([opened])
+    torch.testing.assert_close(shown, upright, rtol=1e-4, atol=1e-4)
+    assert float((upright - rows[:1]).abs().max()) > 0.01
     with pytest.raises(ImageError):
         found.logits([tmp_path / "none.png"])
 

@@ -127,3 +127,4 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

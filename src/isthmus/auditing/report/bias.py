@@ -131,7 +131,9 @@ def groups(values: Mapping[str, Any], shown: Shown) -> str:
                     "Demographic parity difference "
                     f"{number(parity['demographic_parity'])} (by chance "
                     f"{number(parity['demographic_parity_by_chance'])}), equalised odds difference "
-                    f"{number(parity['equalized_odds'])}."
+                    f"{number(parity['equalized_odds'])} (by chance "
+                    f"{number(parity['equalized_odds_by_chance'])}; {parity['left_out']} classes "
+                    "that some group lacks are left out)."
                 )
             )
         parts.append(note(column["note"]))
