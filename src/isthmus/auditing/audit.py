@@ -134,6 +134,10 @@ def audit(
     images = _images(data, labels, groups, label_column, split, root)
     if data is None:
         groups = groups or tuple(images.groups)
+    for column in groups:
+        if column not in images.groups:
+            known = suggestion(column, images.groups) if images.groups else "they have none"
+            raise InputError(f'the images have no groups "{column}": {known}')
     loading = {"device": device, "dtype": dtype}
     if isinstance(calibration, str | Path):
         calibration = Calibration.load(calibration)

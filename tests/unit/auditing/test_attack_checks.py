@@ -102,6 +102,11 @@ def test_the_gradient_is_looked_at_image_by_image() -> None:
     pixels += torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)) / 50
     found = gradient_health(subject, pixels, torch.tensor([0, 1, 2, 0]), batch_size=3)
     assert found == GradientHealth(zero=0.75, not_finite=0.0, n=4)
+    left = attackable_of(
+        lambda x: honest(x * (x.new_tensor([1, 0, 0]).view(3, 1, 1))), (SIDE, SIDE)
+    )
+    some = gradient_health(left, pixels, torch.tensor([0, 1, 2, 0]))
+    assert some == GradientHealth(zero=0.0, not_finite=0.0, n=4)  # of one channel alone
     nan = attackable_of(lambda x: (x - x).sqrt().flatten(1) @ WEIGHT.T, (SIDE, SIDE))
     found = gradient_health(nan, pixels, torch.tensor([0, 1, 2, 0]))
     assert found is not None

@@ -289,6 +289,7 @@ def test_a_calibration_that_it_writes_is_used(tmp_path: Path) -> None:
         ({"data": ([Image.new("RGB", (8, 8))], ["cat"])}, "at least two"),
         ({"associations": "nothing.toml"}, "cannot read the associations"),
         ({"captions": "nothing.txt"}, "cannot read the captions"),
+        ({"groups": ["camrea"]}, 'did you mean "camera"'),
     ],
 )
 def test_bad_input_is_said(

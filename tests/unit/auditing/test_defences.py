@@ -69,14 +69,14 @@ def test_smoothing_abstains_on_the_border() -> None:
 
 
 def test_a_wrong_certificate_is_rarer_than_alpha() -> None:
-    """On the border both answers are wrong, so no more than alpha of them may be given."""
-    subject, alpha = border(), 0.05
-    given = sum(
-        certify(subject, at(0.0), sigma=0.25, select=11, n=99, alpha=alpha, seed=s)[0].label
-        is not None
-        for s in range(200)
-    )
-    assert given <= 20  # of 10 expected; P(more than 20) is 0.0003
+    """On the border both answers are wrong, so no more than alpha of them may be given.
+
+    Were the samples that pick the class counted again, it would be twice as many.
+    """
+    told = {"sigma": 0.25, "select": 99, "n": 99, "alpha": 0.05, "batch_size": 99}
+    subject, image = border(), at(0.0)
+    given = sum(certify(subject, image, seed=s, **told)[0].label is not None for s in range(400))  # type: ignore[arg-type]
+    assert 0 < given <= 18  # 14 are expected, since votes are whole numbers; 28 of one sample
 
 
 def test_votes_depend_neither_on_the_batch_nor_on_the_images_beside() -> None:

@@ -100,6 +100,34 @@ def test_shortening_follows_a_curved_border_to_the_bound() -> None:
         assert value == pytest.approx(0.5**0.5 - length, abs=2e-3)
 
 
+def test_bisection_finds_what_the_largest_eps_leads_away_from() -> None:
+    """Far away one direction is steep; near by another one is, and reaches the border sooner."""
+    draw = torch.Generator().manual_seed(3)
+    near, far = torch.linalg.qr(torch.randn(192, 2, generator=draw)).Q.T
+
+    def logits(x: Tensor) -> Tensor:
+        moved = (x - 0.5).flatten(1)
+        rising = 4 * moved @ near + 30 * (moved @ far) * moved.square().sum(dim=1)
+        return 20 * torch.stack([torch.zeros(len(x)), rising - 0.1], dim=1)
+
+    subject, pixels = attackable_of(logits, (8, 8)), torch.full((1, 3, 8, 8), 0.5)
+    told: Any = {"norm": "l2", "steps": 40, "high": 1.0}
+    found = smallest_eps(subject, pixels, torch.tensor([0]), tolerance=1e-3, **told)
+    assert found.values[0] == pytest.approx(0.1 / 4, abs=1e-3)
+    coarse = smallest_eps(subject, pixels, torch.tensor([0]), tolerance=0.9, **told)
+    assert coarse.values[0] is not None
+    assert coarse.values[0] > 0.04  # along the direction of the largest eps
+
+
+def test_a_found_perturbation_is_shortened_beyond_the_tolerance() -> None:
+    subject, weight = linear(2, 1.0)
+    pixels = grey(5)
+    targets = scores(subject, pixels).argmax(dim=-1)
+    found = smallest_eps(subject, pixels, targets, norm="linf", high=0.3, tolerance=0.29)
+    expected = closed_form(weight, pixels, "linf").tolist()
+    assert list(found.values) == pytest.approx(expected, abs=1e-3)
+
+
 def test_bad_bounds_are_told() -> None:
     subject, _ = linear(2, 1.0)
     for bounds in ({"low": 0.2, "high": 0.1}, {"high": 0.1, "low": -1.0}):

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from isthmus.errors import InputError
 
-LETTER_SHARE = 1 / 30
+LETTER_SHARE = 1 / 6
 """Height of the letters as a share of the image's shorter side."""
 LEAST_LETTERS = 9
 """The least height in pixels at which Pillow's font can be read."""
