@@ -26,7 +26,7 @@ LAYERS = [
     {"classification", "search", "reasoning"},
     {"demonstrations"},
     {"training", "testing", "evaluation", "catalogue"},
-    {"serving"},
+    {"auditing", "serving"},
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isthmus.assets.registry import asset_status, fetch_asset
+    from isthmus.auditing.audit import Audit, audit
+    from isthmus.auditing.data import LabelledImages
     from isthmus.catalogue import available
     from isthmus.classification.calibration import Calibration
     from isthmus.classification.classify import Classified, classify_images
@@ -109,6 +111,8 @@ _HOMES = {
     "isthmus.demonstrations.example_file": ("read_examples", "write_examples"),
     "isthmus.demonstrations.rationale_file": ("write_rationales",),
     "isthmus.evaluation.runner": ("evaluate",),
+    "isthmus.auditing.audit": ("audit", "Audit"),
+    "isthmus.auditing.data": ("LabelledImages",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
     "isthmus.config.clip": ("ContrastiveConfig", "DualEncoderConfig"),
@@ -172,6 +176,7 @@ __all__ = [
     "Answer",
     "AssetError",
     "AttentionPool",
+    "Audit",
     "Batch",
     "CAbstractor",
     "Calibration",
@@ -195,6 +200,7 @@ __all__ = [
     "InputError",
     "IsthmusError",
     "Item",
+    "LabelledImages",
     "LanguageConfig",
     "LanguageModel",
     "Linear",
@@ -227,6 +233,7 @@ __all__ = [
     "ZeroShotClassifier",
     "ask",
     "asset_status",
+    "audit",
     "available",
     "check_data",
     "classify_images",

@@ -1,0 +1,1 @@
+"""The limits of a classifier, measured in one command: bias, prompts, attacks, confidence."""

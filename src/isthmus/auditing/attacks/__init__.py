@@ -1,0 +1,1 @@
+"""Changes of an image that change its label, and remedies against them."""

@@ -1,0 +1,1 @@
+"""What is measured: functions of predictions, logits, features and words; no files, no models."""

@@ -1,0 +1,1 @@
+"""The page that an audit writes; each part has one function that shows it."""
