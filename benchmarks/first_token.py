@@ -1,6 +1,6 @@
 """From a decoded photograph to the first answer token with the shipped default, part by part.
 
-    python benchmarks/first_token.py [--quick] [--model tiny] [--threads 2]
+    python benchmarks/first_token.py [--quick] [--model tiny] [--threads 2] [--dtype float32]
 
 Parts: preprocessing, vision encoder, connector, prefill (embedding, language model, gated blocks),
 and one further decoded token. `total` is `generate` with one new token, from image to token.
@@ -52,10 +52,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     repeats = 3 if options.quick else 30
-    model = im.load(options.model)
+    model = im.load(options.model, dtype=options.dtype)
     image = im.open_image(IMAGE)
     prompt = template_named(model.config.template)([], im.Example(image, QUESTION)).text
 
