@@ -188,6 +188,7 @@ def test_no_public_name_is_a_module_s_too() -> None:
 TWINS = {
     "ask": "ask",
     "chat": "open_chat",
+    "audit": "audit",
     "classify": "classify_images",
     "search": "search_images",
     "train": "train",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isthmus.assets.registry import asset_status, fetch_asset
-    from isthmus.auditing.audit import Audit, audit
     from isthmus.auditing.data import LabelledImages
+    from isthmus.auditing.run import Audit, audit
     from isthmus.catalogue import available
     from isthmus.classification.calibration import Calibration
     from isthmus.classification.classify import Classified, classify_images
@@ -111,7 +111,7 @@ _HOMES = {
     "isthmus.demonstrations.example_file": ("read_examples", "write_examples"),
     "isthmus.demonstrations.rationale_file": ("write_rationales",),
     "isthmus.evaluation.runner": ("evaluate",),
-    "isthmus.auditing.audit": ("audit", "Audit"),
+    "isthmus.auditing.run": ("audit", "Audit"),
     "isthmus.auditing.data": ("LabelledImages",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),

@@ -10,7 +10,7 @@ import typer
 from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 
 if TYPE_CHECKING:
-    from isthmus.auditing.audit import Audit
+    from isthmus.auditing.run import Audit
 
 
 def audit(
@@ -89,7 +89,7 @@ def audit(
             else "got both --data and --demo: leave one of them out"
         )
     use_machine(device, dtype, threads)
-    from isthmus.auditing.audit import audit as run
+    from isthmus.auditing.run import audit as run
 
     found = run(
         model,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,31 +10,25 @@ from PIL import Image
 from torch import Tensor
 
 from isthmus.auditing.attacks.attack_checks import attack_checks, gradient_health
-from isthmus.auditing.attacks.attackable import (
-    Attackable,
-    accuracy,
-    features_of,
-    from_classifier,
-    pixels_of,
-    scores,
-)
+from isthmus.auditing.attacks.attackable import Attackable, from_classifier, scores
 from isthmus.auditing.attacks.attacking import attack, noise
 from isthmus.auditing.attacks.corruptions import CORRUPTIONS, corrupted, mean_corruption_error
-from isthmus.auditing.attacks.defences import (
-    averaged,
-    certified_accuracy,
-    certify,
-    crop_view,
-    gaussian_view,
-    votes,
-)
 from isthmus.auditing.attacks.smallest import smallest_eps
 from isthmus.auditing.attacks.transfer import transfer
-from isthmus.auditing.attacks.tuned_head import tune_head, zero_shot_head
 from isthmus.auditing.attacks.typographic import typographic_attack
 from isthmus.auditing.bench import Bench
 from isthmus.auditing.part import Measured, Part
-from isthmus.auditing.subject import ClassifierSubject, Subject
+from isthmus.auditing.sections.attack_remedies import remedies
+from isthmus.auditing.sections.target import (
+    COMPARED,
+    SCORE_ONLY,
+    SIDE,
+    Target,
+    image_of,
+    target_of,
+    white_box,
+)
+from isthmus.auditing.subject import ClassifierSubject
 from isthmus.errors import InputError
 from isthmus.evaluation.metrics import wilson
 from isthmus.media.image import open_image
@@ -46,88 +37,9 @@ LEVELS = (1, 2, 4, 8)
 """L-inf sizes, in levels of 255."""
 LENGTHS = (0.25, 0.5, 1.0, 2.0)
 """L2 sizes, over all pixels and channels."""
-COMPARED = 1 / 255
-"""Where white box, black box and noise are compared, and steps are counted."""
 LARGE = 0.5
 GALLERY = 4
 AMPLIFIED = 16
-SIDE = 224
-"""Pixels of an image that a model without pixels of its own is attacked with."""
-SCORE_ONLY = 8
-"""Images of a model that gives scores and no gradient; each score may take a second."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is attacked: a model and the pixels of some images that it gets right or wrong.
-
-    Attributes:
-        model: The model.
-        pixels: (B, 3, H, W) in [0, 1].
-        targets: (B,).
-        numbers: Which of the audit's images they are.
-        steps: Steps of an attack.
-    """
-
-    model: Attackable
-    pixels: Tensor
-    targets: Tensor
-    numbers: list[int]
-    steps: int
-
-    def accuracy(self, pixels: Tensor | None = None) -> float:
-        """Accuracy on changed pixels, or on the images as they are."""
-        return accuracy(self.model, self.pixels if pixels is None else pixels, self.targets)
-
-    def attacked(self, method: Any = "pgd", norm: Any = "linf", **options: Any) -> Tensor:
-        """Adversarial pixels; see `attack`."""
-        options = {"steps": self.steps} | options
-        return attack(self.model, self.pixels, self.targets, method=method, norm=norm, **options)
-
-
-def target_of(bench: Bench, subject: Subject | None = None) -> Target:
-    """What a bench's attacks are made against."""
-    subject = subject or bench.subject
-    settings = bench.settings
-    if isinstance(subject, ClassifierSubject):
-        numbers = bench.some(settings.least(6, 24)).tolist()
-        images = [bench.images[i] for i in numbers]
-        model, pixels = _classifier(subject), pixels_of(subject.classifier, images)
-    else:
-        numbers = bench.some(SCORE_ONLY // 2 if settings.quick else SCORE_ONLY).tolist()
-        pixels = torch.stack([_pixels(open_image(bench.images[i])) for i in numbers])
-        model = Attackable(
-            lambda p: subject.logits([_image(one) for one in p]).float().to(p.device),
-            (SIDE, SIDE),
-            len(subject.labels),
-            has_gradient=False,
-        )
-    return Target(model, pixels, bench.targets[numbers], numbers, settings.least(4, 10))
-
-
-@lru_cache(maxsize=4)
-def _classifier(subject: ClassifierSubject) -> Attackable:
-    return from_classifier(subject.classifier)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    made = np.asarray(image.convert("RGB").resize((SIDE, SIDE)), np.float32) / 255
-    return torch.from_numpy(made).permute(2, 0, 1).contiguous()
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    levels = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(levels)
-
-
-def _white_box(bench: Bench) -> Target:
-    target = target_of(bench)
-    if not target.model.has_gradient:
-        raise InputError(
-            f"{bench.subject.name} gives no gradient: only noise, words, corruptions and black-box "
-            "attacks can be tried on it"
-        )
-    return target
 
 
 # --- Parts ----------------------------------------------------------------------------------------
@@ -192,7 +104,7 @@ def _gallery(bench: Bench, target: Target) -> list[dict[str, Any]]:
         number = target.numbers[place]
         added = 0.5 + AMPLIFIED * (made[place] - target.pixels[place])
         rows = {"": target.pixels[place], "-added": added, "-attacked": made[place]}
-        names = [bench.keep(f"attack-{number}{end}", _image(p)) for end, p in rows.items()]
+        names = [bench.keep(f"attack-{number}{end}", image_of(p)) for end, p in rows.items()]
         shown.append(
             {
                 "images": names,
@@ -212,7 +124,7 @@ def _said(bench: Bench, probabilities: Tensor) -> list[Any]:
 
 def checks(bench: Bench) -> Measured:
     """Whether the attacks can be trusted here, or the gradient is masked."""
-    target = _white_box(bench)
+    target = white_box(bench)
     settings = bench.settings
     by_eps = {k / 255: target.accuracy(target.attacked(eps=k / 255)) for k in (1, 4)}
     counts = (1, target.steps) if settings.quick else (1, 3, target.steps, 2 * target.steps)
@@ -237,7 +149,7 @@ def checks(bench: Bench) -> Measured:
 
 def smallest(bench: Bench) -> Measured:
     """The smallest change of each image that was found to change its label."""
-    target = _white_box(bench)
+    target = white_box(bench)
     found = {
         "linf": smallest_eps(
             target.model,
@@ -267,7 +179,7 @@ def smallest(bench: Bench) -> Measured:
 
 def targeted(bench: Bench) -> Measured:
     """Whether an image can be made to be taken for a class of the attacker's choice."""
-    target = _white_box(bench)
+    target = white_box(bench)
     rng = np.random.default_rng(bench.settings.seed)
     away = rng.integers(1, target.model.classes, len(target.targets))
     wanted = (target.targets + torch.from_numpy(away)) % target.model.classes
@@ -281,7 +193,7 @@ def targeted(bench: Bench) -> Measured:
 
 def transfers(bench: Bench) -> Measured:
     """Whether what was made against one template or model also fools another."""
-    target = _white_box(bench)
+    target = white_box(bench)
     models: dict[str, Attackable] = {"deployed": target.model}
     subject = bench.subject
     if isinstance(subject, ClassifierSubject) and subject.similarity_scale is not None:
@@ -371,85 +283,6 @@ def _fitted(image: Image.Image) -> Image.Image:
     image.thumbnail((SIDE, SIDE))
     width, height = image.size
     return image.resize((max(32, width), max(32, height)))
-
-
-def remedies(bench: Bench) -> Measured:
-    """Smoothing, random crops and a tuned head, each attacked as it would be deployed."""
-    target = _white_box(bench)
-    subject, settings = bench.subject, bench.settings
-    eps = COMPARED
-    rows = [_remedy("none", target, target.model, lambda p: scores(target.model, p), eps)]
-    seen, fresh = settings.least(2, 4), settings.least(8, 32)
-    sigma = 0.25
-    for name, view in (
-        ("noise and votes", gaussian_view(sigma)),
-        ("crops and votes", crop_view(0.9)),
-    ):
-        rows.append(
-            _remedy(
-                name,
-                target,
-                averaged(target.model, view, samples=seen),
-                lambda p, view=view: votes(target.model, p, view, n=fresh, seed=1).float(),  # type: ignore[misc]
-                eps,
-            )
-        )
-    told: dict[str, Any] = {"n": len(target.targets), "eps": eps, "rows": rows}
-    if not settings.quick:
-        certificates = certify(target.model, target.pixels, sigma=sigma, select=20, n=100)
-        goals = target.targets.tolist()
-        told["certified"] = {
-            "sigma": sigma,
-            "radii": {str(r): certified_accuracy(certificates, goals, r) for r in (0.0, 0.25, 0.5)},
-        }
-    if isinstance(subject, ClassifierSubject) and subject.similarity_scale is not None:
-        told["tuned_head"] = _tuned(bench, subject, eps)
-    return Measured(told)
-
-
-def _remedy(
-    name: str,
-    target: Target,
-    model: Attackable,
-    answers: Callable[[Tensor], Tensor],
-    eps: float,
-) -> dict[str, Any]:
-    """Accuracy with a remedy on images as they are, and on those that were made against it."""
-    made = attack(
-        model,
-        target.pixels,
-        target.targets,
-        method="pgd",
-        norm="linf",
-        eps=eps,
-        steps=target.steps,
-    )
-    right = [
-        float((answers(p).argmax(-1) == target.targets).float().mean())
-        for p in (target.pixels, made)
-    ]
-    return {"name": name, "clean": right[0], "attacked": right[1]}
-
-
-def _tuned(bench: Bench, subject: ClassifierSubject, eps: float) -> Mapping[str, Any]:
-    """A head that was tuned on adversarial images of one half, measured on the other."""
-    fit, test = (half.tolist() for half in bench.halves)
-    most = bench.settings.least(8, 48)
-    fit, test = fit[:: max(1, len(fit) // most)][:most], test[:: max(1, len(test) // most)][:most]
-    pixels = [pixels_of(subject.classifier, [bench.images[i] for i in own]) for own in (fit, test)]
-    tuned = tune_head(
-        features_of(subject.classifier),
-        *zero_shot_head(subject.classifier),
-        pixels[0],
-        bench.targets[fit],
-        held_pixels=pixels[1],
-        held_targets=bench.targets[test],
-        eps=eps,
-        steps=2,
-        epochs=bench.settings.least(1, 4),
-        test_steps=bench.settings.least(5, 10),
-    )
-    return {"before": tuned.before, "after": tuned.after, "tuned_on": len(fit)}
 
 
 PARTS = (
