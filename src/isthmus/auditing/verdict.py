@@ -179,11 +179,11 @@ def _for_attacks(sections: Mapping[str, Any]) -> str:
     if len(rows) < 2:
         return "Do not let strangers choose the images, or have a person look at what matters."
     none, *others = rows
-    best = max(others, key=lambda row: row["attacked"])
-    if best["attacked"] <= none["attacked"]:
+    best = max(others, key=lambda row: row["attacked"] + row["clean"])
+    if best["attacked"] + best["clean"] <= none["attacked"] + none["clean"]:
         return (
-            "No remedy that was tried helps: do not let strangers choose the images, or have a "
-            "person look at what matters."
+            "No remedy that was tried is worth its price: do not let strangers choose the images, "
+            "or have a person look at what matters."
         )
     return (
         f"{best['name'].capitalize()}: {none['attacked']:.0%} become {best['attacked']:.0%} under "

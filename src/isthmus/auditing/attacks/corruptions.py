@@ -74,8 +74,13 @@ def corrupted(image: Image.Image, name: str, severity: int, seed: int = 0) -> Im
         )
     try:
         import imagecorruptions  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("corrupting an image", "audit") from error
+    except ImportError as error:  # OpenCV is there, and a library of the system is not
+        raise InputError(
+            f"OpenCV, which corruptions need, cannot be loaded ({error}): on Debian and Ubuntu, "
+            "apt-get install libgl1 libglib2.0-0"
+        ) from error
     own = {"seed": seed} if name in _OWN_SEED else {}
     with seeded(seed):
         found = imagecorruptions.corrupt(

@@ -61,7 +61,7 @@ def ensembles(values: Mapping[str, Any], shown: Shown) -> str:
     return text(
         "An ensemble of random words gains too. Only what these templates gain beyond it is "
         "due to what they say."
-    ) + chart("Accuracy by the number of templates", lines, at=at)
+    ) + chart("Accuracy by the number of templates", lines, most=1.0, at=at)
 
 
 def wordings(values: Mapping[str, Any], shown: Shown) -> str:
