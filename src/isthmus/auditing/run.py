@@ -16,6 +16,7 @@ from isthmus.auditing.data import LabelledImages, labelled_images, read_labelled
 from isthmus.auditing.demo import demo_images
 from isthmus.auditing.language_subject import LanguageSubject
 from isthmus.auditing.part import Done, Kept, Part, plain, run_all
+from isthmus.auditing.report.page import write_report
 from isthmus.auditing.sections import attacks, bias, confidence, prompts
 from isthmus.auditing.subject import ClassifierSubject, Subject
 from isthmus.auditing.verdict import verdict_of
@@ -32,7 +33,7 @@ from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import Progress
 
 SCHEMA = "isthmus-audit/1"
-RESULTS, RECORDS, REPORT = "results.json", "records.jsonl", "report.html"
+RESULTS, RECORDS = "results.json", "records.jsonl"
 SECTIONS: dict[str, tuple[Part, ...]] = {
     "bias": bias.PARTS,
     "prompts": prompts.PARTS,
@@ -304,8 +305,6 @@ def _finished(
     told: Mapping[str, Any],
     folder: Path | None,
 ) -> Audit:
-    from isthmus.auditing.report.page import write_report
-
     found = _by_section(done)
     results = plain(
         {

@@ -107,11 +107,12 @@ def linear_probe(
     *,
     penalty: float = 1e-4,
     toward: Tensor | None = None,
+    class_weights: Tensor | None = None,
     most_steps: int = 500,
 ) -> Scorer:
     """Multinomial logistic regression by L-BFGS (Radford et al. 2021, section 3.2).
 
-    It minimises mean cross-entropy + penalty / 2 |W - W0|^2, a convex function.
+    It minimises the weighted mean of cross-entropy + penalty / 2 |W - W0|^2, a convex function.
 
     Args:
         features: Features (S, D) of labelled images.
@@ -120,6 +121,7 @@ def linear_probe(
         penalty: Weight of the penalty; features have length 1, so weights are large.
         toward: W0 (K, D), such as the zero-shot classifier's weights times its temperature; None
             for zeros, the plain linear probe.
+        class_weights: Weight of each class in the loss (K,); None for 1.
         most_steps: Most iterations.
 
     Raises:
@@ -127,8 +129,9 @@ def linear_probe(
     """
     if toward is None:
         _counts(targets, classes)
-    start = torch.zeros(classes, features.shape[1]) if toward is None else toward.detach().clone()
-    weight, bias = start.clone().requires_grad_(), torch.zeros(classes).requires_grad_()
+    none = features.new_zeros(classes, features.shape[1])
+    start = none if toward is None else toward.detach().clone()
+    weight, bias = start.clone().requires_grad_(), features.new_zeros(classes).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=most_steps,
@@ -140,7 +143,7 @@ def linear_probe(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(features @ weight.T + bias, targets)
+        value = F.cross_entropy(features @ weight.T + bias, targets, weight=class_weights)
         value = value + penalty / 2 * (weight - start).square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value

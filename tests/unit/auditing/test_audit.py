@@ -15,8 +15,9 @@ from isthmus.auditing.bench import Bench, Settings
 from isthmus.auditing.data import labelled_images
 from isthmus.auditing.demo import demo_images
 from isthmus.auditing.part import Kept, Measured, Part, measure, plain, run_all
+from isthmus.auditing.report.page import REPORT
 from isthmus.auditing.report.page import SECTIONS as SHOWN
-from isthmus.auditing.run import REPORT, SECTIONS, audit, subject_of
+from isthmus.auditing.run import SECTIONS, audit, subject_of
 from isthmus.auditing.subject import ClassifierSubject
 from isthmus.errors import ConfigError, InputError
 

@@ -16,8 +16,8 @@ from isthmus.auditing.measures.imbalance import (
     adjusted_logits,
     imbalance_study,
     long_tailed_counts,
-    softmax_head,
 )
+from isthmus.classification.few_shot import linear_probe
 from isthmus.errors import InputError
 
 
@@ -51,18 +51,18 @@ def test_the_head_is_scikit_learns(weight: str | None) -> None:
     features, targets = gaussians([60, 20, 10])
     counts = targets.bincount()
     weights = None if weight is None else len(targets) / (3 * counts)
-    found = softmax_head(
+    found = linear_probe(
         features.double(),
         targets,
         3,
-        weights=None if weights is None else weights.double(),
+        class_weights=None if weights is None else weights.double(),
         penalty=0.01,
     )
     theirs = LogisticRegression(
         C=1 / (0.01 * len(targets)), class_weight=weight, tol=1e-10, max_iter=5000
     )
     theirs.fit(features.double().numpy(), targets.numpy())
-    ours = (features.double() @ found[0].T + found[1]).softmax(dim=-1).numpy()
+    ours = found(features.double()).softmax(dim=-1).numpy()
     np.testing.assert_allclose(ours, theirs.predict_proba(features.double().numpy()), atol=1e-4)
 
 
@@ -85,9 +85,9 @@ def test_adjusted_logits_are_bayes_rule() -> None:
 def test_adjusting_a_trained_head_recovers_bayes_rule() -> None:
     counts = torch.tensor([4000, 1200, 400])
     features, targets = gaussians(counts)
-    weight, bias = softmax_head(features, targets, 3, penalty=0.0)
+    head = linear_probe(features, targets, 3, penalty=0.0)
     points, _ = gaussians([1000] * 3, seed=1)
-    logits = points @ weight.T + bias
+    logits = head(points)
     nearest = torch.cdist(points, centres(3)).argmin(dim=-1)
     adjusted = adjusted_logits(logits, counts / counts.sum()).argmax(dim=-1)
     assert (adjusted == nearest).double().mean() > 0.98

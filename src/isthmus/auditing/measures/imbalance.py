@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from isthmus.auditing.measures.classes import Numbers
+from isthmus.classification.few_shot import linear_probe
 from isthmus.errors import InputError
 
 RATIOS = (1, 10, 50, 100)
@@ -107,59 +107,6 @@ def long_tailed_counts(largest: int, classes: int, ratio: float) -> tuple[int, .
         )
     profile = largest * float(ratio) ** (-np.arange(classes) / (classes - 1))
     return tuple(int(n) for n in np.maximum(1, np.rint(profile)))
-
-
-def softmax_head(
-    features: Tensor,
-    targets: Tensor,
-    classes: int,
-    *,
-    weights: Tensor | None = None,
-    penalty: float = 1e-4,
-    most_steps: int = 200,
-) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression by full-batch L-BFGS, each class with a weight.
-
-    It minimises the weighted mean of cross-entropy + penalty / 2 |W|^2, a convex function.
-
-    Args:
-        features: Features (n, D).
-        targets: Their classes (n,).
-        classes: C.
-        weights: Weight of each class in the loss (C,); None for 1.
-        penalty: Weight of the penalty.
-        most_steps: Most iterations.
-
-    Returns:
-        Weights W (C, D) and biases (C,).
-
-    Example:
-        >>> features, targets = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
-        >>> weight, bias = softmax_head(features, targets, 2)
-        >>> (features @ weight.T + bias).argmax(dim=-1)
-        tensor([0, 1])
-    """
-    weight = features.new_zeros(classes, features.shape[1]).requires_grad_()
-    bias = features.new_zeros(classes).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=most_steps,
-        history_size=20,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(features @ weight.T + bias, targets, weight=weights)
-        value = value + penalty / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
 
 
 def adjusted_logits(logits: Tensor, priors: Tensor, tau: float = 1.0) -> Tensor:
@@ -298,8 +245,8 @@ def _predictions(
 
     def logits(sizes: Counts, weights: Tensor | None = None) -> Tensor:
         kept = np.concatenate([images[c][: sizes[c]] for c in range(classes)])
-        weight, bias = softmax_head(train[kept], truth[kept], classes, weights=weights, **options)
-        return test @ weight.T + bias
+        head = linear_probe(train[kept], truth[kept], classes, class_weights=weights, **options)
+        return head(test)
 
     priors = torch.as_tensor(counts / counts.sum()).float()
     plain = logits(counts)

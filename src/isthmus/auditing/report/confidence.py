@@ -12,11 +12,11 @@ from isthmus.auditing.report.html import (
     interval,
     note,
     number,
-    p_value,
     percent,
     table,
     text,
 )
+from isthmus.evaluation.results import p_value
 from isthmus.reports.charts import Line, chart
 
 
@@ -88,8 +88,13 @@ def answering(values: Mapping[str, Any], shown: Shown) -> str:
 def outside(values: Mapping[str, Any], shown: Shown) -> str:
     """None of these."""
     rows = [
-        (d["score"], percent(d["auroc"]), interval(d["auroc_interval"]), percent(d["fpr95"]))
-        for d in (s | {"fpr95": _fpr(s)} for s in values["scores"])
+        (
+            d["score"],
+            percent(d["auroc"]),
+            interval(d["auroc_interval"]),
+            percent(d["at_95"]["kept_outside"]),
+        )
+        for d in values["scores"]
     ]
     at = values["deployed"]
     return (
@@ -101,14 +106,6 @@ def outside(values: Mapping[str, Any], shown: Shown) -> str:
             "others."
         )
     )
-
-
-def _fpr(score: Mapping[str, Any]) -> float | None:
-    """The false positive rate at 95% kept, whatever its field is called."""
-    for name, value in score.items():
-        if name.startswith(("fpr", "at_")):
-            return value if isinstance(value, float) else value.get("kept_outside")
-    return None
 
 
 def label_sets(values: Mapping[str, Any], shown: Shown) -> str:

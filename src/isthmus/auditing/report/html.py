@@ -37,16 +37,6 @@ def interval(bounds: Sequence[float] | None) -> str:
     return "" if bounds is None else f"{100 * bounds[0]:.0f} to {100 * bounds[1]:.0f}"
 
 
-def p_value(p: float | None) -> str:
-    """A p-value.
-
-    Example:
-        >>> p_value(0.00004), p_value(0.034), p_value(None)
-        ('< 0.0001', '0.034', '-')
-    """
-    return "-" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.3g}"
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """A number with a few digits.
 

@@ -13,11 +13,11 @@ from isthmus.auditing.report.html import (
     interval,
     note,
     number,
-    p_value,
     percent,
     table,
     text,
 )
+from isthmus.evaluation.results import p_value
 from isthmus.reports.charts import Line, chart
 
 

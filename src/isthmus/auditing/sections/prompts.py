@@ -79,7 +79,7 @@ def ensembles(bench: Bench) -> Measured:
 def wordings(bench: Bench) -> Measured:
     """How often the answer changes when nothing but the wording does."""
     subject = bench.subject
-    worded = _encoder_of(bench) is not None
+    worded = bench.subject.encoder is not None
     kinds: Sequence[Any] = KINDS if worded else LABEL_KINDS
     asked = subject.templates if worded else ("{}",)
     made = rewordings(bench.labels, list(asked), kinds, bench.settings.seed)
@@ -158,7 +158,7 @@ def _flipped(
 def more_labels(bench: Bench) -> Measured:
     """What further labels, of things that are not there, take away."""
     names = distractors(bench.labels, max(DISTRACTORS), bench.settings.seed)
-    worded = _encoder_of(bench) is not None
+    worded = bench.subject.encoder is not None
     chosen = torch.arange(len(bench.images)) if worded else bench.some(MOST_ASKED)
     images = [bench.images[i] for i in chosen.tolist()]
     other = bench.subject.with_prompts(labels=[*bench.labels, *names])
@@ -253,10 +253,6 @@ def _tried(bench: Bench) -> list[str]:
     if len(texts) == 1 and SLOT in texts[0]:
         texts += [t for t in template_sets()["imagenet-7"]["templates"] if t not in texts]
     return texts
-
-
-def _encoder_of(bench: Bench) -> Any:
-    return bench.subject.encoder
 
 
 def _encoder(bench: Bench) -> Any:
