@@ -5,10 +5,11 @@ Letters: n images, C classes, D width of a dual encoder's features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from isthmus.auditing.splits import halves
 from isthmus.auditing.subject import Subject
 from isthmus.files import write_atomically
 from isthmus.media.image import Source, open_image
+
+Made = TypeVar("Made")
 
 IMAGES = "images"
 SHOWN_SIDE = 192
@@ -53,6 +56,7 @@ class Settings:
         quick: Fewer draws, images and attacks, for a look within minutes.
         seed: Seed of everything that is drawn.
         groups: Columns whose groups are compared.
+        textures: The column with the label whose texture an image wears; empty for none.
         outside: Images of other things, for "none of these"; none without.
         captions: Captions that the subject was trained on, to count its labels in; none without.
         associations: Association tests.
@@ -61,6 +65,7 @@ class Settings:
     quick: bool = False
     seed: int = 0
     groups: tuple[str, ...] = ()
+    textures: str = ""
     outside: tuple[Source, ...] = ()
     captions: tuple[str, ...] = ()
     associations: tuple[Asked, ...] = ()
@@ -94,6 +99,14 @@ class Bench:
     against: Subject | None = None
     folder: Path | None = None
     kept: dict[str, Image.Image] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, what: str, make: Callable[[], Made]) -> Made:
+        """What several parts need and only some audits have: made when first asked for."""
+        if what not in self._made:
+            self._made[what] = make()
+        made: Made = self._made[what]
+        return made
 
     @property
     def images(self) -> Sequence[Source]:

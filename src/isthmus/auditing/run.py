@@ -76,6 +76,7 @@ def audit(
     calibration: str | Path | Calibration | None = None,
     against: Any = None,
     groups: Sequence[str] = (),
+    textures: str = "",
     sections: Sequence[str] = tuple(SECTIONS),
     outside: str | Path | Sequence[Source] = (),
     captions: str | Path | Sequence[str] = (),
@@ -103,6 +104,7 @@ def audit(
         calibration: As for `ZeroShotClassifier`, or its file.
         against: Another model of the same labels, to stand beside it.
         groups: Columns of the data whose groups are compared.
+        textures: The column with the label whose texture an image wears, of cue-conflict images.
         sections: Of `SECTIONS`.
         outside: A folder of images of other things, or such images.
         captions: A file of the captions that the model was trained on, or the captions.
@@ -132,10 +134,11 @@ def audit(
     for name in sections:
         if name not in SECTIONS:
             raise ConfigError(f'unknown section "{name}": {suggestion(name, SECTIONS)}')
-    images = _images(data, labels, groups, label_column, split, root)
+    columns = [*groups, *([textures] if textures else [])]
+    images = _images(data, labels, columns, label_column, split, root)
     if data is None:
         groups = groups or tuple(images.groups)
-    for column in groups:
+    for column in columns:
         if column not in images.groups:
             known = suggestion(column, images.groups) if images.groups else "they have none"
             raise InputError(f'the images have no groups "{column}": {known}')
@@ -152,6 +155,7 @@ def audit(
         quick=quick,
         seed=seed,
         groups=tuple(groups),
+        textures=textures,
         outside=_outside(outside),
         captions=_captions(captions),
         associations=_associations(associations),
@@ -277,6 +281,7 @@ def _told(bench: Bench, sections: Sequence[str]) -> dict[str, Any]:
         "quick": settings.quick,
         "seed": settings.seed,
         "groups": {name: bench.data.groups[name] for name in settings.groups},
+        "textures": bench.data.groups[settings.textures] if settings.textures else (),
         "outside": len(settings.outside),
         "captions": len(settings.captions),
         "associations": settings.associations,

@@ -168,7 +168,7 @@ class ClassifierSubject:
     def similarity_scale(self) -> float | None:
         """The factor between similarities and logits; None with a few-shot head."""
         calibration = self.classifier.calibration
-        if self._head is not None or (calibration and calibration.temperature is None):
+        if self.classifier.head_ is not None or (calibration and calibration.temperature is None):
             return None
         scale = float(self.encoder.logit_scale.detach().exp())
         return scale if calibration is None else scale * calibration.scale[0]
@@ -181,11 +181,6 @@ class ClassifierSubject:
         calibration = self.classifier.calibration
         own: float | None = self.classifier.threshold
         return own if own is not None or calibration is None else calibration.threshold
-
-    @property
-    def _head(self) -> Any:
-        """What `ZeroShotClassifier.fit` has left, for which the classifier has no public name."""
-        return self.classifier._fitted
 
     def features(self, images: Sequence[Source]) -> Tensor:
         """See `Subject`."""
@@ -216,7 +211,7 @@ class ClassifierSubject:
                 "each label has descriptions of its own, which go with its name: pass templates "
                 "as well"
             )
-        if self._head is not None and not isinstance(self._head, TipAdapter):
+        if old.head_ is not None and not isinstance(old.head_, TipAdapter):
             raise ConfigError(
                 "the few-shot head does not depend on prompts: it replaced the zero-shot scores "
                 '("ncm", "linear") or learned a context in place of templates ("coop"); audit the '
@@ -226,14 +221,14 @@ class ClassifierSubject:
         # Hundreds of wordings may be tried: none of them belongs into the cache on the disk
         told |= {"model": old.model, "labels": list(names), "templates": texts, "cache": False}
         made = ZeroShotClassifier(**{**told, "calibration": None})
-        if self._head is not None:
-            made._fitted = _reworded(self._head, made.weights_)
+        if old.head_ is not None:
+            made.head_ = _reworded(old.head_, made.weights_)
         return ClassifierSubject(made, self.name, self._features)
 
     def identity(self) -> dict[str, str]:
         """See `Subject`."""
         own = self.classifier
-        head = [] if self._head is None else head_probe(self._head, own.weights_.shape[1])
+        head = [] if own.head_ is None else head_probe(own.head_, own.weights_.shape[1])
         told = None if own.calibration is None else repr(own.calibration)
         return {
             "kind": "classifier",

@@ -62,6 +62,7 @@ class ZeroShotClassifier:
     Attributes:
         classes_: The labels (K,), in the order given.
         weights_: The zero-shot weights (K, D), of length 1.
+        head_: What `fit` learned, from features (B, D) to logits (B, K); None before.
 
     Raises:
         InputError: If there is no label, or one is there twice; or if the calibration is for
@@ -116,7 +117,7 @@ class ZeroShotClassifier:
         self.model: DualEncoder = load_clip(model, device=device, dtype=dtype)
         self._weights: Tensor | None = None
         self._reference: Tensor | None = None
-        self._fitted: Scorer | None = None
+        self.head_: Scorer | None = None
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What it was made with, as scikit-learn's `clone` asks."""
@@ -165,11 +166,15 @@ class ZeroShotClassifier:
 
         With a calibration they are scaled by it.
         """
-        return self._calibrated(self._logits(self.transform(images))).float().numpy()
+        return self.logits(self.transform(images)).float().numpy()
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of unit vectors (B, D), as of `decision_function`, with their gradient."""
+        return self._calibrated(self._logits(features))
 
     def _logits(self, features: Tensor) -> Tensor:
-        if self._fitted is not None:
-            return self._fitted(features)
+        if self.head_ is not None:
+            return self.head_(features)
         scale, bias = self._scale()
         return scale * features @ self.weights_.T + bias
 
@@ -189,9 +194,9 @@ class ZeroShotClassifier:
             InputError: If the calibration is for another model or few-shot head.
         """
         features = self.transform(images)
-        logits = self._calibrated(self._logits(features))
+        logits = self.logits(features)
         competing = self.model.loss == "softmax" and not self.multi_label
-        if competing or self._fitted is not None or self.calibration is not None:
+        if competing or self.head_ is not None or self.calibration is not None:
             return logits.softmax(dim=-1).float().numpy()
         if self.model.loss == "softmax":
             logits = logits - self._scale()[0] * features @ self._anything().T
@@ -288,7 +293,7 @@ class ZeroShotClassifier:
         targets = self._targets(labels, len(features))
         names = [str(name) for name in self.classes_]
         head = fit_head(method, self.model, names, self.weights_, features, targets, options)
-        self._fitted, self._calibration_checked = head, False
+        self.head_, self._calibration_checked = head, False
         return self
 
     # --- Calibration ------------------------------------------------------------------------
@@ -359,7 +364,7 @@ class ZeroShotClassifier:
             precision=precision,
         )
         made = ZeroShotClassifier(**{**self.get_params(), "calibration": found})
-        made._weights, made._fitted = self._weights, self._fitted
+        made._weights, made.head_ = self._weights, self.head_
         made._calibration_checked = True
         return made
 
@@ -374,9 +379,7 @@ class ZeroShotClassifier:
 
     def _head(self) -> list[float]:
         """What tells the few-shot head from others; empty if there is none."""
-        if self._fitted is None:
-            return []
-        return head_probe(self._fitted, self.weights_.shape[1])
+        return [] if self.head_ is None else head_probe(self.head_, self.weights_.shape[1])
 
     def _threshold(self) -> float | None:
         if self.threshold is not None or self._calibration is None:

@@ -48,6 +48,10 @@ def audit(
     groups: Annotated[
         str, typer.Option(help="Columns whose groups are compared, with commas between.")
     ] = "",
+    textures: Annotated[
+        str,
+        typer.Option(help="The column with the label whose texture an image wears (cue conflict)."),
+    ] = "",
     outside: Annotated[
         Path | None, typer.Option(help='A folder of other things, for "none of these".')
     ] = None,
@@ -100,6 +104,7 @@ def audit(
         calibration=calibration,
         against=against,
         groups=_listed(groups),
+        textures=textures.strip(),
         sections=_listed(sections),
         outside=outside or (),
         captions=captions or (),

@@ -18,8 +18,10 @@ from isthmus.auditing.part import Kept, Measured, Part, measure, plain, run_all
 from isthmus.auditing.report.page import REPORT
 from isthmus.auditing.report.page import SECTIONS as SHOWN
 from isthmus.auditing.run import SECTIONS, audit, subject_of
+from isthmus.auditing.sections.target import target_of
 from isthmus.auditing.subject import ClassifierSubject
 from isthmus.errors import ConfigError, InputError
+from isthmus.model.clip.checkpoint import load_clip
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 60, 200)}
 
@@ -143,6 +145,21 @@ def test_some_images_are_spread_over_the_classes(
         assert torch.equal(chosen, bench_of(encoder, data, seed=seed).some(7))
 
 
+def test_fewer_images_that_are_right_are_more_images(
+    encoder: im.DualEncoder, data: im.LabelledImages
+) -> None:
+    """What an attack can show depends on how many images are right."""
+    bench = bench_of(encoder, data, quick=True)
+    bench.logits = torch.nn.functional.one_hot(bench.targets, 3).float()
+    assert len(target_of(bench).numbers) == 6
+    for right, images in ((12, 12), (8, 18), (0, 24)):
+        bench = bench_of(encoder, data, quick=True)
+        said = bench.targets.clone()
+        said[right:] = (said[right:] + 1) % 3
+        bench.logits = torch.nn.functional.one_hot(said, 3).float()
+        assert len(target_of(bench).numbers) == images
+
+
 def test_the_demonstration_has_each_shape_in_each_colour() -> None:
     images = demo_images()
     pairs = list(zip(images.targets, images.groups["colour"], strict=True))
@@ -179,6 +196,7 @@ def test_every_part_ran_or_says_why(written: tuple[im.Audit, Path]) -> None:
     assert missing <= {
         "bias/frequency",
         "bias/associations",
+        "bias/textures",
         "bias/imbalance",
         "confidence/calibration",
         "confidence/label_sets",
@@ -285,9 +303,62 @@ def test_a_calibration_that_it_writes_is_used(tmp_path: Path) -> None:
     torch.testing.assert_close(logits[0] * temperature, logits[1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_looks_at_textures_is_found_out(encoder: im.DualEncoder) -> None:
+    """A planted model answers with the texture for three images of four."""
+    images = [Image.new("RGB", (32, 32), (v, v, v)) for v in range(9)]
+    shapes = ["cat", "cat", "dog", "dog"] * 2 + ["cat"]
+    worn = ["dog", "dog", "cat", "cat"] * 2 + ["fur"]
+    data = labelled_images(images, shapes, groups={"texture": worn})
+    said = ["dog", "cat", "cat", "cat"] * 2 + ["cat"]
+    bench = bench_of(encoder, data, textures="texture")
+    bench.logits = torch.nn.functional.one_hot(
+        torch.tensor([data.labels.index(name) for name in said])
+    ).float()
+    [part] = [p for p in SECTIONS["bias"] if p.name == "textures"]
+    done = measure(part, bench)
+    assert done.values["left_out"] == 1  # "fur" is no label
+    assert {k: done.values["found"][k] for k in ("n", "shape", "texture", "shape_share")} == {
+        "n": 8,
+        "shape": 2,
+        "texture": 6,
+        "shape_share": 0.25,
+    }
+    shown = dict(SHOWN["bias"][2])["textures"][1](done.values, str)
+    assert "25.0% for the shape" in shown
+
+
+def test_a_clip_of_open_clip_goes_the_same_way(data: im.LabelledImages, tmp_path: Path) -> None:
+    """Every section of a CLIP of another library, and its logits are that library's own."""
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    theirs = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    ).eval()
+    tokenizer = open_clip.tokenizer.SimpleTokenizer()
+    ours = load_clip(theirs, tokenizer=tokenizer)
+    found = audit(ours, data, templates="one", groups=["camera"], quick=True, out=tmp_path)
+    ran = {s: set(parts) for s, parts in found.results["sections"].items()}
+    assert ran["attacks"] >= {"sizes", "checks", "smallest", "corruptions", "remedies"}
+    assert ran["bias"] >= {"classes", "groups"}
+    assert ran["prompts"] >= {"wordings"}
+    assert found.results["sections"]["attacks"]["sizes"]["gradient"] is True
+
+    transform = open_clip.image_transform(32, is_train=False)
+    with torch.no_grad():
+        images = theirs.encode_image(torch.stack([transform(i) for i in data.files]), True)
+        texts = theirs.encode_text(tokenizer([f"a photo of a {n}." for n in data.labels]), True)
+        probabilities = (theirs.logit_scale.exp() * images @ texts.T).softmax(dim=-1)
+    for row, own in zip(found.records, probabilities, strict=True):
+        assert row["predicted"] == data.labels[int(own.argmax())]
+        assert row["probability"] == pytest.approx(float(own.max()), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"textures": "camrea"}, 'did you mean "camera"'),
         ({"sections": ["bais"]}, 'did you mean "bias"'),
         ({"data": ([Image.new("RGB", (8, 8))], ["cat"])}, "at least two"),
         ({"associations": "nothing.toml"}, "cannot read the associations"),

@@ -132,8 +132,7 @@ def from_classifier(classifier: ZeroShotClassifier) -> Attackable:
     classifier.decision_function(torch.ones(1, classifier.weights_.shape[1]))
 
     def logits(pixels: Tensor) -> Tensor:
-        scores = classifier._calibrated(classifier._logits(features(pixels)))
-        return scores.float().to(pixels.device)
+        return classifier.logits(features(pixels)).float().to(pixels.device)
 
     return attackable_of(logits, classifier.model.image.image_size, classifier.model.device)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from isthmus.auditing.attacks.attackable import Attackable, features_of, pixels_of, scores
+from isthmus.auditing.attacks.attackable import features_of, pixels_of, scores
 from isthmus.auditing.attacks.attacking import attack
 from isthmus.auditing.attacks.defences import (
     averaged,
@@ -29,20 +29,28 @@ def remedies(bench: Bench) -> Measured:
     target = white_box(bench)
     subject, settings = bench.subject, bench.settings
     eps = COMPARED
-    rows = [_remedy("none", target, target.model, lambda p: scores(target.model, p), eps)]
+    rows = [_remedy("none", target, target.attacked(eps=eps), lambda p: scores(target.model, p))]
     seen, fresh = settings.least(2, 4), settings.least(8, 32)
     sigma = 0.25
     for name, view in (
         ("noise and votes", gaussian_view(sigma)),
         ("crops and votes", crop_view(0.9)),
     ):
+        made = attack(
+            averaged(target.model, view, samples=seen),
+            target.pixels,
+            target.targets,
+            method="pgd",
+            norm="linf",
+            eps=eps,
+            steps=target.steps,
+        )
         rows.append(
             _remedy(
                 name,
                 target,
-                averaged(target.model, view, samples=seen),
+                made,
                 lambda p, view=view: votes(target.model, p, view, n=fresh, seed=1).float(),  # type: ignore[misc]
-                eps,
             )
         )
     told: dict[str, Any] = {"n": len(target.targets), "eps": eps, "rows": rows}
@@ -59,22 +67,9 @@ def remedies(bench: Bench) -> Measured:
 
 
 def _remedy(
-    name: str,
-    target: Target,
-    model: Attackable,
-    answers: Callable[[Tensor], Tensor],
-    eps: float,
+    name: str, target: Target, made: Tensor, answers: Callable[[Tensor], Tensor]
 ) -> dict[str, Any]:
     """Accuracy with a remedy on images as they are, and on those that were made against it."""
-    made = attack(
-        model,
-        target.pixels,
-        target.targets,
-        method="pgd",
-        norm="linf",
-        eps=eps,
-        steps=target.steps,
-    )
     right = [
         float((answers(p).argmax(-1) == target.targets).float().mean())
         for p in (target.pixels, made)

@@ -24,6 +24,7 @@ from isthmus.auditing.sections.target import (
     SCORE_ONLY,
     SIDE,
     Target,
+    attackable,
     image_of,
     target_of,
     white_box,
@@ -202,7 +203,7 @@ def transfers(bench: Bench) -> Measured:
             one = subject.with_prompts(templates=[text])
             models[text] = from_classifier(one.classifier)
     if bench.against is not None:
-        models[bench.against.name] = target_of(bench, bench.against).model
+        models[bench.against.name] = attackable(bench.against)
     if len(models) < 2:
         raise InputError(
             "there is one template and one model: name another model with --against, or audit an "
@@ -220,8 +221,9 @@ def transfers(bench: Bench) -> Measured:
             steps=target.steps,
         )
         for name, model in models.items()
-        if model.has_gradient and model.size == target.model.size
+        if name != "deployed" and model.has_gradient and model.size == target.model.size
     }
+    made = {"deployed": target.attacked(eps=eps)} | made
     return Measured({"eps": eps, "table": transfer(made, models, target.pixels, target.targets)})
 
 

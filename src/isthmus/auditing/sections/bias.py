@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.auditing.bench import Bench
-from isthmus.auditing.measures.associations import association
+from isthmus.auditing.measures.associations import association, shape_bias
 from isthmus.auditing.measures.classes import class_measures, pixel_baseline
 from isthmus.auditing.measures.frequencies import caption_frequencies, frequency_correlation
 from isthmus.auditing.measures.groups import compare_columns, group_name
@@ -168,6 +168,31 @@ def _chosen(bench: Bench, who: str) -> Tensor:
     return torch.tensor(held).nonzero().flatten()
 
 
+def textures(bench: Bench) -> Measured:
+    """Whether shape or texture decides, on images whose shape and texture are of two labels."""
+    column = bench.settings.textures
+    if not column:
+        raise InputError(
+            "no cue-conflict images were given: name the column with the label whose texture an "
+            "image wears with --textures, such as --textures texture"
+        )
+    number = {label: c for c, label in enumerate(bench.labels)}
+    worn = [number.get(str(name), -1) for name in bench.data.groups[column]]
+    known = [i for i, c in enumerate(worn) if c >= 0]
+    if not known:
+        raise InputError(
+            f'no image has a texture of a label in the column "{column}": expected the labels, '
+            f"such as {bench.labels[0]}"
+        )
+    found = shape_bias(
+        bench.targets[known], [worn[i] for i in known], bench.predicted[known], bench.labels
+    )
+    return Measured(
+        {"found": found, "left_out": len(worn) - len(known)},
+        {"texture": bench.data.groups[column]},
+    )
+
+
 def imbalance(bench: Bench) -> Measured:
     """The same head trained at several imbalances, and what re-balancing brings back."""
     features = bench.features
@@ -198,5 +223,6 @@ PARTS = (
     Part("bias", "frequency", frequency),
     Part("bias", "retrieval", retrieval, 2),
     Part("bias", "associations", associations, 2),
+    Part("bias", "textures", textures),
     Part("bias", "imbalance", imbalance, 8),
 )

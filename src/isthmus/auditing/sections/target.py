@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,10 @@ SIDE = 224
 """Pixels of an image that a model without pixels of its own is attacked with."""
 SCORE_ONLY = 8
 """Images of a model that gives scores and no gradient; each score may take a second."""
+ATTACKED = (6, 12)
+"""Images that are right and so can be broken: in a quick audit, and in a full one."""
+MOST_OVER = 4
+"""Times as many images as that at most, where few are right."""
 COMPARED = 1 / 255
 """Where white box, black box, noise and remedies are compared, and steps are counted."""
 
@@ -36,6 +39,7 @@ class Target:
         targets: (B,).
         numbers: Which of the audit's images they are.
         steps: Steps of an attack.
+        made: Adversarial pixels by what they were made with: several parts ask for the same.
     """
 
     model: Attackable
@@ -43,40 +47,52 @@ class Target:
     targets: Tensor
     numbers: list[int]
     steps: int
+    made: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
 
     def accuracy(self, pixels: Tensor | None = None) -> float:
         """Accuracy on changed pixels, or on the images as they are."""
         return accuracy(self.model, self.pixels if pixels is None else pixels, self.targets)
 
     def attacked(self, method: Any = "pgd", norm: Any = "linf", **options: Any) -> Tensor:
-        """Adversarial pixels; see `attack`."""
+        """Adversarial pixels, made once; see `attack`."""
         options = {"steps": self.steps} | options
-        return attack(self.model, self.pixels, self.targets, method=method, norm=norm, **options)
+        key = (method, norm, repr(sorted(options.items())))
+        if key not in self.made:
+            self.made[key] = attack(
+                self.model, self.pixels, self.targets, method=method, norm=norm, **options
+            )
+        return self.made[key]
 
 
-def target_of(bench: Bench, subject: Subject | None = None) -> Target:
-    """What a bench's attacks are made against."""
-    subject = subject or bench.subject
-    settings = bench.settings
+def target_of(bench: Bench) -> Target:
+    """What a bench's attacks are made against, the same for all parts."""
+    return bench.once("target of attacks", lambda: _target(bench))
+
+
+def _target(bench: Bench) -> Target:
+    subject, settings = bench.subject, bench.settings
+    model = attackable(subject)
     if isinstance(subject, ClassifierSubject):
-        numbers = bench.some(settings.least(6, 24)).tolist()
-        images = [bench.images[i] for i in numbers]
-        model, pixels = _classifier(subject), pixels_of(subject.classifier, images)
+        # Only images that are right are attacked, and take time
+        share = max(1 / MOST_OVER, float(bench.right.float().mean()))
+        numbers = bench.some(round(settings.least(*ATTACKED) / share)).tolist()
+        pixels = pixels_of(subject.classifier, [bench.images[i] for i in numbers])
     else:
         numbers = bench.some(SCORE_ONLY // 2 if settings.quick else SCORE_ONLY).tolist()
         pixels = torch.stack([pixels_at(open_image(bench.images[i])) for i in numbers])
-        model = Attackable(
-            lambda p: subject.logits([image_of(one) for one in p]).float().to(p.device),
-            (SIDE, SIDE),
-            len(subject.labels),
-            has_gradient=False,
-        )
     return Target(model, pixels, bench.targets[numbers], numbers, settings.least(4, 10))
 
 
-@lru_cache(maxsize=4)
-def _classifier(subject: ClassifierSubject) -> Attackable:
-    return from_classifier(subject.classifier)
+def attackable(subject: Subject) -> Attackable:
+    """A subject as a function of pixels; of one that is no classifier the scores alone."""
+    if isinstance(subject, ClassifierSubject):
+        return from_classifier(subject.classifier)
+    return Attackable(
+        lambda p: subject.logits([image_of(one) for one in p]).float().to(p.device),
+        (SIDE, SIDE),
+        len(subject.labels),
+        has_gradient=False,
+    )
 
 
 def pixels_at(image: Image.Image) -> Tensor:
