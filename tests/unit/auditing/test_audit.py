@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import isthmus as im
+from isthmus.auditing.attacks.attackable import from_classifier, scores
 from isthmus.auditing.bench import Bench, Settings
 from isthmus.auditing.data import labelled_images
 from isthmus.auditing.demo import demo_images
@@ -145,19 +147,35 @@ def test_some_images_are_spread_over_the_classes(
         assert torch.equal(chosen, bench_of(encoder, data, seed=seed).some(7))
 
 
-def test_fewer_images_that_are_right_are_more_images(
+def test_as_many_images_are_attacked_however_few_are_right(
     encoder: im.DualEncoder, data: im.LabelledImages
 ) -> None:
     """What an attack can show depends on how many images are right."""
     bench = bench_of(encoder, data, quick=True)
-    bench.logits = torch.nn.functional.one_hot(bench.targets, 3).float()
-    assert len(target_of(bench).numbers) == 6
-    for right, images in ((12, 12), (8, 18), (0, 24)):
-        bench = bench_of(encoder, data, quick=True)
-        said = bench.targets.clone()
-        said[right:] = (said[right:] + 1) % 3
-        bench.logits = torch.nn.functional.one_hot(said, 3).float()
-        assert len(target_of(bench).numbers) == images
+    said = from_classifier(bench.subject.classifier)  # type: ignore[attr-defined]
+    share = float(bench.right.float().mean())
+    target = target_of(bench)
+    assert target.n == round(5 / max(share, 0.25))
+    right = scores(said, target.sample).argmax(-1) == target.sample_targets
+    assert torch.equal(target.pixels, target.sample[right])
+    assert (
+        target.accuracy(target.pixels)
+        == target.clean
+        == pytest.approx(float(right.mean(dtype=float)))
+    )
+    assert [data.targets[i] for i in target.numbers] == target.targets.tolist()
+    assert target_of(bench) is target
+    assert target.attacked(eps=0.1) is target.attacked(eps=0.1)
+
+
+def test_where_nothing_is_right_nothing_can_be_broken(
+    encoder: im.DualEncoder, data: im.LabelledImages
+) -> None:
+    bench = bench_of(encoder, data, quick=True)
+    wrong = [(int(c) + 1) % 3 for c in bench.predicted]
+    bench = bench_of(encoder, replace(data, targets=tuple(wrong)), quick=True)
+    with pytest.raises(InputError, match="none of 20 images is right"):
+        target_of(bench)
 
 
 def test_the_demonstration_has_each_shape_in_each_colour() -> None:

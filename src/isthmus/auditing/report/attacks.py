@@ -110,9 +110,10 @@ def smallest(values: Mapping[str, Any], shown: Shown) -> str:
 def targeted(values: Mapping[str, Any], shown: Shown) -> str:
     """Targeted attacks."""
     rows = [(r["level"], percent(r["reached"])) for r in values["rows"]]
-    return text("Each image is to be taken for one other label, drawn at random.") + table(
-        ("levels of 255", "taken for it"), rows
-    )
+    return text(
+        f"Each of {values['n']} images that are right is to be taken for one other label, drawn at "
+        "random."
+    ) + table(("levels of 255", "taken for it"), rows)
 
 
 def transfers(values: Mapping[str, Any], shown: Shown) -> str:
@@ -124,7 +125,10 @@ def transfers(values: Mapping[str, Any], shown: Shown) -> str:
         for source, row in zip(found["sources"], found["accuracies"], strict=True)
     ]
     return (
-        text(f"Accuracy on images that were changed by {255 * values['eps']:.0f} levels of 255.")
+        text(
+            f"{found['n']} images that this model gets right, changed by "
+            f"{255 * values['eps']:.0f} levels of 255."
+        )
         + table(("images", *found["models"]), rows)
         + note(found["note"])
     )
@@ -188,7 +192,10 @@ def remedies(values: Mapping[str, Any], shown: Shown) -> str:
         radii = values["certified"]["radii"]
         told = ", ".join(f"{percent(share)} within {r}" for r, share in radii.items())
         parts.append(
-            text(f"Smoothing with sigma {values['certified']['sigma']} certifies, in L2: {told}.")
+            text(
+                f"Smoothing with sigma {values['certified']['sigma']} certifies, of "
+                f"{values['certified']['right']} images that are right without it, in L2: {told}."
+            )
         )
     return "".join(parts)
 

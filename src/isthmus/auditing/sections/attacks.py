@@ -81,13 +81,11 @@ def sizes(bench: Bench) -> Measured:
 
 
 def _about(target: Target) -> dict[str, Any]:
-    clean = target.accuracy()
-    n = len(target.targets)
     height, width = target.model.size
     return {
-        "n": n,
-        "clean": clean,
-        "interval": wilson(round(clean * n), n),
+        "n": target.n,
+        "clean": target.clean,
+        "interval": wilson(len(target.pixels), target.n),
         "pixels": [height, width],
         "steps": target.steps,
         "gradient": target.model.has_gradient,
@@ -99,7 +97,7 @@ def _gallery(bench: Bench, target: Target) -> list[dict[str, Any]]:
     eps = COMPARED
     made = target.attacked(eps=eps)
     before, after = (scores(target.model, p).softmax(-1) for p in (target.pixels, made))
-    fooled = (before.argmax(-1) == target.targets) & (after.argmax(-1) != target.targets)
+    fooled = after.argmax(-1) != target.targets
     shown = []
     for place in fooled.nonzero().flatten().tolist()[:GALLERY]:
         number = target.numbers[place]
@@ -135,8 +133,8 @@ def checks(bench: Bench) -> Measured:
     black = target.accuracy(target.attacked("square", eps=COMPARED, steps=queries))
     loud = noise(target.pixels, "linf", COMPARED, settings.seed, 3, target.model, target.targets)
     found = attack_checks(
-        n=len(target.targets),
-        clean=target.accuracy(),
+        n=target.n,
+        clean=target.clean,
         by_eps=by_eps,
         by_steps=by_steps,
         large_eps=target.accuracy(target.attacked(eps=LARGE, steps=2 * target.steps)),
@@ -175,7 +173,7 @@ def smallest(bench: Bench) -> Measured:
     column: list[float | None] = [None] * len(bench.images)
     for number, value in zip(target.numbers, found["linf"].values, strict=True):
         column[number] = None if value is None else round(255 * value, 3)
-    return Measured({"n": len(target.targets), "found": found}, {"smallest_eps_255": column})
+    return Measured({"n": target.n, "found": found}, {"smallest_eps_255": column})
 
 
 def targeted(bench: Bench) -> Measured:

@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isthmus.auditing.attacks.attackable import Attackable, accuracy, from_classifier, pixels_of
+from isthmus.auditing.attacks.attackable import (
+    Attackable,
+    accuracy,
+    from_classifier,
+    pixels_of,
+    scores,
+)
 from isthmus.auditing.attacks.attacking import attack
 from isthmus.auditing.bench import Bench
 from isthmus.auditing.subject import ClassifierSubject, Subject
@@ -21,7 +27,7 @@ SIDE = 224
 """Pixels of an image that a model without pixels of its own is attacked with."""
 SCORE_ONLY = 8
 """Images of a model that gives scores and no gradient; each score may take a second."""
-ATTACKED = (6, 12)
+RIGHT = (5, 12)
 """Images that are right and so can be broken: in a quick audit, and in a full one."""
 MOST_OVER = 4
 """Times as many images as that at most, where few are right."""
@@ -31,27 +37,43 @@ COMPARED = 1 / 255
 
 @dataclass(frozen=True)
 class Target:
-    """What is attacked: a model and the pixels of some images that it gets right or wrong.
+    """What is attacked: a model and the pixels of some images.
+
+    An image that is wrong needs no attack, so that only those that are right are attacked.
 
     Attributes:
         model: The model.
-        pixels: (B, 3, H, W) in [0, 1].
+        sample: (n, 3, H, W) in [0, 1], images that were drawn.
+        sample_targets: (n,).
+        pixels: (B, 3, H, W), those of them that are right.
         targets: (B,).
-        numbers: Which of the audit's images they are.
+        numbers: Which of the audit's images these are.
         steps: Steps of an attack.
         made: Adversarial pixels by what they were made with: several parts ask for the same.
     """
 
     model: Attackable
+    sample: Tensor
+    sample_targets: Tensor
     pixels: Tensor
     targets: Tensor
     numbers: list[int]
     steps: int
     made: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
 
-    def accuracy(self, pixels: Tensor | None = None) -> float:
-        """Accuracy on changed pixels, or on the images as they are."""
-        return accuracy(self.model, self.pixels if pixels is None else pixels, self.targets)
+    @property
+    def n(self) -> int:
+        """Images that were drawn."""
+        return len(self.sample)
+
+    @property
+    def clean(self) -> float:
+        """The share of them that are right as they are."""
+        return len(self.pixels) / self.n
+
+    def accuracy(self, pixels: Tensor) -> float:
+        """The share of the images drawn that are right, if those that are become `pixels`."""
+        return self.clean * accuracy(self.model, pixels, self.targets)
 
     def attacked(self, method: Any = "pgd", norm: Any = "linf", **options: Any) -> Tensor:
         """Adversarial pixels, made once; see `attack`."""
@@ -65,22 +87,40 @@ class Target:
 
 
 def target_of(bench: Bench) -> Target:
-    """What a bench's attacks are made against, the same for all parts."""
+    """What a bench's attacks are made against, the same for all parts.
+
+    Raises:
+        InputError: If none of the images drawn is right.
+    """
     return bench.once("target of attacks", lambda: _target(bench))
 
 
 def _target(bench: Bench) -> Target:
     subject, settings = bench.subject, bench.settings
     model = attackable(subject)
+    count = SCORE_ONLY // 2 if settings.quick else SCORE_ONLY
     if isinstance(subject, ClassifierSubject):
-        # Only images that are right are attacked, and take time
         share = max(1 / MOST_OVER, float(bench.right.float().mean()))
-        numbers = bench.some(round(settings.least(*ATTACKED) / share)).tolist()
-        pixels = pixels_of(subject.classifier, [bench.images[i] for i in numbers])
+        count = round(settings.least(*RIGHT) / share)
+    numbers = bench.some(count)
+    images = [bench.images[i] for i in numbers.tolist()]
+    if isinstance(subject, ClassifierSubject):
+        sample = pixels_of(subject.classifier, images)
     else:
-        numbers = bench.some(SCORE_ONLY // 2 if settings.quick else SCORE_ONLY).tolist()
-        pixels = torch.stack([pixels_at(open_image(bench.images[i])) for i in numbers])
-    return Target(model, pixels, bench.targets[numbers], numbers, settings.least(4, 10))
+        sample = torch.stack([pixels_at(open_image(image)) for image in images])
+    targets = bench.targets[numbers]
+    right = scores(model, sample).argmax(-1) == targets
+    if not bool(right.any()):
+        raise InputError(f"none of {len(images)} images is right: there is nothing to break")
+    return Target(
+        model,
+        sample,
+        targets,
+        sample[right],
+        targets[right],
+        numbers[right].tolist(),
+        settings.least(4, 10),
+    )
 
 
 def attackable(subject: Subject) -> Attackable:
