@@ -158,14 +158,26 @@ def test_as_many_images_are_attacked_however_few_are_right(
     assert target.n == round(5 / max(share, 0.25))
     right = scores(said, target.sample).argmax(-1) == target.sample_targets
     assert torch.equal(target.pixels, target.sample[right])
-    assert (
-        target.accuracy(target.pixels)
-        == target.clean
-        == pytest.approx(float(right.mean(dtype=float)))
-    )
+    assert target.accuracy(target.pixels) == target.clean == float(right.double().mean())
     assert [data.targets[i] for i in target.numbers] == target.targets.tolist()
     assert target_of(bench) is target
     assert target.attacked(eps=0.1) is target.attacked(eps=0.1)
+
+
+def test_a_full_audit_measures_every_remedy(encoder: im.DualEncoder) -> None:
+    images = demo_images()
+    [part] = [p for p in SECTIONS["attacks"] if p.name == "remedies"]
+    done = measure(part, bench_of(encoder, images))
+    assert done.missing == ""
+    assert [row["name"] for row in done.values["rows"]] == [
+        "none",
+        "noise and votes",
+        "crops and votes",
+    ]
+    radii = list(done.values["certified"]["radii"].values())
+    assert radii == sorted(radii, reverse=True)
+    assert done.values["tuned_head"]["tuned_on"] == 30  # half of the images
+    assert "of the other half" in dict(SHOWN["attacks"][2])["remedies"][1](done.values, str)
 
 
 def test_where_nothing_is_right_nothing_can_be_broken(

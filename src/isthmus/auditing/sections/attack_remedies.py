@@ -21,6 +21,8 @@ from isthmus.auditing.part import Measured
 from isthmus.auditing.sections.target import COMPARED, white_box
 from isthmus.auditing.subject import ClassifierSubject
 
+TUNED_ON = 48
+"""Images at most that a head is tuned on, and as many that it is measured on."""
 RADII = (0.0, 0.15, 0.3)
 """L2 radii; of 100 views at sigma 0.25 none beyond 0.37 can be certified."""
 
@@ -32,7 +34,7 @@ def remedies(bench: Bench) -> Measured:
     eps = COMPARED
     plain = target.accuracy(target.attacked(eps=eps))
     rows: list[dict[str, Any]] = [{"name": "none", "clean": target.clean, "attacked": plain}]
-    seen, fresh = settings.least(2, 4), settings.least(8, 32)
+    seen, fresh = settings.least(2, 4), settings.least(5, 32)
     sigma = 0.25
     for name, view in (
         ("noise and votes", gaussian_view(sigma)),
@@ -62,16 +64,15 @@ def remedies(bench: Bench) -> Measured:
             "right": len(goals),
             "radii": {str(r): certified_accuracy(certificates, goals, r) for r in RADII},
         }
-    if isinstance(subject, ClassifierSubject) and subject.similarity_scale is not None:
-        told["tuned_head"] = _tuned(bench, subject, eps)
+        if isinstance(subject, ClassifierSubject) and subject.similarity_scale is not None:
+            told["tuned_head"] = _tuned(bench, subject, eps)
     return Measured(told)
 
 
 def _tuned(bench: Bench, subject: ClassifierSubject, eps: float) -> Mapping[str, Any]:
     """A head that was tuned on adversarial images of one half, measured on the other."""
     fit, test = (half.tolist() for half in bench.halves)
-    most = bench.settings.least(8, 48)
-    fit, test = fit[:: max(1, len(fit) // most)][:most], test[:: max(1, len(test) // most)][:most]
+    fit, test = (own[:: max(1, len(own) // TUNED_ON)][:TUNED_ON] for own in (fit, test))
     pixels = [pixels_of(subject.classifier, [bench.images[i] for i in own]) for own in (fit, test)]
     tuned = tune_head(
         features_of(subject.classifier),
@@ -82,7 +83,7 @@ def _tuned(bench: Bench, subject: ClassifierSubject, eps: float) -> Mapping[str,
         held_targets=bench.targets[test],
         eps=eps,
         steps=2,
-        epochs=bench.settings.least(1, 4),
-        test_steps=bench.settings.least(5, 10),
+        epochs=4,
+        test_steps=10,
     )
     return {"before": tuned.before, "after": tuned.after, "tuned_on": len(fit)}
