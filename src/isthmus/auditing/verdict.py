@@ -108,8 +108,8 @@ def _prompts(sections: Mapping[str, Any]) -> Gauge:
         return _missing("prompts")
     flips = found["wordings"]["all"]
     sentence = f"Other words for the same thing change {flips['flip_rate']:.0%} of the answers."
-    if "templates" in found:
-        alone = found["templates"]["alone"]
+    alone = found.get("templates", {}).get("alone")
+    if alone is not None and alone["worst"] != alone["best"]:
         sentence += (
             f' The worst template, "{alone["worst"]}", is right for {alone["lowest"]:.0%}, the '
             f"best for {alone['highest']:.0%}."
@@ -121,7 +121,7 @@ def _attacks(sections: Mapping[str, Any]) -> Gauge:
     """How small a change breaks half of what was right."""
     found = sections.get("attacks", {})
     if "smallest" not in found:
-        return _missing("attacks")
+        return _without_gradient(found)
     checks = found.get("checks", {}).get("checks")
     linf = found["smallest"]["found"]["linf"]
     if checks is not None and not checks["trusted"]:
@@ -137,6 +137,19 @@ def _attacks(sections: Mapping[str, Any]) -> Gauge:
     levels = 255 * linf["breaks_half"]
     sentence = f"A change of {levels:.2g} levels of 255 breaks half of what was right."
     return _gauge("attacks", HALF_AT / (HALF_AT + levels), sentence)
+
+
+def _without_gradient(found: Mapping[str, Any]) -> Gauge:
+    """What can be said of a model that gives no gradient: what a written word does."""
+    if "written_words" not in found:
+        return _missing("attacks")
+    rows = found["written_words"]["rows"]
+    sentence = (
+        "It gives no gradient, so the smallest change is not known. A wrong label written on the "
+        f"image takes accuracy from {rows['clean']['accuracy']:.0%} to "
+        f"{rows['word']['accuracy']:.0%}."
+    )
+    return Gauge("attacks", None, "not measured", sentence)
 
 
 def _first(gauges: tuple[Gauge, ...], sections: Mapping[str, Any]) -> str:

@@ -70,6 +70,21 @@ def test_flips_are_doubled() -> None:
     assert (found.gauges[1].value, found.gauges[1].word) == (0.6, "severe")
 
 
+def test_one_template_has_no_worst() -> None:
+    alone = {"worst": "a {}", "best": "the {}", "lowest": 0.2, "highest": 0.4}
+    several = prompts(0.3) | {"templates": {"alone": alone}}
+    one = prompts(0.3) | {"templates": {"alone": alone | {"best": "a {}", "highest": 0.2}}}
+    told = [verdict_of(results(prompts=p)).gauges[1].sentence for p in (several, one)]
+    assert ["worst template" in sentence for sentence in told] == [True, False]
+
+
+def test_without_a_gradient_a_written_word_is_told_of() -> None:
+    rows = {"clean": {"accuracy": 0.75}, "word": {"accuracy": 0.5}}
+    gauge = verdict_of(results(attacks={"written_words": {"rows": rows}})).gauges[2]
+    assert (gauge.value, gauge.word) == (None, "not measured")
+    assert "from 75% to 50%" in gauge.sentence
+
+
 def test_half_a_gauge_at_two_levels() -> None:
     found = verdict_of(results(attacks=attacks(2 / 255)))
     assert found.gauges[2].value == pytest.approx(0.5)
