@@ -12,6 +12,10 @@ from typing import Any
 
 STRONG, WEAK = 0.5, 0.2
 """From the first on a limit is called severe, from the second on notable."""
+CERTAIN = 0.05
+"""The p below which a gain is taken for one."""
+WORTH = 0.25
+"""The share of what was right that a remedy must bring back, less what it costs, to be advised."""
 HALF_AT = 2.0
 """Levels of 255 at which the attacks' gauge is a half: changes that nobody sees."""
 
@@ -90,7 +94,7 @@ def _bias(sections: Mapping[str, Any]) -> Gauge:
     )
     for column in sections["bias"].get("groups", {}).get("columns", ()):
         within = column["p_within_labels"]
-        if column["gap"] is None or within is None or within >= 0.05:
+        if column["gap"] is None or within is None or within >= CERTAIN:
             continue
         if (gap := column["gap_within_labels"] or 0.0) > behind:
             behind = gap
@@ -177,9 +181,12 @@ def _for_bias(sections: Mapping[str, Any]) -> str:
 
 def _for_prompts(sections: Mapping[str, Any]) -> str:
     rows = sections["prompts"].get("remedies", {}).get("rows", ())
-    better = [row for row in rows[2:] if row["gain"] > 0]
+    better = [row for row in rows[2:] if row["gain"] > 0 and row["p"] < CERTAIN]
     if not better:
-        return "Fix the wording and never change it: no ensemble that was tried is better."
+        return (
+            "Fix the wording and never change it: nothing that was tried is better than one "
+            "template by more than chance."
+        )
     best = max(better, key=lambda row: row["gain"])
     return (
         f"Use the {best['name']}: {best['gain']:+.1%} over one template on images that taught "
@@ -193,7 +200,8 @@ def _for_attacks(sections: Mapping[str, Any]) -> str:
         return "Do not let strangers choose the images, or have a person look at what matters."
     none, *others = rows
     best = max(others, key=lambda row: row["attacked"] + row["clean"])
-    if best["attacked"] + best["clean"] <= none["attacked"] + none["clean"]:
+    gain = best["attacked"] + best["clean"] - none["attacked"] - none["clean"]
+    if gain < WORTH * none["clean"]:
         return (
             "No remedy that was tried is worth its price: do not let strangers choose the images, "
             "or have a person look at what matters."

@@ -105,6 +105,8 @@ def row(name: str, clean: float, attacked: float) -> dict[str, Any]:
 def test_a_remedy_that_costs_more_than_it_gives_is_not_named() -> None:
     none = row("none", 0.9, 0.0)
     dear = attacks(1 / 255, none, row("noise", 0.3, 0.3), row("crops", 0.85, 0.04))
+    little = attacks(1 / 255, none, row("crops", none["clean"], 0.1))
+    assert "worth its price" in verdict_of(results(attacks=little)).first
     assert "worth its price" in verdict_of(results(attacks=dear)).first
     cheap = attacks(1 / 255, none, row("noise", 0.3, 0.3), row("crops", 0.85, 0.5))
     first = verdict_of(results(attacks=cheap)).first
@@ -120,3 +122,5 @@ def test_the_better_ensemble_is_named() -> None:
     ]
     found = verdict_of(results(prompts=prompts(0.4, *rows)))
     assert found.first.startswith("Use the weighted ensemble: +5.0%")  # random words are a control
+    found = verdict_of(results(prompts=prompts(0.4, *rows[:3])))
+    assert "more than chance" in found.first

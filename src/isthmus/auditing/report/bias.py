@@ -119,9 +119,11 @@ def groups(values: Mapping[str, Any], shown: Shown) -> str:
             parts.append(
                 text(
                     f"The gap is {percent(column['gap'])}; by chance it would be "
-                    f"{percent(column['by_chance'])} (p {p_value(column['p'])}). Within the same "
-                    f"labels it is {percent(column['gap_within_labels'])} "
-                    f"(p {p_value(column['p_within_labels'])})."
+                    f"{percent(column['by_chance'])} (p {p_value(column['p'])}).",
+                    ""
+                    if column["gap_within_labels"] is None
+                    else f"Within the same labels it is {percent(column['gap_within_labels'])} "
+                    f"(p {p_value(column['p_within_labels'])}).",
                 )
             )
         if column["parity"] is not None:
@@ -130,10 +132,13 @@ def groups(values: Mapping[str, Any], shown: Shown) -> str:
                 text(
                     "Demographic parity difference "
                     f"{number(parity['demographic_parity'])} (by chance "
-                    f"{number(parity['demographic_parity_by_chance'])}), equalised odds difference "
+                    f"{number(parity['demographic_parity_by_chance'])}).",
+                    "Equalised odds cannot be told, since no class is in every group."
+                    if parity["equalized_odds"] is None
+                    else "Equalised odds difference "
                     f"{number(parity['equalized_odds'])} (by chance "
                     f"{number(parity['equalized_odds_by_chance'])}; {parity['left_out']} classes "
-                    "that some group lacks are left out)."
+                    "that some group lacks are left out).",
                 )
             )
         parts.append(note(column["note"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isthmus.auditing.report.html import (
@@ -57,7 +57,20 @@ def calibration(values: Mapping[str, Any], shown: Shown) -> str:
         + chart("Accuracy by confidence", lines, most=1.0)
         + table(heads, rows)
         + "".join(note(why) for _, _, why in named)
-        + text("What to do: isthmus classify --calibration calibration.json uses the temperature.")
+        + text(_advice(before, study["scaled"]))
+    )
+
+
+def _advice(before: Mapping[str, Any], scaled: Sequence[Mapping[str, Any]]) -> str:
+    """What to do, by what was gained on images that nothing was fitted on."""
+    better = [s for s in scaled if s["after"] is not None and s["after"]["nll"] < before["nll"]]
+    if not better:
+        return "Scaling does not make these probabilities better: do not rely on them."
+    best = min(better, key=lambda s: float(s["after"]["nll"]))
+    return (
+        f"What to do: {best['method']} scaling makes NLL {number(best['after']['nll'])} of "
+        f"{number(before['nll'])}. isthmus classify --calibration calibration.json uses a "
+        "temperature; ZeroShotClassifier.calibrate has both."
     )
 
 
