@@ -98,9 +98,10 @@ def labels(count: int) -> list[str]:
 def copy_blocks(model: im.VisionLanguageModel, other: Any) -> None:
     """Our gated blocks' weights into OpenFlamingo's."""
     with torch.no_grad():
+        tokens: Any = model.special_tokens
         embedding = other.get_input_embeddings().weight
-        embedding[-2:] = model.special_tokens.input_rows
-        model.special_tokens.output_rows.copy_(embedding[-1:])
+        embedding[-2:] = tokens.input_rows
+        tokens.output_rows.copy_(embedding[-1:])
         blocks = [b for b in other.gated_cross_attn_layers if b is not None]
         for their, mine in zip(blocks, model.fusion.blocks.values(), strict=True):
             block: Any = mine

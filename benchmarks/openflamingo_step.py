@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.config.model import TrainConfig
+from isthmus.model.backbones.added_tokens import AddedTokens
 from isthmus.model.connectors.resampler import PerceiverResampler, ResamplerLayer
 from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 
@@ -91,9 +92,10 @@ def their_model(model: im.VisionLanguageModel) -> nn.Module:
 @torch.no_grad()
 def copy_weights(other: Any, model: im.VisionLanguageModel) -> None:
     """Our weights into theirs; a tensor that only one side has is an error."""
+    tokens = cast(AddedTokens, model.special_tokens)
     embedding = other.lang_encoder.get_input_embeddings().weight
-    embedding[-2:] = model.special_tokens.input_rows  # the head is tied to it
-    model.special_tokens.output_rows.copy_(embedding[-1:])
+    embedding[-2:] = tokens.input_rows  # the head is tied to it
+    tokens.output_rows.copy_(embedding[-1:])
     resampler = cast(PerceiverResampler, model.connector)
     other.perceiver.latents.copy_(resampler.latents)
     other.perceiver.norm.load_state_dict(resampler.norm.state_dict())

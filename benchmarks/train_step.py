@@ -119,7 +119,7 @@ def our_model() -> im.VisionLanguageModel:
     for block in model.fusion.blocks.values():
         nn.init.constant_(cast(GatedCrossAttentionBlock, block).attention_gate, GATE)
         nn.init.constant_(cast(GatedCrossAttentionBlock, block).ffw_gate, GATE)
-    model.special_tokens.requires_grad_(False)
+    cast(nn.Module, model.special_tokens).requires_grad_(False)
     return model
 
 

@@ -60,6 +60,18 @@ class LanguageConfig(Config):
     """Rank of LoRA adapters on the language model through PEFT; 0 keeps it frozen."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig(Config):
+    """The token that stands for an image, where the language model's vocabulary has one.
+
+    Released vision-language models do. An answer then ends with the language model's own end of
+    text, and no token is trained.
+    """
+
+    image_id: NotNegative
+    """Id of the token; it may lie beyond the last row of the embedding."""
+
+
 def _inline() -> Any:
     """The default fusion."""
     return FUSIONS.find("inline")()
@@ -80,6 +92,9 @@ class ModelConfig(Config):
     template: str = "plain"
     """How questions become prompts, trained and asked alike: a name in
     `isthmus.prompts.templates`, or "chat" for the language model's own chat template."""
+    tokens: TokensConfig | None = None
+    """Tokens of the vocabulary that stand for an image and end an answer; None trains a row for
+    each beside the frozen embedding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

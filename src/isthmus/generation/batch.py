@@ -28,7 +28,6 @@ from isthmus.generation.structure import takes_lanes
 from isthmus.generation.text_stream import TokenTexts
 from isthmus.generation.tiers import Tiers
 from isthmus.model.vlm import VisionLanguageModel
-from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +75,8 @@ class RunningBatch:
         self._observer = observer
         special = model.special_tokens
         self._ends = frozenset({*model.language.end_ids(), special.end_id})
-        tags = (IMAGE_TAG, END_TAG)
-        self._texts = TokenTexts(model.language.tokenizer, tags, special.image_id)
+        self._never = torch.tensor(special.never, dtype=torch.long)
+        self._texts = TokenTexts(model.language.tokenizer, special.names, model.language.vocab_rows)
         self._rows = self._new_rows(1)
 
     def _new_rows(self, count: int) -> Decoding:
@@ -164,6 +163,8 @@ class RunningBatch:
     def _choose(self, jobs: Sequence[Job], logits: Tensor) -> list[Reason | None]:
         """Takes a token for each row; why it is the last one, or None."""
         logits = logits.float()
+        if len(self._never):
+            logits = logits.index_fill(1, self._never.to(logits.device), -math.inf)
         asked = [job.request for job in jobs]
         draws = [
             Draw(r.temperature, r.top_p, r.top_k, j.chance.random() if r.temperature else 0.0)

@@ -100,8 +100,12 @@ def generate(
     if streamer is not None:
         streamer = _OwnTokensOnly(streamer, model.language.vocab_rows)
     ends = [*model.language.end_ids(), model.special_tokens.end_id]
+    language = model.language.model
+    if never := model.special_tokens.never:
+        own = getattr(language.generation_config, "suppress_tokens", None)
+        options["suppress_tokens"] = [*(options.get("suppress_tokens") or own or ()), *never]
     with model.in_sight(batch, decoding=True) as embeddings, _two_more_words(model, batch):
-        ids: Tensor = model.language.model.generate(
+        ids: Tensor = language.generate(
             inputs_embeds=embeddings,
             attention_mask=batch.attention_mask,
             max_new_tokens=max_new_tokens,
@@ -116,14 +120,15 @@ def generate(
 
 @contextmanager
 def _two_more_words(model: VisionLanguageModel, batch: Batch) -> Iterator[None]:
-    """Says that logits have two more columns than the language model has words.
+    """Says that logits have more columns than the language model has words, where they have.
 
     Up to Transformers 5.17 at least, beam search reads their number from the configuration.
     """
     config = model.language.model.config.get_text_config()
     words = config.vocab_size
-    if any(t is not None for t in (batch.pixels, batch.features, batch.visual)):
-        config.vocab_size = model.special_tokens.end_id + 1
+    added = len(model.special_tokens.names)
+    if added and any(t is not None for t in (batch.pixels, batch.features, batch.visual)):
+        config.vocab_size = model.language.vocab_rows + added
     try:
         yield
     finally:

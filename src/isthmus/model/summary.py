@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.config.registry import FUSIONS
-from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,12 @@ def summary_of(model: Any) -> Summary:
         visual = model.connector(connected)
     if cost := flops_of(model.fusion.project, visual):
         flops["fusion"] = cost
+    names = ", ".join(model.special_tokens.names)
     described = {
         "vision": (model.vision, model.config.vision.name),
         "connector": (model.connector, type(model.connector).__name__),
         "fusion": (model.fusion, FUSIONS.name_of(type(model.config.fusion))),
-        "special tokens": (model.special_tokens, f"{IMAGE_TAG}, {END_TAG}"),
+        "special tokens": (model.special_tokens, names or "of the language model's vocabulary"),
         "language": (model.language, model.config.language.name),
     }
     for medium in model.media:

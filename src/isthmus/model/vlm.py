@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from isthmus.config.model import ModelConfig
 from isthmus.errors import PromptError
+from isthmus.model.backbones.added_tokens import AddedTokens
 from isthmus.model.backbones.language import Hooks, LanguageModel
 from isthmus.model.backbones.special_tokens import SpecialTokens
 from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.model.backbones.vocabulary_tokens import VocabularyTokens
 from isthmus.model.batch import IGNORED, Batch, Output, pad
 from isthmus.model.connectors import Connector
 from isthmus.model.cross_entropy import token_losses
@@ -79,7 +81,10 @@ class VisionLanguageModel(nn.Module):
         self.vision = vision
         self.language = language
         self.connector = connector
-        self.special_tokens = SpecialTokens(language)
+        own = config.tokens
+        self.special_tokens: SpecialTokens = (
+            AddedTokens(language) if own is None else VocabularyTokens(language, own.image_id)
+        )
         width = int(cast(Connector, connector).width)
         self.fusion: Fusion = build_fusion(config.fusion, language, width)
         self.media: list[Medium] = [ClipMedium(), ImageMedium()]
@@ -89,8 +94,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the trained rows are, and so the inputs must be."""
-        return self.special_tokens.input_rows.device
+        """Where the word embedding is, and so the inputs must be."""
+        return self.language.input_embedding.weight.device
 
     def train(self, mode: bool = True) -> VisionLanguageModel:
         """Changes the mode of all but the frozen encoders, which stay in evaluation mode."""
@@ -199,8 +204,9 @@ class VisionLanguageModel(nn.Module):
     def pad_id(self) -> int:
         """A token of the language model's own that stands at padding."""
         tokenizer = self.language.tokenizer
+        rows, image_id = self.language.vocab_rows, self.special_tokens.image_id
         for candidate in (tokenizer.pad_token_id, *self.language.end_ids()):
-            if candidate is not None and candidate < self.special_tokens.image_id:
+            if candidate is not None and candidate < rows and candidate != image_id:
                 return int(candidate)
         return 0
 

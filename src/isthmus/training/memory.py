@@ -123,7 +123,7 @@ def _language(
         layer += value * (2 * width + mlp)
     visual = int(model.connector.num_tokens) * load.images  # type: ignore[arg-type]
     blocks = model.fusion.activation_bytes(tokens, visual, value)
-    rows = model.language.vocab_rows + 2
+    rows = model.language.vocab_rows + len(model.special_tokens.names)
     logits = 3 * value * load.labelled * rows
     # Blocks below the lowest one that learns, and the layers below them, keep nothing
     reached = count - _lowest(model, config)
@@ -144,7 +144,10 @@ def _language(
 
 def _lowest(model: VisionLanguageModel, config: TrainConfig) -> int:
     """The layer at which the backward pass ends: 0 where the input embeddings want a gradient."""
-    frozen = bool(config.freeze) and "special_tokens.input_rows".startswith(config.freeze)
+    learns = "special_tokens.input_rows" in dict(model.named_parameters())
+    frozen = not learns or (
+        bool(config.freeze) and "special_tokens.input_rows".startswith(config.freeze)
+    )
     if model.fusion.in_text or not model.fusion.blocks or not frozen:
         return 0
     if model.language.config.lora_rank:

@@ -103,6 +103,7 @@ def _model(config: ModelConfig) -> ModelConfig:
         language=LanguageConfig(name="tiny-lm", lora_rank=min(config.language.lora_rank, 2)),
         connector=_toy(config.connector),
         fusion=_toy(config.fusion),
+        tokens=None,  # the tiny language model's vocabulary has none
     )
 
 

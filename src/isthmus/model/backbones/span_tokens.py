@@ -3,10 +3,13 @@
 Tokenizers merge across boundaries, so it matters where a text is cut before it is tokenized. It is
 cut
 
-- at `<image>` and `<|endofchunk|>`, which are no text to the tokenizer;
+- at `<image>` and `<|endofchunk|>`, where they are no text to the tokenizer;
 - where an answer begins and where it ends, so that the tokens of an answer do not depend on
   whether it is trained, shown in a demonstration, scored or generated;
 - nowhere else: a question and the words around it are one text.
+
+Where the tokenizer itself knows a token for an image, the tag is written as that token, and the
+text around it is tokenized as the model's own processor does.
 
 In somebody's words (`Span.role` of "system", "user" and "assistant") a special token such as
 `<|im_end|>` is spelled out in ordinary tokens and never becomes the control token.
@@ -15,7 +18,7 @@ In somebody's words (`Span.role` of "system", "user" and "assistant") a special 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -50,6 +53,7 @@ class SpanTokenizer:
         tokenizer: A Transformers tokenizer, fast or slow.
         image_id: Id of `<image>`.
         end_id: Id of `<|endofchunk|>`.
+        written: What the tags are to the tokenizer, where it has tokens of its own for them.
 
     Example:
         >>> from isthmus.model.backbones.tiny import byte_tokenizer
@@ -58,8 +62,11 @@ class SpanTokenizer:
         [258, 60, 47, 115, 62]
     """
 
-    def __init__(self, tokenizer: Any, image_id: int, end_id: int) -> None:
+    def __init__(
+        self, tokenizer: Any, image_id: int, end_id: int, written: Mapping[str, str] | None = None
+    ) -> None:
         self.tokenizer, self.image_id, self.end_id = tokenizer, image_id, end_id
+        self.written = dict(written or {})
         self._size = -1
         self._special: dict[str, Any] = {}
         self._pattern: re.Pattern[str] | None = None
@@ -97,7 +104,7 @@ class SpanTokenizer:
         first = not goes_on
         for piece, learned in pieces(spans):
             ids: list[int] = []
-            for run in _runs(piece):
+            for run in _runs(piece, self.written):
                 if isinstance(run, str):
                     ids.append(self.image_id if run == IMAGE_TAG else self.end_id)
                 else:
@@ -115,6 +122,9 @@ class SpanTokenizer:
         self._special = {t.content: t for t in known.values() if t.special and t.content}
         for text in getattr(self.tokenizer, "all_special_tokens", ()):
             self._special.setdefault(text, None)
+        added = {t.content: t for t in known.values()}
+        for text in self.written.values():  # which a tokenizer may not call special
+            self._special.setdefault(text, added.get(text))
         longest_first = sorted(self._special, key=len, reverse=True)
         self._pattern = (
             re.compile("|".join(map(re.escape, longest_first))) if self._special else None
@@ -187,13 +197,21 @@ class SpanTokenizer:
         return list(whole[len(self._prefixes) :])
 
 
-def _runs(piece: Sequence[Span]) -> Iterator[str | list[tuple[str, bool]]]:
-    """Tags, and between them texts in fragments with whether special tokens have their power."""
+def _runs(
+    piece: Sequence[Span], written: Mapping[str, str]
+) -> Iterator[str | list[tuple[str, bool]]]:
+    """Tags, and between them texts in fragments with whether special tokens have their power.
+
+    A tag that is a token of the tokenizer's is text.
+    """
     run: list[tuple[str, bool]] = []
     for span in piece:
         powerful = span.role in _OWN
         for text in _TAGS.split(span.text) if powerful else [span.text]:
-            if powerful and text in (IMAGE_TAG, END_TAG):
+            is_tag = powerful and text in (IMAGE_TAG, END_TAG)
+            if is_tag and text in written:
+                text, is_tag = written[text], False
+            if is_tag:
                 if run:
                     yield run
                 run = []

@@ -1,78 +1,41 @@
-"""`<image>` and `<|endofchunk|>`: trainable rows beside a frozen embedding.
+"""The token of an image and the token that ends an answer: what every model has of them.
 
-The language model's embedding is never resized. The two tokens get the ids just above its last
-row, so they can collide with nothing that its tokenizer makes. During a forward pass of the whole
-model, hooks on the embedding and on the head add their rows on the way in and their columns on the
-way out. Where no id lies above the last row and no image is in sight, both hooks leave every value
-as it is. Between passes the language model carries no hook.
-
-Flamingo learns the end-of-chunk embedding anew too (Alayrac et al. 2022, appendix A.3.1).
-`<image>` is never produced: a model that draws it while decoding would change what every later
-token may see.
+Who joins two parts that know nothing of images adds both tokens and trains them: `added_tokens`. A
+released vision-language model has a token for an image in its own vocabulary, and ends an answer as
+it ends any text: `vocabulary_tokens`. `ModelConfig.tokens` says which of the two a model has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from isthmus.errors import ConfigError
-from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.span_tokens import SpanTokenizer
 from isthmus.prompts.prompt import Span
 
 
-class SpecialTokens(nn.Module):
-    """Input rows and output rows of the two tokens, and the hooks that put them to use.
-
-    Args:
-        language: The language model; its own parameters are not touched.
+@runtime_checkable
+class SpecialTokens(Protocol):
+    """A module (`nn.Module`) that knows the two tokens.
 
     Attributes:
-        image_id: Id of `<image>`, the number of rows of the frozen embedding.
-        end_id: Id of `<|endofchunk|>`, one above.
-        input_rows: (2, D), what the tokens look like to the language model.
-        output_rows: (1, D), the head's row of `<|endofchunk|>`.
-        may_end: (B,) or (B, L) bool or None; which rows, or tokens, of the current batch may end a
-            chunk: those of samples with images. None, the state at rest, leaves the head's
-            logits alone.
-        chosen: (B, L) bool or None; positions of the current batch that logits are wanted of. They
-            come out as one row. None computes what the language model is asked for.
+        image_id: Id of `<image>`.
+        end_id: Id of what `<|endofchunk|>` stands for, the end of an answer.
+        names: Names of the ids above the last row of the embedding, from that row on; () where
+            there are none. Logits have as many columns more where images are in sight.
+        never: Ids of the language model's own that must not be generated, whatever their logits
+            are: an image that nobody sent would change what later tokens see.
         spans: Makes token ids of text.
     """
 
-    def __init__(self, language: LanguageModel) -> None:
-        super().__init__()
-        head_rows = getattr(language.output_embedding, "weight", torch.empty(0)).shape[0]
-        if head_rows != language.vocab_rows:
-            raise ConfigError(
-                f"the language model's head has {head_rows} rows and its embedding "
-                f"{language.vocab_rows}: expected the same number, so that ids agree"
-            )
-        self.image_id = language.vocab_rows
-        self.end_id = language.vocab_rows + 1
-        table = language.input_embedding.weight.detach().float()
-        ends: list[int] = language.end_ids()
-        # From the mean of all words and from the model's own end of text: in distribution
-        # from the first step.
-        image, end = table.mean(dim=0), table[ends[0] if ends else 0]
-        self.input_rows = nn.Parameter(torch.stack([image, end]))
-        head = language.output_embedding.weight.detach().float()
-        self.output_rows = nn.Parameter(head[ends[0] if ends else 0][None].clone())
-        self.may_end: Tensor | None = None
-        self.chosen: Tensor | None = None
-        self._widened: Tensor | None = None
-        self.spans = SpanTokenizer(language.tokenizer, self.image_id, self.end_id)
-        self._language = [language]  # in a list: not a submodule of ours
-
-    def no_weight_decay(self) -> set[str]:
-        """Both: they are embeddings."""
-        return {"input_rows", "output_rows"}
+    image_id: int
+    end_id: int
+    names: tuple[str, ...]
+    never: tuple[int, ...]
+    spans: SpanTokenizer
 
     def encode(self, text: str | Sequence[Span]) -> list[int]:
         """Token ids of spans, or of a text in which the two tags stand for the two tokens.
@@ -80,94 +43,41 @@ class SpecialTokens(nn.Module):
         Raises:
             PromptError: If a text is no Unicode.
         """
-        return self.spans.encode([Span(text)] if isinstance(text, str) else text)
-
-    @contextmanager
-    def used(self, may_end: Tensor | None, chosen: Tensor | None = None) -> Iterator[None]:
-        """Puts the tokens to use in the language model's calls while the context lasts.
-
-        Args:
-            may_end: As the attribute.
-            chosen: As the attribute.
-        """
-        self.may_end, self.chosen = may_end, chosen
-        try:
-            with self._language[0].hooked(self._hook):
-                yield
-        finally:
-            self.may_end = self.chosen = self._widened = None
-
-    def _hook(self) -> list[RemovableHandle]:
-        language = self._language[0]
-        return [
-            language.input_embedding.register_forward_pre_hook(self._hide_ids),
-            language.output_embedding.register_forward_pre_hook(self._choose),
-            language.output_embedding.register_forward_hook(self._add_columns),
-            language.model.register_forward_hook(self._forbid_again),
-        ]
+        ...
 
     def decode(self, ids: Tensor | list[int]) -> str:
         """Text of generated ids, without the two tokens and the model's special tokens."""
-        kept = [int(i) for i in ids if int(i) < self.image_id]
-        return str(self._language[0].tokenizer.decode(kept, skip_special_tokens=True))
+        ...
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings (B, L, D) of ids (B, L) in the language model's precision."""
-        special = input_ids >= self.image_id
-        known = input_ids.masked_fill(special, 0)
-        embeddings: Tensor = self._language[0].input_embedding(known)
-        rows = self.input_rows.to(embeddings.dtype)
-        chosen = rows[(input_ids - self.image_id).clamp(0, 1)]
-        return torch.where(special[..., None], chosen, embeddings)
+        ...
 
-    def _hide_ids(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        """Keeps the two ids from reading past the table's end.
+    def used(
+        self, may_end: Tensor | None, chosen: Tensor | None = None
+    ) -> AbstractContextManager[None]:
+        """Puts the tokens to use in the language model's calls while the context lasts.
 
-        While a batch decodes, the row that has just ended feeds `<|endofchunk|>` back once.
+        Args:
+            may_end: (B,) or (B, L) bool or None; which rows, or tokens, of the batch have images.
+            chosen: (B, L) bool or None; positions that logits are wanted of. They come out as one
+                row. None computes what the language model is asked for.
         """
-        ids, *rest = args
-        return (ids.masked_fill(ids >= self.image_id, 0), *rest)
+        ...
 
-    def _choose(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        """Hands the head only the positions that are wanted, in one piece.
 
-        Most tokens of a training batch cost nothing, and the head is the largest matrix there is.
-        The last positions of each row, on the other hand, are a view with gaps, for which a CPU's
-        matrix product copies the head's whole weight once per row: half of a training step.
-        """
-        hidden, *rest = args
-        if self.chosen is not None:
-            hidden = hidden[self.chosen][None]
-        return (hidden.contiguous(), *rest)
+def at_chosen(hidden: Tensor, chosen: Tensor | None) -> Tensor:
+    """Hidden states (B, L, D) as the head is handed them: only those that are wanted, in one piece.
 
-    def _add_columns(self, module: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        """Appends the columns of the two ids to logits (B, L, V), if images are in sight."""
-        if self.may_end is None:
-            return logits
-        hidden = args[0]
-        end = hidden @ self.output_rows.to(hidden.dtype).T
-        end = end.masked_fill(~self._may_end(logits)[..., None], float("-inf"))
-        image = torch.full_like(end, float("-inf"))
-        self._widened = torch.cat([logits, image, end.to(logits.dtype)], -1)
-        return self._widened
+    Most tokens of a training batch cost nothing, and the head is the largest matrix there is.
+    The last positions of each row, on the other hand, are a view with gaps, for which a CPU's
+    matrix product copies the head's whole weight once per row: half of a training step.
 
-    def _may_end(self, logits: Tensor) -> Tensor:
-        """`may_end` for the positions of logits (B, K, V), rows repeated as beams are."""
-        may_end = self.may_end
-        assert may_end is not None
-        if self.chosen is not None:
-            return may_end.view(len(may_end), -1).expand_as(self.chosen)[self.chosen][None]
-        may_end = may_end.repeat_interleave(logits.shape[0] // may_end.shape[0], dim=0)
-        return may_end.view(len(may_end), -1)[:, -logits.shape[1] :].expand(logits.shape[:2])
-
-    def _forbid_again(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Puts back every -inf that a soft cap behind the head has lifted, as Gemma 2's does.
-
-        Only where there is one: writing into logits costs their gradient a copy.
-        """
-        widened, self._widened = self._widened, None
-        logits: Tensor = output.logits
-        if self.may_end is None or logits is widened:
-            return
-        logits[..., self.image_id] = float("-inf")
-        logits[..., self.end_id].masked_fill_(~self._may_end(logits), float("-inf"))
+    Example:
+        >>> import torch
+        >>> at_chosen(torch.zeros(2, 3, 4), torch.tensor([[True, False, False]] * 2)).shape
+        torch.Size([1, 2, 4])
+    """
+    if chosen is not None:
+        hidden = hidden[chosen][None]
+    return hidden.contiguous()
