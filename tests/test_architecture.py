@@ -22,7 +22,7 @@ LAYERS = [
     {"media", "prompts", "assets"},
     {"reports"},
     {"model"},
-    {"generation", "data"},
+    {"generation", "data", "released"},
     {"classification", "search", "reasoning"},
     {"demonstrations"},
     {"training", "testing", "evaluation", "catalogue"},

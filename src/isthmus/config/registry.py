@@ -205,6 +205,14 @@ FUSIONS = Registry(
 MEDIA = Registry("medium", package="isthmus.model.media", group="isthmus.media", method="build")
 """Configurations of media besides images and clips: `build(parts)` makes the medium."""
 
+RELEASED = Registry(
+    "family of released models",
+    package="isthmus.released",
+    group="isthmus.released",
+    method="parts",
+)
+"""Families of released vision-language models, by Transformers' model type."""
+
 TASK_MAKERS = Registry("task", package="isthmus.evaluation.tasks", group="isthmus.tasks")
 """Functions that make an evaluation task, from a seed or from a path. The built-in ones stand in
 `evaluation.tasks.TASKS`."""

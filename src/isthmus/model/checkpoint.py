@@ -36,9 +36,10 @@ from isthmus.machine import device_for, dtype_for
 from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.precision import refuse_conversion
+from isthmus.model.backbones.released import read_together
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
-from isthmus.model.join import bare_language_model
+from isthmus.model.join import named_model
 from isthmus.model.saved_parts import (
     frozen_parts,
     refuse_other_part,
@@ -168,6 +169,12 @@ def locate(source: str | Path) -> Path:
     )
 
 
+def is_transformers_folder(source: str | Path) -> bool:
+    """Whether a folder holds a model of Transformers and none of ours."""
+    folder = Path(source)
+    return not (folder / DESCRIPTION).is_file() and (folder / "config.json").is_file()
+
+
 def describe(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """`isthmus.json` of a saved model.
 
@@ -221,7 +228,8 @@ def load_vlm(
     """Loads a saved vision-language model.
 
     Args:
-        source: The name of a shipped model ("tiny"), a folder that `save` wrote, or a language
+        source: The name of a shipped model ("tiny"), a folder that `save` wrote, a released
+            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), or a language
             model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images.
         connector: Your own connector, where the model was composed with one.
         language: The language model as an object, where it was composed with one (with its
@@ -233,7 +241,8 @@ def load_vlm(
             or a `torch.dtype`; None is float32, which a model that is trained on needs.
 
     Raises:
-        ConfigError: If this machine has no such device.
+        ConfigError: If this machine has no such device, or a released model is of an unknown
+            family or has what our parts lack.
         CheckpointError: If the folder is no saved model, or the parts differ from those that it
             was trained between; the message says what differs.
 
@@ -246,8 +255,13 @@ def load_vlm(
     """
     place = device_for(device)  # said before anything is read
     kind = dtype_for(dtype, place)
-    if str(source).startswith(("hf:", "asset:")):
-        return bare_language_model(str(source)).to(device=place, dtype=kind)
+    if str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source):
+        if given := [p for p in (connector, language, vision, tokenizer) if p is not None]:
+            raise ConfigError(
+                f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '
+                "leave it out, or join parts with im.compose"
+            )
+        return named_model(str(source), kind).to(device=place, dtype=kind)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
     folder = locate(source)
@@ -268,8 +282,9 @@ def load_vlm(
         "vision": weight_files(config.vision.name if vision is None else ""),
         "language": weight_files(config.language.name if language is None else ""),
     }
-    encoder = saved_encoder(vision, config.vision, folder)
-    lm = saved_language(language, config.language, tokenizer, folder)
+    with read_together():
+        encoder = saved_encoder(vision, config.vision, folder)
+        lm = saved_language(language, config.language, tokenizer, folder)
     for part, module in (("vision", encoder.model), ("language", lm.model)):
         refuse_other_part(folder, description, part, files[part].fingerprint(module), config)
     width = fusion_config(config.fusion).width(lm.width, encoder.shape.width)

@@ -1,17 +1,20 @@
-"""Joining parts to a model, by their names or as objects."""
+"""Joining parts to a model, by their names or as objects; models that have a name in whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from isthmus.config.model import ModelConfig
+from isthmus.config.model import ModelConfig, TokensConfig
+from isthmus.errors import CheckpointError
 from isthmus.machine import device_for, dtype_for
 from isthmus.model.backbones.language import load_language
 from isthmus.model.backbones.precision import refuse_conversion
+from isthmus.model.backbones.released import family_of, read, read_together, refuse_unknown
 from isthmus.model.backbones.vision import load_vision
 from isthmus.model.connectors import build_connector
 from isthmus.model.connectors.linear import Linear
@@ -28,6 +31,7 @@ def compose(
     *,
     media: Sequence[Any] = (),
     template: str = "plain",
+    tokens: TokensConfig | None = None,
     tokenizer: Any = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
@@ -42,6 +46,8 @@ def compose(
         fusion: `Inline()` (the default) or `CrossAttention(...)`.
         media: Configurations of media besides images and clips (see `model.media`).
         template: How questions become prompts.
+        tokens: The token of the language model's own vocabulary that stands for an image; None
+            adds one, and one that ends an answer, whose rows are trained.
         tokenizer: Needed where `language` is an object.
         device: "auto" (where a language model handed in as an object is, otherwise the best there
             is), "cpu", "cuda", "mps" or a `torch.device`.
@@ -66,8 +72,9 @@ def compose(
     kind = None if dtype is None else dtype_for(dtype, place)
     for part in (vision, language):
         refuse_conversion(part, kind)
-    encoder = load_vision(vision)
-    lm = load_language(language, tokenizer=tokenizer)
+    with read_together():
+        encoder = load_vision(vision)
+        lm = load_language(language, tokenizer=tokenizer)
     options = Inline() if fusion is None else fusion
     width = fusion_config(options).width(lm.width, encoder.shape.width)
     strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
@@ -78,6 +85,7 @@ def compose(
         fusion=options,
         media=tuple(media),
         template=template,
+        tokens=tokens,
     )
     model = VisionLanguageModel(encoder, lm, strip, config).eval()
     return model.to(device=place, dtype=kind)
@@ -101,3 +109,56 @@ def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLangua
     model = compose("tiny-vit", language, Linear(), template="qa", tokenizer=tokenizer)
     model.text_only = True
     return model.requires_grad_(False)
+
+
+def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLanguageModel:
+    """A model of Transformers: a released vision-language model, or a language model alone.
+
+    A released model becomes one of our parts, its own modules: its vision tower, its decoder with
+    its head, its projector, and tokens of its vocabulary. It prompts by its chat template.
+
+    Args:
+        source: "hf:REPO", "asset:NAME" or a folder of Transformers.
+        dtype: Precision in which a released model is read.
+
+    Raises:
+        CheckpointError: If it cannot be read, or a folder that stands for a whole model holds a
+            language model alone.
+        ConfigError: If it is a vision-language model of an unknown family, or has what our parts
+            lack.
+    """
+    scheme, _, place = source.partition(":")
+    known = scheme in ("hf", "asset")
+    if not known:
+        source = f"hf:{Path(source).resolve()}"
+        place = source.partition(":")[2]
+    if scheme == "asset":
+        return bare_language_model(source)
+    if family_of(place) is not None:
+        return _released(source, dtype)
+    refuse_unknown(place)
+    if not known:
+        raise CheckpointError(
+            f'"{place}" holds no vision-language model: name a language model alone as '
+            f'"{source}", or join it to a vision encoder with im.compose'
+        )
+    return bare_language_model(source)
+
+
+def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
+    with read_together(dtype):
+        encoder, lm = load_vision(name), load_language(name)
+        whole = read(name)
+    plan, fusion = whole.plan, Inline()
+    with torch.device("meta"):  # the released tensors take the place of new ones
+        strip = build_connector(plan.connector, encoder.shape, lm.width)
+    strip.load_state_dict(dict(whole.connector), assign=True)
+    config = ModelConfig(
+        vision=encoder.config,
+        language=lm.config,
+        connector=plan.connector,
+        fusion=fusion,
+        template="chat" if lm.tokenizer.chat_template else "plain",
+        tokens=TokensConfig(image_id=plan.image_id),
+    )
+    return VisionLanguageModel(encoder, lm, strip, config).eval()

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from isthmus.errors import ConfigError
-from isthmus.model.checkpoint import DESCRIPTION, describe, load_vlm, locate, save_vlm
+from isthmus.model.checkpoint import (
+    describe,
+    is_transformers_folder,
+    load_vlm,
+    locate,
+    save_vlm,
+)
 from isthmus.model.clip.checkpoint import load_clip, save_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
@@ -31,7 +37,8 @@ def load(
 
     Args:
         source: The name of a shipped model ("tiny", "tiny-clip") or a folder that `save` wrote.
-            A language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images. A dual
+            A released vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or a folder of such a
+            repository). A language model alone ("hf:Qwen/Qwen3-0.6B"), which sees no images. A dual
             encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers'
             CLIP and SigLIP, a folder of theirs, or the model itself.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
@@ -46,7 +53,8 @@ def load(
         A `VisionLanguageModel` or a `DualEncoder`, whichever was saved.
 
     Raises:
-        ConfigError: If a part is none of this kind of model.
+        ConfigError: If a part is none of this kind of model, or a released model is of an unknown
+            family.
         CheckpointError: If there is no such model, it is damaged, or its frozen parts are others
             than those that it was trained between.
 
@@ -122,8 +130,7 @@ def kind_of(source: Any) -> str:
         return "vlm"
     if scheme == "hf":
         return "clip" if _family(rest) else "vlm"
-    folder = Path(name)
-    if not (folder / DESCRIPTION).is_file() and (folder / "config.json").is_file():
+    if is_transformers_folder(name):
         return "clip" if _family(name) else "vlm"
     return str(describe(locate(name))["kind"])
 

@@ -211,6 +211,7 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
             m.fusion,
             media=m.media,
             template=m.template,
+            tokens=m.tokens,
             device=device,
         )
         if config.train.init is not None:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.model import LanguageConfig
 from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
+from isthmus.model.backbones.released import family_of, read
 from isthmus.model.backbones.text import no_bar_for_files
 
 PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
@@ -320,7 +321,8 @@ def load_language(
 
     Args:
         source: "hf:REPO" (a hub name or a folder), "asset:NAME", "tiny-lm", a
-            `LanguageConfig`, or a Transformers causal LM (then `tokenizer` is needed).
+            `LanguageConfig`, or a Transformers causal LM (then `tokenizer` is needed). Of a
+            released vision-language model it is the decoder with its head.
         tokenizer: The tokenizer of a model that is handed in as an object.
         layers: Dotted path of the decoder layers, where the search fails.
         lora_rank: Rank of LoRA adapters; 0 keeps the model frozen.
@@ -361,6 +363,9 @@ def _fetch(name: str) -> tuple[nn.Module, Any]:
         from isthmus.assets import registry as assets
 
         rest = str(assets.fetch_asset(rest))
+    elif family_of(rest) is not None:
+        whole = read(name)
+        return whole.language, whole.tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with loading(name, "a folder or a model"), no_bar_for_files(rest):

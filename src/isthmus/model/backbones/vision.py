@@ -29,7 +29,7 @@ from isthmus.model.backbones.libraries import (
     from_object,
 )
 from isthmus.model.backbones.tracing import frozen_graph
-from isthmus.model.backbones.vision_names import fetch
+from isthmus.model.backbones.vision_names import fetch, own_features
 
 __all__ = ["Backbone", "Preprocess", "VisionEncoder", "load_vision"]
 
@@ -301,6 +301,8 @@ def load_vision(
     Args:
         source: "timm:NAME", "hf:REPO" (a hub name or a folder), "open_clip:ARCH/PRETRAINED",
             "asset:NAME", "tiny-vit", "tiny-cnn", a `VisionConfig`, or a model of those libraries.
+            The name of a released vision-language model stands for its vision tower, and for the
+            features that the model reads of it.
         pretrained: Whether to fetch weights; without, they are random.
         preprocess: An image to pixels (3, H, W), in place of the encoder's own; or, for a
             Transformers model, its image processor.
@@ -340,8 +342,9 @@ def load_vision(
         config = VisionConfig(name=f"object:{type(source).__name__}", **changes)
         backbone = from_object(source, config, processor)
     else:
-        config = VisionConfig(name=source) if isinstance(source, str) else source
-        config = replace(config, **changes)
+        if isinstance(source, str):
+            source = VisionConfig(name=source, **own_features(source))
+        config = replace(source, **changes)
         backbone = fetch(config, pretrained, processor)
     if preprocess is not None and processor is None:
         backbone = replace(backbone, preprocess=preprocess)

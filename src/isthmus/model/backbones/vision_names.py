@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from isthmus.model.backbones.libraries import (
     from_transformers,
     open_clip_library,
 )
+from isthmus.model.backbones.released import plan_of, read
 
 PREFIXES = (
     "timm:NAME",
@@ -44,6 +46,11 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     scheme, _, rest = config.name.partition(":")
     if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
         raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')
+    plan = plan_of(config.name)
+    if plan is not None:
+        whole = read(config.name, pretrained=pretrained)
+        backbone = from_transformers(whole.tower, config, processor or whole.image_processor)
+        return replace(backbone, prefix=plan.prefix)
     with loading(config.name, "a folder or a model"):
         if scheme == "timm":
             return from_timm(_timm_model(rest, pretrained), config)
@@ -52,6 +59,23 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
         if scheme == "hf":
             return from_transformers(*_transformers_model(rest, pretrained, config, processor))
         return from_open_clip(*open_clip_model(rest, pretrained, config))
+
+
+def own_features(name: str) -> dict[str, Any]:
+    """Options that a name stands for: the features that a released model reads of its tower.
+
+    Raises:
+        CheckpointError: If the configuration of a released model cannot be read.
+        ConfigError: If it reads features that no vision encoder here gives.
+
+    Example:
+        >>> own_features("tiny-vit")
+        {}
+    """
+    plan = plan_of(name)
+    if plan is None:
+        return {}
+    return {"feature_layer": plan.feature_layer, "keep_cls": plan.keep_cls}
 
 
 def _meant(name: str) -> str:

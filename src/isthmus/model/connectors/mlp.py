@@ -22,6 +22,7 @@ class MLPConnector(nn.Module):
         width: Width of the visual tokens, and of the hidden layers.
         patches: Number of patches N, which is the number of visual tokens.
         depth: Number of linear layers, at least 1.
+        bias: Whether they have a bias.
 
     Example:
         >>> import torch
@@ -29,13 +30,15 @@ class MLPConnector(nn.Module):
         torch.Size([1, 16, 6])
     """
 
-    def __init__(self, in_width: int, width: int, patches: int, *, depth: int = 2) -> None:
+    def __init__(
+        self, in_width: int, width: int, patches: int, *, depth: int = 2, bias: bool = True
+    ) -> None:
         super().__init__()
         self.num_tokens = patches
         self.width = width
-        layers: list[nn.Module] = [nn.Linear(in_width, width)]
+        layers: list[nn.Module] = [nn.Linear(in_width, width, bias=bias)]
         for _ in range(depth - 1):
-            layers += [nn.GELU(), nn.Linear(width, width)]
+            layers += [nn.GELU(), nn.Linear(width, width, bias=bias)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -51,12 +54,14 @@ class MLP(Config):
 
     depth: Count = 2
     """Number of linear layers."""
+    bias: bool = True
+    """Whether they have a bias."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
     ) -> MLPConnector:
         """The module for features of a shape."""
-        return MLPConnector(shape.width, width, shape.tokens, depth=self.depth)
+        return MLPConnector(shape.width, width, shape.tokens, depth=self.depth, bias=self.bias)
 
     def toy(self) -> MLP:
         """The same connector, small."""

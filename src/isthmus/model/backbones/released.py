@@ -1,0 +1,288 @@
+"""Released vision-language models of Transformers: known by their configuration, taken apart.
+
+A file of `isthmus.released` knows one family, and says what its parts are. Here a model of any
+family is read, once, and its parts are handed out: the vision tower with its preprocessing, the
+decoder with its head as a causal language model, and the tensors of the connector. They are the
+model's own modules, shared and not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.config.registry import RELEASED
+from isthmus.errors import CheckpointError, ConfigError, loading
+from isthmus.model.backbones.text import no_bar_for_files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a released model is made of, as its configuration says before any weight is read.
+
+    Attributes:
+        feature_layer: Which layer of the vision tower is read; see `VisionConfig`.
+        keep_cls: Whether class tokens stay in front of the patches.
+        prefix: How many tokens in front are dropped where they do not stay; None for all that
+            stand before the grid of patches.
+        connector: Configuration of the connector.
+        image_id: Id of the token that stands for an image.
+    """
+
+    feature_layer: int
+    keep_cls: bool
+    prefix: int | None
+    connector: Any
+    image_id: int
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The modules of a released model.
+
+    Attributes:
+        tower: The vision tower, as `VisionEncoder` takes it.
+        decoder: The decoder, without its head.
+        head: The head.
+        connector: The connector's tensors, by the names that our connector has for them.
+    """
+
+    tower: nn.Module
+    decoder: nn.Module
+    head: nn.Module
+    connector: Mapping[str, Tensor]
+
+
+class Family(Protocol):
+    """A family of released models; its class is registered in `registry.RELEASED` by model type.
+
+    Attributes:
+        architecture: Transformers' class of the whole model.
+    """
+
+    architecture: str
+
+    @staticmethod
+    def plan(config: Any) -> Plan:
+        """What a model of this configuration is made of.
+
+        Raises:
+            ConfigError: If it has what our parts lack; the message names it.
+        """
+        ...
+
+    @staticmethod
+    def parts(model: Any) -> Modules:
+        """The modules of a model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Released:
+    """A released model that was read.
+
+    Attributes:
+        plan: What it is made of.
+        tower: The vision tower.
+        language: The decoder with its head, a causal language model of Transformers.
+        connector: The connector's tensors by name.
+        image_processor: The repository's preprocessing of images.
+        tokenizer: Its tokenizer, with the repository's chat template.
+    """
+
+    plan: Plan
+    tower: nn.Module
+    language: nn.Module
+    connector: Mapping[str, Tensor]
+    image_processor: Any
+    tokenizer: Any
+
+
+def family_of(place: str) -> type[Family] | None:
+    """The family of a repository or folder; None if it is no model of a family that is known.
+
+    Raises:
+        ConfigError: If its model type is known and its class is another, as of a repository that
+            was not converted to Transformers' form.
+    """
+    told = _told(place)
+    model_type, classes = told.get("model_type"), told.get("architectures")
+    if model_type not in RELEASED.names():
+        return None
+    family: type[Family] = RELEASED.find(str(model_type))
+    if classes and family.architecture not in classes:
+        raise ConfigError(
+            f'"{place}" is a {classes[0]}: expected {family.architecture}, the class that '
+            f'Transformers has for "{model_type}"; take a repository that was converted to it (of '
+            "LLaVA, those of llava-hf)"
+        )
+    return family
+
+
+def refuse_unknown(place: str) -> None:
+    """Refuses a vision-language model of a family that nobody here can take apart.
+
+    Raises:
+        ConfigError: If it is one; the message names the families that are known.
+    """
+    from transformers.models.auto import modeling_auto
+
+    told = _told(place)
+    whole: Mapping[str, str] = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    text: Mapping[str, str] = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    classes = told.get("architectures") or [whole.get(str(told.get("model_type")), "")]
+    if classes[0] in {*whole.values()} - {*text.values()}:
+        raise ConfigError(
+            f'"{place}" is a {classes[0]} ("{told.get("model_type")}"), a vision-language model of '
+            f"a family that is not known here; known: {', '.join(RELEASED.names())}"
+        )
+
+
+def plan_of(name: str) -> Plan | None:
+    """The plan of a released model "hf:REPO"; None if the name is of anything else.
+
+    Raises:
+        CheckpointError: If its configuration cannot be read.
+        ConfigError: As for `Family.plan`.
+    """
+    scheme, _, place = name.partition(":")
+    family = family_of(place) if scheme == "hf" and place else None
+    return None if family is None else family.plan(_config(name, place))
+
+
+def _config(name: str, place: str) -> Any:
+    from transformers import AutoConfig
+
+    with loading(name, "a folder"):
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+
+
+def _told(place: str) -> dict[str, Any]:
+    """The entries of a `config.json`; none where it cannot be read, which loading reports."""
+    from transformers import PretrainedConfig
+
+    try:
+        told, _ = PretrainedConfig.get_config_dict(place)
+    except Exception:
+        return {}
+    return dict(told)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+_Kept = dict[tuple[str, bool], Released]
+_kept: ContextVar[tuple[_Kept, torch.dtype] | None] = ContextVar("read together", default=None)
+
+
+@contextmanager
+def read_together(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """While it lasts, a released model that several parts are taken of is read once.
+
+    Args:
+        dtype: Precision in which its weights are read.
+    """
+    token = _kept.set(({}, dtype))
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def read(name: str, *, pretrained: bool = True) -> Released:
+    """Reads a released model.
+
+    Args:
+        name: "hf:REPO", a model of a family that is known.
+        pretrained: Whether to fetch weights; without, they are random.
+
+    Raises:
+        ConfigError: If it has what our parts lack.
+        CheckpointError: If it cannot be read, or lacks some of its weights.
+    """
+    known, dtype = _kept.get() or ({}, torch.float32)
+    key = (name, pretrained)
+    if key not in known:
+        known[key] = _read(name, pretrained, dtype)
+    return known[key]
+
+
+def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    place = name.partition(":")[2]
+    family = family_of(place)
+    if family is None:
+        raise ConfigError(f'"{name}" is no released model of: {", ".join(RELEASED.names())}')
+    config = _config(name, place)
+    plan = family.plan(config)
+    with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        tokenizer = processor.tokenizer
+        if processor.chat_template:  # which older repositories keep beside the tokenizer's files
+            tokenizer.chat_template = processor.chat_template
+        if pretrained:
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                place, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
+            _refuse_missing(name, sorted(report["missing_keys"]))
+        else:
+            model = AutoModelForImageTextToText.from_config(config).to(dtype)
+        modules = family.parts(model)
+        language = _causal_model(modules.decoder, modules.head, model.generation_config)
+    return Released(
+        plan=plan,
+        tower=modules.tower,
+        language=language,
+        connector=modules.connector,
+        image_processor=processor.image_processor,
+        tokenizer=tokenizer,
+    )
+
+
+def _refuse_missing(name: str, missing: list[str]) -> None:
+    """Transformers would go on with random weights, and say so in its log alone."""
+    if missing:
+        raise CheckpointError(
+            f'"{name}" lacks {len(missing)} of its weights, such as {missing[0]}: a file of it is '
+            "missing, or is another model's; fetch it anew"
+        )
+
+
+def _causal_model(decoder: Any, head: nn.Module, generation_config: Any) -> nn.Module:
+    """Transformers' causal language model of a decoder and a head that are there.
+
+    Raises:
+        ConfigError: If Transformers has no such class for the decoder.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind = decoder.config.model_type
+    try:
+        with torch.device("meta"):  # no weights: the decoder and the head take their place
+            model: Any = AutoModelForCausalLM.from_config(decoder.config, trust_remote_code=False)
+    except ValueError as error:
+        raise ConfigError(
+            f'Transformers has no causal language model of the type "{kind}", whose decoder this '
+            "model has: expected one of Llama, Qwen 2, Mistral or another that stands alone"
+        ) from error
+    inner = getattr(model, model.base_model_prefix)
+    if type(inner) is not type(decoder):
+        raise ConfigError(
+            f"the decoder is a {type(decoder).__name__}: expected {type(inner).__name__}, which "
+            f"{type(model).__name__} has"
+        )
+    setattr(model, model.base_model_prefix, decoder)
+    model.set_output_embeddings(head)
+    model.config, model.generation_config = decoder.config, generation_config
+    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    if left:
+        raise ConfigError(
+            f"{type(model).__name__} has more than a decoder and a head: {', '.join(left[:3])}"
+        )
+    return model.eval()
