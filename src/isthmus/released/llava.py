@@ -16,6 +16,14 @@ from isthmus.model.connectors.mlp import MLP
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers that read pixels of one size, by their model types."""
+LOGIT_OPTIONS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+"""What causal language models of Transformers do behind their head, and LLaVA's class does not."""
 
 
 @RELEASED.register("llava")
@@ -53,6 +61,14 @@ class Llava:
                 f'this LLaVA\'s projector has the activation "{config.projector_hidden_act}": '
                 'expected "gelu", which the connector mlp has'
             )
+        for option in LOGIT_OPTIONS:
+            value = getattr(config.text_config, option, None)
+            if value not in (None, 1):
+                raise ConfigError(
+                    f"this LLaVA's language model ({config.text_config.model_type}) has {option} = "
+                    f"{value}, which changes its logits and which {Llava.architecture} leaves out: "
+                    "expected a language model whose logits are those of its head"
+                )
         dropped = config.vision_feature_select_strategy == "default"
         return Plan(
             feature_layer=layers,

@@ -234,7 +234,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
         else:
             model = AutoModelForImageTextToText.from_config(config).to(dtype)
         modules = family.parts(model)
-        language = _causal_model(modules.decoder, modules.head, model.generation_config)
+        language = causal_model(modules.decoder, modules.head, model.generation_config)
     return Released(
         plan=plan,
         tower=modules.tower,
@@ -254,8 +254,13 @@ def _refuse_missing(name: str, missing: list[str]) -> None:
         )
 
 
-def _causal_model(decoder: Any, head: nn.Module, generation_config: Any) -> nn.Module:
+def causal_model(decoder: Any, head: nn.Module, generation_config: Any) -> nn.Module:
     """Transformers' causal language model of a decoder and a head that are there.
+
+    Args:
+        decoder: A decoder of Transformers without its head, such as a `LlamaModel`.
+        head: Hidden states to logits.
+        generation_config: Of the released model.
 
     Raises:
         ConfigError: If Transformers has no such class for the decoder.

@@ -173,6 +173,33 @@ FAMILIES: dict[str, Callable[[_Sizes], Any]] = {
 """Language-model families by name: sizes to a Transformers configuration."""
 
 
+def tiny_language_config(
+    family: str = "llama",
+    *,
+    width: int = 64,
+    layers: int = 4,
+    heads: int = 4,
+    vocab: int = VOCABULARY,
+) -> Any:
+    """The Transformers configuration of a tiny causal LM.
+
+    Args:
+        family: One of `FAMILIES`.
+        width: Hidden width.
+        layers: Number of decoder layers.
+        heads: Attention heads.
+        vocab: Rows of the embedding.
+
+    Raises:
+        ConfigError: If the family is unknown, or the vocabulary lacks the special tokens.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f'unknown family "{family}": {suggestion(family, FAMILIES)}')
+    if vocab < VOCABULARY:
+        raise ConfigError(f"vocab is {vocab}: expected at least {VOCABULARY}, all bytes and tokens")
+    return FAMILIES[family](_Sizes(width, layers, heads, vocab))
+
+
 def tiny_language_model(
     family: str = "llama",
     *,
@@ -201,11 +228,7 @@ def tiny_language_model(
     """
     from transformers import AutoModelForCausalLM
 
-    if family not in FAMILIES:
-        raise ConfigError(f'unknown family "{family}": {suggestion(family, FAMILIES)}')
-    if vocab < VOCABULARY:
-        raise ConfigError(f"vocab is {vocab}: expected at least {VOCABULARY}, all bytes and tokens")
-    config = FAMILIES[family](_Sizes(width, layers, heads, vocab))
+    config = tiny_language_config(family, width=width, layers=layers, heads=heads, vocab=vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,244 @@
+"""Released models by name or folder: what is refused, in one line, and the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import isthmus as im
+from isthmus.cli import main
+from isthmus.config.registry import RELEASED
+from isthmus.errors import CheckpointError, ConfigError
+from isthmus.model.backbones.released import causal_model, family_of, plan_of
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
+from isthmus.model.backbones.tiny_llava import write_tiny_llava
+
+QUESTION = "What is it?"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llava(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "llava"))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    Image.linear_gradient("L").convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()  # what libraries said before
+        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Changes entries of `config.json`; one of `text_config` or `vision_config` by a dot."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    for name, value in changes.items():
+        *tables, key = name.split("__")
+        table = values
+        for inner in tables:
+            table = table[inner]
+        table[key] = value
+    path.write_text(json.dumps(values))
+
+
+# --- found ----------------------------------------------------------------------------------------
+
+
+def test_it_is_found_by_name_and_by_folder(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(whole.parent)
+    for source in (f"hf:{whole}", str(whole), whole, whole.name):
+        model = im.load(source)
+        assert model.config.language.name == f"hf:{whole}"
+        assert not model.text_only
+    assert RELEASED.names() == ["llava"]
+    assert plan_of("tiny-lm") is None
+    assert plan_of("timm:vit") is None
+    assert family_of(str(whole.parent)) is None
+
+
+def test_templates_kept_apart_from_the_tokenizer_are_read(folder: Path) -> None:
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert im.load(folder).config.template == "chat"
+    assert im.load_language(f"hf:{folder}").tokenizer.chat_template == template
+    (folder / "chat_template.json").unlink()
+    assert im.load(folder).config.template == "plain"
+
+
+def test_random_weights_can_be_asked_for(whole: Path) -> None:
+    encoder = im.load_vision(f"hf:{whole}", pretrained=False)
+    assert encoder.shape == im.load_vision(f"hf:{whole}").shape
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_the_command_line_asks_it(run: Any, whole: Path, image: Path) -> None:
+    expected = im.ask(im.load(whole), image, QUESTION, max_new_tokens=4).text
+    for source in (whole, f"hf:{whole}"):
+        arguments = ("ask", image, QUESTION, "--model", source, "--max-new-tokens", 4)
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        assert out == f"{expected}\n"
+
+
+def test_the_command_line_tells_of_it(run: Any, whole: Path) -> None:
+    code, out, _ = run("info", whole)
+    assert code == 0
+    assert "of the language model's vocabulary" in out
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_feature_layer": [-2, -1]}, "layers [-2, -1]"),
+        ({"projector_hidden_act": "gelu_pytorch_tanh"}, 'activation "gelu_pytorch_tanh"'),
+        ({"vision_config": {"model_type": "pixtral"}}, 'vision tower "pixtral"'),
+        ({"text_config": {"model_type": "gemma2"}}, "final_logit_softcapping = 30"),
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "is a LlavaLlamaForCausalLM"),
+        (
+            {"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"]},
+            "is a Idefics3ForConditionalGeneration",
+        ),
+        ({"model_type": "llava_llama"}, "llava_llama"),
+        ({"image_token_index": 97}, '"a", which any text may have'),
+    ],
+    ids=str,
+)
+def test_what_our_parts_lack_is_named(
+    run: Any, folder: Path, image: Path, changes: dict[str, Any], message: str
+) -> None:
+    edit(folder, **changes)
+    with pytest.raises((ConfigError, CheckpointError)):
+        im.load(folder)
+    assert_one_line(run("ask", image, QUESTION, "--model", folder), message)
+
+
+def test_an_unknown_family_hears_which_are_known(folder: Path) -> None:
+    edit(folder, model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForConditionalGeneration"])
+    with pytest.raises(ConfigError, match=r'"qwen2_5_vl".*known: llava'):
+        im.load(f"hf:{folder}")
+    edit(folder, model_type="qwen2_5_vl", architectures=None)
+    with pytest.raises(ConfigError, match="Qwen2_5_VLForConditionalGeneration"):
+        im.load(folder)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def drop(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    del state[next(name for name in state if "linear_1" in name)]
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def reshape(folder: Path) -> None:
+    edit(folder, text_config__vocab_size=300)
+
+
+def unlink(pattern: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "cannot load"),
+        (drop, "lacks 1 of its weights, such as model.multi_modal_projector.linear_1"),
+        (reshape, "cannot load"),
+        (unlink("*.safetensors"), "cannot load"),
+        (unlink("*processor_config.json"), "cannot load"),
+        (unlink("tokenizer*"), "cannot load"),
+    ],
+    ids=["cut short", "a tensor gone", "another shape", "no weights", "no processor", "no tokens"],
+)
+def test_a_damaged_folder_is_one_line(
+    run: Any, folder: Path, image: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        im.load(folder)
+    assert_one_line(run("ask", image, QUESTION, "--model", folder), message, str(folder))
+
+
+def test_a_language_model_is_no_whole_model(run: Any, tmp_path: Path, image: Path) -> None:
+    tiny_language_model("qwen3").save_pretrained(tmp_path / "lm")
+    byte_tokenizer().save_pretrained(tmp_path / "lm")
+    with pytest.raises(CheckpointError, match=r"holds no vision-language model.*hf:"):
+        im.load(tmp_path / "lm")
+    result = run("ask", image, QUESTION, "--model", tmp_path / "lm")
+    assert_one_line(result, "holds no vision-language model", f'"hf:{tmp_path / "lm"}"')
+    assert im.load(f"hf:{tmp_path / 'lm'}").text_only
+
+
+def test_a_decoder_that_stands_alone_nowhere_is_refused(whole: Path) -> None:
+    tower = im.load_vision(f"hf:{whole}").model
+    with pytest.raises(ConfigError, match='type "clip_vision_model"'):
+        causal_model(tower, nn.Linear(2, 2), None)
+
+
+def test_parts_beside_it_are_refused(whole: Path) -> None:
+    with pytest.raises(ConfigError, match="brings its own parts"):
+        im.load(whole, vision=im.load_vision("tiny-vit"))
+
+
+def test_it_is_no_language_model_s_object(whole: Path) -> None:
+    """The strip of another connector over its parts, with the token of its vocabulary."""
+    name = f"hf:{whole}"
+    tokens = im.load(whole).config.tokens
+    model = im.compose(name, name, im.Pool(tokens=4), tokens=tokens, template="chat")
+    batch = model.prepare(["<image>a"], [[torch.zeros(3, 32, 32)]])
+    assert batch.input_ids.tolist() == [[259] * 4 + [97]]
+    again = im.load(im.save(model, whole.parent / "strip"))
+    with torch.no_grad():
+        assert torch.equal(again(batch).logits, model(batch).logits)
