@@ -5,7 +5,7 @@ from __future__ import annotations
 from isthmus.assets.registry import ASSETS
 from isthmus.classification.templates import template_sets
 from isthmus.config.model import SHIPPED
-from isthmus.config.registry import CONNECTORS, FUSIONS, MEDIA, Registry
+from isthmus.config.registry import CONNECTORS, FUSIONS, MEDIA, RELEASED, Registry
 from isthmus.prompts.templates import TEMPLATES
 
 
@@ -13,7 +13,8 @@ def available() -> dict[str, dict[str, str]]:
     """Every name that can be given somewhere, by kind, with a line on each.
 
     Returns:
-        The kinds "models", "connectors", "fusions", "media", "templates", "prompts" and "assets".
+        The kinds "models", "released" (families of released models, by Transformers' model type),
+        "connectors", "fusions", "media", "templates", "prompts" and "assets".
 
     Example:
         >>> available()["connectors"]["mlp"][:3]
@@ -21,6 +22,7 @@ def available() -> dict[str, dict[str, str]]:
     """
     return {
         "models": dict(SHIPPED),
+        "released": _parts(RELEASED),
         "connectors": _parts(CONNECTORS),
         "fusions": _parts(FUSIONS),
         "media": {"image": "Images.", "clip": "Clips: images in order.", **_parts(MEDIA)},

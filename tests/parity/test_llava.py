@@ -32,6 +32,7 @@ from isthmus.model.backbones.tiny_llava import IMAGE, ROWS, write_tiny_llava
 from isthmus.model.backbones.vocabulary_tokens import VocabularyTokens
 from isthmus.prompts.prompt import Span
 from isthmus.prompts.templates import template_named
+from isthmus.serving.conversation import Conversations, Turn
 from isthmus.training.run import build
 
 from .reference import TOLERANCE
@@ -350,6 +351,31 @@ def test_prompts_are_those_of_the_processor(case: Case) -> None:
     assert prompts(case)[0].text == expected
 
 
+def test_a_conversation_is_written_as_the_processor_does(case: Case) -> None:
+    """What the server makes of messages."""
+    shown = [image(1), image(2)]
+    turns = [
+        Turn("user", (shown[0], "What is it?")),
+        Turn("assistant", ("A cat.",)),
+        Turn("user", (shown[1], "And this?")),
+    ]
+    messages = [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"}
+                for p in turn.parts
+            ],
+        }
+        for turn in turns
+    ]
+    made = Conversations(case.ours).form(turns).prompt(turns)
+    expected = case.processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert made.text == expected
+    batch = case.ours.prepare([made.spans], [shown])
+    assert torch.equal(batch.input_ids, case.inputs([expected], shown)["input_ids"])
+
+
 def test_greedy_texts_are_the_class_s_own(case: Case) -> None:
     engine = im.Engine(case.ours, batch_size=3)
     asked = prompts(case)
@@ -451,6 +477,28 @@ def test_a_copy_shares_nothing(case: Case) -> None:
 
 def test_a_training_step_moves_the_strip_alone(tmp_path: Path) -> None:
     testing.check_training_step(im.load(write_tiny_llava(tmp_path)))
+
+
+def test_it_trains(llava: Case, tmp_path: Path) -> None:
+    for number in range(4):
+        image(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a dog" if number % 2 else "a cat")
+    model = replace_template(im.load(llava.folder), "plain")
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    options: dict[str, Any] = {"warmup": 1, "lr": 1e-2, "precision": "fp32", "workers": 0}
+    config = TrainConfig(steps=3, batch_size=4, pack=128, **options)
+    im.train(model, tmp_path, config, tmp_path / "run", quiet=True)
+    moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"connector"}
+    again = im.load(tmp_path / "run")
+    batch = model.prepare(["<image>Output:"], [[image(1)]])
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch).logits, model.eval()(batch).logits)
+
+
+def replace_template(model: im.VisionLanguageModel, template: str) -> im.VisionLanguageModel:
+    model.config = replace(model.config, template=template)
+    return model
 
 
 def trained(case: Case) -> im.VisionLanguageModel:

@@ -11,7 +11,7 @@ from isthmus.cli.options import Device, Dtype, Threads
 
 def chat(
     model: Annotated[
-        str, typer.Argument(help='A shipped model\'s name, a folder, or "hf:REPO" for text alone.')
+        str, typer.Argument(help="A shipped model's name, a folder, or hf:REPO.")
     ] = "tiny",
     terminal: Annotated[
         bool, typer.Option("--terminal", help="Talk here in the shell, without a page.")

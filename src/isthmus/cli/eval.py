@@ -14,7 +14,7 @@ from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 def eval_(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="A shipped model's name, or a folder from `isthmus train`.")
+        str, typer.Argument(help="A shipped model's name, a folder, or hf:REPO.")
     ] = "tiny",
     tasks: Annotated[
         str | None,

@@ -10,7 +10,9 @@ from isthmus.cli.options import Device, Dtype, Json, Threads
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="A shipped model's name, or a folder.")] = "tiny",
+    model: Annotated[
+        str, typer.Argument(help="A shipped model's name, a folder, or hf:REPO.")
+    ] = "tiny",
     json_: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",

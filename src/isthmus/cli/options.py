@@ -26,7 +26,7 @@ Threads = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Model = Annotated[
-    str, typer.Option("--model", help="A shipped model's name, or a folder from `isthmus train`.")
+    str, typer.Option("--model", help="A shipped model's name, a folder, or hf:REPO.")
 ]
 DualEncoder = Annotated[
     str,

@@ -17,7 +17,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 def serve(
     model: Annotated[
-        str, typer.Argument(help='A shipped model\'s name, a folder, or "hf:REPO" for text alone.')
+        str, typer.Argument(help="A shipped model's name, a folder, or hf:REPO.")
     ] = "tiny",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,

@@ -51,7 +51,7 @@ def part_from_mapping(
 
     Example:
         >>> part_from_mapping("connector", {"type": "mlp"})
-        MLP(depth=2)
+        MLP(depth=2, bias=True)
     """
     registry = MEDIA if kind == "media" else PARTS[kind]
     if "type" not in values:

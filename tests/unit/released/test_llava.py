@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,13 @@ from torch import nn
 
 import isthmus as im
 from isthmus.cli import main
+from isthmus.config.file import read_run
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError
 from isthmus.model.backbones.released import causal_model, family_of, plan_of
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
+from isthmus.training.run import build
 
 QUESTION = "What is it?"
 
@@ -117,6 +120,33 @@ def test_the_command_line_tells_of_it(run: Any, whole: Path) -> None:
     code, out, _ = run("info", whole)
     assert code == 0
     assert "of the language model's vocabulary" in out
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_page_is_true(
+    whole: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "released.md").read_text(encoding="utf-8")
+    name = "hf:llava-hf/llava-1.5-7b-hf"
+    assert name in page
+    shutil.copy(image, tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
+        exec(block.replace(name, f"hf:{whole}"), names)
+    assert names["encoder"].config.feature_layer == -2
+    assert isinstance(names["model"], im.VisionLanguageModel)
+    [table] = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    table = table.replace(name, f"hf:{whole}").replace("image_id = 32000", "image_id = 259")
+    (tmp_path / "run.toml").write_text(f'{table}\n[train]\ninit = "llava-strip"\n')
+    config = read_run(tmp_path / "run.toml")
+    built = build(config, "cpu").eval()
+    assert isinstance(built, im.VisionLanguageModel)
+    batch = built.prepare(["<image>a"], [[torch.zeros(3, 32, 32)]])
+    with torch.no_grad():  # the adapters are new, and do nothing yet
+        assert torch.equal(built(batch).logits, im.load(whole)(batch).logits)
 
 
 # --- refused --------------------------------------------------------------------------------------
