@@ -28,6 +28,8 @@ from isthmus.evaluation.runner import evaluate
 from isthmus.generation.decode import generate
 from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.model.backbones.released import read, read_together
+from isthmus.model.backbones.span_tokens import SpanTokenizer
+from isthmus.model.backbones.tiny import byte_tokenizer
 from isthmus.model.backbones.tiny_llava import IMAGE, ROWS, write_tiny_llava
 from isthmus.model.backbones.vocabulary_tokens import VocabularyTokens
 from isthmus.prompts.prompt import Span
@@ -285,6 +287,11 @@ def test_somebody_s_words_hold_no_image(llava: Case) -> None:
     template = template_named("chat", llava.ours.language.tokenizer)
     with pytest.raises(PromptError, match="<image>"):
         template([], im.Example((), "What is <image>?"))
+    # nor where the tokenizer does not call the token special
+    plain = byte_tokenizer()
+    plain.add_tokens(["<image>"])
+    loose = SpanTokenizer(plain, IMAGE, 258, {"<image>": "<image>"})
+    assert loose.encode([Span("<image>"), Span("<image>", "user")]) == [IMAGE, *b"<image>"]
 
 
 @pytest.mark.parametrize("with_image", [True, False])
@@ -310,6 +317,19 @@ def test_the_image_token_is_never_generated(tmp_path: Path, with_image: bool) ->
     assert IMAGE not in made.completions[0].ids
     drawn = engine.generate([prompt], max_new_tokens=4, samples=8, temperature=2.0)
     assert all(IMAGE not in c.ids for c in drawn[0].completions)
+
+
+def test_padding_may_lie_behind_the_image_token(tmp_path: Path) -> None:
+    """LLaVA-1.5 has `<image>` as 32000 and `<pad>` as 32001."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.add_special_tokens({"pad_token": "<filling>"})
+    case = case_of(tmp_path, tokenizer=tokenizer)
+    assert case.ours.pad_id == IMAGE + 1
+    texts, images = BATCHES["mixed"]
+    inputs = case.inputs(texts, [i for own in images for i in own])
+    batch = case.ours.prepare(texts, images, padding_side="right")
+    assert torch.equal(batch.input_ids, inputs["input_ids"])
 
 
 def test_an_image_token_may_lie_beyond_the_table(llava: Case) -> None:
