@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from isthmus.config.model import ModelConfig, TokensConfig
+from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError
 from isthmus.machine import device_for, dtype_for
 from isthmus.model.backbones.language import load_language
@@ -139,8 +140,9 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     refuse_unknown(place)
     if not known:
         raise CheckpointError(
-            f'"{place}" holds no vision-language model: name a language model alone as '
-            f'"{source}", or join it to a vision encoder with im.compose'
+            f'"{place}" holds no vision-language model of a family that is known here '
+            f'({", ".join(RELEASED.names())}): name a language model alone as "{source}", or join '
+            "it to a vision encoder with im.compose"
         )
     return bare_language_model(source)
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlavaForConditionalGeneration
 
 import isthmus as im
 from isthmus.cli import main
@@ -97,6 +98,44 @@ def test_templates_kept_apart_from_the_tokenizer_are_read(folder: Path) -> None:
     assert im.load_language(f"hf:{folder}").tokenizer.chat_template == template
     (folder / "chat_template.json").unlink()
     assert im.load(folder).config.template == "plain"
+
+
+LAYOUTS = {
+    "llava-hf": {"vision_tower.": "vision_tower.vision_model."},
+    "in memory": {
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head.": "lm_head.",
+        "vision_tower.": "model.vision_tower.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+    },
+}
+"""Names that files have for weights, by those that Transformers writes today."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_repository_as_on_the_hub_is_the_same_model(
+    folder: Path, whole: Path, layout: str
+) -> None:
+    """Names of weights of several years, and a file for each part of the processor."""
+    path, names = folder / "model.safetensors", LAYOUTS[layout]
+    state = {}
+    for name, tensor in load_file(path).items():
+        prefix = next((p for p in names if name.startswith(p)), "")
+        state[names.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    assert state.keys() != load_file(path).keys()
+    save_file(state, path, metadata={"format": "pt"})
+    told = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(told.pop("image_processor")))
+    (folder / "processor_config.json").write_text(json.dumps(told))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    one, other = im.load(whole), im.load(folder)
+    assert other.config.template == "chat"
+    batch = one.prepare(["a <image>b"], [[Image.linear_gradient("L")]])
+    again = other.prepare(["a <image>b"], [[Image.linear_gradient("L")]])
+    with torch.no_grad():
+        assert torch.equal(one(batch).logits, other(again).logits)
 
 
 def test_random_weights_can_be_asked_for(whole: Path) -> None:
@@ -201,6 +240,21 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def shard(folder: Path) -> None:
+    """Several files of weights, one of which is cut short."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    assert im.load(folder).layout.places == 16
+    path = sorted(folder.glob("model-*.safetensors"))[-1]
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def lose(folder: Path) -> None:
+    shard(folder)
+    sorted(folder.glob("model-*.safetensors"))[-1].unlink()
+
+
 def drop(folder: Path) -> None:
     path = folder / "model.safetensors"
     state = load_file(path)
@@ -224,13 +278,24 @@ def unlink(pattern: str) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (truncate, "cannot load"),
+        (shard, "cannot load"),
+        (lose, "cannot load"),
         (drop, "lacks 1 of its weights, such as model.multi_modal_projector.linear_1"),
         (reshape, "cannot load"),
         (unlink("*.safetensors"), "cannot load"),
         (unlink("*processor_config.json"), "cannot load"),
         (unlink("tokenizer*"), "cannot load"),
     ],
-    ids=["cut short", "a tensor gone", "another shape", "no weights", "no processor", "no tokens"],
+    ids=[
+        "cut short",
+        "shard",
+        "shard gone",
+        "a tensor gone",
+        "another shape",
+        "no weights",
+        "no processor",
+        "no tokens",
+    ],
 )
 def test_a_damaged_folder_is_one_line(
     run: Any, folder: Path, image: Path, damage: Callable[[Path], None], message: str
