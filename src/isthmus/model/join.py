@@ -127,6 +127,13 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
             language model alone.
         ConfigError: If it is a vision-language model of an unknown family, or has what our parts
             lack.
+
+    Example:
+        >>> import tempfile
+        >>> from isthmus.model.backbones.tiny_llava import write_tiny_llava
+        >>> model = named_model(str(write_tiny_llava(tempfile.mkdtemp())))
+        >>> model.config.vision.feature_layer, model.config.connector
+        (-2, MLP(depth=2, bias=True))
     """
     scheme, _, place = source.partition(":")
     known = scheme in ("hf", "asset")

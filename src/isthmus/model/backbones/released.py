@@ -150,6 +150,10 @@ def plan_of(name: str) -> Plan | None:
     Raises:
         CheckpointError: If its configuration cannot be read.
         ConfigError: As for `Family.plan`.
+
+    Example:
+        >>> plan_of("tiny-vit") is None
+        True
     """
     scheme, _, place = name.partition(":")
     family = family_of(place) if scheme == "hf" and place else None
@@ -204,6 +208,13 @@ def read(name: str, *, pretrained: bool = True) -> Released:
     Raises:
         ConfigError: If it has what our parts lack.
         CheckpointError: If it cannot be read, or lacks some of its weights.
+
+    Example:
+        >>> import tempfile
+        >>> from isthmus.model.backbones.tiny_llava import write_tiny_llava
+        >>> whole = read(f"hf:{write_tiny_llava(tempfile.mkdtemp())}")
+        >>> type(whole.tower).__name__, type(whole.language).__name__
+        ('CLIPVisionModel', 'LlamaForCausalLM')
     """
     known, dtype = _kept.get() or ({}, torch.float32)
     key = (name, pretrained)

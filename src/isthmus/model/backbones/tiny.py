@@ -192,6 +192,10 @@ def tiny_language_config(
 
     Raises:
         ConfigError: If the family is unknown, or the vocabulary lacks the special tokens.
+
+    Example:
+        >>> tiny_language_config("qwen3", layers=2).num_hidden_layers
+        2
     """
     if family not in FAMILIES:
         raise ConfigError(f'unknown family "{family}": {suggestion(family, FAMILIES)}')
