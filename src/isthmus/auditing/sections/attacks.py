@@ -88,6 +88,7 @@ def _about(target: Target) -> dict[str, Any]:
         "interval": wilson(len(target.pixels), target.n),
         "pixels": [height, width],
         "steps": target.steps,
+        "restarts": target.restarts,
         "gradient": target.model.has_gradient,
     }
 
