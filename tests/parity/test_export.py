@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import isthmus as im
@@ -417,7 +415,7 @@ def test_another_chat_template_is_found(tmp_path: Path, monkeypatch: pytest.Monk
 def test_another_preprocessing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = composed(tmp_path, resize="squash")
     monkeypatch.setattr(run.llava, "image_processor_of", lambda model: model.vision.processor)
-    with pytest.raises(im.ExportError, match="pixels .* differ from the model's"):
+    with pytest.raises(im.ExportError, match=r"pixels .* differ from the model's"):
         im.export(model, tmp_path / "out")
 
 

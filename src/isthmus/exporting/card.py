@@ -22,14 +22,15 @@ _CARD = """\
 from transformers import pipeline
 
 pipe = pipeline("image-text-to-text", model="{name}")
-parts = [{{"type": "image", "url": "photo.jpg"}}, {{"type": "text", "text": "What is in the picture?"}}]
+parts = [{{"type": "image", "url": "photo.jpg"}}, {{"type": "text", "text": "What is this?"}}]
 print(pipe([{{"role": "user", "content": parts}}], return_full_text=False))
 ```
 
 Prompts are written as the model learned them (`{template}`); demonstrations are earlier turns. An
 answer ends at `<|endofchunk|>` or the language model's own end of text.
 
-The licence is the strictest of the parts': add `license:` to the head of this file before you publish it.
+The licence is the strictest of the parts': add `license:` to the head of this file
+before you publish it.
 {notes}"""
 
 

@@ -84,11 +84,11 @@ def config_of(model: VisionLanguageModel, added: AddedTokens) -> Any:
     """The `LlavaConfig`."""
     from transformers import LlavaConfig
 
-    tower = model.vision.model.config.to_dict()
+    tower = _tower(model).config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
         tower.pop(name, None)
     if tower["model_type"] == "siglip_vision_model":
-        tower["vision_use_head"] = hasattr(model.vision.model, "head")
+        tower["vision_use_head"] = hasattr(_tower(model), "head")
     config = LlavaConfig(
         vision_config={**tower, "dtype": dtype_name(model)},
         text_config=text_config(model, added),
@@ -108,11 +108,11 @@ def processor_of(model: VisionLanguageModel, added: AddedTokens, template: str) 
     """The `LlavaProcessor`: pixels, the places of an image in the text, the chat template."""
     from transformers import LlavaProcessor
 
-    has_class = model.vision.model.config.model_type == "clip_vision_model"
+    has_class = _tower(model).config.model_type == "clip_vision_model"
     return LlavaProcessor(
         image_processor=image_processor_of(model),
         tokenizer=added.tokenizer,
-        patch_size=model.vision.model.config.patch_size,
+        patch_size=_tower(model).config.patch_size,
         vision_feature_select_strategy=_strategy(model),
         num_additional_image_tokens=int(has_class),
         chat_template=template,
@@ -146,7 +146,7 @@ def tensors_of(model: VisionLanguageModel, added: AddedTokens) -> dict[str, Tens
 def _tensors(model: VisionLanguageModel, added: AddedTokens) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.vision.model.state_dict().items():
         yield f"vision_tower.vision_model.{name}", tensor
-    first, _, second = model.connector.layers  # type: ignore[misc, union-attr]
+    first, _, second = model.connector.layers  # type: ignore[misc]
     for number, layer in enumerate((first, second), start=1):
         yield f"multi_modal_projector.linear_{number}.weight", layer.weight
         yield f"multi_modal_projector.linear_{number}.bias", layer.bias
@@ -157,7 +157,7 @@ def _tensors(model: VisionLanguageModel, added: AddedTokens) -> Iterator[tuple[s
 
 def notes_of(model: VisionLanguageModel) -> list[str]:
     """What whoever runs the export elsewhere should know."""
-    layer, layers = model.vision.config.feature_layer, model.vision.model.config.num_hidden_layers
+    layer, layers = model.vision.config.feature_layer, _tower(model).config.num_hidden_layers
     notes = []
     if layer in (-1, layers):
         notes.append(
@@ -168,7 +168,11 @@ def notes_of(model: VisionLanguageModel) -> list[str]:
     return notes
 
 
+def _tower(model: VisionLanguageModel) -> Any:
+    """The vision encoder, of Transformers."""
+    return model.vision.model
+
+
 def _strategy(model: VisionLanguageModel) -> str:
     """Which of the tower's tokens are seen."""
-    vision = model.vision
-    return "full" if vision.config.keep_cls else TOWERS[vision.model.config.model_type]
+    return "full" if model.vision.config.keep_cls else TOWERS[_tower(model).config.model_type]

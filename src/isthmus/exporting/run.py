@@ -6,7 +6,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,12 +102,9 @@ def export(
     target = _free(Path(folder))
     if not isinstance(model, VisionLanguageModel):
         model = _load(model, device, dtype)
-    refuse_unknown(model.config, "the model")
     if model.text_only:
-        raise ExportError(
-            f"{model.config.language.name} is a language model alone: Transformers loads it as it "
-            "is, from where it is"
-        )
+        raise _language_alone(model.config.language.name)
+    refuse_unknown(model.config, "the model")
     llava.refuse_others(model)
     added = add_tokens(model)
     with torch.no_grad():
@@ -171,12 +168,21 @@ def _load(
             f"{name} is a dual encoder: expected a vision-language model. One that came from "
             "Transformers or open_clip is there in its own form already"
         )
-    if not str(source).startswith(("hf:", "asset:")):
-        values = describe(place := locate(source), "vlm")["config"]
-        own = values["connector"].get("type") == "own"
-        shown = {**values, "connector": {"type": "linear"}} if own else values
-        refuse_unknown(model_from_mapping(shown, untrusted=place), name)
+    if str(source).startswith(("hf:", "asset:")):
+        raise _language_alone(str(source))
+    values = describe(place := locate(source), "vlm")["config"]
+    own = values["connector"].get("type") == "own"
+    shown = {**values, "connector": {"type": "linear"}} if own else values
+    config = model_from_mapping(shown, untrusted=place)
+    refuse_unknown(replace(config, connector=None) if own else config, name)
     return load_vlm(source, device=device, dtype=dtype)
+
+
+def _language_alone(name: str) -> ExportError:
+    return ExportError(
+        f'"{name}" is a language model alone, which Transformers loads from where it is: expected '
+        "a vision-language model, as `isthmus train` writes one"
+    )
 
 
 def _free(target: Path) -> Path:
@@ -262,6 +268,8 @@ def _write(
         # runtimes that know no processor_config.json read the image processor's own
         processor.image_processor.save_pretrained(folder)
         save_torch_state_dict(dict(tensors), folder, metadata={"format": "pt"})
+        for path in folder.iterdir():
+            path.chmod(0o644)
         write_text(folder / "README.md", card(model.config, name, llava.ARCHITECTURE, notes))
     except (OSError, SafetensorError) as error:
         raise OutputError(
@@ -277,6 +285,7 @@ def generation_config(model: VisionLanguageModel, added: AddedTokens) -> Any:
         if hasattr(config, name):
             setattr(config, name, None)
     config.do_sample = False
+    config._from_model_config = False  # or Transformers would make another of config.json
     config.eos_token_id = list(dict.fromkeys([*model.language.end_ids(), *_ends(model, added)]))
     config.pad_token_id = added.tokenizer.pad_token_id
     config.suppress_tokens = [added.image_id]
