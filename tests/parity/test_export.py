@@ -180,17 +180,29 @@ def test_the_class_token_stays_where_it_was_kept(tmp_path: Path) -> None:
     assert_same(model, tmp_path / "out")
 
 
+@pytest.mark.parametrize("resize", ["squash", "pad"])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-def test_squeezed_images(tower: str, tmp_path: Path) -> None:
+def test_whole_images(tower: str, resize: str, tmp_path: Path) -> None:
     """Ours are resized by Pillow and theirs by torchvision: alike, and logits of the same equal."""
-    model = composed(tmp_path, tower=tower, resize="squash")
+    model = composed(tmp_path, tower=tower, resize=resize)
     found = im.export(model, tmp_path / "out")
     assert found.difference <= 1e-4
-    assert found.pixels < 0.1
-    processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    own = model.vision.preprocess(drawn((90, 60), 1))
-    pixels = processor.image_processor(drawn((90, 60), 1), return_tensors="pt")["pixel_values"]
-    assert (pixels[0] - own).abs().max() < 0.1
+    processor = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+    for size in ((96, 48), (40, 80), (64, 64)):  # halves: no pixel is cut in two
+        image = drawn(size, 1)
+        own = model.vision.preprocess(image)
+        theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+        difference = (theirs + run.llava.moved_pixels(model) - own).abs()
+        assert difference.mean() < 0.03, size
+        if resize == "pad" and size[0] != size[1]:
+            edge = own[:, 0, 0] if size[0] > size[1] else own[:, 16, 0]
+            white = (1 - torch.tensor(processor_mean(model))) / torch.tensor(processor.image_std)
+            torch.testing.assert_close(edge, white)
+            assert (theirs[:, 0, 0] == 0).all()
+
+
+def processor_mean(model: im.VisionLanguageModel) -> list[float]:
+    return list(model.vision.normalisation[0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -280,6 +292,12 @@ def test_lora_is_merged(tmp_path: Path) -> None:
     assert torch.equal(model(batch).logits, adapted)  # the model itself stays as it was
     names = load_file(tmp_path / "out" / "model.safetensors").keys()
     assert not [name for name in names if "lora" in name or "base_layer" in name]
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_padded_images_in_half_precision(tower: str, tmp_path: Path) -> None:
+    model = composed(tmp_path, tower=tower, resize="pad").to(torch.bfloat16)
+    assert im.export(model, tmp_path / "out").difference <= 1e-4
 
 
 def test_half_precision_is_written_as_it_is(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isthmus.errors import ExportError
 from isthmus.exporting.jinja import messages_of
-from isthmus.exporting.tokens import AddedTokens
+from isthmus.exporting.tokens import WrittenTokens
 from isthmus.model.backbones.text import no_bar_for_files
 from isthmus.model.batch import Batch
 from isthmus.model.vlm import VisionLanguageModel
@@ -67,7 +67,7 @@ def drawn(size: tuple[int, int], seed: int) -> Image.Image:
 
 def prompts() -> list[tuple[list[Example], Example]]:
     """Demonstrations and queries with no image, one, and two."""
-    first, second = drawn((640, 480), 1), drawn((300, 420), 2)
+    first, second = drawn((640, 480), 1), drawn((240, 320), 2)
     return [
         ([], Example((), "What is 2 + 3?")),
         ([], Example(first, "What is in the picture?")),
@@ -76,13 +76,14 @@ def prompts() -> list[tuple[list[Example], Example]]:
 
 
 @torch.no_grad()
-def compare(model: VisionLanguageModel, folder: Path, added: AddedTokens) -> Found:
+def compare(model: VisionLanguageModel, folder: Path, added: WrittenTokens, moved: Tensor) -> Found:
     """Loads a written model with Transformers' classes, on the CPU in fp32, and compares.
 
     Args:
         model: The model that was written.
         folder: Where to.
         added: Its tokens.
+        moved: (3, 1, 1) what the model's pixels are more than those of the written one.
 
     Raises:
         ExportError: If Transformers cannot load it or anything differs; the message says by how
@@ -96,8 +97,10 @@ def compare(model: VisionLanguageModel, folder: Path, added: AddedTokens) -> Fou
         batch, inputs = _same_inputs(ours, processor, shots, query, added, where)
         if batch.pixels is not None:
             own = torch.stack([p for p in batch.pixels if isinstance(p, Tensor)])
-            pixels = max(pixels, _pixel_difference(own, inputs["pixel_values"], where))
-            inputs["pixel_values"] = own  # so that resamplers do not blur what is compared next
+            pixels = max(pixels, _pixel_difference(own, inputs["pixel_values"] + moved, where))
+            inputs["pixel_values"] = (
+                own - moved
+            )  # so that resamplers do not blur what is compared next
         expected = ours(batch).logits[0]
         got = theirs(**inputs).logits[0]
         logits = max(logits, _logit_difference(got, expected, ours, added, where))
@@ -157,7 +160,7 @@ def _same_inputs(
     processor: Any,
     shots: list[Example],
     query: Example,
-    added: AddedTokens,
+    added: WrittenTokens,
     where: str,
 ) -> tuple[Batch, dict[str, Tensor]]:
     """A prompt as each of the two reads it, their texts and ids compared."""
@@ -213,7 +216,7 @@ def _pixel_difference(got: Tensor, expected: Tensor, where: str) -> float:
 
 
 def _logit_difference(
-    got: Tensor, expected: Tensor, ours: VisionLanguageModel, added: AddedTokens, where: str
+    got: Tensor, expected: Tensor, ours: VisionLanguageModel, added: WrittenTokens, where: str
 ) -> float:
     """The largest difference over what both can say: the words, and the end of a chunk."""
     columns = list(_columns(expected, ours, added))
@@ -229,7 +232,7 @@ def _logit_difference(
 
 
 def _columns(
-    logits: Tensor, ours: VisionLanguageModel, added: AddedTokens
+    logits: Tensor, ours: VisionLanguageModel, added: WrittenTokens
 ) -> Iterator[tuple[int, int]]:
     """Columns of our logits with theirs."""
     taken = (added.image_id, added.end_id)

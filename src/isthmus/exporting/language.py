@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import ExportError
-from isthmus.exporting.tokens import AddedTokens, input_table, output_table
+from isthmus.exporting.tokens import WrittenTokens, input_table, output_table
 from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.vlm import VisionLanguageModel
 
@@ -54,7 +54,7 @@ def refuse_other_heads(language: LanguageModel, target: str) -> None:
         )
 
 
-def language_tensors(model: VisionLanguageModel, added: AddedTokens) -> dict[str, Tensor]:
+def language_tensors(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Tensor]:
     """The decoder's tensors by the names that its base model has for them, and `lm_head.weight`.
 
     LoRA is merged. The head is written out even where it was tied to the embedding: the two rows of
@@ -69,7 +69,7 @@ def language_tensors(model: VisionLanguageModel, added: AddedTokens) -> dict[str
     return found
 
 
-def text_config(model: VisionLanguageModel, added: AddedTokens) -> dict[str, Any]:
+def text_config(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Any]:
     """The language model's configuration with grown tables and a head of its own."""
     values: dict[str, Any] = model.language.model.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "quantization_config"):

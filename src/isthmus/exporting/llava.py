@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from isthmus.config.model import ModelConfig
@@ -21,14 +22,21 @@ from isthmus.exporting.language import (
     refuse_other_heads,
     text_config,
 )
-from isthmus.exporting.tokens import AddedTokens
+from isthmus.exporting.tokens import WrittenTokens
 from isthmus.model.connectors.mlp import MLP
 from isthmus.model.vlm import VisionLanguageModel
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 """What is read off each tower: all but its first token, or all."""
-BICUBIC = 3
+FITTED = {
+    "do_resize": True,
+    "resample": 3,  # bicubic
+    "do_center_crop": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+}
+"""How an image processor fits a whole image into its size, as `VisionEncoder.preprocess` does."""
 
 
 def why_not(config: ModelConfig) -> str:
@@ -51,11 +59,6 @@ def why_not(config: ModelConfig) -> str:
             "Transformers alone: expected the same tower from there, as "
             f'"hf:openai/clip-vit-large-patch14-336" or a SigLIP; {INSTEAD}'
         )
-    if vision.resize == "pad":
-        return (
-            'its vision encoder sees images padded with white (resize = "pad"), and no image '
-            f'processor of Transformers does that: expected resize = "own" or "squash"; {INSTEAD}'
-        )
     return ""
 
 
@@ -77,10 +80,16 @@ def refuse_others(model: VisionLanguageModel) -> None:
             f"{vision.config.name} came without an image processor of Transformers: pass one as "
             "load_vision(..., preprocess=PROCESSOR)"
         )
+    height, width = vision.image_size
+    if vision.config.resize == "pad" and height != width:
+        raise ExportError(
+            f"{vision.config.name} sees padded images of {height} x {width} pixels, and LLaVA's "
+            f'image processor pads to squares: expected a square, or resize = "squash"; {INSTEAD}'
+        )
     refuse_other_heads(model.language, ARCHITECTURE)
 
 
-def config_of(model: VisionLanguageModel, added: AddedTokens) -> Any:
+def config_of(model: VisionLanguageModel, added: WrittenTokens) -> Any:
     """The `LlavaConfig`."""
     from transformers import LlavaConfig
 
@@ -104,7 +113,7 @@ def config_of(model: VisionLanguageModel, added: AddedTokens) -> Any:
     return config
 
 
-def processor_of(model: VisionLanguageModel, added: AddedTokens, template: str) -> Any:
+def processor_of(model: VisionLanguageModel, added: WrittenTokens, template: str) -> Any:
     """The `LlavaProcessor`: pixels, the places of an image in the text, the chat template."""
     from transformers import LlavaProcessor
 
@@ -120,31 +129,43 @@ def processor_of(model: VisionLanguageModel, added: AddedTokens, template: str) 
 
 
 def image_processor_of(model: VisionLanguageModel) -> Any:
-    """The encoder's own image processor, or one that squeezes an image into its size."""
+    """The encoder's own image processor, or one that fits a whole image into its size."""
+    from transformers import LlavaImageProcessor
+
     vision = model.vision
     processor = copy.deepcopy(vision.processor)
     if vision.config.resize == "own":
         return processor
     height, width = vision.image_size
-    values = {
-        **processor.to_dict(),
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": BICUBIC,
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-    }
-    return type(processor).from_dict(values)
+    values = {**processor.to_dict(), **FITTED, "size": {"height": height, "width": width}}
+    if vision.config.resize == "squash":
+        return type(processor).from_dict(values)
+    values.pop("image_processor_type", None)
+    values |= {"do_pad": True, "do_normalize": True, "image_mean": [1.0] * 3}
+    values["image_std"] = list(vision.normalisation[1] or ())
+    return LlavaImageProcessor.from_dict(values)
 
 
-def tensors_of(model: VisionLanguageModel, added: AddedTokens) -> dict[str, Tensor]:
+def moved_pixels(model: VisionLanguageModel) -> Tensor:
+    """What the model's pixels are more than the written image processor's, (3, 1, 1).
+
+    LLaVA's image processor pads with the mean that it subtracts. So that it pads with white, that
+    mean is white, and all pixels are lower by one colour. What the patch embedding, a linear map,
+    makes of that colour is put into the tower.
+    """
+    if model.vision.config.resize != "pad":
+        return torch.zeros(3, 1, 1)
+    mean, std = (torch.tensor(v or [], dtype=torch.float64) for v in model.vision.normalisation)
+    return ((1 - mean) / std).float()[:, None, None]
+
+
+def tensors_of(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Tensor]:
     """Every tensor by its name on the disk."""
     return dict(_tensors(model, added))
 
 
-def _tensors(model: VisionLanguageModel, added: AddedTokens) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in model.vision.model.state_dict().items():
+def _tensors(model: VisionLanguageModel, added: WrittenTokens) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in _tower_tensors(model).items():
         yield f"vision_tower.vision_model.{name}", tensor
     first, _, second = model.connector.layers  # type: ignore[misc]
     for number, layer in enumerate((first, second), start=1):
@@ -153,6 +174,27 @@ def _tensors(model: VisionLanguageModel, added: AddedTokens) -> Iterator[tuple[s
     for name, tensor in language_tensors(model, added).items():
         inner = "" if name.startswith("lm_head.") else "model."
         yield f"language_model.{inner}{name}", tensor
+
+
+def _tower_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:
+    """The tower's, which see pixels moved by one colour as it sees its own; see `moved_pixels`.
+
+    The one tensor that changes is written in fp32: a sum rounded to 16 bits would be another.
+    """
+    tensors: dict[str, Tensor] = dict(model.vision.model.state_dict())
+    if not (moved := moved_pixels(model)).any():
+        return tensors
+    patches = tensors["embeddings.patch_embedding.weight"]
+    seen = (patches.double() * moved.to(patches.device)).sum(dim=(1, 2, 3))
+    name = "embeddings.patch_embedding.bias"
+    if name in tensors:
+        tensors[name] = (tensors[name].double() + seen).float()
+        return tensors
+    name = "embeddings.position_embedding.weight"
+    places = tensors[name].double()
+    places[1:] += seen  # the first is the class token's, which sees no pixels
+    tensors[name] = places.float()
+    return tensors
 
 
 def notes_of(model: VisionLanguageModel) -> list[str]:
@@ -164,6 +206,11 @@ def notes_of(model: VisionLanguageModel) -> list[str]:
             "the vision encoder's last layer is read (feature_layer = -1), which vLLM passes "
             "through post_layernorm and Transformers does not: run it in Transformers; a model "
             "trained with feature_layer = -2 runs alike in both"
+        )
+    if model.vision.config.resize == "pad":
+        notes.append(
+            "images are padded with white: the mean in preprocessor_config.json is white, and the "
+            "vision encoder is written for pixels that are lower by one colour"
         )
     return notes
 

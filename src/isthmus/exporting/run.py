@@ -21,7 +21,7 @@ from isthmus.exporting.card import card
 from isthmus.exporting.check import compare
 from isthmus.exporting.jinja import jinja_of
 from isthmus.exporting.language import INSTEAD
-from isthmus.exporting.tokens import AddedTokens, add_tokens
+from isthmus.exporting.tokens import WrittenTokens, add_tokens
 from isthmus.files import sync, write_text
 from isthmus.model.checkpoint import describe, load_vlm, locate
 from isthmus.model.fusion.inline import Inline
@@ -118,7 +118,7 @@ def export(
     try:
         _write(model, written, added, tensors, target.name, notes)
         del tensors
-        found = compare(model, written, added)
+        found = compare(model, written, added, llava.moved_pixels(model))
         _rename(written, target)
     finally:
         shutil.rmtree(written, ignore_errors=True)
@@ -245,7 +245,7 @@ def _rename(written: Path, target: Path) -> None:
 def _write(
     model: VisionLanguageModel,
     folder: Path,
-    added: AddedTokens,
+    added: WrittenTokens,
     tensors: Mapping[str, Tensor],
     name: str,
     notes: tuple[str, ...],
@@ -278,7 +278,7 @@ def _write(
         ) from error
 
 
-def generation_config(model: VisionLanguageModel, added: AddedTokens) -> Any:
+def generation_config(model: VisionLanguageModel, added: WrittenTokens) -> Any:
     """The language model's, greedy as `ask`, ending where an answer of the model ends."""
     config = copy.deepcopy(model.language.model.generation_config)
     for name in SAMPLING:
@@ -292,7 +292,7 @@ def generation_config(model: VisionLanguageModel, added: AddedTokens) -> Any:
     return config
 
 
-def _ends(model: VisionLanguageModel, added: AddedTokens) -> list[int]:
+def _ends(model: VisionLanguageModel, added: WrittenTokens) -> list[int]:
     """The end of a chunk, and how the template ends an answer where that is one token."""
     template: Any = template_named(model.config.template, model.language.tokenizer)
     end = getattr(template, "end", "") or END_TAG

@@ -20,7 +20,7 @@ from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 
 
 @dataclass(frozen=True)
-class AddedTokens:
+class WrittenTokens:
     """A copy of the language model's tokenizer that knows our two tokens.
 
     Attributes:
@@ -44,11 +44,11 @@ class AddedTokens:
         return found.masked_fill(ids == own.end_id, self.end_id)
 
 
-def add_tokens(model: VisionLanguageModel) -> AddedTokens:
+def add_tokens(model: VisionLanguageModel) -> WrittenTokens:
     """Adds the two tokens to a copy of a model's tokenizer.
 
     Raises:
-        ExportError: If the tokenizer has a token of such a name already.
+        ExportError: If the model or its tokenizer has such tokens already.
 
     Example:
         >>> import isthmus as im
@@ -58,6 +58,11 @@ def add_tokens(model: VisionLanguageModel) -> AddedTokens:
     """
     from tokenizers import AddedToken
 
+    if getattr(model.special_tokens, "input_rows", None) is None:
+        raise ExportError(
+            f"{model.config.language.name} has a token for images of its own: expected a model "
+            "that was joined here; Transformers loads a released one as it is"
+        )
     tokenizer = copy.deepcopy(model.language.tokenizer)
     known = tokenizer.get_vocab()
     for tag in (IMAGE_TAG, END_TAG):
@@ -78,29 +83,31 @@ def add_tokens(model: VisionLanguageModel) -> AddedTokens:
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     image_id, end_id = tokenizer.convert_tokens_to_ids([IMAGE_TAG, END_TAG])
     rows = max(model.language.vocab_rows, image_id + 1, end_id + 1)
-    return AddedTokens(tokenizer, image_id, end_id, min(shared, image_id), rows)
+    return WrittenTokens(tokenizer, image_id, end_id, min(shared, image_id), rows)
 
 
-def input_table(model: VisionLanguageModel, added: AddedTokens) -> Tensor:
+def input_table(model: VisionLanguageModel, added: WrittenTokens) -> Tensor:
     """The embedding (rows, D) with the two tokens' input rows."""
     embedding = model.language.input_embedding
     scale = getattr(embedding, "embed_scale", 1.0)  # Gemma 3 multiplies inside of its embedding
-    special = model.special_tokens.input_rows / torch.as_tensor(scale).to(model.device)
+    own: Any = model.special_tokens
+    special = own.input_rows / torch.as_tensor(scale).to(model.device)
     table = _grown(embedding.weight, added.rows)
     table[added.image_id], table[added.end_id] = special.to(table).unbind()
     return table
 
 
-def output_table(model: VisionLanguageModel, added: AddedTokens) -> Tensor:
+def output_table(model: VisionLanguageModel, added: WrittenTokens) -> Tensor:
     """The head (rows, D) with the output row of `<|endofchunk|>`.
 
     `<image>` is never produced by the model. A head has no row for that: its row is that of a token
     which nothing produces either, one of a padded table or the padding token, and otherwise the
     mean of all. `suppress_tokens` says it to those who read it.
     """
+    own: Any = model.special_tokens
     head = model.language.output_embedding.weight
     table = _grown(head, added.rows)
-    table[added.end_id] = model.special_tokens.output_rows[0].to(table)
+    table[added.end_id] = own.output_rows[0].to(table)
     if added.image_id < len(head):  # a row that no token has
         return table
     if (pad := added.tokenizer.pad_token_id) not in (None, *model.language.end_ids()):

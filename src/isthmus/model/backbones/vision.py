@@ -130,6 +130,11 @@ class VisionEncoder(nn.Module):
         return numbers.reshape(numbers.shape[0], -1, self.shape.width)
 
     @property
+    def normalisation(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+        """Mean and standard deviation of its pixels, per channel; None if they are not known."""
+        return self._normalisation
+
+    @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
