@@ -24,6 +24,7 @@ from isthmus.exporting.language import (
 )
 from isthmus.exporting.tokens import WrittenTokens
 from isthmus.model.connectors.mlp import MLP
+from isthmus.model.connectors.pixel_shuffle import PixelShuffle
 from isthmus.model.vlm import VisionLanguageModel
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
@@ -41,7 +42,27 @@ FITTED = {
 
 def why_not(config: ModelConfig) -> str:
     """Why a model of a configuration has no form as LLaVA; empty if it has one."""
-    connector, vision = config.connector, config.vision
+    vision = config.vision
+    if why := why_no_projector(config, ARCHITECTURE):
+        return why
+    if vision.name.partition(":")[0] not in ("hf", "object"):
+        return (
+            f"its vision encoder is {vision.name} and {ARCHITECTURE} holds encoders of "
+            'Transformers alone: expected a CLIP or SigLIP from there ("hf:...") or a '
+            f"convolutional network of timm; {INSTEAD}"
+        )
+    return ""
+
+
+def why_no_projector(config: ModelConfig, architecture: str) -> str:
+    """Why a connector is not the two linear layers of a class; empty if it is."""
+    connector = config.connector
+    if isinstance(connector, PixelShuffle):
+        return (
+            "its connector is PixelShuffle, and Transformers' class with one, Idefics3, writes "
+            "tokens around each image that the model has never seen: expected MLP(depth=2); "
+            f"{INSTEAD}"
+        )
     if not isinstance(connector, MLP):
         named = "a module of your own" if connector is None else type(connector).__name__
         return (
@@ -50,14 +71,8 @@ def why_not(config: ModelConfig) -> str:
         )
     if connector.depth != 2:
         return (
-            f"its connector is MLP(depth={connector.depth}) and {ARCHITECTURE} has two linear "
+            f"its connector is MLP(depth={connector.depth}) and {architecture} has two linear "
             f"layers: expected MLP(depth=2); {INSTEAD}"
-        )
-    if vision.name.partition(":")[0] not in ("hf", "object"):
-        return (
-            f"its vision encoder is {vision.name} and {ARCHITECTURE} holds encoders of "
-            "Transformers alone: expected the same tower from there, as "
-            f'"hf:openai/clip-vit-large-patch14-336" or a SigLIP; {INSTEAD}'
         )
     return ""
 
@@ -167,13 +182,21 @@ def tensors_of(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Te
 def _tensors(model: VisionLanguageModel, added: WrittenTokens) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in _tower_tensors(model).items():
         yield f"vision_tower.vision_model.{name}", tensor
-    first, _, second = model.connector.layers  # type: ignore[misc]
-    for number, layer in enumerate((first, second), start=1):
-        yield f"multi_modal_projector.linear_{number}.weight", layer.weight
-        yield f"multi_modal_projector.linear_{number}.bias", layer.bias
+    for name, tensor in projector_tensors(model).items():
+        yield f"multi_modal_projector.{name}", tensor
     for name, tensor in language_tensors(model, added).items():
         inner = "" if name.startswith("lm_head.") else "model."
         yield f"language_model.{inner}{name}", tensor
+
+
+def projector_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:
+    """The connector's, by their names in LLaVA's projector."""
+    first, _, second = model.connector.layers  # type: ignore[misc]
+    return {
+        f"linear_{number}.{name}": tensor
+        for number, layer in enumerate((first, second), start=1)
+        for name, tensor in layer.state_dict().items()
+    }
 
 
 def _tower_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:

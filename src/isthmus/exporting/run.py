@@ -16,9 +16,10 @@ from torch import Tensor
 from isthmus.config.file import model_from_mapping
 from isthmus.config.model import ModelConfig
 from isthmus.errors import ConfigError, ExportError, OutputError, suggestion
-from isthmus.exporting import llava
+from isthmus.exporting import fast_vlm, llava
 from isthmus.exporting.card import card
 from isthmus.exporting.check import compare
+from isthmus.exporting.form import Form
 from isthmus.exporting.jinja import jinja_of
 from isthmus.exporting.language import INSTEAD
 from isthmus.exporting.tokens import WrittenTokens, add_tokens
@@ -70,8 +71,9 @@ def export(
     """Writes a model as a folder that another library loads with its own classes.
 
     A CLIP or SigLIP of Transformers, `MLP(depth=2)` and a language model, joined by `Inline()`,
-    become a `LlavaForConditionalGeneration` with its processor, chat template and model card.
-    LoRA is merged. What was written is loaded again and compared before it gets its name.
+    become a `LlavaForConditionalGeneration` with its processor, chat template and model card; with
+    a convolutional network of timm, a `FastVlmForConditionalGeneration`. LoRA is merged. What was
+    written is loaded again and compared before it gets its name.
 
     Args:
         model: The model, or its name or folder.
@@ -105,24 +107,31 @@ def export(
     if model.text_only:
         raise _language_alone(model.config.language.name)
     refuse_unknown(model.config, "the model")
-    llava.refuse_others(model)
+    form = form_of(model.config)
+    form.refuse_others(model)
     added = add_tokens(model)
     with torch.no_grad():
         tensors = {
-            name: t.detach().contiguous() for name, t in llava.tensors_of(model, added).items()
+            name: t.detach().contiguous() for name, t in form.tensors_of(model, added).items()
         }
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     _refuse_full_disk(target, size)
-    notes = tuple(llava.notes_of(model))
+    notes = tuple(form.notes_of(model))
     written = _beside(target)
     try:
-        _write(model, written, added, tensors, target.name, notes)
+        _write(form, model, written, added, tensors, target.name, notes)
         del tensors
-        found = compare(model, written, added, llava.moved_pixels(model))
+        found = compare(model, written, added, form.moved_pixels(model))
         _rename(written, target)
     finally:
         shutil.rmtree(written, ignore_errors=True)
-    return Exported(target, llava.ARCHITECTURE, size, found.logits, found.pixels, notes)
+    return Exported(target, form.ARCHITECTURE, size, found.logits, found.pixels, notes)
+
+
+def form_of(config: ModelConfig) -> Form:
+    """The form that a model is written in, if it can be written at all."""
+    scheme = config.vision.name.partition(":")[0]
+    return fast_vlm if scheme in fast_vlm.SCHEMES else llava
 
 
 def refuse_unknown(config: ModelConfig, name: str) -> None:
@@ -135,7 +144,7 @@ def refuse_unknown(config: ModelConfig, name: str) -> None:
     Raises:
         ExportError: If there is none; the message says why, and what can be done instead.
     """
-    fusion = config.fusion
+    fusion, form = config.fusion, form_of(config)
     why = ""
     if not isinstance(fusion, Inline):
         why = (
@@ -150,10 +159,10 @@ def refuse_unknown(config: ModelConfig, name: str) -> None:
     elif config.media:
         kinds = ", ".join(type(medium).__name__ for medium in config.media)
         why = (
-            f"it takes media besides images ({kinds}), and {llava.ARCHITECTURE} takes images "
+            f"it takes media besides images ({kinds}), and {form.ARCHITECTURE} takes images "
             f"alone: expected none; {INSTEAD}"
         )
-    why = why or llava.why_not(config)
+    why = why or form.why_not(config)
     if why:
         raise ExportError(f"{name} cannot be exported: {why}")
 
@@ -243,6 +252,7 @@ def _rename(written: Path, target: Path) -> None:
 
 
 def _write(
+    form: Form,
     model: VisionLanguageModel,
     folder: Path,
     added: WrittenTokens,
@@ -258,9 +268,9 @@ def _write(
     from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
 
-    config = llava.config_of(model, added)
+    config = form.config_of(model, added)
     template = template_named(model.config.template, model.language.tokenizer)
-    processor = llava.processor_of(model, added, jinja_of(template))
+    processor = form.processor_of(model, added, jinja_of(template))
     try:
         config.save_pretrained(folder)
         generation_config(model, added).save_pretrained(folder)
@@ -270,7 +280,7 @@ def _write(
         save_torch_state_dict(dict(tensors), folder, metadata={"format": "pt"})
         for path in folder.iterdir():
             path.chmod(0o644)
-        write_text(folder / "README.md", card(model.config, name, llava.ARCHITECTURE, notes))
+        write_text(folder / "README.md", card(model.config, name, form.ARCHITECTURE, notes))
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"cannot write {folder.parent / name}: {error}; nothing was kept. Free some space or "
