@@ -294,6 +294,34 @@ def test_lora_is_merged(tmp_path: Path) -> None:
     assert not [name for name in names if "lora" in name or "base_layer" in name]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what Transformers renamed
+@torch.no_grad()
+def test_lora_as_a_folder_of_peft(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = composed(tmp_path, lora=4)
+    found = im.export(model, tmp_path / "out", lora="peft")
+    assert found.difference <= 1e-4
+    bare = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([[1, 2, 3]])
+    without = bare(input_ids=ids).logits
+    adapted = peft.PeftModel.from_pretrained(bare, str(tmp_path / "out" / "adapter")).eval()
+    expected = model.language.model(input_ids=ids).logits
+    got = adapted(input_ids=ids).logits[..., :259]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert (without[..., :259] - expected).abs().max() > 0.01
+    names = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert len(names) == 2 * 7 * 4  # A and B of seven projections in four layers
+
+
+def test_lora_that_is_not_there(tmp_path: Path) -> None:
+    model = composed(tmp_path)
+    with pytest.raises(im.ExportError, match="the model has no LoRA"):
+        im.export(model, tmp_path / "out", lora="peft")
+    with pytest.raises(im.ConfigError, match='"pefft": did you mean "peft"'):
+        im.export(model, tmp_path / "out", lora="pefft")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_padded_images_in_half_precision(tower: str, tmp_path: Path) -> None:
     model = composed(tmp_path, tower=tower, resize="pad").to(torch.bfloat16)
@@ -396,8 +424,8 @@ def test_a_broken_tensor_is_found(
     model = composed(tmp_path)
     written = run.llava.tensors_of
 
-    def broken(*parts: Any) -> dict[str, torch.Tensor]:
-        tensors = written(*parts)
+    def broken(*parts: Any, **options: Any) -> dict[str, torch.Tensor]:
+        tensors = written(*parts, **options)
         return {**tensors, name: tensors[name] * 1.1 + 0.05}
 
     monkeypatch.setattr(run.llava, "tensors_of", broken)
@@ -412,8 +440,8 @@ def test_a_missing_tensor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = composed(tmp_path)
     written = run.llava.tensors_of
 
-    def broken(*parts: Any) -> dict[str, torch.Tensor]:
-        tensors = written(*parts)
+    def broken(*parts: Any, **options: Any) -> dict[str, torch.Tensor]:
+        tensors = written(*parts, **options)
         del tensors["language_model.model.norm.weight"]
         return tensors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ def export(
     model: Annotated[str, typer.Argument(help="A folder from `isthmus train`.")],
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
     to: Annotated[str, typer.Option(help="The library: transformers.")] = "transformers",
+    lora: Annotated[
+        str, typer.Option(help='"merge" LoRA into the weights, or write it for "peft".')
+    ] = "merge",
     json_: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -29,7 +32,8 @@ def export(
     use_machine(device, dtype, threads)
     from isthmus.exporting.run import export as run
 
-    found = run(model, out, to=to, device=device, dtype=dtype)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"to": to, "lora": lora}
+    found = run(model, out, **options, device=device, dtype=dtype)
     if json_:
         print_json(found.as_dict())
         return

@@ -7,6 +7,7 @@ texts, token ids and pixels must be the same, and the logits of all their tokens
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,13 @@ def prompts() -> list[tuple[list[Example], Example]]:
 
 
 @torch.no_grad()
-def compare(model: VisionLanguageModel, folder: Path, added: WrittenTokens, moved: Tensor) -> Found:
+def compare(
+    model: VisionLanguageModel,
+    folder: Path,
+    added: WrittenTokens,
+    moved: Tensor,
+    adapter: Path | None = None,
+) -> Found:
     """Loads a written model with Transformers' classes, on the CPU in fp32, and compares.
 
     Args:
@@ -84,6 +91,7 @@ def compare(model: VisionLanguageModel, folder: Path, added: WrittenTokens, move
         folder: Where to.
         added: Its tokens.
         moved: (3, 1, 1) what the model's pixels are more than those of the written one.
+        adapter: Where its LoRA was written, if not into the weights.
 
     Raises:
         ExportError: If Transformers cannot load it or anything differs; the message says by how
@@ -91,6 +99,8 @@ def compare(model: VisionLanguageModel, folder: Path, added: WrittenTokens, move
     """
     theirs, processor = _loaded(folder)
     ours = on_cpu(model, theirs)
+    if adapter is not None:
+        theirs = _adapted(theirs, adapter)
     logits = pixels = 0.0
     for number, (shots, query) in enumerate(prompts()):
         where = f"prompt {number + 1} of 3, with {number} images"
@@ -153,6 +163,19 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
                 f"{', '.join(wrong[:3])}; {GONE}"
             )
     return model.eval(), processor
+
+
+def _adapted(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what PEFT calls in Transformers
+            return PeftModel.from_pretrained(model, str(adapter)).eval()
+    except Exception as error:  # of many kinds
+        raise ExportError(
+            f"PEFT cannot load what was written: {type(error).__name__}: {error}; {GONE}"
+        ) from error
 
 
 def _same_inputs(

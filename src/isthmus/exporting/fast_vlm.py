@@ -118,7 +118,9 @@ def processor_of(model: VisionLanguageModel, added: WrittenTokens, template: str
     )
 
 
-def tensors_of(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Tensor]:
+def tensors_of(
+    model: VisionLanguageModel, added: WrittenTokens, *, merge: bool
+) -> dict[str, Tensor]:
     """Every tensor by its name on the disk; a classifier is left out."""
     import timm
 
@@ -128,7 +130,7 @@ def tensors_of(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Te
     tensors = {f"model.vision_tower.timm_model.{name}": own[name] for name in kept}
     projector = projector_tensors(model)
     tensors |= {f"model.multi_modal_projector.{name}": t for name, t in projector.items()}
-    for name, tensor in language_tensors(model, added).items():
+    for name, tensor in language_tensors(model, added, merge=merge).items():
         inner = "" if name.startswith("lm_head.") else "model.language_model."
         tensors[f"{inner}{name}"] = tensor
     return tensors

@@ -40,8 +40,10 @@ class Form(Protocol):
         """Its processor: pixels, the places of an image in the text, the chat template."""
         ...
 
-    def tensors_of(self, model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Tensor]:
-        """Every tensor by its name on the disk."""
+    def tensors_of(
+        self, model: VisionLanguageModel, added: WrittenTokens, *, merge: bool
+    ) -> dict[str, Tensor]:
+        """Every tensor by its name on the disk; LoRA is merged, or left out."""
         ...
 
     def moved_pixels(self, model: VisionLanguageModel) -> Tensor:

@@ -54,14 +54,16 @@ def refuse_other_heads(language: LanguageModel, target: str) -> None:
         )
 
 
-def language_tensors(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Tensor]:
+def language_tensors(
+    model: VisionLanguageModel, added: WrittenTokens, *, merge: bool = True
+) -> dict[str, Tensor]:
     """The decoder's tensors by the names that its base model has for them, and `lm_head.weight`.
 
-    LoRA is merged. The head is written out even where it was tied to the embedding: the two rows of
-    `<|endofchunk|>` differ.
+    LoRA is merged, or left out. The head is written out even where it was tied to the embedding:
+    the two rows of `<|endofchunk|>` differ.
     """
     base = model.language.model.base_model
-    found = dict(_merged(base))
+    found = dict(_without_layers_of_lora(base, merge))
     for name, module in base.named_modules():
         if module is model.language.input_embedding:
             found[f"{name}.weight"] = input_table(model, added)
@@ -85,8 +87,8 @@ def dtype_name(model: VisionLanguageModel) -> str:
     return str(model.language.input_embedding.weight.dtype).removeprefix("torch.")
 
 
-def _merged(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a module by name, those of LoRA's layers merged into what they adapt."""
+def _without_layers_of_lora(module: nn.Module, merge: bool) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a module by name, those of LoRA merged into what they adapt, or left out."""
     adapted: dict[str, Any] = {
         name: layer for name, layer in module.named_modules() if hasattr(layer, "base_layer")
     }
@@ -96,7 +98,7 @@ def _merged(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
         elif name.startswith(f"{owner}.base_layer."):
             own = name.removeprefix(f"{owner}.base_layer.")
-            if own == "weight":
+            if own == "weight" and merge:
                 layer = adapted[owner]
                 for adapter in layer.active_adapters:
                     tensor = tensor + layer.get_delta_weight(adapter).to(tensor)

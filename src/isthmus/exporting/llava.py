@@ -7,7 +7,6 @@ Keys stand on the disk as in released LLaVA models (`vision_tower.vision_model..
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -174,19 +173,17 @@ def moved_pixels(model: VisionLanguageModel) -> Tensor:
     return ((1 - mean) / std).float()[:, None, None]
 
 
-def tensors_of(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Tensor]:
+def tensors_of(
+    model: VisionLanguageModel, added: WrittenTokens, *, merge: bool
+) -> dict[str, Tensor]:
     """Every tensor by its name on the disk."""
-    return dict(_tensors(model, added))
-
-
-def _tensors(model: VisionLanguageModel, added: WrittenTokens) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in _tower_tensors(model).items():
-        yield f"vision_tower.vision_model.{name}", tensor
-    for name, tensor in projector_tensors(model).items():
-        yield f"multi_modal_projector.{name}", tensor
-    for name, tensor in language_tensors(model, added).items():
+    tower, projector = _tower_tensors(model), projector_tensors(model)
+    tensors = {f"vision_tower.vision_model.{name}": t for name, t in tower.items()}
+    tensors |= {f"multi_modal_projector.{name}": t for name, t in projector.items()}
+    for name, tensor in language_tensors(model, added, merge=merge).items():
         inner = "" if name.startswith("lm_head.") else "model."
-        yield f"language_model.{inner}{name}", tensor
+        tensors[f"language_model.{inner}{name}"] = tensor
+    return tensors
 
 
 def projector_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:

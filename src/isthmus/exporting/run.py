@@ -22,6 +22,7 @@ from isthmus.exporting.check import compare
 from isthmus.exporting.form import Form
 from isthmus.exporting.jinja import jinja_of
 from isthmus.exporting.language import INSTEAD
+from isthmus.exporting.lora import ADAPTER, WAYS, refuse_way, write_adapter
 from isthmus.exporting.tokens import WrittenTokens, add_tokens
 from isthmus.files import sync, write_text
 from isthmus.model.checkpoint import describe, load_vlm, locate
@@ -65,6 +66,7 @@ def export(
     folder: str | Path,
     *,
     to: Literal["transformers"] = "transformers",
+    lora: Literal["merge", "peft"] = "merge",
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
 ) -> Exported:
@@ -72,13 +74,15 @@ def export(
 
     A CLIP or SigLIP of Transformers, `MLP(depth=2)` and a language model, joined by `Inline()`,
     become a `LlavaForConditionalGeneration` with its processor, chat template and model card; with
-    a convolutional network of timm, a `FastVlmForConditionalGeneration`. LoRA is merged. What was
-    written is loaded again and compared before it gets its name.
+    a convolutional network of timm, a `FastVlmForConditionalGeneration`. What was written is
+    loaded again and compared before it gets its name.
 
     Args:
         model: The model, or its name or folder.
         folder: Where to; it must not exist, or be empty.
         to: The library, "transformers".
+        lora: "merge" adds LoRA to the weights that it adapts; "peft" writes it as a folder of
+            PEFT's inside of the folder, "adapter".
         device: Where a model that is named is loaded.
         dtype: Data type of its weights, which is that of the files.
 
@@ -86,7 +90,7 @@ def export(
         What was written, and how far its logits are from the model's.
 
     Raises:
-        ConfigError: If there is no such library.
+        ConfigError: If there is no such library, or no such way to write LoRA.
         OutputError: If the folder holds something or cannot be written, or the disk is full.
         CheckpointError: If there is no such model.
         ExportError: If the other library has no class for such a model, or what was written is not
@@ -101,6 +105,8 @@ def export(
     """
     if to not in TARGETS:
         raise ConfigError(f'unknown library to export to, "{to}": {suggestion(to, TARGETS)}')
+    if lora not in WAYS:
+        raise ConfigError(f'unknown way to export LoRA, "{lora}": {suggestion(lora, WAYS)}')
     target = _free(Path(folder))
     if not isinstance(model, VisionLanguageModel):
         model = _load(model, device, dtype)
@@ -109,11 +115,12 @@ def export(
     refuse_unknown(model.config, "the model")
     form = form_of(model.config)
     form.refuse_others(model)
+    refuse_way(model, lora)
     added = add_tokens(model)
     with torch.no_grad():
-        tensors = {
-            name: t.detach().contiguous() for name, t in form.tensors_of(model, added).items()
-        }
+        made = form.tensors_of(model, added, merge=lora == "merge")
+        tensors = {name: tensor.detach().contiguous() for name, tensor in made.items()}
+        del made
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     _refuse_full_disk(target, size)
     notes = tuple(form.notes_of(model))
@@ -121,7 +128,10 @@ def export(
     try:
         _write(form, model, written, added, tensors, target.name, notes)
         del tensors
-        found = compare(model, written, added, form.moved_pixels(model))
+        adapter = written / ADAPTER if lora == "peft" else None
+        if adapter is not None:
+            _write_adapter(model, adapter, target)
+        found = compare(model, written, added, form.moved_pixels(model), adapter)
         _rename(written, target)
     finally:
         shutil.rmtree(written, ignore_errors=True)
@@ -241,8 +251,9 @@ def _beside(target: Path) -> Path:
 def _rename(written: Path, target: Path) -> None:
     """Gives a folder its name, once all of it is on the disk."""
     try:
-        for path in written.iterdir():
+        for path in written.rglob("*"):
             if path.is_file():
+                path.chmod(0o644)  # some writers make files private
                 sync(path)
         if target.exists():
             target.rmdir()
@@ -278,14 +289,29 @@ def _write(
         # runtimes that know no processor_config.json read the image processor's own
         processor.image_processor.save_pretrained(folder)
         save_torch_state_dict(dict(tensors), folder, metadata={"format": "pt"})
-        for path in folder.iterdir():
-            path.chmod(0o644)
         write_text(folder / "README.md", card(model.config, name, form.ARCHITECTURE, notes))
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write {folder.parent / name}: {error}; nothing was kept. Free some space or "
-            "name another folder"
-        ) from error
+        raise _unwritten(folder.parent / name, error) from error
+
+
+def _write_adapter(model: VisionLanguageModel, folder: Path, target: Path) -> None:
+    """Writes a model's LoRA.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        write_adapter(model, folder, target.name)
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(target, error) from error
+
+
+def _unwritten(target: Path, error: Exception) -> OutputError:
+    return OutputError(
+        f"cannot write {target}: {error}; nothing was kept. Free some space or name another folder"
+    )
 
 
 def generation_config(model: VisionLanguageModel, added: WrittenTokens) -> Any:
