@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     )
     from isthmus.evaluation.runner import evaluate
     from isthmus.evaluation.task import Item, Task
-    from isthmus.exporting.run import Exported, export
+    from isthmus.exporting.exported import Exported
+    from isthmus.exporting.run import export
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.machine import Machine, probe
@@ -117,7 +118,8 @@ _HOMES = {
     "isthmus.auditing.data": ("LabelledImages",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
-    "isthmus.exporting.run": ("export", "Exported"),
+    "isthmus.exporting.run": ("export",),
+    "isthmus.exporting.exported": ("Exported",),
     "isthmus.config.clip": ("ContrastiveConfig", "DualEncoderConfig"),
     "isthmus.training.pairs": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import isthmus as im
-from isthmus.exporting import run
+from isthmus.exporting import llava, vlm
 from isthmus.exporting.check import drawn
 from isthmus.exporting.jinja import messages_of
 from isthmus.exporting.tokens import add_tokens
@@ -163,6 +163,54 @@ def test_the_export_is_the_model(tower: str, family: str, tmp_path: Path) -> Non
     assert_same(model, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_towers_of_whole_dual_encoders(kind: str, tmp_path: Path) -> None:
+    """As most repositories have them: text tower, projection and all."""
+    model = composed(tmp_path, tower=kind)
+    text = {**SIZES, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "clip":
+        clip_config = transformers.CLIPConfig(text_config=text, vision_config=SIZES)
+        whole: Any = transformers.CLIPModel(clip_config)
+    else:
+        config = transformers.SiglipConfig(text_config=text, vision_config=SIZES)
+        whole = transformers.SiglipModel(config)
+    processor = model.vision.processor
+    vision = im.load_vision(scrambled(whole), preprocess=processor, feature_layer=-2)
+    other = im.compose(vision, model.language, im.MLP())
+    with torch.no_grad():
+        for parameter in other.trained_parameters().values():
+            parameter.normal_(std=0.1)
+    im.export(other, tmp_path / "out")
+    assert_same(other, tmp_path / "out")
+
+
+def sentencepiece_like() -> Any:
+    """As Llama 2's and Mistral's: words begin with a mark, and so does a text at its start."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    pieces = ["<unk>", "<s>", "</s>", "\u2581", *map(chr, range(32, 127)), "\n"]
+    pieces += ["\u2581a", "\u2581W", "\u2581i", "hi", "at"]
+    merges = [("\u2581", "a"), ("\u2581", "W"), ("\u2581", "i"), ("h", "i"), ("a", "t")]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def test_a_tokenizer_of_sentencepiece_s_kind(tmp_path: Path) -> None:
+    """The begin-of-sequence token once, and no mark of a word behind an image."""
+    base = composed(tmp_path)
+    language = tiny_language_model(vocab=264)
+    model = im.compose(base.vision, language, im.MLP(), tokenizer=sentencepiece_like())
+    assert model.language.start_ids == [1]
+    im.export(model, tmp_path / "out")
+    assert_same(model, tmp_path / "out")
+
+
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 @pytest.mark.parametrize("layer", [-1, -3])
 def test_every_layer_is_read_as_it_was(layer: int, tower: str, tmp_path: Path) -> None:
@@ -192,7 +240,7 @@ def test_whole_images(tower: str, resize: str, tmp_path: Path) -> None:
         image = drawn(size, 1)
         own = model.vision.preprocess(image)
         theirs = processor(image, return_tensors="pt")["pixel_values"][0]
-        difference = (theirs + run.llava.moved_pixels(model) - own).abs()
+        difference = (theirs + llava.moved_pixels(model) - own).abs()
         assert difference.mean() < 0.03, size
         if resize == "pad" and size[0] != size[1]:
             edge = own[:, 0, 0] if size[0] > size[1] else own[:, 16, 0]
@@ -422,13 +470,13 @@ def test_a_broken_tensor_is_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = composed(tmp_path)
-    written = run.llava.tensors_of
+    written = llava.tensors_of
 
     def broken(*parts: Any, **options: Any) -> dict[str, torch.Tensor]:
         tensors = written(*parts, **options)
         return {**tensors, name: tensors[name] * 1.1 + 0.05}
 
-    monkeypatch.setattr(run.llava, "tensors_of", broken)
+    monkeypatch.setattr(llava, "tensors_of", broken)
     (tmp_path / "there").mkdir()
     before = set(tmp_path.rglob("*"))
     with pytest.raises(im.ExportError, match=r"logits differ by [0-9.]+, expected 0.0001 at most"):
@@ -438,14 +486,14 @@ def test_a_broken_tensor_is_found(
 
 def test_a_missing_tensor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = composed(tmp_path)
-    written = run.llava.tensors_of
+    written = llava.tensors_of
 
     def broken(*parts: Any, **options: Any) -> dict[str, torch.Tensor]:
         tensors = written(*parts, **options)
         del tensors["language_model.model.norm.weight"]
         return tensors
 
-    monkeypatch.setattr(run.llava, "tensors_of", broken)
+    monkeypatch.setattr(llava, "tensors_of", broken)
     with pytest.raises(im.ExportError, match=r"missing keys: .*norm.weight"):
         im.export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -453,14 +501,14 @@ def test_a_missing_tensor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_another_chat_template_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = composed(tmp_path)
-    monkeypatch.setattr(run, "jinja_of", lambda template: "{{ messages[0]['role'] }}")
+    monkeypatch.setattr(vlm, "jinja_of", lambda template: "{{ messages[0]['role'] }}")
     with pytest.raises(im.ExportError, match="chat template prints 'user', expected 'Question: "):
         im.export(model, tmp_path / "out")
 
 
 def test_another_preprocessing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = composed(tmp_path, resize="squash")
-    monkeypatch.setattr(run.llava, "image_processor_of", lambda model: model.vision.processor)
+    monkeypatch.setattr(llava, "image_processor_of", lambda model: model.vision.processor)
     with pytest.raises(im.ExportError, match=r"pixels .* differ from the model's"):
         im.export(model, tmp_path / "out")
 

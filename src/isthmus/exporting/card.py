@@ -34,6 +34,26 @@ before you publish it.
 {notes}"""
 
 
+_DUAL = """\
+---
+{front}
+---
+
+# {name}
+
+{base}, written by Isthmus after training. It is a `{architecture}` of Transformers; nothing of
+Isthmus is needed to run it.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("{name}"), AutoProcessor.from_pretrained("{name}")
+```
+
+The licence is that of {base}: add `license:` to the head of this file before you publish it.
+"""
+
+
 def card(config: ModelConfig, name: str, architecture: str, notes: Sequence[str]) -> str:
     """The card of a model.
 
@@ -82,6 +102,23 @@ def card(config: ModelConfig, name: str, architecture: str, notes: Sequence[str]
         architecture=architecture,
         template=config.template,
         notes="".join(f"\n{note[0].upper()}{note[1:]}.\n" for note in notes),
+    )
+
+
+def dual_card(source: str, name: str, architecture: str) -> str:
+    """The card of a dual encoder.
+
+    Args:
+        source: What it was loaded from.
+        name: What to call it.
+        architecture: Its class in Transformers.
+    """
+    front = ["library_name: transformers", "pipeline_tag: zero-shot-image-classification"]
+    if repository := _repository(source):
+        front.append(f"base_model: {repository}")
+    front += ["tags:", "- isthmus"]
+    return _DUAL.format(
+        front="\n".join(front), name=name, base=_shown(source), architecture=architecture
     )
 
 

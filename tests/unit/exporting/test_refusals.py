@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import isthmus as im
-from isthmus.exporting import run
+from isthmus.exporting.folder import refuse_full_disk
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.join import bare_language_model
 from isthmus.prompts.prompt import Example, Prompt
@@ -132,7 +132,8 @@ def test_a_tokenizer_with_the_same_token(tmp_path: Path) -> None:
 def test_other_models(tmp_path: Path) -> None:
     refused(bare_language_model("tiny-lm"), tmp_path, '"tiny-lm" is a language model alone')
     refused("hf:nobody/none", tmp_path, '"hf:nobody/none" is a language model alone')
-    refused("tiny-clip", tmp_path, '"tiny-clip" is a dual encoder')
+    joint = im.DualEncoder.join("tiny-vit", "tiny-text", width=8)
+    refused(joint, tmp_path, "is a dual encoder that is not of Transformers")
 
 
 def test_the_shipped_model_is_refused_before_it_is_loaded(
@@ -159,7 +160,7 @@ def test_an_unknown_library(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(im.OutputError, match=r"needs .* GB and its disk has .* GB free"):
-        run._refuse_full_disk(tmp_path / "not" / "there", 1 << 60)
+        refuse_full_disk(tmp_path / "not" / "there", 1 << 60)
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
