@@ -408,6 +408,20 @@ def test_the_pipeline_answers_as_ask_does(template: str, tmp_path: Path) -> None
     assert all(said)
 
 
+@pytest.mark.parametrize("name", ["coffee.jpg", "cat.jpg"])
+def test_pixels_of_a_file(name: str, tmp_path: Path) -> None:
+    """A photograph that a message names by its path."""
+    photo = Path(__file__).parents[2] / "examples" / name
+    model = composed(tmp_path)
+    im.export(model, tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    parts = [{"type": "image", "url": str(photo)}, {"type": "text", "text": "What?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert torch.equal(inputs["pixel_values"][0], model.vision.preprocess(im.open_image(photo)))
+
+
 def test_an_answer_ends_where_it_does_here(tmp_path: Path) -> None:
     """At the end of a chunk, which the model says at once if its row is made to win."""
     model = composed(tmp_path)

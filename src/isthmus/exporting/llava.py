@@ -204,14 +204,14 @@ def _tower_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = dict(model.vision.model.state_dict())
     if not (moved := moved_pixels(model)).any():
         return tensors
-    patches = tensors["embeddings.patch_embedding.weight"]
-    seen = (patches.double() * moved.to(patches.device)).sum(dim=(1, 2, 3))
+    patches = tensors["embeddings.patch_embedding.weight"].cpu()  # which knows float64 for sure
+    seen = (patches.double() * moved).sum(dim=(1, 2, 3))
     name = "embeddings.patch_embedding.bias"
     if name in tensors:
-        tensors[name] = (tensors[name].double() + seen).float()
+        tensors[name] = (tensors[name].cpu().double() + seen).float()
         return tensors
     name = "embeddings.position_embedding.weight"
-    places = tensors[name].double()
+    places = tensors[name].cpu().double()
     places[1:] += seen  # the first is the class token's, which sees no pixels
     tensors[name] = places.float()
     return tensors
