@@ -184,6 +184,31 @@ def test_towers_of_whole_dual_encoders(kind: str, tmp_path: Path) -> None:
     assert_same(other, tmp_path / "out")
 
 
+@pytest.mark.parametrize("resize", ["own", "squash", "pad"])
+@pytest.mark.parametrize("quick", [False, True])
+@torch.no_grad()
+def test_towers_of_open_clip(quick: bool, resize: str, tmp_path: Path) -> None:
+    """Their attention cut in three, their activation as the weights were trained with."""
+    open_clip = pytest.importorskip("open_clip")
+    sizes = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 32}
+    whole = open_clip.CLIP(
+        embed_dim=24,
+        vision_cfg=sizes,
+        text_cfg={"width": 32, "heads": 2, "layers": 1},
+        quick_gelu=quick,
+    )
+    vision = im.load_vision(scrambled(whole), feature_layer=-2, resize=resize)  # type: ignore[arg-type]
+    model = im.compose(vision, "tiny-lm", im.MLP())
+    for parameter in model.trained_parameters().values():
+        parameter.normal_(std=0.1)
+    found = im.export(model, tmp_path / "out")
+    assert found.difference <= 1e-4
+    assert found.pixels < 0.5  # torchvision's transform of a Pillow image, and of a tensor
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"]
+    # what is CLIP's default is not written
+    assert config.get("hidden_act", "quick_gelu") == ("quick_gelu" if quick else "gelu")
+
+
 def sentencepiece_like() -> Any:
     """As Llama 2's and Mistral's: words begin with a mark, and so does a text at its start."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors

@@ -26,9 +26,10 @@ def export(
 
     isthmus export runs/mine --to transformers --out mine-llava
     """
-    from isthmus.cli.options import use_machine
+    from isthmus.cli.options import check_text, use_machine
     from isthmus.cli.output import print_json, printable
 
+    check_text(str(out), "--out")
     use_machine(device, dtype, threads)
     from isthmus.exporting.run import export as run
 

@@ -21,7 +21,7 @@ _CARD = """\
 ```python
 from transformers import pipeline
 
-pipe = pipeline("image-text-to-text", model="{name}")
+pipe = pipeline("image-text-to-text", model={quoted})
 parts = [{{"type": "image", "url": "photo.jpg"}}, {{"type": "text", "text": "What is this?"}}]
 print(pipe([{{"role": "user", "content": parts}}], return_full_text=False))
 ```
@@ -47,7 +47,7 @@ Isthmus is needed to run it.
 ```python
 from transformers import AutoModel, AutoProcessor
 
-model, processor = AutoModel.from_pretrained("{name}"), AutoProcessor.from_pretrained("{name}")
+model, processor = AutoModel.from_pretrained({quoted}), AutoProcessor.from_pretrained({quoted})
 ```
 
 The licence is that of {base}: add `license:` to the head of this file before you publish it.
@@ -95,10 +95,11 @@ def card(config: ModelConfig, name: str, architecture: str, notes: Sequence[str]
     return _CARD.format(
         front="\n".join(front),
         name=name,
+        quoted=json.dumps(name, ensure_ascii=False),
         vision=_shown(config.vision.name),
         language=_shown(config.language.name),
         connector=config.connector,
-        fusion=config.fusion,
+        fusion=type(config.fusion).__name__,
         architecture=architecture,
         template=config.template,
         notes="".join(f"\n{note[0].upper()}{note[1:]}.\n" for note in notes),
@@ -118,7 +119,11 @@ def dual_card(source: str, name: str, architecture: str) -> str:
         front.append(f"base_model: {repository}")
     front += ["tags:", "- isthmus"]
     return _DUAL.format(
-        front="\n".join(front), name=name, base=_shown(source), architecture=architecture
+        front="\n".join(front),
+        name=name,
+        quoted=json.dumps(name, ensure_ascii=False),
+        base=_shown(source),
+        architecture=architecture,
     )
 
 

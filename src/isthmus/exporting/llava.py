@@ -6,7 +6,6 @@ Keys stand on the disk as in released LLaVA models (`vision_tower.vision_model..
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -22,13 +21,12 @@ from isthmus.exporting.language import (
     text_config,
 )
 from isthmus.exporting.tokens import WrittenTokens
+from isthmus.exporting.towers import tower_of
 from isthmus.model.connectors.mlp import MLP
 from isthmus.model.connectors.pixel_shuffle import PixelShuffle
 from isthmus.model.vlm import VisionLanguageModel
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
-TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
-"""What is read off each tower: all but its first token, or all."""
 FITTED = {
     "do_resize": True,
     "resample": 3,  # bicubic
@@ -44,11 +42,11 @@ def why_not(config: ModelConfig) -> str:
     vision = config.vision
     if why := why_no_projector(config, ARCHITECTURE):
         return why
-    if vision.name.partition(":")[0] not in ("hf", "object"):
+    if vision.name.partition(":")[0] not in ("hf", "open_clip", "object"):
         return (
-            f"its vision encoder is {vision.name} and {ARCHITECTURE} holds encoders of "
-            'Transformers alone: expected a CLIP or SigLIP from there ("hf:...") or a '
-            f"convolutional network of timm; {INSTEAD}"
+            f"its vision encoder is {vision.name} and {ARCHITECTURE} holds CLIP and SigLIP alone: "
+            'expected one ("hf:...", "open_clip:...") or a convolutional network of timm; '
+            f"{INSTEAD}"
         )
     return ""
 
@@ -83,17 +81,7 @@ def refuse_others(model: VisionLanguageModel) -> None:
         ExportError: If the tower, its preprocessing or the language model has no place in LLaVA.
     """
     vision = model.vision
-    kind = getattr(vision.model.config, "model_type", "")
-    if kind not in TOWERS:
-        raise ExportError(
-            f"{vision.config.name} is a {type(vision.model).__name__}, which {ARCHITECTURE} cannot "
-            f"hold: expected a CLIP or SigLIP of a fixed resolution; {INSTEAD}"
-        )
-    if vision.processor is None:
-        raise ExportError(
-            f"{vision.config.name} came without an image processor of Transformers: pass one as "
-            "load_vision(..., preprocess=PROCESSOR)"
-        )
+    tower_of(vision)
     height, width = vision.image_size
     if vision.config.resize == "pad" and height != width:
         raise ExportError(
@@ -107,19 +95,15 @@ def config_of(model: VisionLanguageModel, added: WrittenTokens) -> Any:
     """The `LlavaConfig`."""
     from transformers import LlavaConfig
 
-    tower = _tower(model).config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
-        tower.pop(name, None)
-    if tower["model_type"] == "siglip_vision_model":
-        tower["vision_use_head"] = hasattr(_tower(model), "head")
+    tower, vision = tower_of(model.vision), model.vision.config
     config = LlavaConfig(
-        vision_config={**tower, "dtype": dtype_name(model)},
+        vision_config={**tower.config, "dtype": dtype_name(model)},
         text_config=text_config(model, added),
         image_token_index=added.image_id,
         image_seq_length=model.vision.shape.tokens,
         projector_hidden_act="gelu",
-        vision_feature_select_strategy=_strategy(model),
-        vision_feature_layer=model.vision.config.feature_layer,
+        vision_feature_select_strategy=tower.selected(vision.keep_cls),
+        vision_feature_layer=vision.feature_layer,
         tie_word_embeddings=False,
         dtype=dtype_name(model),
     )
@@ -131,13 +115,13 @@ def processor_of(model: VisionLanguageModel, added: WrittenTokens, template: str
     """The `LlavaProcessor`: pixels, the places of an image in the text, the chat template."""
     from transformers import LlavaProcessor
 
-    has_class = _tower(model).config.model_type == "clip_vision_model"
+    tower = tower_of(model.vision)
     return LlavaProcessor(
         image_processor=image_processor_of(model),
         tokenizer=added.tokenizer,
-        patch_size=_tower(model).config.patch_size,
-        vision_feature_select_strategy=_strategy(model),
-        num_additional_image_tokens=int(has_class),
+        patch_size=tower.config["patch_size"],
+        vision_feature_select_strategy=tower.selected(model.vision.config.keep_cls),
+        num_additional_image_tokens=tower.class_tokens,
         chat_template=template,
     )
 
@@ -147,7 +131,7 @@ def image_processor_of(model: VisionLanguageModel) -> Any:
     from transformers import LlavaImageProcessor
 
     vision = model.vision
-    processor = copy.deepcopy(vision.processor)
+    processor = tower_of(vision).processor
     if vision.config.resize == "own":
         return processor
     height, width = vision.image_size
@@ -201,7 +185,7 @@ def _tower_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:
 
     The one tensor that changes is written in fp32: a sum rounded to 16 bits would be another.
     """
-    tensors: dict[str, Tensor] = dict(model.vision.model.state_dict())
+    tensors = tower_of(model.vision).tensors
     if not (moved := moved_pixels(model)).any():
         return tensors
     patches = tensors["embeddings.patch_embedding.weight"].cpu()  # which knows float64 for sure
@@ -219,7 +203,10 @@ def _tower_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:
 
 def notes_of(model: VisionLanguageModel) -> list[str]:
     """What whoever runs the export elsewhere should know."""
-    layer, layers = model.vision.config.feature_layer, _tower(model).config.num_hidden_layers
+    layer, layers = (
+        model.vision.config.feature_layer,
+        tower_of(model.vision).config["num_hidden_layers"],
+    )
     notes = []
     if layer in (-1, layers):
         notes.append(
@@ -233,13 +220,3 @@ def notes_of(model: VisionLanguageModel) -> list[str]:
             "vision encoder is written for pixels that are lower by one colour"
         )
     return notes
-
-
-def _tower(model: VisionLanguageModel) -> Any:
-    """The vision encoder, of Transformers."""
-    return model.vision.model
-
-
-def _strategy(model: VisionLanguageModel) -> str:
-    """Which of the tower's tokens are seen."""
-    return "full" if model.vision.config.keep_cls else TOWERS[_tower(model).config.model_type]

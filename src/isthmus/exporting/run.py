@@ -35,7 +35,7 @@ def export(
 ) -> Exported:
     """Writes a model as a folder that another library loads with its own classes.
 
-    A CLIP or SigLIP of Transformers, `MLP(depth=2)` and a language model, joined by `Inline()`,
+    A CLIP or SigLIP, `MLP(depth=2)` and a language model, joined by `Inline()`,
     become a `LlavaForConditionalGeneration` with its processor, chat template and model card; with
     a convolutional network of timm, a `FastVlmForConditionalGeneration`. What was written is
     loaded again and compared before it gets its name.

@@ -115,7 +115,7 @@ def _write(
 
     with torch.no_grad():
         made = form.tensors_of(model, added, merge=lora == "merge")
-        tensors = {name: tensor.detach().contiguous() for name, tensor in made.items()}
+        tensors = {name: _alone(tensor) for name, tensor in made.items()}
         del made
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     refuse_full_disk(target, size)
@@ -134,6 +134,13 @@ def _write(
             write_adapter(model, folder / ADAPTER, name)
         write_text(folder / "README.md", card(model.config, name, form.ARCHITECTURE, notes))
     return size
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is no piece of another, as files need them."""
+    found = tensor.detach().contiguous()
+    size = found.numel() * found.element_size()
+    return found if found.untyped_storage().nbytes() == size else found.clone()
 
 
 def generation_config(model: VisionLanguageModel, added: WrittenTokens) -> Any:

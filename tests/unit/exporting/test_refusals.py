@@ -76,7 +76,7 @@ def test_what_has_a_form_is_written(tmp_path: Path) -> None:
         ({"connector": im.Linear()}, r"connector is Linear.*expected MLP\(depth=2\); serve it"),
         ({"connector": im.Pool(tokens=4)}, r"connector is Pool.*expected MLP\(depth=2\)"),
         ({"connector": im.MLP(depth=3)}, r"MLP\(depth=3\) .*has two linear layers"),
-        ({"vision": "tiny-vit"}, r"vision encoder is tiny-vit .*Transformers alone"),
+        ({"vision": "tiny-vit"}, r"vision encoder is tiny-vit .*CLIP and SigLIP alone"),
     ],
 )
 def test_parts_without_a_class(parts: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -100,6 +100,21 @@ def test_another_tower(tmp_path: Path) -> None:
     sizes = {k: v for k, v in SIZES.items() if k != "patch_size"}
     dino = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, patch_size=8))
     refused(joined(vision=encoder(dino)), tmp_path, "is a Dinov2Model, which .* cannot hold")
+
+
+def test_a_network_of_timm_handed_in(tmp_path: Path) -> None:
+    from isthmus.model.backbones.tiny import tiny_cnn_model
+
+    refused(joined(vision=im.load_vision(tiny_cnn_model())), tmp_path, "is a ResNet, which .*hold")
+
+
+def test_a_tower_of_open_clip_with_more_than_clip_has(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    sizes = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
+    told = {**sizes, "ls_init_value": 0.1}
+    model = open_clip.CLIP(embed_dim=24, vision_cfg=told, text_cfg={"width": 32, "heads": 2})
+    vision = im.load_vision(model, feature_layer=-2)
+    refused(joined(vision=vision), tmp_path, "is a VisionTransformer, which .* cannot hold")
 
 
 def test_a_tower_without_its_processor(tmp_path: Path) -> None:
