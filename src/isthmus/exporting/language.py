@@ -33,12 +33,20 @@ def refuse_other_heads(language: LanguageModel, target: str) -> None:
 
     model, name = language.model, language.config.name
     base = model.base_model
-    with torch.device("meta"):
-        expected = type(AutoModel.from_config(model.config))
+    if any(not parameter.is_floating_point() for parameter in model.parameters()):
+        raise ExportError(
+            f"{name} is quantised, and {target} is written in whole weights: expected a language "
+            f"model in float32, bfloat16 or float16; {INSTEAD}"
+        )
+    try:
+        with torch.device("meta"):
+            expected = type(AutoModel.from_config(model.config))
+    except Exception:  # of many kinds: no class of that configuration, code of its owner's
+        expected = None
     if type(base) is not expected or not hasattr(base, "embed_tokens"):
         raise ExportError(
-            f"{name} is a {type(model).__name__}, whose decoder {target} does not hold as "
-            f"{expected.__name__}: expected one such as Llama, Mistral, Qwen or Gemma; {INSTEAD}"
+            f"{name} is a {type(model).__name__}, whose decoder {target} does not hold: expected "
+            f"one of Llama's build, such as Llama, Mistral, Qwen or Gemma; {INSTEAD}"
         )
     ids = torch.arange(4, device=base.embed_tokens.weight.device)[None]
     with torch.no_grad():
