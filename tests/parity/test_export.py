@@ -163,6 +163,13 @@ def test_the_export_is_the_model(tower: str, family: str, tmp_path: Path) -> Non
     assert_same(model, tmp_path / "out")
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma", "phi3", "olmo2", "smollm3"])
+def test_language_models_of_one_build(family: str, tmp_path: Path) -> None:
+    model = composed(tmp_path, family=family)
+    im.export(model, tmp_path / "out")
+    assert_same(model, tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_towers_of_whole_dual_encoders(kind: str, tmp_path: Path) -> None:
     """As most repositories have them: text tower, projection and all."""
@@ -309,6 +316,8 @@ IN_PARTS = (
 CHATS = {
     "chatml": CHATML,
     "with bos": "{{ bos_token }}" + CHATML,
+    "indented": "  " + CHATML,
+    "after a line": "\n" + CHATML,
     "no system": NO_SYSTEM,
     "parts": IN_PARTS.replace("SHOWN", "<image>"),
     "other tag": IN_PARTS.replace("SHOWN", "<|im_start|>[PICTURE]<|im_start|>"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -65,12 +65,19 @@ def appearing(target: Path) -> Iterator[Path]:
         >>> [path.name for path in out.iterdir()]
         ['a.txt']
     """
-    written = _beside(target)
+    above = [place for place in target.absolute().parents if not place.exists()]
+    written = None
     try:
+        written = _beside(target)
         yield written
         _rename(written, target)
     finally:
-        shutil.rmtree(written, ignore_errors=True)
+        if written is not None:
+            shutil.rmtree(written, ignore_errors=True)
+        if not target.exists():
+            with suppress(OSError):  # one that is not there, or not empty
+                for place in above:
+                    place.rmdir()
 
 
 @contextmanager

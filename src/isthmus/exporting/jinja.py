@@ -155,7 +155,7 @@ def _of_chat(template: ChatTemplate) -> str:
             HAS_SYSTEM="true" if form.has_system else "false",
             CONTENT=content,
         )
-        return prologue + source
+        return f"{prologue}\n{source}"  # trimmed, so that the source begins a line as it did
     if form.placeholder == IMAGE_TAG:
         return source
     replaced = f"{_quoted(form.placeholder)}, {_quoted(IMAGE_TAG)}"

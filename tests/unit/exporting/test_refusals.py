@@ -184,10 +184,17 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(im.OutputError, match=r"cannot write .*out: .*nothing was kept"):
-            im.export(model, tmp_path / "out")
+            im.export(model, tmp_path / "not" / "there" / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(im.OutputError, match="cannot write"):
+        im.export(joined(), tmp_path / "file" / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_template_of_ones_own_has_no_program() -> None:
