@@ -46,6 +46,7 @@ class VisionEncoder(nn.Module):
     Attributes:
         shape: Shape of one image's features.
         image_size: (H, W) of the pixels.
+        processor: Transformers' image processor, where the encoder's own preprocessing is one.
     """
 
     def __init__(self, backbone: Backbone, config: VisionConfig) -> None:
@@ -66,6 +67,7 @@ class VisionEncoder(nn.Module):
             self._regions = backbone.regions
         self._fine = _stage_of(config, backbone.strides)
         self._own = backbone.preprocess
+        self.processor = backbone.processor
         self._normalisation = (backbone.mean, backbone.std)
         self._convolutional = backbone.convolutional
         # What was traced, to its graph; None: it cannot be traced.
@@ -126,6 +128,11 @@ class VisionEncoder(nn.Module):
         numbers = F.pad(numbers, (0, -numbers.shape[-1] % self.shape.width))
         # a trace takes len() for constant
         return numbers.reshape(numbers.shape[0], -1, self.shape.width)
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+        """Mean and standard deviation of its pixels, per channel; None if they are not known."""
+        return self._normalisation
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -344,5 +351,5 @@ def load_vision(
         config = replace(config, **changes)
         backbone = fetch(config, pretrained, processor)
     if preprocess is not None and processor is None:
-        backbone = replace(backbone, preprocess=preprocess)
+        backbone = replace(backbone, preprocess=preprocess, processor=None)
     return VisionEncoder(backbone, config)
