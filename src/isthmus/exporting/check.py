@@ -98,7 +98,7 @@ def compare(
             much.
     """
     theirs, processor = _loaded(folder)
-    ours = on_cpu(model, theirs)
+    ours = on_cpu(model)
     if adapter is not None:
         theirs = _adapted(theirs, adapter)
     logits = pixels = 0.0
@@ -117,30 +117,11 @@ def compare(
     return Found(logits, pixels)
 
 
-def on_cpu(model: VisionLanguageModel, theirs: Any) -> VisionLanguageModel:
-    """The model in fp32 on the CPU: itself if it is there, otherwise a copy.
-
-    What no file holds is computed from the configuration, such as the frequencies of rotary
-    positions. A model in half precision has them rounded. They are taken from the other model, if
-    rounded they are the same.
-
-    Args:
-        model: The model.
-        theirs: What was loaded in fp32.
-    """
+def on_cpu(model: VisionLanguageModel) -> VisionLanguageModel:
+    """The model in fp32 on the CPU: itself if it is there, otherwise a copy."""
     if all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters()):
         return model.eval()
-    ours = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
-    mine, other = ours.language.model.base_model, theirs.model.language_model
-    stored = mine.state_dict()
-    computed = dict(other.named_buffers())
-    for name, rounded in model.language.model.base_model.named_buffers():
-        exact = computed.get(name)
-        if name in stored or exact is None or exact.shape != rounded.shape:
-            continue
-        if torch.equal(exact.to(rounded.dtype), rounded.cpu()):
-            mine.get_buffer(name).copy_(exact)
-    return ours
+    return copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError
 from isthmus.media.image import open_image
+from isthmus.model.backbones.computed_buffers import computed_buffers, keep_precision
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.backbones.libraries import (
     Backbone,
@@ -220,7 +221,9 @@ class VisionEncoder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionEncoder:
         self._traced = {}
+        computed = computed_buffers(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        keep_precision(computed)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
