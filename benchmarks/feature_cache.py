@@ -6,8 +6,8 @@ A step of the recipe (`recipes/tiny/tiny.toml`), at its batch size, forward, bac
 same batches on both sides, taking turns. Images are JPEG files, painted here. Opening and
 preprocessing them belongs to the side without a cache, reading rows to the side with one.
 
-    ratio feature_cache            the whole training, 3,000 steps, from the medians of a step,
-                                   filling the cache included
+    ratio feature_cache            the whole training, the steps of all stages, from the medians of
+                                   a step, filling the cache included
     ratio feature_cache_step       a step, most of which is the language model
     ratio feature_lookup           the image side of a step alone
 
@@ -38,7 +38,7 @@ from isthmus.prompts.prompt import END_TAG
 from isthmus.prompts.templates import template_named
 
 QUESTION = "What is in the picture?"
-STEPS, SAMPLES, IMAGES = 3000, 8, 40_939
+STEPS, SAMPLES, IMAGES = 1_200 + 240 + 600, 8, 67_000
 """The recipe's steps, samples a step, and training images."""
 FILLED = 384
 """Images that the time of filling the cache is measured on."""

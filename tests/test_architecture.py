@@ -25,7 +25,7 @@ LAYERS = [
     {"generation", "data", "released"},
     {"classification", "search", "reasoning"},
     {"demonstrations"},
-    {"training", "testing", "evaluation", "catalogue"},
+    {"training", "testing", "evaluation", "exporting", "catalogue"},
     {"auditing", "serving"},
     {"cli"},
 ]
@@ -200,6 +200,7 @@ TWINS = {
     "rationales": "write_rationales",
     "serve": "serve",
     "data": "check_data",
+    "export": "export",
 }
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         AssetError,
         CheckpointError,
         ConfigError,
+        ExportError,
         ImageError,
         InputError,
         IsthmusError,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     )
     from isthmus.evaluation.runner import evaluate
     from isthmus.evaluation.task import Item, Task
+    from isthmus.exporting.exported import Exported
+    from isthmus.exporting.run import export
     from isthmus.generation.decode import generate
     from isthmus.generation.engine import Engine
     from isthmus.machine import Machine, probe
@@ -115,6 +118,8 @@ _HOMES = {
     "isthmus.auditing.data": ("LabelledImages",),
     "isthmus.evaluation.task": ("Task", "Item"),
     "isthmus.training.loop": ("train",),
+    "isthmus.exporting.run": ("export",),
+    "isthmus.exporting.exported": ("Exported",),
     "isthmus.config.clip": ("ContrastiveConfig", "DualEncoderConfig"),
     "isthmus.training.pairs": ("PairSet",),
     "isthmus.training.feed": ("DataSet",),
@@ -165,6 +170,7 @@ _HOMES = {
         "TrainingStopped",
         "MissingExtraError",
         "OutputError",
+        "ExportError",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -192,6 +198,8 @@ __all__ = [
     "DualEncoderConfig",
     "Engine",
     "Example",
+    "ExportError",
+    "Exported",
     "FileRef",
     "Hit",
     "ImageError",
@@ -240,6 +248,7 @@ __all__ = [
     "compose",
     "compute_features",
     "evaluate",
+    "export",
     "fetch_asset",
     "generate",
     "load",

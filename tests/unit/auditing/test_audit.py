@@ -401,3 +401,12 @@ def test_bad_input_is_said(
 ) -> None:
     with pytest.raises((ConfigError, InputError), match=told):
         audit(encoder, **({"data": data, "quick": True} | options))
+
+
+def test_words_are_written_on_small_images_too(encoder: im.DualEncoder) -> None:
+    images = [Image.new("RGB", (20, 35), (40 * v, 0, 0)) for v in range(6)]
+    data = labelled_images(images, ["explosion", "cat"] * 3)
+    [part] = [p for p in SECTIONS["attacks"] if p.name == "written_words"]
+    done = measure(part, bench_of(encoder, data, quick=True))
+    assert done.missing == ""
+    assert done.values["n"] == 6

@@ -42,7 +42,7 @@ def sizes(values: Mapping[str, Any], shown: Shown) -> str:
         text(
             f"{values['n']} images of {height} x {width} pixels; {percent(values['clean'])} "
             f"({interval(values['interval'])}) are right as they are. Perturbations in levels of "
-            f"255; {values['steps']} steps."
+            f"255; {values['steps']} steps; PGD starts {_times(values['restarts'])}."
         ),
         chart("Accuracy by the largest change of a pixel, in levels of 255", lines, most=1.0),
     ]
@@ -61,6 +61,10 @@ def sizes(values: Mapping[str, Any], shown: Shown) -> str:
         for one in values.get("gallery", ())
     )
     return "".join(parts) + f'<div class="figures wide">{pictures}</div>'
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def checks(values: Mapping[str, Any], shown: Shown) -> str:

@@ -88,6 +88,7 @@ def _about(target: Target) -> dict[str, Any]:
         "interval": wilson(len(target.pixels), target.n),
         "pixels": [height, width],
         "steps": target.steps,
+        "restarts": target.restarts,
         "gradient": target.model.has_gradient,
     }
 
@@ -228,7 +229,7 @@ def transfers(bench: Bench) -> Measured:
 def written_words(bench: Bench) -> Measured:
     """Whether a wrong word on the image is believed, beside a random string."""
     numbers = bench.some(bench.settings.least(16, 60)).tolist()
-    images = [open_image(bench.images[i]).convert("RGB") for i in numbers]
+    images = [_room_for_words(open_image(bench.images[i]).convert("RGB")) for i in numbers]
     rng = np.random.default_rng(bench.settings.seed)
     away = rng.integers(1, len(bench.labels), len(numbers))
     truth = bench.targets[numbers]
@@ -249,6 +250,13 @@ def written_words(bench: Bench) -> Measured:
         for i in range(min(3, len(words)))
     ]
     return Measured({"n": len(numbers), "rows": rows, "shown": shown})
+
+
+def _room_for_words(image: Image.Image) -> Image.Image:
+    """As large as an encoder sees it: on a small image no word could be read."""
+    scale = max(1.0, SIDE / min(image.size))
+    width, height = image.size
+    return image.resize((round(scale * width), round(scale * height)), Image.Resampling.BICUBIC)
 
 
 def corruptions(bench: Bench) -> Measured:
@@ -287,11 +295,11 @@ def _fitted(image: Image.Image) -> Image.Image:
 
 PARTS = (
     Part("attacks", "sizes", sizes, 100),
-    Part("attacks", "checks", checks, 60),
-    Part("attacks", "smallest", smallest, 90),
-    Part("attacks", "targeted", targeted, 20),
-    Part("attacks", "transfers", transfers, 30),
+    Part("attacks", "checks", checks, 70),
+    Part("attacks", "smallest", smallest, 60),
+    Part("attacks", "targeted", targeted, 25),
+    Part("attacks", "transfers", transfers, 35),
     Part("attacks", "written_words", written_words, 4),
-    Part("attacks", "corruptions", corruptions, 30),
-    Part("attacks", "remedies", remedies, 60),
+    Part("attacks", "corruptions", corruptions, 80),
+    Part("attacks", "remedies", remedies, 200),
 )

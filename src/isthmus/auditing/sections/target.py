@@ -49,6 +49,7 @@ class Target:
         targets: (B,).
         numbers: Which of the audit's images these are.
         steps: Steps of an attack.
+        restarts: Starts of PGD; images that the first ones break are spared the others.
         made: Adversarial pixels by what they were made with: several parts ask for the same.
     """
 
@@ -59,6 +60,7 @@ class Target:
     targets: Tensor
     numbers: list[int]
     steps: int
+    restarts: int
     made: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -78,6 +80,8 @@ class Target:
     def attacked(self, method: Any = "pgd", norm: Any = "linf", **options: Any) -> Tensor:
         """Adversarial pixels, made once; see `attack`."""
         options = {"steps": self.steps} | options
+        if method == "pgd":
+            options = {"restarts": self.restarts} | options
         key = (method, norm, repr(sorted(options.items())))
         if key not in self.made:
             self.made[key] = attack(
@@ -120,6 +124,7 @@ def _target(bench: Bench) -> Target:
         targets[right],
         numbers[right].tolist(),
         settings.least(4, 10),
+        settings.least(1, 3),
     )
 
 

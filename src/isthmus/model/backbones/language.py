@@ -14,6 +14,11 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.model import LanguageConfig
 from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
+from isthmus.model.backbones.computed_buffers import (
+    computed_buffers,
+    converted,
+    keep_precision,
+)
 from isthmus.model.backbones.released import family_of, read
 from isthmus.model.backbones.text import no_bar_for_files
 
@@ -138,6 +143,12 @@ class LanguageModel(nn.Module):
         self._packs_by: str | None = None
         self._hooks: tuple[Hooks, ...] = ()
         self.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        computed = computed_buffers(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        keep_precision(computed)
+        return self
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -343,11 +354,11 @@ def load_language(
             raise ConfigError("a language model handed in as an object needs tokenizer=")
         name = getattr(getattr(source, "config", None), "name_or_path", "") or "object"
         config = LanguageConfig(name=f"hf:{name}", layers=layers, lora_rank=lora_rank)
-        return LanguageModel(source if dtype is None else source.to(dtype), tokenizer, config)
+        return LanguageModel(converted(source, dtype), tokenizer, config)
     if isinstance(source, str):
         source = LanguageConfig(name=source, layers=layers, lora_rank=lora_rank)
     model, tokenizer = _fetch(source.name)
-    return LanguageModel(model if dtype is None else model.to(dtype), tokenizer, source)
+    return LanguageModel(converted(model, dtype), tokenizer, source)
 
 
 def _fetch(name: str) -> tuple[nn.Module, Any]:

@@ -49,6 +49,7 @@ class Backbone:
         regions: Pixels to the last map (B, D, h, w), what is seen of regions, (B, R, W + C), and
             the maps of all stages; None if it has no stages or no classifier.
         strides: Pixels that a place of each stage's map stands for, to a side.
+        processor: The Transformers image processor behind `preprocess`; None if it is another's.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Backbone:
     scores: Features | None = None
     regions: Callable[[Tensor], tuple[Tensor, Tensor, list[Tensor]]] | None = None
     strides: tuple[int, ...] = ()
+    processor: Any = None
 
 
 def from_object(model: nn.Module, config: VisionConfig, processor: Any = None) -> Backbone:
@@ -246,6 +248,7 @@ def from_transformers(model: Any, config: VisionConfig, processor: Any = None) -
         mean=mean,
         std=std,
         grid=(size[0] // rows, size[1] // columns) if patch else None,
+        processor=processor,
     )
 
 

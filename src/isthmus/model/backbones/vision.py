@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError
 from isthmus.media.image import open_image
+from isthmus.model.backbones.computed_buffers import computed_buffers, keep_precision
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.backbones.libraries import (
     Backbone,
@@ -46,6 +47,7 @@ class VisionEncoder(nn.Module):
     Attributes:
         shape: Shape of one image's features.
         image_size: (H, W) of the pixels.
+        processor: Transformers' image processor, where the encoder's own preprocessing is one.
     """
 
     def __init__(self, backbone: Backbone, config: VisionConfig) -> None:
@@ -66,6 +68,7 @@ class VisionEncoder(nn.Module):
             self._regions = backbone.regions
         self._fine = _stage_of(config, backbone.strides)
         self._own = backbone.preprocess
+        self.processor = backbone.processor
         self._normalisation = (backbone.mean, backbone.std)
         self._convolutional = backbone.convolutional
         # What was traced, to its graph; None: it cannot be traced.
@@ -126,6 +129,11 @@ class VisionEncoder(nn.Module):
         numbers = F.pad(numbers, (0, -numbers.shape[-1] % self.shape.width))
         # a trace takes len() for constant
         return numbers.reshape(numbers.shape[0], -1, self.shape.width)
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+        """Mean and standard deviation of its pixels, per channel; None if they are not known."""
+        return self._normalisation
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -213,7 +221,9 @@ class VisionEncoder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionEncoder:
         self._traced = {}
+        computed = computed_buffers(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        keep_precision(computed)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -347,5 +357,5 @@ def load_vision(
         config = replace(source, **changes)
         backbone = fetch(config, pretrained, processor)
     if preprocess is not None and processor is None:
-        backbone = replace(backbone, preprocess=preprocess)
+        backbone = replace(backbone, preprocess=preprocess, processor=None)
     return VisionEncoder(backbone, config)

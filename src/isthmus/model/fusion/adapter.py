@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.base import Config, Count, NotNegative, Positive
@@ -131,14 +132,17 @@ class LowRank(nn.Module):
             output: (..., out_width), what the bare map makes of it.
             elsewhere: (tokens, 1) as in `Adapted`; None for nowhere.
         """
-        low = self.lora_A(states.flatten(0, -2).to(self.lora_A.weight.dtype))
+        first, second = self.lora_A.weight, self.lora_B.weight
+        low = F.linear(states.flatten(0, -2).to(first.dtype), first)  # a call of its own costs more
         if elsewhere is not None:
             low = low.masked_fill(elsewhere, 0)  # not times zero: what overflowed would stay
         bare = output.flatten(0, -2)
-        if bare.dtype == low.dtype:
-            added = torch.addmm(bare, low, self.lora_B.weight.T.to(low.dtype), alpha=self.scale)
-        else:
-            added = bare + (self.lora_B(low) * self.scale).to(bare.dtype)
+        if bare.dtype != low.dtype:
+            added = bare + (F.linear(low, second) * self.scale).to(bare.dtype)
+        elif torch.is_grad_enabled():
+            added = torch.addmm(bare, low, second.T.to(low.dtype), alpha=self.scale)
+        else:  # what a map has made is nobody else's
+            added = bare.addmm_(low, second.T.to(low.dtype), alpha=self.scale)
         return added.view_as(output)
 
 

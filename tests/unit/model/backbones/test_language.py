@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import isthmus as im
 from isthmus import testing
@@ -140,3 +141,21 @@ def test_an_exact_fingerprint_tells_precisions_apart() -> None:
     half.load_state_dict(layer.state_dict())
     assert fingerprint(layer) == fingerprint(half)
     assert fingerprint(layer, exact=True) != fingerprint(half, exact=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_half_precision_is_transformers_own(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """What a model computes, such as the frequencies of rotary positions, is not rounded."""
+    model = tiny_language_model(family)
+    model.save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    own = im.load_language(model, tokenizer=byte_tokenizer(), dtype=dtype)
+    ids = torch.arange(1, 250)[None] % 200
+    assert torch.equal(own.model(ids).logits, theirs(ids).logits)
+    again = im.load_language(tiny_language_model(family), tokenizer=byte_tokenizer())
+    again.model.load_state_dict(model.state_dict())
+    assert torch.equal(again.to(dtype).model(ids).logits, theirs(ids).logits)

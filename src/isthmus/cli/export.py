@@ -1,0 +1,46 @@
+"""`isthmus export MODEL --to transformers --out FOLDER`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isthmus.cli.options import Device, Dtype, Json, Threads
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A folder from `isthmus train`.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
+    to: Annotated[str, typer.Option(help="The library: transformers.")] = "transformers",
+    lora: Annotated[
+        str, typer.Option(help='"merge" LoRA into the weights, or write it for "peft".')
+    ] = "merge",
+    json_: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Write a model as a folder that Transformers loads with its own classes.
+
+    isthmus export runs/mine --to transformers --out mine-llava
+    """
+    from isthmus.cli.options import check_text, use_machine
+    from isthmus.cli.output import print_json, printable
+
+    check_text(str(out), "--out")
+    use_machine(device, dtype, threads)
+    from isthmus.exporting.run import export as run
+
+    options: dict[str, Any] = {"to": to, "lora": lora}
+    found = run(model, out, **options, device=device, dtype=dtype)
+    if json_:
+        print_json(found.as_dict())
+        return
+    print(printable(f"written: {found.folder} ({found.architecture}, {found.bytes / 1e9:.2f} GB)"))
+    print(f"checked: logits of three prompts differ by {found.difference:.2g} at most")
+    if found.pixels:
+        print(f"pixels differ by {found.pixels:.2g} at most: another resampler of images")
+    for note in found.notes:
+        print(f"note: {note}")
