@@ -456,6 +456,32 @@ def test_closed_answers_are_scored_as_by_the_class(case: Case) -> None:
         assert own.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_was_exported_comes_in_again(llava: Case, tmp_path: Path) -> None:
+    """A strip of ours as a LLaVA of Transformers, and back: the same logits and texts."""
+    model = im.compose(f"hf:{llava.folder}", "tiny-lm", im.MLP(), template="plain")
+    with torch.no_grad():
+        for parameter in model.trained_parameters().values():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    im.export(model, tmp_path / "out")
+    again = im.load(tmp_path / "out")
+    assert again.language.tokenizer.decode([again.special_tokens.end_id]) == "<|endofchunk|>"
+    shots = [im.Example(image(1), "What is it?", "a cat")]
+    for shown in ([], shots):
+        answers = [
+            im.ask(m, image(2), "And this?", shots=shown, max_new_tokens=NEW)
+            for m in (model, again)
+        ]
+        assert answers[0].prompt == answers[1].prompt
+        assert answers[0].text == answers[1].text
+        images = [*(e.images[0] for e in shown), image(2)]
+        with torch.no_grad():
+            one, other = (
+                m(m.prepare([answers[0].prompt], [images])).logits for m in (model, again)
+            )
+        words = model.language.vocab_rows
+        torch.testing.assert_close(one[..., :words], other[..., :words], rtol=0, atol=TOLERANCE)
+
+
 # --- the rest of the package ----------------------------------------------------------------------
 
 

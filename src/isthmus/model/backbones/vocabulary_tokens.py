@@ -33,7 +33,8 @@ class VocabularyTokens(nn.Module):
 
     Attributes:
         image_id: As given.
-        end_id: The tokenizer's end of text if the model ends with it, else the model's first.
+        end_id: Of the tokens that the model ends with, the one that is called `<|endofchunk|>`, as
+            in models that were exported; else the tokenizer's end of text, else the first.
         names, never, spans: As in `SpecialTokens`.
 
     Raises:
@@ -58,7 +59,8 @@ class VocabularyTokens(nn.Module):
                 "eos_token_id in its generation_config.json"
             )
         # of several, a chat model's tokenizer names the one that ends a turn
-        self.end_id: int = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+        own = tokenizer.get_added_vocab().get(END_TAG)
+        self.end_id: int = next(i for i in (own, tokenizer.eos_token_id, *ends) if i in ends)
         if image_id in ends:
             raise ConfigError(
                 f"image_id = {image_id} is the language model's end of text: expected the id of "
