@@ -212,6 +212,10 @@ def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
             {"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"]},
             "is a Idefics3ForConditionalGeneration",
         ),
+        (
+            {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
+            "no vision-language model of a family that is known here (llava)",
+        ),
         ({"model_type": "llava_llama"}, "llava_llama"),
         ({"image_token_index": 97}, '"a", which any text may have'),
     ],
