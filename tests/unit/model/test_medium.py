@@ -367,3 +367,13 @@ def test_an_image_is_one_in_every_form(tmp_path: Any) -> None:
         prompt = Prompt("<image>What?", (form,))
         scores.append(Engine(model).score([prompt], ANSWERS)[0].logprobs)
     assert all(score == scores[0] for score in scores)
+
+
+@pytest.mark.parametrize("frames", [2, 16])  # 16 is as many as an image has patches
+def test_a_connector_that_keeps_frames_apart_takes_no_clip(frames: int) -> None:
+    model = im.compose("tiny-vit", "tiny-lm", im.MLP(), im.Inline())
+    clip = [Image.new("RGB", (32, 32), (n, 0, 0)) for n in range(frames)]
+    with pytest.raises(PromptError, match=f"a clip of {frames} frames"):
+        im.Engine(model).generate([im.Prompt("<image>What is it?", (clip,))], max_new_tokens=2)
+    with pytest.raises(PromptError, match=f"a clip of {frames} frames"):
+        model(model.prepare(["<image>What is it?"], [[clip]]))

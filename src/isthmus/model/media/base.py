@@ -113,9 +113,19 @@ Attachment = Tensor | Features
 
 
 def connected(parts: Parts, features: Tensor) -> Tensor:
-    """Features through the connector, in its precision."""
+    """Features through the connector, in its precision.
+
+    Raises:
+        PromptError: If it keeps the frames of clips apart.
+    """
     dtype = next(parts.connector.parameters(), features).dtype
     tokens: Tensor = parts.connector(features.to(dtype))
+    if tokens.ndim != 3:  # frames would be taken for visual tokens, or all but one left out
+        raise PromptError(
+            f"a clip of {features.shape[1]} frames became visual tokens of shape "
+            f"{tuple(tokens.shape[1:])}: expected (tokens, width); take a connector that reads "
+            "clips, such as resampler with max_frames, or give the frames as images of their own"
+        )
     return tokens
 
 
