@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -601,3 +603,20 @@ def test_lora_and_half_precision(llava: Case, tmp_path: Path) -> None:
     again = im.load(im.save(tuned, tmp_path))
     with torch.no_grad():
         assert torch.equal(again(batch).logits, tuned(batch).logits)
+
+
+def test_the_tool_for_real_weights_compares_the_same(llava: Case) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "try_released.py"
+    command = [
+        sys.executable,
+        str(tool),
+        f"hf:{llava.folder}",
+        "hf:no-such/folder",
+        "--tokens",
+        "4",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("hf:")]
+    assert done.returncode == 1  # for the one that is not there
+    assert [line.endswith("equal") for line in lines] == [True] * 11 + [False]
+    assert "Traceback" not in done.stderr
