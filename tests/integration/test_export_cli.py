@@ -72,7 +72,7 @@ def test_json(run: Any, model: Path, tmp_path: Path) -> None:
         (["MODEL", "--out", "THERE"], "holds something already"),
         (["MODEL", "--out", "NEW", "--to", "transfomers"], 'did you mean "transformers"?'),
         (["nothing", "--out", "NEW"], 'no model "nothing"'),
-        (["tiny", "--out", "NEW"], '"tiny" cannot be exported: its fusion has adapters'),
+        (["tiny", "--out", "NEW"], '"tiny" cannot be exported: its fusion adds adapters'),
         (["MODEL", "--out", "NEW", "--dtype", "int3"], "int3"),
         (["MODEL", "--out", "caf\udce9"], '--out "caf\\udce9" is no UTF-8'),
     ],

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import isthmus as im
 from isthmus import testing
 from isthmus.model import vlm as model_module
+from isthmus.model.backbones.added_tokens import AddedTokens
 from isthmus.model.backbones.language import LanguageModel, block_mask
-from isthmus.model.backbones.special_tokens import SpecialTokens
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.fusion import cross_attention, sight
 from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
@@ -102,12 +102,12 @@ def test_a_block_that_also_changes_tokens_without_a_image(monkeypatch: Patch) ->
 def test_embeddings_that_are_almost_the_models(monkeypatch: Patch) -> None:
     model = made()
     testing.check_text_is_untouched(model)
-    embed = SpecialTokens.embed
+    embed = AddedTokens.embed
 
-    def shifted(self: SpecialTokens, ids: Tensor) -> Tensor:
+    def shifted(self: AddedTokens, ids: Tensor) -> Tensor:
         return embed(self, ids) * (1 + 1e-6)
 
-    monkeypatch.setattr(SpecialTokens, "embed", shifted)
+    monkeypatch.setattr(AddedTokens, "embed", shifted)
     with pytest.raises(AssertionError, match="a text-only prompt differs"):
         testing.check_text_is_untouched(model)
 
@@ -250,14 +250,14 @@ def test_an_end_of_chunk_for_rows_without_images(monkeypatch: Patch) -> None:
     """A row may only end a chunk if it has an image, whoever stands beside it."""
     model = made()
     testing.check_padding(model)
-    add = SpecialTokens._add_columns
+    add = AddedTokens._add_columns
 
-    def for_all(self: SpecialTokens, module: nn.Module, args: Any, logits: Tensor) -> Tensor:
+    def for_all(self: AddedTokens, module: nn.Module, args: Any, logits: Tensor) -> Tensor:
         if self.may_end is not None:
             self.may_end = torch.ones_like(self.may_end)
         return add(self, module, args, logits)
 
-    monkeypatch.setattr(SpecialTokens, "_add_columns", for_all)
+    monkeypatch.setattr(AddedTokens, "_add_columns", for_all)
     broken = made()  # hooks hold the method as it was when they were made
     with pytest.raises(AssertionError, match="a row without images may end a chunk"):
         testing.check_padding(broken)

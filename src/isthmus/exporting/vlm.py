@@ -21,7 +21,6 @@ from isthmus.exporting.language import INSTEAD
 from isthmus.exporting.lora import ADAPTER, refuse_way, write_adapter
 from isthmus.exporting.tokens import WrittenTokens, add_tokens
 from isthmus.files import write_text
-from isthmus.model.fusion.inline import Inline
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import END_TAG, Span
 from isthmus.prompts.templates import template_named
@@ -68,15 +67,11 @@ def refuse_unknown(config: ModelConfig, name: str) -> None:
     """
     fusion, form = config.fusion, form_of(config)
     why = ""
-    if not isinstance(fusion, Inline):
+    # A fusion of the user's own may not say
+    if added := getattr(fusion, "added", f"whatever {type(fusion).__name__} does"):
         why = (
-            f"its fusion is {type(fusion).__name__}, and Transformers, vLLM and llama.cpp have no "
-            f"class with such layers: expected Inline(); {INSTEAD}"
-        )
-    elif fusion.adapter is not None:
-        why = (
-            "its fusion has adapters that act in sight of images, and no class of Transformers has "
-            f"any: expected Inline() without an adapter; {INSTEAD}"
+            f"its fusion adds {added} to the language model, and no class of Transformers, vLLM or "
+            f"llama.cpp has that: expected Inline() without an adapter; {INSTEAD}"
         )
     elif config.media:
         kinds = ", ".join(type(medium).__name__ for medium in config.media)

@@ -67,7 +67,7 @@ def test_what_has_a_form_is_written(tmp_path: Path) -> None:
     [
         (
             {"fusion": im.CrossAttention(every=2)},
-            r"fusion is CrossAttention, .* no class .*Inline\(\); serve it with `isthmus serve`",
+            r"adds layers of gated cross-attention .* no class .*Inline\(\).*; serve it with",
         ),
         (
             {"fusion": im.Inline(adapter=im.Adapter())},
@@ -155,7 +155,7 @@ def test_the_shipped_model_is_refused_before_it_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ISTHMUS_HOME", str(tmp_path / "nothing"))
-    with pytest.raises(im.ExportError, match='"tiny" cannot be exported: its fusion has adapters'):
+    with pytest.raises(im.ExportError, match='"tiny" cannot be exported: its fusion adds adapters'):
         im.export("tiny", tmp_path / "out")
 
 

@@ -104,6 +104,11 @@ class FusionConfig(Protocol):
     "package.module:Class" in a configuration file.
     """
 
+    @property
+    def added(self) -> str:
+        """What it adds to the language model, in words; empty where that stays as it is."""
+        ...
+
     def width(self, language_width: int, vision_width: int) -> int:
         """The width that visual tokens must have."""
         ...

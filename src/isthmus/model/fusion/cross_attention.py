@@ -71,6 +71,11 @@ class CrossAttention(Config):
     adapter: Adapter | None = None
     """Adapters of the language model that act where an image is in sight; None for none."""
 
+    @property
+    def added(self) -> str:
+        """Blocks."""
+        return "layers of gated cross-attention"
+
     def width(self, language_width: int, vision_width: int) -> int:
         """The vision encoder's (Flamingo), the language model's for inline tokens, or as set."""
         return self.visual_width or (language_width if self.inline else vision_width)

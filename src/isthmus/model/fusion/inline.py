@@ -93,6 +93,11 @@ class Inline(Config):
     adapter: Adapter | None = None
     """Adapters of the language model that act where an image is in sight; None for none."""
 
+    @property
+    def added(self) -> str:
+        """Adapters, or nothing."""
+        return "" if self.adapter is None else "adapters that act in sight of images"
+
     def width(self, language_width: int, vision_width: int) -> int:
         """The language model's: inline tokens stand between words."""
         return language_width
