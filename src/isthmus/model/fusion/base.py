@@ -101,13 +101,10 @@ class FusionConfig(Protocol):
     """The configuration of a fusion: a frozen dataclass, registered in `registry.FUSIONS`.
 
     One of your own need not be registered: it is passed to `compose`, or named
-    "package.module:Class" in a configuration file.
+    "package.module:Class" in a configuration file. It may have a property `added`: what it adds to
+    the language model, in words, and empty where that stays as it is. Without one it is not
+    exported.
     """
-
-    @property
-    def added(self) -> str:
-        """What it adds to the language model, in words; empty where that stays as it is."""
-        ...
 
     def width(self, language_width: int, vision_width: int) -> int:
         """The width that visual tokens must have."""
