@@ -14,12 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.model import LanguageConfig
 from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
-from isthmus.model.backbones.computed_buffers import (
-    computed_buffers,
-    converted,
-    keep_precision,
-)
 from isthmus.model.backbones.released import family_of, read
+from isthmus.model.backbones.rotary import converted, exact_frequencies
 from isthmus.model.backbones.text import no_bar_for_files
 
 PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
@@ -145,9 +141,8 @@ class LanguageModel(nn.Module):
         self.eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
-        computed = computed_buffers(self)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        keep_precision(computed)
+        with exact_frequencies(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     @property

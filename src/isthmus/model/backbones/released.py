@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError, loading
+from isthmus.model.backbones.rotary import converted
 from isthmus.model.backbones.text import no_bar_for_files
 
 
@@ -243,7 +244,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
             )
             _refuse_missing(name, sorted(report["missing_keys"]))
         else:
-            model = AutoModelForImageTextToText.from_config(config).to(dtype)
+            model = converted(AutoModelForImageTextToText.from_config(config), dtype)
         modules = family.parts(model)
         language = causal_model(modules.decoder, modules.head, model.generation_config)
     return Released(

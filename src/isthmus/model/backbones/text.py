@@ -5,7 +5,7 @@ Letters: K texts, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from isthmus.errors import (
     loading,
     suggestion,
 )
+from isthmus.model.backbones.rotary import exact_frequencies
 
 TextPooling = Literal["mean", "first"]
 POOLINGS = ("mean", "first")
@@ -72,6 +73,11 @@ class TextEncoder(nn.Module):
     def train(self, mode: bool = True) -> TextEncoder:
         """It never leaves evaluation mode: a text has the same vector twice."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
+        with exact_frequencies(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text's token ids, special tokens included, whatever its length."""

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError
 from isthmus.media.image import open_image
-from isthmus.model.backbones.computed_buffers import computed_buffers, keep_precision
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.backbones.libraries import (
     Backbone,
@@ -29,6 +28,7 @@ from isthmus.model.backbones.libraries import (
     Preprocess,
     from_object,
 )
+from isthmus.model.backbones.rotary import exact_frequencies
 from isthmus.model.backbones.tracing import frozen_graph
 from isthmus.model.backbones.vision_names import fetch, own_features
 
@@ -221,9 +221,8 @@ class VisionEncoder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionEncoder:
         self._traced = {}
-        computed = computed_buffers(self)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        keep_precision(computed)
+        with exact_frequencies(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
