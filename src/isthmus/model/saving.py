@@ -42,8 +42,10 @@ def load(
             encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers'
             CLIP and SigLIP, a folder of theirs, or the model itself.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
-        dtype: Data type of all weights: "auto" (see `machine.dtype_for`; float32 on a CPU), a name
-            or a `torch.dtype`; None is float32, which a model that is trained on needs.
+        dtype: Data type of all weights: "auto" (see `machine`), a name or a `torch.dtype`; None is
+            float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
+            that is faster in it, the language model of a vision-language model computes in int8
+            where no gradient is wanted (`model.backbones.int8_map`).
         **parts: Parts that were handed in as objects when the model was made, as `vision=`. Of a
             vision-language model also `connector=`, `language=` and `tokenizer=`; of a dual
             encoder `text=`, and for a model of another library `tokenizer=`, `preprocess=` and
