@@ -39,7 +39,7 @@ from isthmus.model.backbones.precision import refuse_conversion
 from isthmus.model.backbones.released import read_together
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
-from isthmus.model.join import named_model
+from isthmus.model.join import named_model, reader_of
 from isthmus.model.saved_parts import (
     frozen_parts,
     refuse_other_part,
@@ -229,11 +229,13 @@ def load_vlm(
 
     Args:
         source: The name of a shipped model ("tiny"), a folder that `save` wrote, a released
-            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), or a language
-            model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images.
+            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), a checkpoint of
+            OpenFlamingo, or a language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no
+            images.
         connector: Your own connector, where the model was composed with one.
         language: The language model as an object, where it was composed with one (with its
-            `tokenizer`), or a name in place of the saved one.
+            `tokenizer`), or a name in place of the saved one. OpenFlamingo's checkpoints do not
+            say theirs, so it is needed where nothing beside the file names it.
         vision: The vision encoder likewise.
         tokenizer: The tokenizer of `language`.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
@@ -255,7 +257,9 @@ def load_vlm(
     """
     place = device_for(device)  # said before anything is read
     kind = dtype_for(dtype, place)
-    if str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source):
+    reader = reader_of(source)
+    named = str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source)
+    if reader is None and named:
         if given := [p for p in (connector, language, vision, tokenizer) if p is not None]:
             raise ConfigError(
                 f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '
@@ -264,6 +268,11 @@ def load_vlm(
         return named_model(str(source), kind).to(device=place, dtype=kind)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
+    if reader is not None:
+        if connector is not None:
+            raise ConfigError(f'"{source}" brings its own connector: leave connector= out')
+        parts = {"vision": vision, "language": language, "tokenizer": tokenizer}
+        return reader.load(str(source), **parts).to(device=place, dtype=kind)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])

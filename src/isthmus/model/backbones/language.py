@@ -121,6 +121,8 @@ class LanguageModel(nn.Module):
         layers_path: Where they are in the model: "model.layers".
         width: Width D of the hidden states.
         vocab_rows: Rows of the input embedding, at least the tokenizer's size.
+        takes_positions: Whether its `forward` takes positions. Where it does not, distances are
+            those in the row, padding counted (ALiBi in MPT).
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, config: LanguageConfig) -> None:
@@ -135,7 +137,7 @@ class LanguageModel(nn.Module):
         model.requires_grad_(False)
         if config.lora_rank:
             self._add_lora(config.lora_rank)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._packs_by: str | None = None
         self._hooks: tuple[Hooks, ...] = ()
         self.eval()
@@ -250,7 +252,7 @@ class LanguageModel(nn.Module):
             ConfigError: If rows hold several samples and the model cannot keep them apart.
         """
         if positions is None:
-            if not self._takes_positions:
+            if not self.takes_positions:
                 return {"attention_mask": attention_mask}
             own = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
             return {"attention_mask": attention_mask, "position_ids": own}
@@ -271,7 +273,7 @@ class LanguageModel(nn.Module):
         """
         device = self.input_embedding.weight.device
         positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
-        if self._takes_positions:
+        if self.takes_positions:
             for way, mask in (
                 ("positions", None),
                 ("mask", block_mask(positions, self.input_embedding.weight.dtype)),
