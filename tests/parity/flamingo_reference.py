@@ -1,7 +1,8 @@
 """OpenFlamingo as a reference: its arithmetic, written down plainly, and its names of tensors.
 
-`Plain` is our own, with dense scores of every token against every image. `Published` is the package open-flamingo 2.0.1 itself, where it is
-installed. Both are joined to a language model of Transformers whose tables have the new tokens.
+`Plain` is our own, with dense scores of every token against every image. `Published` is the package
+open-flamingo 2.0.1 itself, where it is installed. Both are joined to a language model of
+Transformers whose tables have the new tokens.
 """
 
 from __future__ import annotations
