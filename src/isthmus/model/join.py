@@ -203,7 +203,12 @@ def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
         language=lm.config,
         connector=plan.connector,
         fusion=fusion,
-        template="chat" if lm.tokenizer.chat_template else "plain",
-        tokens=TokensConfig(image_id=plan.image_id),
+        template="chat" if lm.tokenizer.chat_template else plan.template,
+        tokens=TokensConfig(
+            image_id=plan.image_id,
+            before=plan.before,
+            after=plan.after,
+            images_first=plan.images_first,
+        ),
     )
     return VisionLanguageModel(encoder, lm, strip, config).eval()

@@ -35,6 +35,10 @@ class Plan:
         connector: Configuration of the connector.
         image_id: Id of the token that stands for an image.
         final_norm: Whether features have gone through the tower's own final norm.
+        before: Ids of tokens that stand before what an image fills.
+        after: Ids of tokens that stand behind it.
+        images_first: Whether images that head a prompt stand before the token that begins texts.
+        template: How questions become prompts where the repository has no chat template.
     """
 
     feature_layer: int
@@ -43,6 +47,10 @@ class Plan:
     connector: Any
     image_id: int
     final_norm: bool = False
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    images_first: bool = False
+    template: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,14 @@ class Modules:
         decoder: The decoder, without its head.
         head: The head.
         connector: The connector's tensors, by the names that our connector has for them.
+        generation_config: How it generates; None for what the whole model says of it.
     """
 
     tower: nn.Module
     decoder: nn.Module
     head: nn.Module
     connector: Mapping[str, Tensor]
+    generation_config: Any = None
 
 
 class Family(Protocol):
@@ -248,7 +258,8 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
         else:
             model = converted(AutoModelForImageTextToText.from_config(config), dtype)
         modules = family.parts(model)
-        language = causal_model(modules.decoder, modules.head, model.generation_config)
+        told = modules.generation_config or model.generation_config
+        language = causal_model(modules.decoder, modules.head, told)
     return Released(
         plan=plan,
         tower=modules.tower,
