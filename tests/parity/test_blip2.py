@@ -29,6 +29,8 @@ from transformers import (
 import isthmus as im
 from isthmus import testing
 from isthmus.config.model import TrainConfig
+from isthmus.data.records import Record
+from isthmus.data.samples import tokenize
 from isthmus.errors import ConfigError
 from isthmus.generation.decode import generate
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_config
@@ -39,6 +41,7 @@ from .reference import TOLERANCE
 
 IMAGE, ROWS, QUERIES, NEW = 259, 264, 4, 8
 START, LINE = 257, 10
+EXAMPLES = Path(__file__).parents[2] / "examples"
 """Ids of the token that begins every text, and of the line break that ends one."""
 
 
@@ -151,6 +154,16 @@ def test_pixels_are_the_processor_s(case: Case, size: tuple[int, int]) -> None:
     shown = image(0, size)
     theirs = case.inputs(["a"], [shown])["pixel_values"][0]
     assert torch.equal(case.ours.vision.preprocess(shown), theirs)
+
+
+def test_a_photograph_is_the_processor_s(case: Case) -> None:
+    shown = im.open_image(EXAMPLES / "cat.jpg")
+    prompt = blip2([], im.Example(shown, "What is it?"))
+    batch = case.ours.prepare([prompt.spans], [[shown]])
+    inputs = case.inputs(["Question: What is it? Answer:"], [shown])
+    assert torch.equal(batch.input_ids, inputs["input_ids"])
+    assert isinstance(batch.pixels, Tensor)
+    assert torch.equal(batch.pixels, inputs["pixel_values"])
 
 
 TEXTS = ["Question: What is it? Answer:", "", "a photo of", "Question: Is it <s>? Answer: no"]
@@ -291,6 +304,17 @@ CHECKS = (
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 def test_it_passes_the_suite(case: Case, check: Any) -> None:
     check(case.ours)
+
+
+def test_what_is_learned_stands_behind_the_prompt(case: Case) -> None:
+    ids = case.ours.encode_text(blip2([], im.Example(image(1), "What is it?")).spans, 1)
+    sample = tokenize(case.ours, Record.of(image(1), "What is it?", "a cat"))
+    assert sample.ids == [*ids, *b" a cat\n"]
+    assert sample.learned == [False] * len(ids) + [True] * 7
+    words = tokenize(case.ours, Record((im.Example((), "What?", "a cat"),)))
+    assert words.ids[0] == START
+    cut = tokenize(case.ours, Record.of(image(1), "What is it?", "a cat"), max_length=len(ids) + 3)
+    assert cut.ids == [*ids, *b" a "]
 
 
 def test_it_trains(case: Case, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ model's own modules, shared and not copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Plan:
         after: Ids of tokens that stand behind it.
         images_first: Whether images that head a prompt stand before the token that begins texts.
         template: How questions become prompts where the repository has no chat template.
+        heading: Words that stand before every prompt of its chat template.
+        processed: The plan with what the repository's processor tells besides; None for nothing.
     """
 
     feature_layer: int
@@ -51,6 +54,8 @@ class Plan:
     after: tuple[int, ...] = ()
     images_first: bool = False
     template: str = "plain"
+    heading: str = ""
+    processed: Callable[[Plan, Any], Plan] | None = None
 
 
 @dataclass(frozen=True)
@@ -248,8 +253,11 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
         tokenizer = processor.tokenizer
+        if plan.processed is not None:
+            plan = plan.processed(plan, processor)
         if processor.chat_template:  # which older repositories keep beside the tokenizer's files
-            tokenizer.chat_template = processor.chat_template
+            words = "{{ " + json.dumps(plan.heading) + " }}" if plan.heading else ""
+            tokenizer.chat_template = words + processor.chat_template
         if pretrained:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
