@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -345,6 +347,15 @@ def test_a_part_can_be_had_alone(case: Case) -> None:
         plain = im.load_vision(name, final_norm=False, keep_cls=False)
         assert torch.equal(plain(pixels), states[-1][:, 1:])
     assert im.load_language(name).end_ids() == [LINE]
+
+
+def test_the_tool_for_real_weights_compares_the_same(case: Case) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "try_released.py"
+    command = [sys.executable, str(tool), f"hf:{case.folder}", "--tokens", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("hf:")]
+    assert [line.endswith("equal") for line in lines] == [True] * 4, done.stdout + done.stderr
+    assert done.returncode == 0
 
 
 # --- refused --------------------------------------------------------------------------------------

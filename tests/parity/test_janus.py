@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -369,6 +371,15 @@ def test_it_trains(case: Case, tmp_path: Path) -> None:
     batch = model.prepare(["<image>a"], [[image(1)]])
     with torch.no_grad():
         torch.testing.assert_close(again(batch).logits, model.eval()(batch).logits)
+
+
+def test_the_tool_for_real_weights_compares_the_same(case: Case) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "try_released.py"
+    command = [sys.executable, str(tool), f"hf:{case.folder}", "--tokens", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("hf:")]
+    assert [line.endswith("equal") for line in lines] == [True] * 11, done.stdout + done.stderr
+    assert done.returncode == 0
 
 
 # --- refused --------------------------------------------------------------------------------------

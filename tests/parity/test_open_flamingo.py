@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,10 +108,11 @@ def case_of(
     *,
     every: int = 2,
     added: int = 3,
+    vision: Any = None,
     **options: Any,
 ) -> Case:
     language, tokenizer = language_model(family), byte_tokenizer()
-    encoder = im.load_vision(clip())
+    encoder = im.load_vision(vision or clip())
     torch.manual_seed(1)
     theirs = reference(
         grown(language_model(family), WORDS, added), encoder, LAYERS[family], every, IMAGE
@@ -268,3 +271,17 @@ CHECKS = (
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 def test_it_passes_the_suite(flamingo: Case, check: Any) -> None:
     check(flamingo.ours)
+
+
+def test_the_tool_for_real_weights_compares_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("open_flamingo", reason="pip install --no-deps open-flamingo==2.0.1")
+    case_of(tmp_path, "mpt", vision="tiny-vit").ours.language.model.save_pretrained(tmp_path / "lm")
+    byte_tokenizer().save_pretrained(tmp_path / "lm")
+    parts = f'[vision]\nname = "tiny-vit"\n[language]\nname = "hf:{tmp_path / "lm"}"\n'
+    (tmp_path / "model.toml").write_text(parts)
+    tool = Path(__file__).parents[2] / "tools" / "try_released.py"
+    command = [sys.executable, str(tool), str(tmp_path), "--tokens", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(str(tmp_path))]
+    assert [line.endswith("equal") for line in lines] == [True] * 5, done.stdout + done.stderr
+    assert done.returncode == 0

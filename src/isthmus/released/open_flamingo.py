@@ -88,11 +88,26 @@ class OpenFlamingo:
                 f'"{source}" does not say which language model it is joined to: pass language=, or '
                 f'write a file {PARTS} beside it with the table [language] and its name = "hf:REPO"'
             )
-        if path is None:
-            path = _fetched(place)
+        path = checkpoint_of(source)
         state = read_pickled(path)
         encoder = load_vision(vision if vision is not None else named.get("vision", VISION))
         return join(path, state, encoder, load_language(words, tokenizer=tokenizer))
+
+
+def checkpoint_of(source: str) -> Path:
+    """The file of a repository, which is fetched, of a folder, or itself.
+
+    Raises:
+        CheckpointError: If it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+
+    place = source.removeprefix("hf:")
+    path = _local(place)
+    if path is not None:
+        return path
+    with loading(source, f"a folder that has {FILE}"):
+        return Path(hf_hub_download(place, FILE))
 
 
 def _local(place: str) -> Path | None:
@@ -111,13 +126,6 @@ def _known(place: str) -> dict[str, Any]:
             f'"{place}" is joined to MPT-1B, which {NO_QK_NORM}: take the 4B or the 9B one'
         )
     return {"language": LANGUAGE[place]} if place in LANGUAGE else {}
-
-
-def _fetched(place: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    with loading(f"hf:{place}", f"a folder that has {FILE}"):
-        return Path(hf_hub_download(place, FILE))
 
 
 def _named(beside: Path) -> dict[str, Any]:
