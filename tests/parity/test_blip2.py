@@ -35,7 +35,7 @@ from isthmus.data.records import Record
 from isthmus.data.samples import tokenize
 from isthmus.errors import ConfigError
 from isthmus.generation.decode import generate
-from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_config
+from isthmus.model.backbones.tiny import END, byte_tokenizer, tiny_language_config
 from isthmus.prompts.templates import blip2
 from isthmus.released.blip2 import Blip2
 
@@ -79,6 +79,7 @@ def write(folder: Path, **changes: Any) -> Path:
             for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mix-ups
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             model.get_output_embeddings().weight[IMAGE] = 0
+    model.generation_config.eos_token_id = END  # the class asks its language model's own
     square = {"height": 32, "width": 32}
     processor = Blip2Processor(BlipImageProcessor(size=square), tokenizer(), QUERIES)
     model.save_pretrained(folder)
@@ -298,6 +299,8 @@ CHECKS = (
     testing.check_language_model_is_free,
     testing.check_sight,
     testing.check_padding,
+    testing.check_packing,
+    testing.check_gradient_checkpointing,
     testing.check_decoding,
     testing.check_save_and_load,
 )

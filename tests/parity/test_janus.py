@@ -334,6 +334,7 @@ CHECKS = (
     testing.check_sight,
     testing.check_padding,
     testing.check_packing,
+    testing.check_gradient_checkpointing,
     testing.check_decoding,
     testing.check_save_and_load,
 )

@@ -265,6 +265,8 @@ CHECKS = (
     testing.check_padding,
     testing.check_decoding,
     testing.check_copies,
+    testing.check_packing,
+    testing.check_gradient_checkpointing,
 )
 
 
