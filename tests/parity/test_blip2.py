@@ -379,3 +379,18 @@ def test_what_our_parts_lack_is_named() -> None:
     for refused, message in wrong:
         with pytest.raises(ConfigError, match=message):
             Blip2.plan(refused)
+
+
+def test_a_variant_with_t5_is_refused_before_any_weight_is_read(tmp_path: Path) -> None:
+    config = Blip2Config(image_token_index=IMAGE, text_config=T5Config())
+    config.architectures = ["Blip2ForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    for load in (im.load, lambda folder: im.load_language(f"hf:{folder}")):
+        with pytest.raises(ConfigError, match="an encoder and a decoder"):
+            load(tmp_path)
+
+
+def test_half_precision(case: Case) -> None:
+    model = im.load(case.folder, dtype=torch.bfloat16, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(model.prepare(["<image>a"], [[image(1)]])).logits.isfinite().all()
