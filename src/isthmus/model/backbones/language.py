@@ -121,8 +121,6 @@ class LanguageModel(nn.Module):
         layers_path: Where they are in the model: "model.layers".
         width: Width D of the hidden states.
         vocab_rows: Rows of the input embedding, at least the tokenizer's size.
-        takes_positions: Whether its `forward` takes positions. Where it does not, distances are
-            those in the row, padding counted (ALiBi in MPT).
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, config: LanguageConfig) -> None:
@@ -137,7 +135,7 @@ class LanguageModel(nn.Module):
         model.requires_grad_(False)
         if config.lora_rank:
             self._add_lora(config.lora_rank)
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._packs_by: str | None = None
         self._hooks: tuple[Hooks, ...] = ()
         self.eval()
@@ -162,6 +160,14 @@ class LanguageModel(nn.Module):
     def output_embedding(self) -> nn.Linear:
         """The head that turns hidden states into logits."""
         return self.model.get_output_embeddings()
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether its `forward` takes positions.
+
+        Where it does not, distances are those in the row, padding counted (ALiBi in MPT).
+        """
+        return self._takes_positions
 
     def _add_lora(self, rank: int) -> None:
         """Puts LoRA adapters into the attention and MLP projections (Hu et al. 2021)."""
@@ -252,7 +258,7 @@ class LanguageModel(nn.Module):
             ConfigError: If rows hold several samples and the model cannot keep them apart.
         """
         if positions is None:
-            if not self.takes_positions:
+            if not self._takes_positions:
                 return {"attention_mask": attention_mask}
             own = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
             return {"attention_mask": attention_mask, "position_ids": own}
@@ -273,7 +279,7 @@ class LanguageModel(nn.Module):
         """
         device = self.input_embedding.weight.device
         positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
-        if self.takes_positions:
+        if self._takes_positions:
             for way, mask in (
                 ("positions", None),
                 ("mask", block_mask(positions, self.input_embedding.weight.dtype)),
