@@ -40,7 +40,7 @@ from isthmus.model.backbones.precision import refuse_conversion
 from isthmus.model.backbones.released import read_together
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
-from isthmus.model.join import named_model
+from isthmus.model.join import named_model, reader_of
 from isthmus.model.saved_parts import (
     frozen_parts,
     refuse_other_part,
@@ -230,11 +230,13 @@ def load_vlm(
 
     Args:
         source: The name of a shipped model ("tiny"), a folder that `save` wrote, a released
-            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), or a language
-            model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images.
+            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), a checkpoint of
+            OpenFlamingo, or a language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no
+            images.
         connector: Your own connector, where the model was composed with one.
         language: The language model as an object, where it was composed with one (with its
-            `tokenizer`), or a name in place of the saved one.
+            `tokenizer`), or a name in place of the saved one. OpenFlamingo's checkpoints do not
+            say theirs, so it is needed where nothing beside the file names it.
         vision: The vision encoder likewise.
         tokenizer: The tokenizer of `language`.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
@@ -257,16 +259,22 @@ def load_vlm(
     """
     place = device_for(device)  # said before anything is read
     kind, int8 = dtype_for(dtype, place), int8_for(dtype, place)
-    if str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source):
+    reader = reader_of(source)
+    named = str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source)
+    if reader is None and named:
         if given := [p for p in (connector, language, vision, tokenizer) if p is not None]:
             raise ConfigError(
                 f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '
                 "leave it out, or join parts with im.compose"
             )
-        whole = named_model(str(source), kind).to(device=place, dtype=kind)
-        return _in_int8(whole) if int8 else whole
+        return _placed(named_model(str(source), kind), place, kind, int8)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
+    if reader is not None:
+        if connector is not None:
+            raise ConfigError(f'"{source}" brings its own connector: leave connector= out')
+        parts = {"vision": vision, "language": language, "tokenizer": tokenizer}
+        return _placed(reader.load(str(source), **parts), place, kind, int8)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])
@@ -298,15 +306,16 @@ def load_vlm(
         if part not in files:
             refuse_other_part(folder, description, part, fingerprint(module), config)
     load_strip(model, folder)
-    model = model.to(device=place, dtype=kind)
-    return _in_int8(model) if int8 else model
+    return _placed(model, place, kind, int8)
 
 
-def _in_int8(model: VisionLanguageModel) -> VisionLanguageModel:
-    """The model, its language model and what runs inside of that computing in int8."""
-    to_int8(model.language.model)
-    for block in model.fusion.blocks.values():
-        to_int8(block)
+def _placed(
+    model: VisionLanguageModel, place: torch.device, dtype: torch.dtype, int8: bool
+) -> VisionLanguageModel:
+    """The model, moved and converted; in int8 its language model and the blocks inside of it."""
+    model = model.to(device=place, dtype=dtype)
+    for part in (model.language.model, *model.fusion.blocks.values()) if int8 else ():
+        to_int8(part)
     return model
 
 

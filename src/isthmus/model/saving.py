@@ -20,6 +20,7 @@ from isthmus.model.checkpoint import (
 )
 from isthmus.model.clip.checkpoint import load_clip, save_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.join import reader_of
 from isthmus.model.vlm import VisionLanguageModel
 
 _VLM_ONLY = ("connector", "language")
@@ -129,6 +130,8 @@ def kind_of(source: Any) -> str:
     if scheme == "open_clip":
         return "clip"
     if scheme == "asset":
+        return "vlm"
+    if reader_of(source) is not None:
         return "vlm"
     if scheme == "hf":
         return "clip" if _family(rest) else "vlm"

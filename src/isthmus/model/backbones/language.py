@@ -169,6 +169,14 @@ class LanguageModel(nn.Module):
         """The head that turns hidden states into logits."""
         return self.model.get_output_embeddings()
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether its `forward` takes positions.
+
+        Where it does not, distances are those in the row, padding counted (ALiBi in MPT).
+        """
+        return self._takes_positions
+
     def _add_lora(self, rank: int) -> None:
         """Puts LoRA adapters into the attention and MLP projections (Hu et al. 2021)."""
         try:
