@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from isthmus.generation.prefix import Symbols
 from isthmus.model.backbones.states import as_states, states_in
 from isthmus.model.fusion.adapter import Adapted
+from isthmus.model.fusion.deepstack import Deepstack, deepstack_of
 from isthmus.model.fusion.sight import Sight, first_of_each
 from isthmus.model.layout import Layout, starts, whole_images
 from isthmus.model.media.base import stacked
@@ -193,10 +194,20 @@ class Rows:
         adapted.prompt = F.pad(adapted.prompt, (past, 0))
         self._adapted = adapted
 
-    def _forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
+    def _forward(
+        self,
+        embeddings: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        keep: int,
+        deepstack: Deepstack | None = None,
+    ) -> Tensor:
         """Logits (B, K, V) of the last K tokens; the states grow by all of them."""
         places = self.model.language.places(mask, None, positions)
-        with self.model.shown(self._sight, self._may_end, adapted=self._adapted):
+        shown = self.model.shown(
+            self._sight, self._may_end, adapted=self._adapted, deepstack=deepstack
+        )
+        with shown:
             out = self.model.language.model(
                 inputs_embeds=embeddings,
                 use_cache=True,
@@ -215,11 +226,14 @@ class Rows:
 
     def prefill(self) -> Tensor:
         """Logits (B, V) after the prompts."""
-        embeddings = self.model.special_tokens.embed(self._ids)
+        embeddings, deepstack = self.model.special_tokens.embed(self._ids), None
         if self._new:
             is_image = self._ids == self.model.special_tokens.image_id
             embeddings = self.model.fusion.embed(embeddings, is_image, self._new)
-        return self._forward(embeddings, self._mask, self._positions.tokens, keep=1)[:, -1]
+            past = self._mask.shape[1] - self._ids.shape[1]
+            deepstack = deepstack_of(self.model.fusion, F.pad(is_image, (past, 0)), self._new)
+        positions = self._positions.tokens
+        return self._forward(embeddings, self._mask, positions, 1, deepstack)[:, -1]
 
     def step(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after one more token for each row, ids (B,)."""

@@ -158,15 +158,18 @@ def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
     with read_together(dtype):
         encoder, lm = load_vision(name), load_language(name)
         whole = read(name)
-    plan, fusion = whole.plan, Inline()
+    plan = whole.plan
+    fusion = Inline() if plan.fusion is None else plan.fusion
+    width = fusion_config(fusion).width(lm.width, encoder.shape.width)
     with torch.device("meta"):  # the released tensors take the place of new ones
-        strip = build_connector(plan.connector, encoder.shape, lm.width)
+        strip = build_connector(plan.connector, encoder.shape, width)
     strip.load_state_dict(dict(whole.connector), assign=True)
     config = ModelConfig(
         vision=encoder.config,
         language=lm.config,
         connector=plan.connector,
         fusion=fusion,
+        media=plan.media,
         template="chat" if lm.tokenizer.chat_template else "plain",
         tokens=TokensConfig(image_id=plan.image_id),
     )

@@ -27,6 +27,7 @@ from isthmus.model.connectors import Connector
 from isthmus.model.cross_entropy import token_losses
 from isthmus.model.fusion import Fusion, Visual, build_fusion
 from isthmus.model.fusion.adapter import Adapted
+from isthmus.model.fusion.deepstack import Deepstack, deepstack_of
 from isthmus.model.fusion.sight import (
     Sight,
     first_image,
@@ -119,7 +120,10 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def layout(self) -> Layout:
-        """Where an image stands in the text, if its medium does not vary."""
+        """Where an image stands in the text; a typical one, if its medium varies."""
+        for medium in self.media:
+            if medium.varies and medium.name == "image":
+                return medium.layout(self, None)
         return fixed_layout(self)
 
     def add_medium(self, medium: Medium) -> None:
@@ -290,12 +294,13 @@ class VisionLanguageModel(nn.Module):
         visual = self.visual_tokens(batch)
         is_image = batch.input_ids == self.special_tokens.image_id
         embeddings = self.special_tokens.embed(batch.input_ids)
-        sight = may_end = adapted = None
+        sight = may_end = adapted = deepstack = None
         if visual is not None:
             if self.fusion.adapter is not None:
                 adapted = self.fusion.adapter.see(is_image, batch.attention_mask, batch.positions)
             may_end = samples_with_images(is_image, batch.positions)
             embeddings = self.fusion.embed(embeddings, is_image, visual)
+            deepstack = deepstack_of(self.fusion, is_image, visual)
             if self.fusion.sees != "nothing":
                 layouts = self._layouts(batch, len(visual))
                 tags = first_of_each(is_image, [layout.places for layout in layouts])
@@ -305,7 +310,7 @@ class VisionLanguageModel(nn.Module):
                     first_image(tags, batch.positions),
                     keep=decoding,
                 )
-        with self.shown(sight, may_end, chosen, adapted):
+        with self.shown(sight, may_end, chosen, adapted, deepstack):
             yield embeddings
 
     @contextmanager
@@ -315,6 +320,7 @@ class VisionLanguageModel(nn.Module):
         may_end: Tensor | None,
         chosen: Tensor | None = None,
         adapted: Adapted | None = None,
+        deepstack: Deepstack | None = None,
     ) -> Iterator[None]:
         """Shows the language model what is in sight while the context lasts.
 
@@ -323,12 +329,15 @@ class VisionLanguageModel(nn.Module):
             may_end: (B,) or (B, L) bool, which rows or tokens have images; None for none.
             chosen: (B, L) bool, the positions that logits are wanted of; None for all.
             adapted: Where the fusion's adapters act; None for nowhere.
+            deepstack: What is added behind decoder layers; None for nothing.
         """
         hooks: list[Hooks] = []
         if sight is not None:
             hooks.append(partial(self.fusion.hook, self.language, sight))
         if adapted is not None and self.fusion.adapter is not None:
             hooks.append(partial(self.fusion.adapter.hook, self.language, adapted))
+        if deepstack is not None:
+            hooks.append(partial(deepstack.hook, self.language))
         with self.special_tokens.used(may_end, chosen), self.language.hooked(*hooks):
             yield
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, MissingExtraError
+from isthmus.model.backbones.feature_shape import NativeGrid
 
 Preprocess = Callable[[Image.Image], Tensor]
 Features = Callable[[Tensor], Tensor]
@@ -50,6 +51,8 @@ class Backbone:
             the maps of all stages; None if it has no stages or no classifier.
         strides: Pixels that a place of each stage's map stands for, to a side.
         processor: The Transformers image processor behind `preprocess`; None if it is another's.
+        native: How images are cut up where each is read at its own resolution; `size` is then that
+            of a typical one.
     """
 
     model: nn.Module
@@ -66,6 +69,7 @@ class Backbone:
     regions: Callable[[Tensor], tuple[Tensor, Tensor, list[Tensor]]] | None = None
     strides: tuple[int, ...] = ()
     processor: Any = None
+    native: NativeGrid | None = None
 
 
 def from_object(model: nn.Module, config: VisionConfig, processor: Any = None) -> Backbone:

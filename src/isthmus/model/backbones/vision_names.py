@@ -21,6 +21,7 @@ from isthmus.model.backbones.libraries import (
     from_transformers,
     open_clip_library,
 )
+from isthmus.model.backbones.native import from_native, is_native
 from isthmus.model.backbones.released import plan_of, read
 
 PREFIXES = (
@@ -49,6 +50,8 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     plan = plan_of(config.name)
     if plan is not None:
         whole = read(config.name, pretrained=pretrained)
+        if is_native(whole.tower):
+            return from_native(whole.tower, config, processor or whole.image_processor)
         backbone = from_transformers(whole.tower, config, processor or whole.image_processor)
         return replace(backbone, prefix=plan.prefix)
     with loading(config.name, "a folder or a model"):
@@ -79,6 +82,7 @@ def own_features(name: str) -> dict[str, Any]:
         "feature_layer": plan.feature_layer,
         "keep_cls": plan.keep_cls,
         "final_norm": plan.final_norm,
+        "deepstack": plan.deepstack,
     }
 
 
