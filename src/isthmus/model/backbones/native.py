@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, ImageError
+from isthmus.model.backbones.backbone import Backbone
 from isthmus.model.backbones.feature_shape import NativeGrid
-from isthmus.model.backbones.libraries import Backbone
 
 TOWERS = ("qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision")
 """Towers of native resolution, by their model types."""

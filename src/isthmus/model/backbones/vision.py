@@ -21,13 +21,9 @@ from torch.nn import functional as F
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError
 from isthmus.media.image import open_image
+from isthmus.model.backbones.backbone import Backbone, Features, Preprocess
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
-from isthmus.model.backbones.libraries import (
-    Backbone,
-    Features,
-    Preprocess,
-    from_object,
-)
+from isthmus.model.backbones.libraries import from_object
 from isthmus.model.backbones.native import from_native, is_native
 from isthmus.model.backbones.rotary import exact_frequencies
 from isthmus.model.backbones.tracing import frozen_graph

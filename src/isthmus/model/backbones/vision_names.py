@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, loading, suggestion
+from isthmus.model.backbones.backbone import Backbone
 from isthmus.model.backbones.libraries import (
-    Backbone,
     from_open_clip,
     from_timm,
     from_transformers,
