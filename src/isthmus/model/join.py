@@ -21,6 +21,7 @@ from isthmus.model.connectors import build_connector
 from isthmus.model.connectors.linear import Linear
 from isthmus.model.fusion import fusion_config
 from isthmus.model.fusion.inline import Inline
+from isthmus.model.media.native import NativeImages
 from isthmus.model.vlm import VisionLanguageModel
 
 
@@ -45,7 +46,8 @@ def compose(
         connector: A connector's options, for example `Resampler(latents=64)`, or a module of
             your own that fits `connectors.Connector`.
         fusion: `Inline()` (the default) or `CrossAttention(...)`.
-        media: Configurations of media besides images and clips (see `model.media`).
+        media: Configurations of media besides images and clips (see `model.media`). An encoder
+            that reads images at their own resolution gets `NativeImages()` without being asked.
         template: How questions become prompts.
         tokens: The token of the language model's own vocabulary that stands for an image; None
             adds one, and one that ends an answer, whose rows are trained.
@@ -76,6 +78,8 @@ def compose(
     with read_together():
         encoder = load_vision(vision)
         lm = load_language(language, tokenizer=tokenizer)
+    if encoder.shape.native is not None and not any(isinstance(m, NativeImages) for m in media):
+        media = (NativeImages(), *media)
     options = Inline() if fusion is None else fusion
     width = fusion_config(options).width(lm.width, encoder.shape.width)
     strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)

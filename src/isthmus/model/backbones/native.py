@@ -1,12 +1,12 @@
-"""Vision towers that read each image at its own resolution: those of Qwen2-VL, 2.5-VL and 3-VL.
+"""Vision towers that read each image at its own resolution: Qwen2-VL's to 3-VL's, and NaFlex.
 
 The number of patches varies with the image (Wang et al. 2024, Qwen2-VL, arXiv 2409.12191, section
 2.1). An image is opened to pixels (3, H, W) whose sides are multiples of a square of patches, so
 that their shape tells the grid, and the tower is shown its patches as its processor lays them out:
 the patches of a square one behind another, square by square. Features keep this order.
 
-What these towers do behind their last block, merging each square to one token, is not theirs here:
-that is the connector `merger`.
+What Qwen's towers do behind their last block, merging each square to one token, is not theirs here:
+that is the connector `merger`. SigLIP 2's are in `naflex`.
 
 Letters: P images of one size, N patches each, D width, m patches to the side of a square.
 """
@@ -23,57 +23,68 @@ from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, ImageError
+from isthmus.model.backbones import naflex
 from isthmus.model.backbones.backbone import Backbone
 from isthmus.model.backbones.feature_shape import NativeGrid
 
 TOWERS = ("qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision")
-"""Towers of native resolution, by their model types."""
+"""Towers of Qwen's, by their model types."""
 TYPICAL = 448
 """Side in pixels of the image that counts as a typical one."""
 
 
 def is_native(model: nn.Module) -> bool:
-    """Whether a model is a tower of native resolution."""
-    return getattr(getattr(model, "config", None), "model_type", "") in TOWERS
+    """Whether a model is a tower of native resolution, or has one."""
+    kind = getattr(getattr(_tower_of(model), "config", None), "model_type", "")
+    return kind in (*TOWERS, *naflex.TOWERS)
 
 
-def from_native(tower: Any, config: VisionConfig, processor: Any = None) -> Backbone:
+def _tower_of(model: Any) -> Any:
+    while hasattr(model, "vision_model"):
+        model = model.vision_model
+    return model
+
+
+def from_native(model: Any, config: VisionConfig, processor: Any = None) -> Backbone:
     """A tower of native resolution.
 
-    The tower itself is left as it is; the backbone's model has its modules but for the mergers.
+    The tower itself is left as it is; of Qwen's the backbone's model has all modules but for the
+    mergers.
 
     Args:
-        tower: The tower.
+        model: The tower, or a dual encoder that has one.
         config: Which of its features are wanted: with `deepstack` those of the layers that
             Qwen3-VL reads stand behind the last one's, in their order.
         processor: Its image processor.
 
     Raises:
-        ConfigError: If other features are asked for.
+        ConfigError: If features are asked for that it does not give.
     """
-    told = tower.config
-    deepstack = len(getattr(told, "deepstack_visual_indexes", ()))
-    if config.feature_layer != -1 or config.final_norm or config.keep_cls:
-        raise ConfigError(
-            f"{type(tower).__name__} gives the features of its last block alone: expected "
-            "feature_layer = -1, final_norm = false and keep_cls = false"
-        )
+    tower = _tower_of(model)
+    name = type(tower).__name__
+    deepstack = len(getattr(tower.config, "deepstack_visual_indexes", ()))
     if config.deepstack and not deepstack:
         raise ConfigError(
-            f"deepstack = true needs a tower whose earlier layers are read, as Qwen3-VL's: "
-            f"{type(tower).__name__} has none"
+            "deepstack = true needs a tower whose earlier layers are read, as Qwen3-VL's: "
+            f"{name} has none"
         )
-    native = NativeGrid(int(told.patch_size), int(told.spatial_merge_size))
+    refuse_other_features(tower, config)
+    merge = int(getattr(tower.config, "spatial_merge_size", 1))
+    native = NativeGrid(int(tower.config.patch_size), merge)
     side = TYPICAL // native.multiple * native.multiple
     size = (side, side)
     if processor is not None:
         blank = native_pixels(processor, Image.new("RGB", (TYPICAL, TYPICAL)))
         size = (int(blank.shape[1]), int(blank.shape[2]))
-    model = without_mergers(tower)
+    if tower.config.model_type in naflex.TOWERS:
+        features = partial(naflex.naflex_features, tower, config, native)
+    else:
+        tower = without_mergers(tower)
+        features = partial(_features, tower, native, deepstack if config.deepstack else 0)
     return Backbone(
-        model=model,
-        features=partial(_features, model, native, deepstack if config.deepstack else 0),
-        preprocess=partial(_preprocess, processor, type(tower).__name__),
+        model=tower,
+        features=features,
+        preprocess=partial(_preprocess, processor, name),
         size=size,
         prefix=0,
         mean=None if processor is None else processor.image_mean,
@@ -81,6 +92,25 @@ def from_native(tower: Any, config: VisionConfig, processor: Any = None) -> Back
         processor=processor,
         native=native,
     )
+
+
+def refuse_other_features(tower: Any, config: VisionConfig) -> None:
+    """Refuses features that a tower does not give.
+
+    Raises:
+        ConfigError: If class tokens are asked for, or of Qwen's towers another layer than the last.
+    """
+    other = config.feature_layer != -1 or config.final_norm
+    if config.keep_cls or (other and tower.config.model_type in TOWERS):
+        raise ConfigError(
+            f"{type(tower).__name__} gives the features of its last block, without a class token: "
+            "expected feature_layer = -1, final_norm = false and keep_cls = false"
+        )
+    if config.final_norm and config.feature_layer != -1:
+        raise ConfigError(
+            f"final_norm = true with feature_layer = {config.feature_layer}: expected -1, the last "
+            "layer, which the final norm was trained behind"
+        )
 
 
 class Unmerged(nn.Module):
@@ -170,7 +200,7 @@ def native_pixels(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Tensor:
-    """Pixels (3, H, W) that a processor of Qwen2-VL's manner makes of an image.
+    """Pixels (3, H, W) that a processor of Qwen2-VL's manner, or of NaFlex's, makes of an image.
 
     Args:
         processor: The image processor.
@@ -181,6 +211,8 @@ def native_pixels(
     Raises:
         ImageError: If it is more than 200 times as long as wide.
     """
+    if hasattr(processor, "max_num_patches"):
+        return naflex.naflex_pixels(processor, image, min_pixels=min_pixels, max_pixels=max_pixels)
     options: dict[str, Any] = {}
     if min_pixels is not None or max_pixels is not None:
         own = processor.size

@@ -60,7 +60,9 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
         if scheme == "asset":
             return from_timm(_asset_model(rest), config)
         if scheme == "hf":
-            return from_transformers(*_transformers_model(rest, pretrained, config, processor))
+            model, _, own = _transformers_model(rest, pretrained, config, processor)
+            make = from_native if is_native(model) else from_transformers
+            return make(model, config, own)
         return from_open_clip(*open_clip_model(rest, pretrained, config))
 
 
