@@ -73,10 +73,11 @@ class PatchFeatures:
     """
 
     def __init__(self, encoder: VisionEncoder) -> None:
-        if encoder.shape.native is not None:
+        if encoder.varies:
             raise ConfigError(
                 f"{encoder.config.name} reads images at their own resolution, and their features "
-                "fit no array of one shape: leave the cache of features out"
+                "fit no array of one shape: leave the cache of features out, or pass "
+                'resize="squash"'
             )
         self.encoder = encoder
         self.name = f"features-{cache_key(encoder)}.f16"

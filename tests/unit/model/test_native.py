@@ -16,12 +16,14 @@ from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2Visi
 import isthmus as im
 from isthmus import testing
 from isthmus.config.model import TrainConfig
+from isthmus.demonstrations.embed import ImageEmbedder
 from isthmus.errors import ConfigError
 from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.model.backbones.feature_shape import NativeGrid
 from isthmus.model.backbones.naflex import naflex_patches
 from isthmus.model.backbones.native import patches_of, pixels_of
 from isthmus.model.backbones.tiny_qwen_vl import FAMILIES, SIDE, write_tiny_qwen_vl
+from isthmus.model.clip.joined import Head, HeadConfig, JoinedImageTower
 from isthmus.model.features import PatchFeatures
 from isthmus.model.layout import HOLE
 
@@ -117,9 +119,13 @@ def test_images_of_one_size_go_together(folders: dict[str, Path], tower: str) ->
     assert together.shape[2] == encoder.shape.width
 
 
-@pytest.mark.parametrize("fusion", ["inline", "cross_attention"])
-@pytest.mark.parametrize("name", CONNECTORS)
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize(
+    ("tower", "name", "fusion"),
+    [
+        *((tower, name, "inline") for tower in TOWERS for name in CONNECTORS),
+        *(("siglip2", name, "cross_attention") for name in CONNECTORS),
+    ],
+)
 def test_a_strip_of_ones_own(folders: dict[str, Path], tower: str, name: str, fusion: str) -> None:
     """The suite, and the engine among prompts whose images differ in size."""
     source, connector = f"hf:{folders[tower]}", CONNECTORS[name]
@@ -235,6 +241,31 @@ def test_what_such_towers_do_not_give(folders: dict[str, Path]) -> None:
         low.prepare(["<image>"], [[image(1)]])
     with pytest.raises(ConfigError, match="feature_layer is -9"):
         im.load_vision(f"hf:{folders['siglip2']}", feature_layer=-9)
+    with pytest.raises(ConfigError, match="images of one size"):
+        JoinedImageTower(
+            im.load_vision(source), Head(32, 8, HeadConfig()), pooling="mean", locked=True
+        )
     squashed = im.load_vision(source, resize="squash")
+    assert PatchFeatures(squashed).shape == (squashed.shape.tokens, squashed.shape.width)
+    with pytest.raises(ConfigError, match='resize = "own"'):
+        im.compose(squashed, "tiny-lm", im.MLP(), media=[im.NativeImages(max_pixels=99)])
     assert squashed.preprocess(image(1)).shape == (3, *squashed.image_size)
     assert replace(squashed.config, resize="own") == im.load_vision(source).config
+
+
+@pytest.mark.parametrize("tower", ["qwen2_5_vl", "siglip2"])
+def test_images_of_any_size_are_embedded(
+    folders: dict[str, Path], tower: str, tmp_path: Path
+) -> None:
+    """To choose demonstrations by their images."""
+    encoder = im.load_vision(f"hf:{folders[tower]}")
+    examples = [im.Example(one) for one in (*IMAGES, image(9, IMAGES[0].size[::-1]))]
+    together = ImageEmbedder(encoder, tmp_path)(examples)
+    for example, vector in zip(examples, together, strict=True):
+        [alone] = ImageEmbedder(encoder)([example])
+        np.testing.assert_allclose(vector, alone, atol=1e-3)
+        features = encoder(encoder.preprocess(example.images[0])[None])[0].mean(dim=0)
+        expected = torch.nn.functional.normalize(features, dim=0).numpy()
+        np.testing.assert_allclose(alone, expected, atol=1e-3)
+    with pytest.raises(ConfigError, match='pooling="mean"'):
+        ImageEmbedder(encoder, pooling="own")

@@ -134,6 +134,11 @@ class VisionEncoder(nn.Module):
         return numbers.reshape(numbers.shape[0], -1, self.shape.width)
 
     @property
+    def varies(self) -> bool:
+        """Whether what `preprocess` makes of two images, and their features, differ in size."""
+        return self.shape.native is not None and self.config.resize == "own"
+
+    @property
     def normalisation(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
         """Mean and standard deviation of its pixels, per channel; None if they are not known."""
         return self._normalisation

@@ -106,9 +106,7 @@ class Inline(Config):
 
     @property
     def added(self) -> str:
-        """Adapters, features behind decoder layers, or nothing."""
-        if self.deepstack:
-            return "visual features behind decoder layers"
+        """Adapters, or nothing: adding features behind layers is what Qwen3-VL's own class does."""
         return "" if self.adapter is None else "adapters that act in sight of images"
 
     def width(self, language_width: int, vision_width: int) -> int:

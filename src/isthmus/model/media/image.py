@@ -42,7 +42,7 @@ class ImageMedium:
 
     def encoding(self, parts: Parts) -> Encoding | None:
         """The features of the vision encoder; None where their number varies with the image."""
-        return PatchFeatures(parts.vision) if parts.vision.shape.native is None else None
+        return None if parts.vision.varies else PatchFeatures(parts.vision)
 
     def features(self, parts: Parts, opened: Tensor) -> Tensor:
         """Features (P, N, D_vision) of pixels (P, 3, H, W)."""

@@ -107,9 +107,10 @@ class NativeImages(Config):
                 f"{parts.vision.image_size[0]} x {parts.vision.image_size[1]} pixels; leave the "
                 "medium out"
             )
-        if parts.vision.processor is None and (self.min_pixels or self.max_pixels):
+        bounded = self.min_pixels is not None or self.max_pixels is not None
+        if bounded and (parts.vision.processor is None or not parts.vision.varies):
             raise ConfigError(
                 "min_pixels and max_pixels are for the encoder's own image processor: pass it to "
-                "load_vision as preprocess="
+                'load_vision as preprocess=, and leave resize = "own"'
             )
         return NativeMedium(self)
