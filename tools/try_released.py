@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import isthmus as im
+from isthmus.model.backbones.native import patches_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 BOUND = 1e-4
@@ -28,6 +29,16 @@ def conversation(images: int) -> list[dict[str, Any]]:
     """One question about so many images."""
     parts: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "What do you see?"}]}]
+
+
+def as_processor(model: im.VisionLanguageModel, pixels: Any) -> torch.Tensor:
+    """Opened images in the form in which the processor has them."""
+    native = model.vision.shape.native
+    if native is None:
+        return torch.stack(list(pixels))
+    told: Any = model.vision.model.config
+    frames = int(told.temporal_patch_size)
+    return torch.cat([patches_of(image[None], native, frames) for image in pixels])
 
 
 @torch.no_grad()
@@ -45,6 +56,7 @@ def compared(name: str, tokens: int) -> list[tuple[str, str, bool]]:
         shown = pictures[:count]
         text = processor.apply_chat_template(conversation(count), add_generation_prompt=True)
         inputs = processor(images=shown or None, text=text, return_tensors="pt")
+        text = text.replace(str(processor.image_token), "<image>")
         batch = ours.prepare([text], [shown])
         about = f"{count} images"
         same = torch.equal(batch.input_ids, inputs["input_ids"])
@@ -52,7 +64,8 @@ def compared(name: str, tokens: int) -> list[tuple[str, str, bool]]:
         if not same:
             continue
         if batch.pixels is not None:
-            away = float((torch.stack(list(batch.pixels)) - inputs["pixel_values"]).abs().max())
+            opened = as_processor(ours, batch.pixels)
+            away = float((opened - inputs["pixel_values"]).abs().max())
             found.append((about, f"pixels differ by {away:.2g}", away == 0))
         expected = theirs(**inputs).logits
         away = float((ours(batch).logits - expected).abs().max() / expected.abs().max())

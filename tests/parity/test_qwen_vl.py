@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -550,3 +552,13 @@ def test_lora_and_half_precision(case: Case, tmp_path: Path) -> None:
     again = im.load(im.save(tuned, tmp_path))
     with torch.no_grad():
         assert torch.equal(again(batch).logits, tuned(batch).logits)
+
+
+def test_the_tool_for_real_weights_compares_the_same(tmp_path: Path) -> None:
+    write_tiny_qwen_vl(tmp_path, "qwen3_vl")
+    tool = Path(__file__).parents[2] / "tools" / "try_released.py"
+    command = [sys.executable, str(tool), f"hf:{tmp_path}", "--tokens", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("hf:")]
+    assert [line.endswith("equal") for line in lines] == [True] * 11, done.stdout + done.stderr
+    assert done.returncode == 0
