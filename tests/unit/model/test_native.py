@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
+from transformers import (
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+)
 
 import isthmus as im
 from isthmus import testing
+from isthmus.config.file import run_from_mapping
 from isthmus.config.model import TrainConfig
 from isthmus.demonstrations.embed import ImageEmbedder
 from isthmus.errors import ConfigError
@@ -22,10 +29,12 @@ from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.model.backbones.feature_shape import NativeGrid
 from isthmus.model.backbones.naflex import naflex_patches
 from isthmus.model.backbones.native import patches_of, pixels_of
-from isthmus.model.backbones.tiny_qwen_vl import FAMILIES, SIDE, write_tiny_qwen_vl
+from isthmus.model.backbones.tiny_qwen_vl import FAMILIES, IMAGE, SIDE, write_tiny_qwen_vl
 from isthmus.model.clip.joined import Head, HeadConfig, JoinedImageTower
 from isthmus.model.features import PatchFeatures
 from isthmus.model.layout import HOLE
+from isthmus.training.run import build
+from isthmus.training.smoke import smoke
 
 TOWERS = [*FAMILIES, "siglip2"]
 RESAMPLER = im.Resampler(latents=3, depth=1, heads=2, head_dim=8)
@@ -269,3 +278,36 @@ def test_images_of_any_size_are_embedded(
         np.testing.assert_allclose(alone, expected, atol=1e-3)
     with pytest.raises(ConfigError, match='pooling="mean"'):
         ImageEmbedder(encoder, pooling="own")
+
+
+def test_a_dual_encoder_s_tower(folders: dict[str, Path], tmp_path: Path) -> None:
+    """NaFlex repositories hold a text tower too."""
+    vision = Siglip2VisionModel.from_pretrained(folders["siglip2"])
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "vocab_size": 40, "projection_size": 32}
+    whole = Siglip2Model(Siglip2Config(text_config=text, vision_config=vision.config.to_dict()))
+    whole.vision_model.load_state_dict(vision.state_dict())
+    whole.save_pretrained(tmp_path)
+    Siglip2ImageProcessor.from_pretrained(folders["siglip2"]).save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 16, 24)
+    alone = im.load_vision(f"hf:{folders['siglip2']}")
+    assert torch.equal(im.load_vision(f"hf:{tmp_path}")(pixels), alone(pixels))
+
+
+def test_a_smoke_run_of_a_qwen_strip(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The configuration of docs/released.md, shrunk: one size of images, no deepstack."""
+    name = f"hf:{folders['qwen3_vl']}"
+    tables = {
+        "vision": {"name": name, "deepstack": True},
+        "language": {"name": name},
+        "connector": {"type": "merger", "deepstack": 2},
+        "fusion": {"type": "inline", "deepstack": 2},
+        "media": [{"type": "native", "max_pixels": 1000}],
+        "tokens": {"image_id": IMAGE},
+        "data": [{"path": "pairs.jsonl"}],
+    }
+    small, records = smoke(run_from_mapping(tables))
+    model = build(small, "cpu")
+    assert isinstance(model, im.VisionLanguageModel)
+    assert (model.config.media, model.config.vision.deepstack) == ((), False)
+    assert records
