@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import isthmus as im
+from isthmus.model.backbones.native import patches_of
 from isthmus.model.backbones.pickled import read_pickled
 from isthmus.model.join import reader_of
 from isthmus.prompts.templates import template_named
@@ -45,6 +46,16 @@ def prompt_of(processor: Any, images: int) -> str:
     if getattr(processor, "chat_template", None):
         return str(processor.apply_chat_template(conversation(images), add_generation_prompt=True))
     return f"Question: {QUESTION} Answer:"  # BLIP-2, whose processor puts an image before it
+
+
+def as_processor(model: im.VisionLanguageModel, pixels: Any) -> torch.Tensor:
+    """Opened images in the form in which the processor has them."""
+    native = model.vision.shape.native
+    if native is None:
+        return torch.stack(list(pixels))
+    told: Any = model.vision.model.config
+    frames = int(told.temporal_patch_size)
+    return torch.cat([patches_of(image[None], native, frames) for image in pixels])
 
 
 @torch.no_grad()
@@ -70,7 +81,8 @@ def compared(name: str, tokens: int) -> list[tuple[str, str, bool]]:
         if not same:
             continue
         if batch.pixels is not None:
-            away = float((torch.stack(list(batch.pixels)) - inputs["pixel_values"]).abs().max())
+            opened = as_processor(ours, batch.pixels)
+            away = float((opened - inputs["pixel_values"]).abs().max())
             found.append((about, f"pixels differ by {away:.2g}", away == 0))
         expected = theirs(**inputs).logits
         away = float((ours(batch).logits - expected).abs().max() / expected.abs().max())

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from isthmus.model.connectors.attention_pool import AttentionPool
     from isthmus.model.connectors.c_abstractor import CAbstractor
     from isthmus.model.connectors.linear import Linear
+    from isthmus.model.connectors.merger import Merger
     from isthmus.model.connectors.mlp import MLP
     from isthmus.model.connectors.names import Names
     from isthmus.model.connectors.pixel_shuffle import PixelShuffle
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from isthmus.model.fusion.cross_attention import CrossAttention
     from isthmus.model.fusion.inline import Inline
     from isthmus.model.join import compose
+    from isthmus.model.media.native import NativeImages
     from isthmus.model.saving import load, save
     from isthmus.model.vlm import VisionLanguageModel
     from isthmus.prompts.prompt import Example, Prompt
@@ -147,6 +149,7 @@ _HOMES = {
     "isthmus.model.connectors.linear": ("Linear",),
     "isthmus.model.connectors.names": ("Names",),
     "isthmus.model.connectors.mlp": ("MLP",),
+    "isthmus.model.connectors.merger": ("Merger",),
     "isthmus.model.connectors.pixel_shuffle": ("PixelShuffle",),
     "isthmus.model.connectors.pool": ("Pool",),
     "isthmus.model.connectors.attention_pool": ("AttentionPool",),
@@ -156,6 +159,7 @@ _HOMES = {
     "isthmus.model.fusion.inline": ("Inline",),
     "isthmus.model.fusion.adapter": ("Adapter",),
     "isthmus.model.fusion.cross_attention": ("CrossAttention",),
+    "isthmus.model.media.native": ("NativeImages",),
     "isthmus.media.image": ("open_image",),
     "isthmus.errors": (
         "IsthmusError",
@@ -214,9 +218,11 @@ __all__ = [
     "Linear",
     "Machine",
     "MediaError",
+    "Merger",
     "MissingExtraError",
     "ModelConfig",
     "Names",
+    "NativeImages",
     "Output",
     "OutputError",
     "PairSet",

@@ -49,6 +49,9 @@ class VisionConfig(Config):
     fine: NotNegative = 0
     """Stride in pixels of an early feature map that follows the regions, for connectors that read
     text; 0 for none."""
+    deepstack: bool = False
+    """Whether the features of the earlier layers that Qwen3-VL reads stand beside the last one's,
+    for the connector merger and the fusion inline with deepstack."""
 
 
 @dataclass(frozen=True, kw_only=True)

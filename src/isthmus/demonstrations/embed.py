@@ -125,6 +125,11 @@ class ImageEmbedder:
             raise ConfigError(
                 f'unknown pooling "{pooling}": {suggestion(pooling, ("mean", "own"))}'
             )
+        if pooling == "own" and encoder.shape.native is not None:
+            raise ConfigError(
+                f"{encoder.config.name} reads images at their own resolution and has no pooled "
+                'output: pass pooling="mean"'
+            )
         self.encoder = encoder
         self.pooling = pooling
         self.batch_size = batch_size
@@ -138,7 +143,7 @@ class ImageEmbedder:
         key, shape = cache_key(encoder), encoder.shape
         width = shape.width if pooling == "mean" else self._own_width()
         self._store = FeatureStore(Path(folder) / f"pooled-{pooling}-{key}.f16", (1, width))
-        if pooling == "mean":
+        if pooling == "mean" and not encoder.varies:
             whole = Path(folder) / f"features-{key}.f16"
             self._whole = FeatureStore(whole, (shape.tokens, shape.width))
 
@@ -193,7 +198,7 @@ class ImageEmbedder:
         ) as opened:
             for batch in _batches(opened, self.batch_size):
                 keys, pixels = zip(*batch, strict=True)
-                vectors = self._pooled(torch.stack(pixels)).float().cpu()
+                vectors = self._pooled_each(pixels).float().cpu()
                 self.encoded += len(keys)
                 for key, sound in zip(keys, vectors.isfinite().all(dim=1).tolist(), strict=True):
                     if not sound:
@@ -204,13 +209,24 @@ class ImageEmbedder:
         key, image = item
         return key, self.encoder.preprocess(open_frames(image)[0])
 
+    def _pooled_each(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Vectors (n, D) of pixels (3, H, W) each, those of one size in one pass."""
+        sizes: dict[torch.Size, list[int]] = {}
+        for number, own in enumerate(pixels):
+            sizes.setdefault(own.shape, []).append(number)
+        passes = [self._pooled(torch.stack([pixels[n] for n in own])) for own in sizes.values()]
+        order = torch.tensor([n for own in sizes.values() for n in own])
+        return torch.cat(passes)[order.argsort().to(passes[0].device)]
+
     @torch.no_grad()
     def _pooled(self, pixels: Tensor) -> Tensor:
         """Vectors (B, D) of pixels (B, 3, H, W)."""
         parameter = next(self.encoder.parameters())
         pixels = pixels.to(parameter.device)
         if self.pooling == "mean":
-            return self.encoder(pixels)[:, : self.encoder.shape.patches].float().mean(dim=1)
+            shape, features = self.encoder.shape, self.encoder(pixels)
+            patches = features if shape.regions is None else features[:, : shape.patches]
+            return patches.float().mean(dim=1)
         pixels, model = pixels.to(parameter.dtype), self.encoder.model
         found: Any
         if hasattr(model, "forward_head"):  # timm

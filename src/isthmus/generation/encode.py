@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 from isthmus.errors import PromptError
-from isthmus.generation.images import content_of
+from isthmus.generation.images import known_as
 from isthmus.generation.prefix import boundary, common
 from isthmus.generation.rows import Encoded, symbols_of
 from isthmus.model.layout import Layout
@@ -76,7 +76,7 @@ class PromptEncoder:
         known = {} if known is None else known
         for image in prompt.images:
             if id(image) not in known:
-                known[id(image)] = content_of(image)
+                known[id(image)] = known_as(self.model, image)
         contents = [known[id(p)] for p in prompt.images]
         hashes = tuple(key for key, _ in contents)
         layouts = tuple(layouts_of(self.model, [source for _, source in contents]))

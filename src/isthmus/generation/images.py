@@ -63,6 +63,18 @@ def content_of(source: Any) -> tuple[str, Any]:
     return hashlib.sha256(head + image.tobytes()).hexdigest(), kept
 
 
+def known_as(model: VisionLanguageModel, source: Any) -> tuple[str, Any]:
+    """As `content_of`, the hash telling also how the image's medium will open it.
+
+    Args:
+        model: Whose media are asked. One whose bounds can be chosen says them as `options`.
+        source: As for `content_of`.
+    """
+    key, kept = content_of(source)
+    options = str(getattr(medium_of(model, kept), "options", ""))
+    return (hashlib.sha256(f"{options} {key}".encode()).hexdigest() if options else key), kept
+
+
 class VisualTokens:
     """Visual tokens (M, D_visual) of images by the hash of their content.
 

@@ -67,9 +67,18 @@ class PatchFeatures:
 
     Args:
         encoder: The encoder, on any device.
+
+    Raises:
+        ConfigError: If the number of its features varies with the image.
     """
 
     def __init__(self, encoder: VisionEncoder) -> None:
+        if encoder.varies:
+            raise ConfigError(
+                f"{encoder.config.name} reads images at their own resolution, and their features "
+                "fit no array of one shape: leave the cache of features out, or pass "
+                'resize="squash"'
+            )
         self.encoder = encoder
         self.name = f"features-{cache_key(encoder)}.f16"
         self.shape = (encoder.shape.tokens, encoder.shape.width)

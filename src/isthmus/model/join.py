@@ -21,6 +21,7 @@ from isthmus.model.connectors import build_connector
 from isthmus.model.connectors.linear import Linear
 from isthmus.model.fusion import fusion_config
 from isthmus.model.fusion.inline import Inline
+from isthmus.model.media.native import NativeImages
 from isthmus.model.vlm import VisionLanguageModel
 
 
@@ -45,7 +46,8 @@ def compose(
         connector: A connector's options, for example `Resampler(latents=64)`, or a module of
             your own that fits `connectors.Connector`.
         fusion: `Inline()` (the default) or `CrossAttention(...)`.
-        media: Configurations of media besides images and clips (see `model.media`).
+        media: Configurations of media besides images and clips (see `model.media`). An encoder
+            that reads images at their own resolution gets `NativeImages()` without being asked.
         template: How questions become prompts.
         tokens: The token of the language model's own vocabulary that stands for an image; None
             adds one, and one that ends an answer, whose rows are trained.
@@ -76,6 +78,8 @@ def compose(
     with read_together():
         encoder = load_vision(vision)
         lm = load_language(language, tokenizer=tokenizer)
+    if encoder.shape.native is not None and not any(isinstance(m, NativeImages) for m in media):
+        media = (NativeImages(), *media)
     options = Inline() if fusion is None else fusion
     width = fusion_config(options).width(lm.width, encoder.shape.width)
     strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
@@ -194,15 +198,18 @@ def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
     with read_together(dtype):
         encoder, lm = load_vision(name), load_language(name)
         whole = read(name)
-    plan, fusion = whole.plan, Inline()
+    plan = whole.plan
+    fusion = Inline() if plan.fusion is None else plan.fusion
+    width = fusion_config(fusion).width(lm.width, encoder.shape.width)
     with torch.device("meta"):  # the released tensors take the place of new ones
-        strip = build_connector(plan.connector, encoder.shape, lm.width)
+        strip = build_connector(plan.connector, encoder.shape, width)
     strip.load_state_dict(dict(whole.connector), assign=True)
     config = ModelConfig(
         vision=encoder.config,
         language=lm.config,
         connector=plan.connector,
         fusion=fusion,
+        media=plan.media,
         template="chat" if lm.tokenizer.chat_template else plan.template,
         tokens=TokensConfig(
             image_id=plan.image_id,

@@ -45,6 +45,7 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
                 resize=config.resize,
                 regions=config.regions,
                 fine=config.fine,
+                deepstack=config.deepstack,
             )
         except ConfigError as error:
             raise CheckpointError(
@@ -52,7 +53,7 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
             ) from error
     else:
         encoder = load_vision(config)
-    for key in ("feature_layer", "final_norm", "keep_cls", "regions", "fine"):
+    for key in ("feature_layer", "final_norm", "keep_cls", "regions", "fine", "deepstack"):
         got, expected = getattr(encoder.config, key), getattr(config, key)
         if got != expected:
             raise CheckpointError(

@@ -27,6 +27,7 @@ from isthmus.model.connectors import Connector
 from isthmus.model.cross_entropy import token_losses
 from isthmus.model.fusion import Fusion, Visual, build_fusion
 from isthmus.model.fusion.adapter import Adapted
+from isthmus.model.fusion.deepstack import Deepstack, deepstack_of
 from isthmus.model.fusion.sight import (
     Sight,
     first_image,
@@ -45,6 +46,7 @@ from isthmus.model.media.base import (
     visual_of,
 )
 from isthmus.model.media.image import ClipMedium, ImageMedium
+from isthmus.model.positions import Positions, positions_of
 from isthmus.model.summary import Summary, summary_of
 from isthmus.prompts.prompt import IMAGE_TAG, Span
 
@@ -118,7 +120,10 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def layout(self) -> Layout:
-        """Where an image stands in the text, if its medium does not vary."""
+        """Where an image stands in the text; a typical one, if its medium varies."""
+        for medium in self.media:
+            if medium.varies and medium.name == "image":
+                return medium.layout(self, None)
         return fixed_layout(self)
 
     def add_medium(self, medium: Medium) -> None:
@@ -262,6 +267,21 @@ class VisionLanguageModel(nn.Module):
     def _layouts(self, batch: Batch, count: int) -> Sequence[Layout]:
         return [self.layout] * count if batch.layouts is None else batch.layouts
 
+    def positions(self, batch: Batch) -> Positions:
+        """Where a batch's tokens stand for the language model."""
+        is_image = batch.input_ids == self.special_tokens.image_id
+        layouts: Sequence[Layout] = ()
+        if self.language.axes > 1:
+            count = int(is_image.sum()) // self.layout.places
+            layouts = self._layouts(batch, count)
+        return positions_of(
+            batch.attention_mask,
+            is_image,
+            layouts,
+            axes=self.language.axes,
+            samples=batch.positions,
+        )
+
     @contextmanager
     def in_sight(
         self, batch: Batch, *, decoding: bool = False, chosen: Tensor | None = None
@@ -281,12 +301,13 @@ class VisionLanguageModel(nn.Module):
         visual = self.visual_tokens(batch)
         is_image = batch.input_ids == self.special_tokens.image_id
         embeddings = self.special_tokens.embed(batch.input_ids)
-        sight = may_end = adapted = None
+        sight = may_end = adapted = deepstack = None
         if visual is not None:
             if self.fusion.adapter is not None:
                 adapted = self.fusion.adapter.see(is_image, batch.attention_mask, batch.positions)
             may_end = samples_with_images(is_image, batch.positions)
             embeddings = self.fusion.embed(embeddings, is_image, visual)
+            deepstack = deepstack_of(self.fusion, is_image, visual)
             if self.fusion.sees != "nothing":
                 layouts = self._layouts(batch, len(visual))
                 tags = first_of_each(is_image, [layout.places for layout in layouts])
@@ -296,7 +317,7 @@ class VisionLanguageModel(nn.Module):
                     first_image(tags, batch.positions),
                     keep=decoding,
                 )
-        with self.shown(sight, may_end, chosen, adapted):
+        with self.shown(sight, may_end, chosen, adapted, deepstack):
             yield embeddings
 
     @contextmanager
@@ -306,6 +327,7 @@ class VisionLanguageModel(nn.Module):
         may_end: Tensor | None,
         chosen: Tensor | None = None,
         adapted: Adapted | None = None,
+        deepstack: Deepstack | None = None,
     ) -> Iterator[None]:
         """Shows the language model what is in sight while the context lasts.
 
@@ -314,12 +336,15 @@ class VisionLanguageModel(nn.Module):
             may_end: (B,) or (B, L) bool, which rows or tokens have images; None for none.
             chosen: (B, L) bool, the positions that logits are wanted of; None for all.
             adapted: Where the fusion's adapters act; None for nowhere.
+            deepstack: What is added behind decoder layers; None for nothing.
         """
         hooks: list[Hooks] = []
         if sight is not None:
             hooks.append(partial(self.fusion.hook, self.language, sight))
         if adapted is not None and self.fusion.adapter is not None:
             hooks.append(partial(self.fusion.adapter.hook, self.language, adapted))
+        if deepstack is not None:
+            hooks.append(partial(deepstack.hook, self.language))
         with self.special_tokens.used(may_end, chosen), self.language.hooked(*hooks):
             yield
 
@@ -339,7 +364,8 @@ class VisionLanguageModel(nn.Module):
             chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))
             last = 0
         # asked before the images are in sight: it may try the language model out
-        places = self.language.places(batch.attention_mask, batch.positions)
+        own = self.positions(batch).tokens
+        places = self.language.places(batch.attention_mask, batch.positions, own)
         with self.in_sight(batch, chosen=chosen) as embeddings:
             logits: Tensor = self.language.model(
                 inputs_embeds=embeddings, logits_to_keep=last, use_cache=False, **places

@@ -26,6 +26,7 @@ from isthmus.config.model import (
 from isthmus.data.records import Medium, Record
 from isthmus.data.rows import png
 from isthmus.media.file_ref import FileRef
+from isthmus.model.media.native import NativeImages
 from isthmus.prompts.prompt import Example
 
 STEPS, BATCH = 3, 4
@@ -99,10 +100,13 @@ def _model(config: ModelConfig) -> ModelConfig:
             config.vision,
             name="tiny-cnn" if config.vision.regions else "tiny-vit",
             feature_layer=layer,
+            deepstack=False,
         ),
         language=LanguageConfig(name="tiny-lm", lora_rank=min(config.language.lora_rank, 2)),
         connector=_toy(config.connector),
         fusion=_toy(config.fusion),
+        # the tiny encoders' images are all of one size
+        media=tuple(_toy(m) for m in config.media if not isinstance(m, NativeImages)),
         tokens=None,  # the tiny language model's vocabulary has none
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from isthmus.errors import CheckpointError, ConfigError
 from isthmus.model.backbones.released import causal_model, family_of, plan_of
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
+from isthmus.model.backbones.tiny_qwen_vl import write_tiny_qwen_vl
 from isthmus.training.run import build
 
 QUESTION = "What is it?"
@@ -172,12 +174,22 @@ def test_the_page_is_true(
     assert name in page
     shutil.copy(image, tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
+    places = {
+        name: f"hf:{whole}",
+        "hf:Qwen/Qwen2.5-VL-3B-Instruct": f"hf:{write_tiny_qwen_vl(tmp_path / 'qwen')}",
+        "hf:Qwen/Qwen3-0.6B": "tiny-lm",
+    }
     names: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
-        exec(block.replace(name, f"hf:{whole}"), names)
+        for told, place in places.items():
+            block = block.replace(told, place)
+        exec(block, names)
     assert names["encoder"].config.feature_layer == -2
     assert isinstance(names["model"], im.VisionLanguageModel)
-    [table] = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    table, media = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    [bounds] = tomllib.loads(media)["media"]
+    assert bounds.pop("type") == "native"
+    assert im.NativeImages(**bounds).max_pixels == 512 * 512
     table = table.replace(name, f"hf:{whole}").replace("image_id = 32000", "image_id = 259")
     (tmp_path / "run.toml").write_text(f'{table}\n[train]\ninit = "llava-strip"\n')
     config = read_run(tmp_path / "run.toml")
@@ -231,11 +243,11 @@ def test_what_our_parts_lack_is_named(
 
 
 def test_an_unknown_family_hears_which_are_known(folder: Path) -> None:
-    edit(folder, model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForConditionalGeneration"])
-    with pytest.raises(ConfigError, match=r'"qwen2_5_vl".*known: .*llava'):
+    edit(folder, model_type="glm4v", architectures=["Glm4vForConditionalGeneration"])
+    with pytest.raises(ConfigError, match=r'"glm4v".*known: .*llava'):
         im.load(f"hf:{folder}")
-    edit(folder, model_type="qwen2_5_vl", architectures=None)
-    with pytest.raises(ConfigError, match="Qwen2_5_VLForConditionalGeneration"):
+    edit(folder, model_type="glm4v", architectures=None)
+    with pytest.raises(ConfigError, match="Glm4vForConditionalGeneration"):
         im.load(folder)
 
 

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NativeGrid:
+    """How an encoder that reads images at their own resolution cuts them up.
+
+    Attributes:
+        patch: Side of a patch in pixels.
+        merge: Side of a square in patches; the vectors of a square follow each other, row by row,
+            and the squares do.
+    """
+
+    patch: int
+    merge: int
+
+    @property
+    def multiple(self) -> int:
+        """Side of a square in pixels, which divides both sides of an image."""
+        return self.patch * self.merge
 
 
 @dataclass(frozen=True)
@@ -13,16 +32,19 @@ class FeatureShape:
 
     Attributes:
         width: Width D.
-        tokens: Number of vectors N.
+        tokens: Number of vectors N, of a typical image where it varies.
         grid: (rows, columns) if the vectors are an image's patches row by row, else None.
         regions: What follows the patches, where `VisionConfig.regions` asks for it; the grid is
             then that of the patches alone.
+        native: How an image is cut up where the number of vectors varies with it; there is no grid
+            of all images then.
     """
 
     width: int
     tokens: int
     grid: tuple[int, int] | None
     regions: RegionShape | None = None
+    native: NativeGrid | None = field(default=None, repr=False)
 
     @property
     def patches(self) -> int:

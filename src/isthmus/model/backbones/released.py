@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError, loading
+from isthmus.model.backbones.causal import DECODERS, CausalDecoder
 from isthmus.model.backbones.rotary import converted
 from isthmus.model.backbones.text import no_bar_for_files
 
@@ -42,6 +43,9 @@ class Plan:
         template: How questions become prompts where the repository has no chat template.
         heading: Words that stand before every prompt of its chat template.
         processed: The plan with what the repository's processor tells besides; None for nothing.
+        deepstack: Whether features of earlier layers stand beside them.
+        fusion: Configuration of the fusion; None for tokens in the text and nothing else.
+        media: Configurations of media besides images of one size.
     """
 
     feature_layer: int
@@ -56,6 +60,9 @@ class Plan:
     template: str = "plain"
     heading: str = ""
     processed: Callable[[Plan, Any], Plan] | None = None
+    deepstack: bool = False
+    fusion: Any = None
+    media: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -303,7 +310,11 @@ def causal_model(decoder: Any, head: nn.Module, generation_config: Any) -> nn.Mo
     kind = decoder.config.model_type
     try:
         with torch.device("meta"):  # no weights: the decoder and the head take their place
-            model: Any = AutoModelForCausalLM.from_config(decoder.config, trust_remote_code=False)
+            model: Any = (
+                CausalDecoder(decoder.config)
+                if kind in DECODERS
+                else AutoModelForCausalLM.from_config(decoder.config, trust_remote_code=False)
+            )
     except ValueError as error:
         raise ConfigError(
             f'Transformers has no causal language model of the type "{kind}", whose decoder this '

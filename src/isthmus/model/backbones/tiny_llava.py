@@ -6,6 +6,7 @@ and the chat template of LLaVA-1.5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,32 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+
+
+def random_model(
+    architecture: str, config: Any, *, seed: int, never: Sequence[int], end: Any = END
+) -> Any:
+    """A vision-language model of Transformers with random weights.
+
+    Args:
+        architecture: Its class.
+        config: Its configuration, over the byte vocabulary.
+        seed: Seed of the weights; the global generator is left alone.
+        never: Tokens that it does not say, such as that of an image.
+        end: Id of the token that ends a text, or ids.
+    """
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = getattr(transformers, architecture)(config)
+        with torch.no_grad():
+            for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mix-ups
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            model.get_output_embeddings().weight[list(never)] = 0  # no released model says them
+    model.generation_config.eos_token_id = end
+    model.generation_config.pad_token_id = PAD
+    return model
 
 
 def write_tiny_llava(
@@ -90,15 +117,7 @@ def write_tiny_llava(
         image_seq_length=(SIZE // PATCH) ** 2,
         **options,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = transformers.LlavaForConditionalGeneration(config)
-        with torch.no_grad():
-            for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mix-ups
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            model.get_output_embeddings().weight[IMAGE] = 0  # no released model says it
-    model.generation_config.eos_token_id = END
-    model.generation_config.pad_token_id = PAD
+    model = random_model("LlavaForConditionalGeneration", config, seed=seed, never=[IMAGE])
     if tokenizer is None:
         tokenizer = byte_tokenizer()
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})

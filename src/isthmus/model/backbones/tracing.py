@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.config.speedups import speedup
-from isthmus.model.backbones.libraries import Features
+from isthmus.model.backbones.backbone import Features
 
 
 def frozen_graph(model: nn.Module, features: Features, size: tuple[int, int]) -> Features | None:

@@ -21,13 +21,10 @@ from torch.nn import functional as F
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError
 from isthmus.media.image import open_image
+from isthmus.model.backbones.backbone import Backbone, Features, Preprocess
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
-from isthmus.model.backbones.libraries import (
-    Backbone,
-    Features,
-    Preprocess,
-    from_object,
-)
+from isthmus.model.backbones.libraries import from_object
+from isthmus.model.backbones.native import from_native, is_native
 from isthmus.model.backbones.rotary import exact_frequencies
 from isthmus.model.backbones.tracing import frozen_graph
 from isthmus.model.backbones.vision_names import fetch, own_features
@@ -46,7 +43,7 @@ class VisionEncoder(nn.Module):
 
     Attributes:
         shape: Shape of one image's features.
-        image_size: (H, W) of the pixels.
+        image_size: (H, W) of the pixels, of a typical image where `shape.native` is set.
         processor: Transformers' image processor, where the encoder's own preprocessing is one.
     """
 
@@ -80,6 +77,12 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def _probe(self, backbone: Backbone) -> tuple[int, FeatureShape]:
         """How many tokens in front are dropped, and what then remains."""
+        if (native := backbone.native) is not None:  # the smallest image tells the width
+            found = self._features(
+                torch.zeros(1, 3, native.multiple, native.multiple, dtype=self._dtype)
+            )
+            tokens = backbone.size[0] * backbone.size[1] // native.patch**2
+            return 0, FeatureShape(found.shape[-1], tokens, None, native=native)
         found = self._features(torch.zeros(1, 3, *backbone.size, dtype=self._dtype))
         if self._regions is not None:
             return 0, self._probe_regions(found)
@@ -129,6 +132,11 @@ class VisionEncoder(nn.Module):
         numbers = F.pad(numbers, (0, -numbers.shape[-1] % self.shape.width))
         # a trace takes len() for constant
         return numbers.reshape(numbers.shape[0], -1, self.shape.width)
+
+    @property
+    def varies(self) -> bool:
+        """Whether what `preprocess` makes of two images, and their features, differ in size."""
+        return self.shape.native is not None and self.config.resize == "own"
 
     @property
     def normalisation(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
@@ -251,7 +259,7 @@ class VisionEncoder(nn.Module):
             image = open_image(image)
         if self.config.resize == "own":
             pixels = self._own(image).float()
-            if tuple(pixels.shape) != (3, *self.image_size):
+            if self.shape.native is None and tuple(pixels.shape) != (3, *self.image_size):
                 raise ConfigError(
                     f"preprocessing gave {tuple(pixels.shape)}: expected "
                     f'{(3, *self.image_size)}; pass resize="squash" or "pad", or another preprocess'
@@ -310,6 +318,7 @@ def load_vision(
     resize: Literal["own", "pad", "squash"] | None = None,
     regions: bool | None = None,
     fine: int | None = None,
+    deepstack: bool | None = None,
 ) -> VisionEncoder:
     """Loads a vision encoder by name, or wraps one.
 
@@ -329,6 +338,7 @@ def load_vision(
         resize: How an image is made to fit, in place of the configuration's.
         regions: Whether what is seen of regions follows, in place of the configuration's.
         fine: Stride of the early map behind them, in place of the configuration's.
+        deepstack: Whether earlier layers' features follow, in place of the configuration's.
 
     Raises:
         ConfigError: If the name has an unknown form, or the model has no such layer or no regions.
@@ -346,6 +356,7 @@ def load_vision(
         "resize": resize,
         "regions": regions,
         "fine": fine,
+        "deepstack": deepstack,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if isinstance(source, VisionEncoder):
@@ -358,7 +369,8 @@ def load_vision(
     processor = preprocess if hasattr(preprocess, "image_mean") else None
     if isinstance(source, nn.Module):
         config = VisionConfig(name=f"object:{type(source).__name__}", **changes)
-        backbone = from_object(source, config, processor)
+        make = from_native if is_native(source) else from_object
+        backbone = make(source, config, processor)
     else:
         if isinstance(source, str):
             source = VisionConfig(name=source, **own_features(source))

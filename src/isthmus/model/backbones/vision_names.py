@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import CheckpointError, ConfigError, loading, suggestion
+from isthmus.model.backbones.backbone import Backbone
 from isthmus.model.backbones.libraries import (
-    Backbone,
     from_open_clip,
     from_timm,
     from_transformers,
     open_clip_library,
 )
+from isthmus.model.backbones.native import from_native, is_native
 from isthmus.model.backbones.released import plan_of, read
 
 PREFIXES = (
@@ -49,6 +50,8 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     plan = plan_of(config.name)
     if plan is not None:
         whole = read(config.name, pretrained=pretrained)
+        if is_native(whole.tower):
+            return from_native(whole.tower, config, processor or whole.image_processor)
         backbone = from_transformers(whole.tower, config, processor or whole.image_processor)
         return replace(backbone, prefix=plan.prefix)
     with loading(config.name, "a folder or a model"):
@@ -57,7 +60,9 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
         if scheme == "asset":
             return from_timm(_asset_model(rest), config)
         if scheme == "hf":
-            return from_transformers(*_transformers_model(rest, pretrained, config, processor))
+            model, _, own = _transformers_model(rest, pretrained, config, processor)
+            make = from_native if is_native(model) else from_transformers
+            return make(model, config, own)
         return from_open_clip(*open_clip_model(rest, pretrained, config))
 
 
@@ -79,6 +84,7 @@ def own_features(name: str) -> dict[str, Any]:
         "feature_layer": plan.feature_layer,
         "keep_cls": plan.keep_cls,
         "final_norm": plan.final_norm,
+        "deepstack": plan.deepstack,
     }
 
 

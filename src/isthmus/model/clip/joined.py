@@ -107,6 +107,9 @@ class JoinedImageTower(ImageTower):
         locked: Whether the encoder stays frozen.
         mixture: What puts the encoder's own classifier beside the head; its scores then follow the
             pooled features wherever these are kept.
+
+    Raises:
+        ConfigError: If the encoder's images differ in size.
     """
 
     def __init__(
@@ -119,6 +122,11 @@ class JoinedImageTower(ImageTower):
         mixture: ClassMixture | None = None,
     ) -> None:
         super().__init__()
+        if encoder.varies:
+            raise ConfigError(
+                f"{encoder.config.name} reads images at their own resolution: a dual encoder takes "
+                'images of one size; pass load_vision(..., resize="squash") or "pad"'
+            )
         self.encoder = encoder
         self.head = head
         self.mixture = mixture

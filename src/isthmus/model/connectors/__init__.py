@@ -36,9 +36,28 @@ class Connector(Protocol):
     num_tokens: int
     width: int
 
+    # one that makes more tokens of more patches also has `tokens_of(patches) -> int`
+
     def __call__(self, features: Tensor) -> Tensor:
         """Visual tokens (B, M, D) of features (B, N, D_vision)."""
         ...
+
+
+def tokens_of(connector: nn.Module, patches: int) -> int:
+    """How many visual tokens a connector makes of an image of so many patches.
+
+    Args:
+        connector: The connector. One that makes more of more patches has a method `tokens_of`.
+        patches: The number of patches.
+
+    Example:
+        >>> from isthmus.model.connectors.mlp import MLPConnector
+        >>> from isthmus.model.connectors.resampler import PerceiverResampler
+        >>> tokens_of(MLPConnector(8, 6, 16), 20), tokens_of(PerceiverResampler(8, 6), 20)
+        (20, 64)
+    """
+    own = getattr(connector, "tokens_of", None)
+    return int(connector.num_tokens if own is None else own(patches))  # type: ignore[arg-type]
 
 
 def _check_own(connector: nn.Module, shape: FeatureShape, width: int) -> None:

@@ -34,6 +34,10 @@ class LinearConnector(nn.Module):
         self.width = width
         self.projection = nn.Linear(in_width, width)
 
+    def tokens_of(self, patches: int) -> int:
+        """How many visual tokens an image of so many patches becomes."""
+        return patches
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, N, D) of features (B, N, D_vision)."""
         tokens: Tensor = self.projection(features)

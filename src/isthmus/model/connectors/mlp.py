@@ -41,6 +41,10 @@ class MLPConnector(nn.Module):
             layers += [nn.GELU(), nn.Linear(width, width, bias=bias)]
         self.layers = nn.Sequential(*layers)
 
+    def tokens_of(self, patches: int) -> int:
+        """How many visual tokens an image of so many patches becomes."""
+        return patches
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, N, D) of features (B, N, D_vision)."""
         tokens: Tensor = self.layers(features)

@@ -39,6 +39,51 @@ def space_to_depth(features: Tensor, grid: tuple[int, int], factor: int) -> Tens
     return merged
 
 
+def squares_of(shape: FeatureShape, factor: int, connector: str) -> tuple[int, int] | None:
+    """The grid that squares of patches are cut out of; None if they follow each other already.
+
+    Args:
+        shape: Shape of the features.
+        factor: Side of a square.
+        connector: Who asks, for messages.
+
+    Raises:
+        ConfigError: If there is neither, or the factor does not divide the grid.
+    """
+    if shape.native is not None:
+        if factor not in (1, shape.native.merge):
+            raise ConfigError(
+                f"{connector}: factor={factor}: the patches of these images come in squares of "
+                f"{shape.native.merge} x {shape.native.merge}: expected factor="
+                f"{shape.native.merge}"
+            )
+        return None
+    return _divided(require_grid(shape.grid, connector), factor, connector)
+
+
+def _divided(grid: tuple[int, int], factor: int, connector: str) -> tuple[int, int]:
+    if grid[0] % factor or grid[1] % factor:
+        fits = [f for f in range(1, min(grid) + 1) if grid[0] % f == 0 and grid[1] % f == 0]
+        raise ConfigError(
+            f"{connector}: factor={factor} does not divide the grid {grid[0]} x {grid[1]}; "
+            f"these do: {', '.join(map(str, fits))}"
+        )
+    return grid
+
+
+def squares(features: Tensor, grid: tuple[int, int] | None, factor: int) -> Tensor:
+    """The patches of each square side by side, (B, N / factor^2, factor^2 * D), row by row.
+
+    Args:
+        features: (B, N, D), row by row; or square by square where there is no grid.
+        grid: As `squares_of` gives it.
+        factor: Side of a square.
+    """
+    if grid is not None:
+        return space_to_depth(features, grid, factor)
+    return features.reshape(*features.shape[:-2], -1, factor**2 * features.shape[-1])
+
+
 class PixelShuffleConnector(nn.Module):
     """Space-to-depth and a linear map.
 
@@ -47,6 +92,7 @@ class PixelShuffleConnector(nn.Module):
         width: Width of the visual tokens.
         grid: (rows, columns) of the patches.
         factor: Side of the square that becomes one token.
+        patches: Their number, where they stand square by square and have no grid.
 
     Raises:
         ConfigError: If there is no grid, or the factor does not divide it.
@@ -57,24 +103,30 @@ class PixelShuffleConnector(nn.Module):
     """
 
     def __init__(
-        self, in_width: int, width: int, grid: tuple[int, int] | None, *, factor: int = 2
+        self,
+        in_width: int,
+        width: int,
+        grid: tuple[int, int] | None,
+        *,
+        factor: int = 2,
+        patches: int | None = None,
     ) -> None:
         super().__init__()
-        grid = require_grid(grid, "pixel_shuffle")
-        if grid[0] % factor or grid[1] % factor:
-            fits = [f for f in range(1, min(grid) + 1) if grid[0] % f == 0 and grid[1] % f == 0]
-            raise ConfigError(
-                f"pixel_shuffle: factor={factor} does not divide the grid {grid[0]} x {grid[1]}; "
-                f"these do: {', '.join(map(str, fits))}"
-            )
+        if patches is None:
+            grid = _divided(require_grid(grid, "pixel_shuffle"), factor, "pixel_shuffle")
+            patches = grid[0] * grid[1]
         self.grid, self.factor = grid, factor
-        self.num_tokens = grid[0] * grid[1] // factor**2
+        self.num_tokens = patches // factor**2
         self.width = width
         self.projection = nn.Linear(in_width * factor**2, width, bias=False)
 
+    def tokens_of(self, patches: int) -> int:
+        """How many visual tokens an image of so many patches becomes."""
+        return patches // self.factor**2
+
     def forward(self, features: Tensor) -> Tensor:
         """Visual tokens (B, N / factor^2, D) of features (B, N, D_vision)."""
-        tokens: Tensor = self.projection(space_to_depth(features, self.grid, self.factor))
+        tokens: Tensor = self.projection(squares(features, self.grid, self.factor))
         return tokens
 
 
@@ -90,7 +142,9 @@ class PixelShuffle(Config):
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None
     ) -> PixelShuffleConnector:
         """The module for features of a shape."""
-        return PixelShuffleConnector(shape.width, width, shape.grid, factor=self.factor)
+        grid = squares_of(shape, self.factor, "pixel_shuffle")
+        patches = shape.tokens if grid is None else None
+        return PixelShuffleConnector(shape.width, width, grid, factor=self.factor, patches=patches)
 
     def toy(self) -> PixelShuffle:
         """The same connector, small."""

@@ -51,7 +51,10 @@ def require_grid(grid: tuple[int, int] | None, connector: str) -> tuple[int, int
         ConfigError: If the features have no grid.
     """
     if grid is None:
-        raise ConfigError(f"{connector} needs patches on a grid: leave keep_cls off")
+        raise ConfigError(
+            f"{connector} needs patches on a grid: leave keep_cls off, and take an encoder whose "
+            "images are all of one size"
+        )
     return grid
 
 

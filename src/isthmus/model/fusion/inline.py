@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from isthmus.config.base import Config
+from isthmus.config.base import Config, NotNegative
 from isthmus.config.registry import FUSIONS
+from isthmus.errors import ConfigError
 from isthmus.model.fusion.adapter import Adapter, SightAdapter
 from isthmus.model.fusion.visual import Visual, joined
 from isthmus.model.layout import Layout, filled
@@ -42,6 +43,8 @@ class InlineFusion(nn.Module):
     Args:
         visual_width: Width of the visual tokens, the language model's.
         adapter: Adapters of the language model that act in sight of images.
+        deepstack: How many times its width follows in a visual token, to be added behind as many
+            decoder layers (`fusion.deepstack`).
 
     Attributes:
         visual_width, in_text, sees, blocks, adapter: As in `Fusion`.
@@ -50,9 +53,12 @@ class InlineFusion(nn.Module):
     in_text = True
     sees: Literal["nothing", "last", "previous"] = "nothing"
 
-    def __init__(self, visual_width: int, adapter: SightAdapter | None = None) -> None:
+    def __init__(
+        self, visual_width: int, adapter: SightAdapter | None = None, deepstack: int = 0
+    ) -> None:
         super().__init__()
         self.visual_width = visual_width
+        self.deepstack = deepstack
         self.adapter = adapter
         self.blocks = nn.ModuleDict()
 
@@ -62,6 +68,9 @@ class InlineFusion(nn.Module):
 
     def embed(self, embeddings: Tensor, is_image: Tensor, visual: Visual) -> Tensor:
         """Replaces the embeddings of the holes; see `fill`."""
+        if self.deepstack:
+            visual = joined(visual)[:, : embeddings.shape[-1]]
+            return fill(embeddings, is_image, [visual])
         return fill(embeddings, is_image, visual)
 
     def look(self, visual: Visual, seen: Tensor, begin: Tensor, *, keep: bool) -> Sight | None:
@@ -92,21 +101,29 @@ class Inline(Config):
 
     adapter: Adapter | None = None
     """Adapters of the language model that act where an image is in sight; None for none."""
+    deepstack: NotNegative = 0
+    """How many decoder layers have visual features added behind them, 3 in Qwen3-VL."""
 
     @property
     def added(self) -> str:
-        """Adapters, or nothing."""
+        """Adapters, or nothing: adding features behind layers is what Qwen3-VL's own class does."""
         return "" if self.adapter is None else "adapters that act in sight of images"
 
     def width(self, language_width: int, vision_width: int) -> int:
-        """The language model's: inline tokens stand between words."""
-        return language_width
+        """The language model's: inline tokens stand between words. With what is added behind it."""
+        return language_width * (1 + self.deepstack)
 
     def build(self, language: LanguageModel, visual_width: int) -> InlineFusion:
         """The module."""
         adapter = None if self.adapter is None else self.adapter.build(language)
-        return InlineFusion(visual_width, adapter)
+        if self.deepstack > len(language.layers):
+            raise ConfigError(
+                f"fusion: deepstack = {self.deepstack}: expected at most {len(language.layers)}, "
+                "the language model's layers"
+            )
+        return InlineFusion(visual_width, adapter, self.deepstack)
 
     def toy(self) -> Inline:
-        """The same, its adapter small."""
-        return replace(self, adapter=None if self.adapter is None else self.adapter.toy())
+        """The same, its adapter small, and nothing added behind layers."""
+        adapter = None if self.adapter is None else self.adapter.toy()
+        return replace(self, adapter=adapter, deepstack=0)

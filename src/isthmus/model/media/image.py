@@ -41,8 +41,8 @@ class ImageMedium:
         return parts.vision.preprocess(image)
 
     def encoding(self, parts: Parts) -> Encoding | None:
-        """The features of the vision encoder."""
-        return PatchFeatures(parts.vision)
+        """The features of the vision encoder; None where their number varies with the image."""
+        return None if parts.vision.varies else PatchFeatures(parts.vision)
 
     def features(self, parts: Parts, opened: Tensor) -> Tensor:
         """Features (P, N, D_vision) of pixels (P, 3, H, W)."""
@@ -75,7 +75,13 @@ class ClipMedium(ImageMedium):
             return source
         if not source:
             raise ImageError("got an empty list as an image: expected the frames of a clip")
-        return torch.stack([super(ClipMedium, self).open(parts, frame) for frame in source])
+        frames = [super(ClipMedium, self).open(parts, frame) for frame in source]
+        if len({frame.shape for frame in frames}) > 1:
+            raise ImageError(
+                "the frames of a clip became pixels of different sizes: expected frames of one "
+                "size, since this vision encoder reads images at their own resolution"
+            )
+        return torch.stack(frames)
 
     def features(self, parts: Parts, opened: Tensor) -> Tensor:
         """Features (P, T, N, D_vision) of pixels (P, T, 3, H, W)."""

@@ -26,6 +26,7 @@ from isthmus.errors import ConfigError
 from isthmus.model.analysis import Discriminant
 from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.connectors import Connector, build_connector
+from isthmus.model.connectors.merger import Merger
 from isthmus.model.connectors.names import Names
 
 SHAPE = FeatureShape(width=12, tokens=16, grid=(4, 4))
@@ -42,6 +43,7 @@ EVERY: dict[str, tuple[Any, int]] = {
     "resampler": (Resampler(latents=5, depth=2, heads=2, head_dim=7), 5),
     "qformer": (QFormer(queries=5, depth=3, heads=2, width=8), 5),
     "c_abstractor": (CAbstractor(tokens=9, depth=1, hidden=8), 9),
+    "merger": (Merger(factor=2, norm="rms"), 4),
     "names": (Names(concepts=30, pieces=3, others=1, dimensions=6, free=2, heads=2), 15),
 }
 REGIONS = RegionShape(patches=16, count=3, stages=20, classes=7, rows=3)
