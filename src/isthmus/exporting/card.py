@@ -84,11 +84,8 @@ def card(config: ModelConfig, name: str, architecture: str, notes: Sequence[str]
         ...
     """
     front = ["library_name: transformers", "pipeline_tag: image-text-to-text"]
-    bases = [
-        repository
-        for part in (config.vision.name, config.language.name)
-        if (repository := _repository(part))
-    ]
+    parts = dict.fromkeys((config.vision.name, config.language.name))  # a released model is both
+    bases = [repository for part in parts if (repository := _repository(part))]
     if bases:
         front += ["base_model:", *(f"- {json.dumps(b) if ':' in b else b}" for b in bases)]
     front += ["tags:", "- isthmus"]

@@ -15,7 +15,8 @@ from isthmus.exporting.exported import Exported
 from isthmus.exporting.folder import free_place
 from isthmus.exporting.lora import WAYS
 from isthmus.exporting.vlm import export_vlm, language_alone, refuse_unknown
-from isthmus.model.checkpoint import describe, load_vlm, locate
+from isthmus.model.backbones.released import family_of
+from isthmus.model.checkpoint import describe, is_transformers_folder, load_vlm, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.saving import kind_of
@@ -86,8 +87,11 @@ def _load(
     """A model by its name, refused before its parts are loaded where that can be told."""
     if kind_of(source) != "vlm":
         return load_clip(source, device=device, dtype=dtype)
-    if str(source).startswith(("hf:", "asset:")):
+    scheme, _, place = str(source).partition(":")
+    if scheme == "asset" or (scheme == "hf" and family_of(place) is None):
         raise language_alone(str(source))
+    if scheme == "hf" or is_transformers_folder(source):
+        return load_vlm(source, device=device, dtype=dtype)
     values = describe(place := locate(source), "vlm")["config"]
     own = values["connector"].get("type") == "own"
     shown = {**values, "connector": {"type": "linear"}} if own else values

@@ -116,7 +116,8 @@ def _write(
     refuse_full_disk(target, size)
     config = form.config_of(model, added)
     template = template_named(model.config.template, model.language.tokenizer)
-    processor = form.processor_of(model, added, jinja_of(template))
+    program = jinja_of(template, image=added.image, end=added.end)
+    processor = form.processor_of(model, added, program)
     name = target.absolute().name
     with writing(target):
         config.save_pretrained(folder)
@@ -156,5 +157,6 @@ def _ends(model: VisionLanguageModel, added: WrittenTokens) -> list[int]:
     """The end of a chunk, and how the template ends an answer where that is one token."""
     template: Any = template_named(model.config.template, model.language.tokenizer)
     end = getattr(template, "end", "") or END_TAG
-    ids = [] if end == END_TAG else model.special_tokens.encode([Span(end, "end")])
+    # LLaVA's chat template writes a space behind an answer, which ends none
+    ids = [] if end == END_TAG or not end.strip() else model.special_tokens.encode([Span(end, "end")])
     return [added.end_id, *(ids if len(ids) == 1 else [])]
