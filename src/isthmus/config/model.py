@@ -36,6 +36,9 @@ class VisionConfig(Config):
     """"timm:NAME", "hf:REPO", "open_clip:ARCH/PRETRAINED", "asset:NAME", "tiny-vit", "tiny-cnn"."""
     feature_layer: int = -1
     """Which block's output: -1 the last, -2 the one before it (LLaVA), and so on."""
+    final_norm: bool = False
+    """Whether the last block's output goes through the encoder's own final norm (Idefics 3,
+    PaliGemma, BLIP-2). A model of timm always does so."""
     keep_cls: bool = False
     """Whether class and register tokens stay in front of the patch tokens."""
     resize: Literal["own", "pad", "squash"] = "own"

@@ -82,6 +82,11 @@ def refuse_others(model: VisionLanguageModel) -> None:
     """
     vision = model.vision
     tower_of(vision)
+    if vision.config.final_norm:
+        raise ExportError(
+            f"{vision.config.name} is read behind its final norm (final_norm = true), and "
+            f"{ARCHITECTURE} reads what its blocks give: expected final_norm = false; {INSTEAD}"
+        )
     height, width = vision.image_size
     if vision.config.resize == "pad" and height != width:
         raise ExportError(

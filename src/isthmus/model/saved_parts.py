@@ -40,6 +40,7 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
             encoder = load_vision(
                 source,
                 feature_layer=config.feature_layer,
+                final_norm=config.final_norm,
                 keep_cls=config.keep_cls,
                 resize=config.resize,
                 regions=config.regions,
@@ -51,7 +52,7 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
             ) from error
     else:
         encoder = load_vision(config)
-    for key in ("feature_layer", "keep_cls", "regions", "fine"):
+    for key in ("feature_layer", "final_norm", "keep_cls", "regions", "fine"):
         got, expected = getattr(encoder.config, key), getattr(config, key)
         if got != expected:
             raise CheckpointError(

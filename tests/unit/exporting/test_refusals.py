@@ -102,6 +102,11 @@ def test_another_tower(tmp_path: Path) -> None:
     refused(joined(vision=encoder(dino)), tmp_path, "is a Dinov2Model, which .* cannot hold")
 
 
+def test_a_tower_read_behind_its_final_norm(tmp_path: Path) -> None:
+    vision = im.load_vision(clip(), preprocess=processor(), final_norm=True)
+    refused(joined(vision=vision), tmp_path, "read behind its final norm")
+
+
 def test_a_network_of_timm_handed_in(tmp_path: Path) -> None:
     from isthmus.model.backbones.tiny import tiny_cnn_model
 

@@ -103,6 +103,20 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _normed(config: VisionConfig) -> bool:
+    """Whether the final norm is asked for.
+
+    Raises:
+        ConfigError: If another layer than the last is.
+    """
+    if config.final_norm and config.feature_layer != -1:
+        raise ConfigError(
+            f"final_norm = true with feature_layer = {config.feature_layer}: expected -1, the last "
+            "layer, which the final norm was trained behind"
+        )
+    return config.final_norm
+
+
 def _no_such_layer(layer: int, model: nn.Module, layers: int) -> ConfigError:
     return ConfigError(
         f"feature_layer is {layer}: {type(model).__name__} has layers -1 (the last) to -{layers}"
@@ -129,6 +143,7 @@ def from_timm(model: Any, config: VisionConfig) -> Backbone:
     size = getattr(patch_embed, "img_size", None)
     if size is not None:  # what the model was built for, whatever its weights were trained at
         data["input_size"] = (3, *_pair(size))
+    _normed(config)
     layers = len(getattr(model, "feature_info", ()))
     if config.feature_layer != -1 and not -layers <= config.feature_layer < -1:
         raise _no_such_layer(config.feature_layer, model, max(layers, 1))
@@ -222,7 +237,8 @@ def from_transformers(model: Any, config: VisionConfig, processor: Any = None) -
     """A Transformers vision model, or the vision tower of a dual encoder.
 
     Layers index `hidden_states`, as LLaVA does (Liu et al. 2023, section 4.1): in CLIP, SigLIP,
-    ViT and DINOv2, -1 is the last block's output before any final norm, -2 the one before it.
+    ViT and DINOv2, -1 is the last block's output before any final norm, -2 the one before it. With
+    `final_norm` they are the tower's own `last_hidden_state` (in CLIP the same as -1).
 
     The size of its input is what its processor makes of an image (DINOv2's is 224 where the
     model's configuration says 518), and without a processor what its configuration says.
@@ -241,7 +257,11 @@ def from_transformers(model: Any, config: VisionConfig, processor: Any = None) -
     rows, columns = _pair(patch) if patch else (0, 0)
     return Backbone(
         model=tower,
-        features=partial(_transformers_features, tower, config.feature_layer),
+        features=(
+            partial(_transformers_last, tower)
+            if _normed(config)
+            else partial(_transformers_features, tower, config.feature_layer)
+        ),
         preprocess=partial(_process, processor, type(model).__name__),
         size=size,
         prefix=None,
@@ -260,6 +280,11 @@ def _transformers_features(tower: Any, layer: int, pixels: Tensor) -> Tensor:
     if not -len(states) <= layer < len(states):
         raise _no_such_layer(layer, tower, len(states))
     found: Tensor = states[layer]
+    return found
+
+
+def _transformers_last(tower: Any, pixels: Tensor) -> Tensor:
+    found: Tensor = tower(pixel_values=pixels).last_hidden_state
     return found
 
 
@@ -311,7 +336,8 @@ def from_open_clip(model: Any, config: VisionConfig, transform: Any = None) -> B
 
     Since open_clip 2.23 its own token output passes through the final LayerNorm (`ln_post`),
     before it did not, and OpenFlamingo's released weights expect the latter. Here every layer of
-    a ViT, -1 included, is a block's output *without* `ln_post`, whatever the version. A tower that
+    a ViT, -1 included, is a block's output *without* `ln_post`, whatever the version, unless
+    `final_norm` asks for it. A tower that
     is a timm model inside (SigLIP's) follows timm's rule instead: -1 with its final norm.
 
     Raises:
@@ -335,7 +361,7 @@ def from_open_clip(model: Any, config: VisionConfig, transform: Any = None) -> B
     mean, std = _open_clip_normalisation(visual)
     return Backbone(
         model=visual,
-        features=partial(_open_clip_features, visual, config.feature_layer),
+        features=partial(_open_clip_features, visual, config.feature_layer, _normed(config)),
         preprocess=transform,
         size=_pair(visual.image_size),
         prefix=1,
@@ -345,13 +371,13 @@ def from_open_clip(model: Any, config: VisionConfig, transform: Any = None) -> B
     )
 
 
-def _open_clip_features(visual: Any, layer: int, pixels: Tensor) -> Tensor:
+def _open_clip_features(visual: Any, layer: int, normed: bool, pixels: Tensor) -> Tensor:
     kept = visual.forward_intermediates(
         pixels,
         indices=-layer,
         stop_early=True,
         intermediates_only=True,
-        normalize_intermediates=False,
+        normalize_intermediates=normed,
         output_fmt="NLC",
         output_extra_tokens=True,
     )

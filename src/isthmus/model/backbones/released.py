@@ -34,6 +34,7 @@ class Plan:
             stand before the grid of patches.
         connector: Configuration of the connector.
         image_id: Id of the token that stands for an image.
+        final_norm: Whether features have gone through the tower's own final norm.
     """
 
     feature_layer: int
@@ -41,6 +42,7 @@ class Plan:
     prefix: int | None
     connector: Any
     image_id: int
+    final_norm: bool = False
 
 
 @dataclass(frozen=True)

@@ -300,6 +300,7 @@ def load_vision(
     pretrained: bool = True,
     preprocess: Preprocess | Any = None,
     feature_layer: int | None = None,
+    final_norm: bool | None = None,
     keep_cls: bool | None = None,
     resize: Literal["own", "pad", "squash"] | None = None,
     regions: bool | None = None,
@@ -317,6 +318,8 @@ def load_vision(
             Transformers model, its image processor.
         feature_layer: Which block's output, in place of the configuration's; what the numbers
             mean in each library is told by `isthmus.model.backbones.libraries`.
+        final_norm: Whether they go through the encoder's own final norm, in place of the
+            configuration's.
         keep_cls: Whether class and register tokens stay, in place of the configuration's.
         resize: How an image is made to fit, in place of the configuration's.
         regions: Whether what is seen of regions follows, in place of the configuration's.
@@ -333,6 +336,7 @@ def load_vision(
     """
     changes: dict[str, Any] = {
         "feature_layer": feature_layer,
+        "final_norm": final_norm,
         "keep_cls": keep_cls,
         "resize": resize,
         "regions": regions,

@@ -75,7 +75,11 @@ def own_features(name: str) -> dict[str, Any]:
     plan = plan_of(name)
     if plan is None:
         return {}
-    return {"feature_layer": plan.feature_layer, "keep_cls": plan.keep_cls}
+    return {
+        "feature_layer": plan.feature_layer,
+        "keep_cls": plan.keep_cls,
+        "final_norm": plan.final_norm,
+    }
 
 
 def _meant(name: str) -> str:

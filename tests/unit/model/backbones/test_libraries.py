@@ -98,6 +98,24 @@ def test_transformers_features_are_its_hidden_states(family: str, layer: int) ->
     assert kept.shape.grid == (None if prefix else (4, 4))
 
 
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_behind_the_final_norm_are_last_hidden_states(family: str) -> None:
+    make, prefix = TRANSFORMERS[family]
+    model = randomised(make())
+    encoder = load_vision(model, final_norm=True)
+    pixels = pixels_for(encoder)
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).last_hidden_state
+    assert torch.equal(encoder(pixels), expected[:, prefix:])
+
+
+def test_no_final_norm_behind_an_inner_layer() -> None:
+    with pytest.raises(
+        ConfigError, match=r"final_norm = true with feature_layer = -2: expected -1"
+    ):
+        load_vision("tiny-vit", feature_layer=-2, final_norm=True)
+
+
 def test_a_dual_encoder_gives_its_vision_tower() -> None:
     model = clip()
     encoder = load_vision(model)
@@ -363,6 +381,7 @@ def test_open_clip_features_are_blocks_outputs_without_the_final_norm() -> None:
     with torch.no_grad():
         _, tokens = model.visual(pixels)  # what open_clip itself gives, with the final norm
     torch.testing.assert_close(model.visual.ln_post(encoder(pixels)), tokens)
+    torch.testing.assert_close(load_vision(model, final_norm=True)(pixels), tokens)
     for layer in (-1, -2, -3):
         states = load_vision(model, feature_layer=layer, keep_cls=True)(pixels)
         assert torch.equal(states, seen[3 + layer])
