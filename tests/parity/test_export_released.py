@@ -49,9 +49,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def assert_same(
-    model: im.VisionLanguageModel, folder: Path, tolerance: float = TOLERANCE
-) -> None:
+def assert_same(model: im.VisionLanguageModel, folder: Path, tolerance: float = TOLERANCE) -> None:
     """Ids, pixels, logits and texts of Transformers' own classes."""
     theirs, processor = loaded(folder)
     template = template_named(model.config.template, model.language.tokenizer)
@@ -74,9 +72,7 @@ def assert_same(
         assert expected.std() > 0.1
         made = theirs.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
         text = processor.tokenizer.decode(made, skip_special_tokens=True)
-        answer = im.ask(
-            model, query.images, query.question, shots=shots, max_new_tokens=8, stop=()
-        )
+        answer = im.ask(model, query.images, query.question, shots=shots, max_new_tokens=8, stop=())
         assert text.rstrip("\ufffd").strip() == answer.text
 
 

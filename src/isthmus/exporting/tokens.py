@@ -141,7 +141,8 @@ def output_table(model: VisionLanguageModel, added: WrittenTokens) -> Tensor:
 
     `<image>` is never produced by the model. A head has no row for that: its row is that of a token
     which nothing produces either, one of a padded table or the padding token, and otherwise the
-    mean of all. `suppress_tokens` says it to those who read it. A released model's head is as it was.
+    mean of all. `suppress_tokens` says it to those who read it. A released model's head is as it
+    was.
     """
     own: Any = model.special_tokens
     head = model.language.output_embedding.weight
