@@ -24,6 +24,7 @@ from isthmus.model.checkpoint import describe, is_transformers_folder, load_vlm,
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.saving import kind_of
+from isthmus.model.snapshots import fetched
 from isthmus.model.vlm import VisionLanguageModel
 
 TARGETS = ("transformers", "gguf")
@@ -120,6 +121,7 @@ def _load(
     target: Target | None = None,
 ) -> VisionLanguageModel | DualEncoder:
     """A model by its name, refused before its parts are loaded where that can be told."""
+    source = fetched(source)
     if kind_of(source) != "vlm":
         return load_clip(source, device=device, dtype=dtype)
     scheme, _, repository = str(source).partition(":")

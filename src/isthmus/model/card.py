@@ -9,38 +9,67 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from isthmus.config.model import ModelConfig
+from typing import Any
 
 PERMISSIVE = ("mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "unlicense", "apache-2.0")
 """Licences that ask for no more than to be told of, the strictest last."""
 OTHER = "other"
 """What the hub calls a licence that it has no name for."""
-MADE = "<!-- written by isthmus; take this line out to keep what you write here -->"
+MARK = "<!-- written by isthmus; take this line out to keep what you write here -->"
 """Marks a card that may be written anew."""
 
 _CHECKPOINT = """\
 {front}
-{made}
+{mark}
 
 # {name}
 
-{vision} and {language}, joined by Isthmus: {connector}, {fusion}. What was trained is here; the
-two parts are named, and fetched from where they are.
+{made}. What was trained is here; the parts are named, and fetched from where they are.
 
 ```python
 import isthmus as im
 
 model = im.from_pretrained({quoted})
-print(im.ask(model, "photo.jpg", "What is in the picture?").text)
+{used}
 ```
-
-Prompts are written as the model learned them (`{template}`).
 
 {licence}
 """
+_ASKED = 'print(im.ask(model, "photo.jpg", "What is in the picture?").text)'
+_CLASSIFIED = 'print(im.classify_images("photos", ["cat", "dog"], model=model))'
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a card says of a saved model.
+
+    Attributes:
+        kind: "vlm" or "clip".
+        parts: Names of what it was made of.
+        made: How it was made, in words.
+    """
+
+    kind: str
+    parts: tuple[str, ...]
+    made: str
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> Origin:
+        """Reads it off an `isthmus.json`."""
+        config, kind = description["config"], str(description["kind"])
+        if "name" in config:  # a dual encoder of another library, trained further
+            return cls(kind, (config["name"],), f"{shown(config['name'])}, trained by Isthmus")
+        second = "language" if kind == "vlm" else "text"
+        parts = tuple(str(config[part]["name"]) for part in ("vision", second))
+        joined = f"{shown(parts[0])} and {shown(parts[1])}, joined by Isthmus"
+        if kind != "vlm":
+            return cls(kind, parts, f"{joined} to a dual encoder")
+        connector, fusion = config["connector"]["type"], config["fusion"]["type"]
+        made = f"{joined} (connector `{connector}`, fusion `{fusion}`, prompts `{{}}`)"
+        return cls(kind, parts, made.format(config.get("template", "plain")))
 
 
 def front_matter(
@@ -83,16 +112,15 @@ def front_matter(
     return "\n".join([*lines, "tags:", "- isthmus", "---"])
 
 
-def checkpoint_card(config: ModelConfig, name: str) -> str:
+def checkpoint_card(origin: Origin, name: str) -> str:
     """The card of a model's own folder.
 
     Args:
-        config: What it is made of.
+        origin: What it is made of.
         name: Its repository, or what to call it.
 
     Example:
-        >>> import isthmus as im
-        >>> print(checkpoint_card(im.compose("tiny-vit", "tiny-lm", im.MLP()).config, "mine")[:95])
+        >>> print(checkpoint_card(Origin("vlm", ("tiny-vit", "tiny-lm"), "Two parts"), "mine")[:96])
         ---
         library_name: isthmus
         pipeline_tag: image-text-to-text
@@ -101,20 +129,16 @@ def checkpoint_card(config: ModelConfig, name: str) -> str:
         - isthmus
         ...
     """
-    parts = (config.vision.name, config.language.name)
-    licence, told = strictest(parts)
+    licence, told = strictest(origin.parts)
+    is_vlm = origin.kind == "vlm"
+    task = "image-text-to-text" if is_vlm else "zero-shot-image-classification"
     return _CHECKPOINT.format(
-        front=front_matter(
-            "isthmus", "image-text-to-text", parts, relation="adapter", licence=licence
-        ),
-        made=MADE,
+        front=front_matter("isthmus", task, origin.parts, relation="adapter", licence=licence),
+        mark=MARK,
         name=name.rpartition("/")[2],
         quoted=json.dumps(name, ensure_ascii=False),
-        vision=shown(parts[0]),
-        language=shown(parts[1]),
-        connector=config.connector or "a connector of its owner's",
-        fusion=type(config.fusion).__name__,
-        template=config.template,
+        made=origin.made,
+        used=_ASKED if is_vlm else _CLASSIFIED,
         licence=told,
     )
 
