@@ -303,6 +303,32 @@ def test_conversations_become_the_model_s_prompts(
         assert found == added.translated(batch.input_ids, model)[0].tolist()
 
 
+SMOLLM2 = "smollm2-135m-instruct"
+
+
+@pytest.mark.skipif(
+    SMOLLM2 not in {told.asset.name for told in im.asset_status() if told.cached},
+    reason="its weights are not in the cache",
+)
+def test_a_real_language_model(served: Any) -> None:
+    """SmolLM2's tables and tokenizer, with a tower and a connector of random weights."""
+    torch.manual_seed(0)
+    model = im.compose(vision("siglip"), f"asset:{SMOLLM2}", im.MLP(), template="chat")
+    with torch.no_grad():
+        for parameter in model.connector.parameters():
+            parameter.mul_(2)
+    llama, added = served(model, "f16"), add_tokens(model)
+    for text in (*TEXTS, "I'll pay 1,234.50€ — naïve   café\r\n\r\n\tx = {'a': [1]}  # 你好"):
+        assert llama.ids(text) == added.tokenizer.encode(text)
+    same = 0
+    for seed in range(PICTURES):
+        prompt = prompt_of(model, [picture(seed)])
+        ours = own_next(model, added, model.prepare([prompt.spans], [prompt.images]))
+        theirs = llama.next(prompt.text, [picture(seed)])
+        same += int(max(theirs, key=lambda i: theirs[i]) == int(ours.argmax()))
+    assert same >= AGREE
+
+
 def test_clip_s_class_token(served: Any) -> None:
     """Right, or with its tokens in the order that llama.cpp of 2025 and 2026 puts them.
 
