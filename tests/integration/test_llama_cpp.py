@@ -45,6 +45,12 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + '</s>' }}"
+    "{% endif %}{% endfor %}"
+)
+
 
 def scrambled(model: Any, std: float) -> Any:
     for parameter in model.parameters():
@@ -106,9 +112,11 @@ def pieces_of_words() -> Any:
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     core.decoder = decoders.Metaspace(prepend_scheme="first")
     core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    return transformers.PreTrainedTokenizerFast(
+    made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+    made.chat_template = INST
+    return made
 
 
 TOKENIZERS = {"bytes": byte_tokenizer, "smollm": pieces_of_bytes, "llama2": pieces_of_words}
@@ -270,7 +278,10 @@ def test_texts_have_the_same_ids(tokenizer: str, served: Any) -> None:
 
 @pytest.mark.parametrize(
     ("template", "tokenizer"),
-    [*((t, name) for t in ("plain", "qa") for name in TOKENIZERS), ("chat", "smollm")],
+    [
+        *((t, name) for t in ("plain", "qa") for name in TOKENIZERS),
+        *(("chat", name) for name in ("smollm", "llama2")),
+    ],
 )
 def test_conversations_become_the_model_s_prompts(
     template: str, tokenizer: str, served: Any

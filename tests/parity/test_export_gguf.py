@@ -270,7 +270,7 @@ def test_the_chat_template_puts_marks_in_place_of_images(
     """As llama.cpp hands them over: in one text, or in parts."""
     model = composed(tmp_path, template=name, chat=CHATML, vocab=264)
     template = template_named(name, model.language.tokenizer)
-    program = program_of(template, add_tokens(model), spaced=False)
+    program = program_of(template, add_tokens(model))
 
     def message(role: str, pieces: list[str]) -> dict[str, Any]:
         listed = [{"type": "media_marker" if mark in p else "text", "text": p} for p in pieces]

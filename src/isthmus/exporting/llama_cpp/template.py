@@ -47,6 +47,9 @@ _PROGRAM = """\
 {%- endfor -%}
 {%- set messages = media.messages -%}
 {%- set written %}$SOURCE{% endset -%}
+{%- if $START and written[:$LENGTH] == $START -%}
+{%- set written = written[$LENGTH:] -%}
+{%- endif -%}
 {%- for piece in written.split($IMAGE) -%}
 {%- if not loop.first -%}
 {{- media.marks[loop.index0 - 1] if loop.index0 <= media.marks | length else $IMAGE -}}
@@ -58,15 +61,22 @@ _PROGRAM = """\
 """
 
 
-def program_of(template: Template, added: WrittenTokens, *, spaced: bool) -> str:
+def program_of(
+    template: Template, added: WrittenTokens, *, spaced: bool = False, starts: bool = False
+) -> str:
     """The chat template that prints a template's prompts in llama.cpp.
 
     Args:
         template: The model's.
         added: Its tokens.
         spaced: Whether a text begins with a space that llama.cpp's tokenizer does not add.
+        starts: Whether its tokenizer puts the begin-of-sequence token before texts, which is then
+            left out where the template prints it.
     """
+    start = (added.tokenizer.bos_token or "") if starts else ""
     return Program(_PROGRAM).substitute(
+        START=json.dumps(start, ensure_ascii=False),
+        LENGTH=len(start),
         MARK=json.dumps(MARK),
         IMAGE=json.dumps(added.image, ensure_ascii=False),
         SPACED="true" if spaced else "false",

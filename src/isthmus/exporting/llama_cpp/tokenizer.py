@@ -46,13 +46,16 @@ one before any merge."""
 UNUSED_SCORE = -1e9
 
 
-def refuse_others(tokenizer: Any, name: str) -> None:
+def refuse_others(model: VisionLanguageModel, added: WrittenTokens) -> None:
     """Refuses a tokenizer that llama.cpp has no like of.
 
     Raises:
         ExportError: If there is none.
     """
-    _kind(tokenizer, name)
+    name, start = model.language.config.name, model.language.start_ids
+    _kind(added.tokenizer, name)
+    if start not in ([], [added.tokenizer.bos_token_id]):
+        raise _unknown(name, f"puts the tokens {start} before each text")
 
 
 def cut_name(tokenizer: Any, name: str = "the language model") -> str:

@@ -52,7 +52,7 @@ def write_gguf(model: VisionLanguageModel, target: Path, size: str, lora: str) -
     refuse_other_heads(model.language, projector.ARCHITECTURE)
     language.refuse_others(model.language)
     added = add_tokens(model)
-    tokenizer.refuse_others(added.tokenizer, model.language.config.name)
+    tokenizer.refuse_others(model, added)
     notes, mode = tuple(projector.notes_of(model)), model.training
     with appearing(target) as folder:
         try:
@@ -77,7 +77,8 @@ def _write(
     refuse_full_disk(target, total)
     template = template_named(model.config.template, model.language.tokenizer)
     spaced = model.language.encode("a") != _behind(model, "a")
-    program = program_of(template, added, spaced=spaced)
+    starts = bool(model.language.start_ids)
+    program = program_of(template, added, spaced=spaced, starts=starts)
     architecture = language.ARCHITECTURES[model.language.model.config.model_type]
 
     def keys_of_language(writer: Any) -> None:
@@ -88,8 +89,9 @@ def _write(
         projector.write_projector(writer, model)
 
     first, second = (folder / name for name in file_names(size))
-    # a Llama of this name is a class to Transformers that the package `gguf` has no tensors of
-    name = target.absolute().name.replace("istral", "")
+    name = target.absolute().name
+    if "mistral" in name.lower():  # which is no Llama to Transformers' reader, and to nobody else
+        name = "model"
     with writing(target):
         _write_file(first, architecture, name, words, size, keys_of_language)
         _write_file(second, "clip", "mmproj", images, size, keys_of_projector)
