@@ -154,11 +154,12 @@ def locate(source: str | Path) -> Path:
     """The folder of a saved model.
 
     Args:
-        source: The name of a shipped model, or a folder.
+        source: The name of a shipped model, a folder, or "hf:USER/REPO" of a model of ours.
 
     Raises:
         CheckpointError: If there is none.
     """
+    source = fetched(source)
     if str(source) in SHIPPED:
         return Path(str(resources.files("isthmus"))) / "weights" / str(source)
     folder = Path(source)

@@ -28,8 +28,8 @@ def fetched(source: Any) -> Any:
         CheckpointError: If the repository holds a model of ours that cannot be fetched whole.
 
     Example:
-        >>> fetched("tiny"), fetched("hf:sshleifer/none")
-        ('tiny', 'hf:sshleifer/none')
+        >>> fetched("tiny"), fetched("hf:nobody/none")
+        ('tiny', 'hf:nobody/none')
     """
     if not isinstance(source, str | Path):
         return source

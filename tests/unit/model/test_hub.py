@@ -14,6 +14,7 @@ from huggingface_hub import constants, file_download
 
 import isthmus as im
 from isthmus.model.card import PERMISSIVE, licence_of, strictest
+from isthmus.model.checkpoint import locate
 from isthmus.model.snapshots import fetched
 
 
@@ -139,6 +140,7 @@ def test_a_model_in_the_cache_is_loaded_offline(cache: Path, tmp_path: Path) -> 
     joint = im.DualEncoder.join("tiny-vit", "tiny-text", width=8)
     cached(cache, im.save_pretrained(joint, tmp_path / "joint"), "me/joint")
     assert im.load("hf:me/joint").fingerprint() == joint.fingerprint()
+    assert locate("hf:me/strip").name == locate("hf:me/joint").name  # as train.init finds it
     with pytest.raises(im.ExportError, match="vision encoder is tiny-vit"):
         im.export("hf:me/strip", tmp_path / "out")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.errors import ConfigError, OutputError
+from isthmus.errors import ConfigError
 from isthmus.exporting.card import gguf_card
 from isthmus.exporting.exported import Exported
 from isthmus.exporting.folder import appearing, refuse_full_disk, writing
@@ -106,11 +106,7 @@ def _write_file(
     size: str,
     keys: Callable[[Any], None],
 ) -> None:
-    """Writes a file, one tensor after another.
-
-    Raises:
-        OutputError: If the disk is full.
-    """
+    """Writes a file."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, architecture)
@@ -125,8 +121,6 @@ def _write_file(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    except ValueError as error:  # of a file that could not be written to
-        raise OutputError(f"cannot write {path.name}: {error}") from error
     finally:
         writer.close()
 
