@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import isthmus as im
-from isthmus.config.model import RunConfig, TrainConfig
+from isthmus.config.model import RunConfig, TokensConfig, TrainConfig
 from isthmus.exporting.check import drawn
 from isthmus.exporting.jinja import messages_of
 from isthmus.model.backbones.tiny import byte_tokenizer
@@ -179,6 +179,17 @@ def test_the_released_model_itself(tmp_path: Path) -> None:
         out = tmp_path / f"out{number}"
         assert im.export(name, out).difference == 0.0
         assert_same(im.load(folder), out)
+
+
+@pytest.mark.parametrize("to", ["transformers", "gguf"])
+@pytest.mark.parametrize("own", [{"before": (5,)}, {"after": (5,)}, {"images_first": True}])
+def test_tokens_around_images_are_refused(own: Any, to: Any, tmp_path: Path) -> None:
+    """As Janus and BLIP-2 have them."""
+    model = im.load(write_tiny_llava(tmp_path / "released"))
+    model.config = replace(model.config, tokens=TokensConfig(image_id=IMAGE, **own))
+    with pytest.raises(im.ExportError, match="it has tokens around its images, or images before"):
+        im.export(model, tmp_path / "out", to=to)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_that_lacks_the_token(tmp_path: Path) -> None:

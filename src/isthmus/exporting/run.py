@@ -19,10 +19,12 @@ from isthmus.exporting.llama_cpp.sizes import size_named
 from isthmus.exporting.llama_cpp.write import write_gguf
 from isthmus.exporting.lora import WAYS
 from isthmus.exporting.vlm import export_vlm, language_alone, refuse_unknown
+from isthmus.model.backbones.int8_layers import exactly
 from isthmus.model.backbones.released import family_of
 from isthmus.model.checkpoint import describe, is_transformers_folder, load_vlm, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.join import reader_of
 from isthmus.model.saving import kind_of
 from isthmus.model.snapshots import fetched
 from isthmus.model.vlm import VisionLanguageModel
@@ -89,7 +91,8 @@ def export(
         model = _load(model, device, dtype)
     if isinstance(model, DualEncoder):
         return export_dual(model, target)
-    return export_vlm(model, target, lora)
+    with exactly():
+        return export_vlm(model, target, lora)
 
 
 def _export_gguf(
@@ -111,7 +114,8 @@ def _export_gguf(
     if model.text_only:
         raise language_alone(model.config.language.name)
     refuse_unknown(model.config, name, projector)
-    return write_gguf(model, target, size, lora)
+    with exactly():
+        return write_gguf(model, target, size, lora)
 
 
 def _load(
@@ -127,7 +131,7 @@ def _load(
     scheme, _, repository = str(source).partition(":")
     if scheme == "asset" or (scheme == "hf" and family_of(repository) is None):
         raise language_alone(str(source))
-    if scheme == "hf" or is_transformers_folder(source):
+    if scheme == "hf" or is_transformers_folder(source) or reader_of(source) is not None:
         return load_vlm(source, device=device, dtype=dtype)
     values = describe(place := locate(source), "vlm")["config"]
     own = values["connector"].get("type") == "own"

@@ -80,6 +80,11 @@ def refuse_unknown(config: ModelConfig, name: str, target: Target | None = None)
             f"it takes media besides images ({kinds}), and {form.ARCHITECTURE} takes images "
             f"alone: expected none; {INSTEAD}"
         )
+    elif (own := config.tokens) is not None and (own.before or own.after or own.images_first):
+        why = (
+            f"it has tokens around its images, or images before the first token of a text, which "
+            f"{form.ARCHITECTURE} does not write: expected an image's own tokens alone; {INSTEAD}"
+        )
     why = why or form.why_not(config)
     if why:
         raise ExportError(f"{name} cannot be exported: {why}")

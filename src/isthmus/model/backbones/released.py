@@ -8,7 +8,8 @@ model's own modules, shared and not copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class Plan:
         connector: Configuration of the connector.
         image_id: Id of the token that stands for an image.
         final_norm: Whether features have gone through the tower's own final norm.
+        before: Ids of tokens that stand before what an image fills.
+        after: Ids of tokens that stand behind it.
+        images_first: Whether images that head a prompt stand before the token that begins texts.
+        template: How questions become prompts where the repository has no chat template.
+        heading: Words that stand before every prompt of its chat template.
+        processed: The plan with what the repository's processor tells besides; None for nothing.
     """
 
     feature_layer: int
@@ -43,6 +50,12 @@ class Plan:
     connector: Any
     image_id: int
     final_norm: bool = False
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    images_first: bool = False
+    template: str = "plain"
+    heading: str = ""
+    processed: Callable[[Plan, Any], Plan] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +67,14 @@ class Modules:
         decoder: The decoder, without its head.
         head: The head.
         connector: The connector's tensors, by the names that our connector has for them.
+        generation_config: How it generates; None for what the whole model says of it.
     """
 
     tower: nn.Module
     decoder: nn.Module
     head: nn.Module
     connector: Mapping[str, Tensor]
+    generation_config: Any = None
 
 
 class Family(Protocol):
@@ -238,8 +253,11 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
         tokenizer = processor.tokenizer
+        if plan.processed is not None:
+            plan = plan.processed(plan, processor)
         if processor.chat_template:  # which older repositories keep beside the tokenizer's files
-            tokenizer.chat_template = processor.chat_template
+            words = "{{ " + json.dumps(plan.heading) + " }}" if plan.heading else ""
+            tokenizer.chat_template = words + processor.chat_template
         if pretrained:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
@@ -248,7 +266,8 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
         else:
             model = converted(AutoModelForImageTextToText.from_config(config), dtype)
         modules = family.parts(model)
-        language = causal_model(modules.decoder, modules.head, model.generation_config)
+        told = modules.generation_config or model.generation_config
+        language = causal_model(modules.decoder, modules.head, told)
     return Released(
         plan=plan,
         tower=modules.tower,
