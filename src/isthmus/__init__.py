@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from isthmus.model.fusion.adapter import Adapter
     from isthmus.model.fusion.cross_attention import CrossAttention
     from isthmus.model.fusion.inline import Inline
+    from isthmus.model.hub import from_pretrained, push_to_hub, save_pretrained
     from isthmus.model.join import compose
     from isthmus.model.media.native import NativeImages
     from isthmus.model.saving import load, save
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "isthmus.model.saving": ("load", "save"),
+    "isthmus.model.hub": ("from_pretrained", "save_pretrained", "push_to_hub"),
     "isthmus.reasoning.inference": ("ask", "stream"),
     "isthmus.prompts.prompt": ("Example", "Prompt"),
     "isthmus.model.batch": ("Batch", "Output"),
@@ -256,6 +258,7 @@ __all__ = [
     "evaluate",
     "export",
     "fetch_asset",
+    "from_pretrained",
     "generate",
     "load",
     "load_language",
@@ -264,11 +267,13 @@ __all__ = [
     "open_chat",
     "open_image",
     "probe",
+    "push_to_hub",
     "read_data",
     "read_examples",
     "read_records",
     "read_run",
     "save",
+    "save_pretrained",
     "search_images",
     "serve",
     "stream",

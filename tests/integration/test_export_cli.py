@@ -66,9 +66,22 @@ def test_json(run: Any, model: Path, tmp_path: Path) -> None:
     assert config["dtype"] == "bfloat16"
 
 
+def test_gguf(run: Any, model: Path, tmp_path: Path) -> None:
+    code, out, _ = run(model, "--to", "gguf", "--dtype", "q8_0", "--out", tmp_path / "out")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith(f"written: {tmp_path / 'out'} (llama.cpp, ")
+    assert lines[1].endswith(" at most, in weights rounded to q8_0")
+    assert lines[2].startswith("note: llama.cpp fits a whole image into the square")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model-Q8_0.gguf", "mmproj-Q8_0.gguf", "README.md"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["MODEL", "--out", "NEW", "--to", "gguf", "--dtype", "bfloat16"], "unknown size of GGUF"),
+        (["tiny", "--out", "NEW", "--to", "gguf"], '"tiny" cannot be exported: its fusion adds'),
         (["MODEL", "--out", "THERE"], "holds something already"),
         (["MODEL", "--out", "NEW", "--to", "transfomers"], 'did you mean "transformers"?'),
         (["nothing", "--out", "NEW"], 'no model "nothing"'),

@@ -549,7 +549,7 @@ def test_a_missing_tensor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_another_chat_template_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = composed(tmp_path)
-    monkeypatch.setattr(vlm, "jinja_of", lambda template: "{{ messages[0]['role'] }}")
+    monkeypatch.setattr(vlm, "jinja_of", lambda *_, **options: "{{ messages[0]['role'] }}")
     with pytest.raises(im.ExportError, match="chat template prints 'user', expected 'Question: "):
         im.export(model, tmp_path / "out")
 

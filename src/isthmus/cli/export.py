@@ -1,4 +1,4 @@
-"""`isthmus export MODEL --to transformers --out FOLDER`."""
+"""`isthmus export MODEL --to transformers|gguf --out FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,39 @@ from typing import Annotated, Any
 
 import typer
 
-from isthmus.cli.options import Device, Dtype, Json, Threads
+from isthmus.cli.options import Device, Json, Threads
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A folder from `isthmus train`.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder from `isthmus train`, or a released model.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
-    to: Annotated[str, typer.Option(help="The library: transformers.")] = "transformers",
+    to: Annotated[str, typer.Option(help="transformers, or gguf for llama.cpp.")] = "transformers",
     lora: Annotated[
         str, typer.Option(help='"merge" LoRA into the weights, or write it for "peft".')
     ] = "merge",
     json_: Json = False,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the files: auto, float32, bfloat16 or float16; of GGUF f16, f32 or q8_0."
+        ),
+    ] = "auto",
     threads: Threads = None,
 ) -> None:
-    """Write a model as a folder that Transformers loads with its own classes.
+    """Write a model as a folder that Transformers or llama.cpp loads with its own classes.
 
     isthmus export runs/mine --to transformers --out mine-llava
+
+    isthmus export runs/mine --to gguf --dtype q8_0 --out mine-gguf
     """
     from isthmus.cli.options import check_text, use_machine
     from isthmus.cli.output import print_json, printable
 
     check_text(str(out), "--out")
-    use_machine(device, dtype, threads)
+    use_machine(device, "auto" if to == "gguf" else dtype, threads)
     from isthmus.exporting.run import export as run
 
     options: dict[str, Any] = {"to": to, "lora": lora}
@@ -39,7 +48,8 @@ def export(
         print_json(found.as_dict())
         return
     print(printable(f"written: {found.folder} ({found.architecture}, {found.bytes / 1e9:.2f} GB)"))
-    print(f"checked: logits of three prompts differ by {found.difference:.2g} at most")
+    rounded = f", in weights rounded to {found.rounded}" if found.rounded else ""
+    print(f"checked: logits of three prompts differ by {found.difference:.2g} at most{rounded}")
     if found.pixels:
         print(f"pixels differ by {found.pixels:.2g} at most: another resampler of images")
     for note in found.notes:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from isthmus.config.model import ModelConfig
+from isthmus.model.card import front_matter, shown, strictest
 
 _CARD = """\
----
 {front}
----
 
 # {name}
 
@@ -29,15 +27,12 @@ print(pipe([{{"role": "user", "content": parts}}], return_full_text=False))
 Prompts are written as the model learned them (`{template}`); demonstrations are earlier turns. An
 answer ends at `<|endofchunk|>` or the language model's own end of text.
 
-The licence is the strictest of the parts': add `license:` to the head of this file
-before you publish it.
+{licence}
 {notes}"""
 
 
 _DUAL = """\
----
 {front}
----
 
 # {name}
 
@@ -50,8 +45,25 @@ from transformers import AutoModel, AutoProcessor
 model, processor = AutoModel.from_pretrained({quoted}), AutoProcessor.from_pretrained({quoted})
 ```
 
-The licence is that of {base}: add `license:` to the head of this file before you publish it.
+{licence}
 """
+
+
+_GGUF = """\
+{front}
+
+# {name}
+
+{vision} and {language}, joined by Isthmus: {connector}, {fusion}. Two files for llama.cpp:
+
+```
+llama-server -m {words} --mmproj {images}
+```
+
+Prompts are written as the model learned them (`{template}`).
+
+{licence}
+{notes}"""
 
 
 def card(config: ModelConfig, name: str, architecture: str, notes: Sequence[str]) -> str:
@@ -71,38 +83,36 @@ def card(config: ModelConfig, name: str, architecture: str, notes: Sequence[str]
         ...     language=LanguageConfig(name="hf:Qwen/Qwen3-0.6B"),
         ...     connector=MLP(),
         ... )
-        >>> print(card(config, "mine", "LlavaForConditionalGeneration", [])[:150])
+        >>> print(card(config, "mine", "LlavaForConditionalGeneration", [])[:195])
         ---
         library_name: transformers
         pipeline_tag: image-text-to-text
+        license: other
         base_model:
         - openai/clip-vit-large-patch14
         - Qwen/Qwen3-0.6B
+        base_model_relation: finetune
         tags:
         - isthmus
         ---
         ...
     """
-    front = ["library_name: transformers", "pipeline_tag: image-text-to-text"]
-    bases = [
-        repository
-        for part in (config.vision.name, config.language.name)
-        if (repository := _repository(part))
-    ]
-    if bases:
-        front += ["base_model:", *(f"- {json.dumps(b) if ':' in b else b}" for b in bases)]
-    front += ["tags:", "- isthmus"]
+    parts = (config.vision.name, config.language.name)
+    licence, told = strictest(parts)
     return _CARD.format(
-        front="\n".join(front),
+        front=front_matter(
+            "transformers", "image-text-to-text", parts, relation="finetune", licence=licence
+        ),
         name=name,
         quoted=json.dumps(name, ensure_ascii=False),
-        vision=_shown(config.vision.name),
-        language=_shown(config.language.name),
+        vision=shown(parts[0]),
+        language=shown(parts[1]),
+        licence=told,
         connector=config.connector,
         fusion=type(config.fusion).__name__,
         architecture=architecture,
         template=config.template,
-        notes="".join(f"\n{note[0].upper()}{note[1:]}.\n" for note in notes),
+        notes=_sentences(notes),
     )
 
 
@@ -114,26 +124,45 @@ def dual_card(source: str, name: str, architecture: str) -> str:
         name: What to call it.
         architecture: Its class in Transformers.
     """
-    front = ["library_name: transformers", "pipeline_tag: zero-shot-image-classification"]
-    if repository := _repository(source):
-        front.append(f"base_model: {repository}")
-    front += ["tags:", "- isthmus"]
+    licence, told = strictest([source])
+    task = "zero-shot-image-classification"
     return _DUAL.format(
-        front="\n".join(front),
+        front=front_matter("transformers", task, [source], relation="finetune", licence=licence),
         name=name,
         quoted=json.dumps(name, ensure_ascii=False),
-        base=_shown(source),
+        base=shown(source),
+        licence=told,
         architecture=architecture,
     )
 
 
-def _repository(part: str) -> str:
-    """A part's repository on the hub; empty if it is a folder, or of another place."""
-    scheme, _, rest = part.partition(":")
-    return rest if scheme == "hf" and rest.count("/") == 1 and not Path(rest).exists() else ""
+def gguf_card(config: ModelConfig, name: str, files: tuple[str, str], notes: Sequence[str]) -> str:
+    """The card of a model's two files for llama.cpp.
+
+    Args:
+        config: What it is made of.
+        name: What to call it.
+        files: The language model's, and the one that shows it images.
+        notes: What whoever runs it should know.
+    """
+    parts = (config.vision.name, config.language.name)
+    licence, told = strictest(parts)
+    return _GGUF.format(
+        front=front_matter(
+            "llama.cpp", "image-text-to-text", parts, relation="quantized", licence=licence
+        ),
+        name=name,
+        vision=shown(parts[0]),
+        language=shown(parts[1]),
+        connector=config.connector,
+        fusion=type(config.fusion).__name__,
+        words=files[0],
+        images=files[1],
+        template=config.template,
+        licence=told,
+        notes=_sentences(notes),
+    )
 
 
-def _shown(part: str) -> str:
-    """A part's name, of a folder its last piece: paths are nobody else's business."""
-    rest = part.partition(":")[2] or part
-    return _repository(part) or Path(rest).name
+def _sentences(notes: Sequence[str]) -> str:
+    return "".join(f"\n{note[0].upper()}{note[1:]}.\n" for note in notes)

@@ -175,9 +175,9 @@ def _same_inputs(
     start = processor.tokenizer.bos_token
     if start and written.startswith(start) and not prompt.text.startswith(start):
         written = written[len(start) :]  # which our tokenizer adds by itself
-    if written != prompt.text:
+    if written != (expected_text := added.written(prompt.text)):
         raise ExportError(
-            f"{where}: the chat template prints {written!r}, expected {prompt.text!r}; {GONE}"
+            f"{where}: the chat template prints {written!r}, expected {expected_text!r}; {GONE}"
         )
     batch = ours.prepare([prompt.spans], [prompt.images])
     inputs = dict(

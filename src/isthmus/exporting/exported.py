@@ -18,6 +18,7 @@ class Exported:
         difference: Largest difference of two logits, in fp32.
         pixels: Largest difference of two values of a pixel; 0 where both resample alike.
         notes: What whoever runs it should know.
+        rounded: Size that weights were rounded to, whence the difference comes; "" for none.
     """
 
     folder: Path
@@ -26,6 +27,7 @@ class Exported:
     difference: float
     pixels: float
     notes: tuple[str, ...] = ()
+    rounded: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -21,7 +21,7 @@ from isthmus.exporting.language import (
     refuse_other_heads,
     text_config,
 )
-from isthmus.exporting.llava import FITTED, projector_tensors, why_no_projector
+from isthmus.exporting.llava import FITTED, has_bias, projector_tensors, why_no_projector
 from isthmus.exporting.tokens import WrittenTokens
 from isthmus.model.vlm import VisionLanguageModel
 
@@ -97,7 +97,8 @@ def config_of(model: VisionLanguageModel, added: WrittenTokens) -> Any:
         image_token_index=added.image_id,
         image_seq_length=model.vision.shape.tokens,
         projector_hidden_act="gelu",
-        tie_word_embeddings=False,
+        multimodal_projector_bias=has_bias(model),
+        tie_word_embeddings=added.tied,
         dtype=dtype_name(model),
     )
     config.architectures = [ARCHITECTURE]
@@ -114,6 +115,7 @@ def processor_of(model: VisionLanguageModel, added: WrittenTokens, template: str
         patch_size=_patch_size(model),
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
+        image_token=added.image,
         chat_template=template,
     )
 

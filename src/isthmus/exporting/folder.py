@@ -42,7 +42,7 @@ def refuse_full_disk(target: Path, size: int) -> None:
     if free < size + (16 << 20):  # tokenizer and configurations
         raise OutputError(
             f"{target} needs {size / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: make "
-            "room, name a folder on another disk, or take --dtype bfloat16"
+            "room, name a folder on another disk, or take a smaller --dtype"
         )
 
 

@@ -11,11 +11,11 @@ from isthmus.exporting.tokens import WrittenTokens
 from isthmus.model.vlm import VisionLanguageModel
 
 
-class Form(Protocol):
-    """A form that a model can be written in. Each is a file here, whose functions these are.
+class Target(Protocol):
+    """What a model can be written as, as far as its configuration tells.
 
     Attributes:
-        ARCHITECTURE: Name of the class in Transformers.
+        ARCHITECTURE: Name of the class in Transformers, or of another program.
     """
 
     ARCHITECTURE: str
@@ -23,6 +23,10 @@ class Form(Protocol):
     def why_not(self, config: ModelConfig) -> str:
         """Why a model of a configuration has not this form; empty if it has."""
         ...
+
+
+class Form(Target, Protocol):
+    """A form that a model can be written in. Each is a file here, whose functions these are."""
 
     def refuse_others(self, model: VisionLanguageModel) -> None:
         """Refuses what only the loaded parts tell.

@@ -14,7 +14,7 @@ from typing import Any
 
 from isthmus.errors import ExportError
 from isthmus.prompts.chat_template import ChatTemplate
-from isthmus.prompts.prompt import IMAGE_TAG
+from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 from isthmus.prompts.template import Template
 from isthmus.prompts.templates import TextTemplate
 
@@ -69,11 +69,13 @@ $READ
 {%- set messages = seen.messages %}"""
 
 
-def jinja_of(template: Template) -> str:
+def jinja_of(template: Template, *, image: str = IMAGE_TAG, end: str = END_TAG) -> str:
     r"""The chat template, in Jinja, that prints what a template of ours does.
 
     Args:
         template: One of `isthmus.prompts.templates`, or the language model's own.
+        image: What to print for an image.
+        end: What to print for the end of an answer, where the template has our tag.
 
     Raises:
         ExportError: If it is a template of somebody's own.
@@ -86,9 +88,9 @@ def jinja_of(template: Template) -> str:
         '<image>Question: What is it? Answer:'
     """
     if isinstance(template, TextTemplate):
-        return _of_words(template)
+        return _of_words(template, image, end)
     if isinstance(template, ChatTemplate):
-        return _of_chat(template)
+        return _of_chat(template, image)
     raise ExportError(
         f"the template is a {type(template).__name__} of your own: expected one with a name, which "
         "can be written as a chat template; set another as model.template"
@@ -124,14 +126,14 @@ def _text(text: str) -> list[dict[str, Any]]:
     return [{"type": "text", "text": text}]
 
 
-def _of_words(template: TextTemplate) -> str:
+def _of_words(template: TextTemplate, image: str, end: str) -> str:
     """Of fixed words around questions and answers."""
     before, _, after = template.question.partition("{}")
     head_before, _, head_after = template.heading.partition("{}")
     caption = before + after if template.caption is None else template.caption
     return _filled(
         _WORDS,
-        READ=_read("images"),
+        READ=_read("images", image),
         HEAD_BEFORE=_quoted(head_before),
         HEAD_AFTER=_quoted(head_after),
         BETWEEN=_quoted(template.between),
@@ -139,32 +141,32 @@ def _of_words(template: TextTemplate) -> str:
         AFTER=_quoted(after),
         CAPTION=_quoted(caption),
         JUNCTION=_quoted(template.junction),
-        END=_quoted(template.end),
+        END=_quoted(template.end.replace(END_TAG, end)),
     )
 
 
-def _of_chat(template: ChatTemplate) -> str:
-    """The language model's own behind a prologue that writes images as our tag."""
+def _of_chat(template: ChatTemplate, image: str) -> str:
+    """The language model's own behind a prologue that writes images as one token."""
     form = template.format
     source = str(form.tokenizer.chat_template)
     if not form.shows_images:
         content = "[{'type': 'text', 'text': told.text}]" if form.in_parts else "told.text"
         prologue = _filled(
             _CHAT,
-            READ=_read("text"),
+            READ=_read("text", image),
             HAS_SYSTEM="true" if form.has_system else "false",
             CONTENT=content,
         )
         return f"{prologue}\n{source}"  # trimmed, so that the source begins a line as it did
-    if form.placeholder == IMAGE_TAG:
+    if form.placeholder == image:
         return source
-    replaced = f"{_quoted(form.placeholder)}, {_quoted(IMAGE_TAG)}"
+    replaced = f"{_quoted(form.placeholder)}, {_quoted(image)}"
     return f"{{% set written %}}{source}{{% endset %}}{{{{- written | replace({replaced}) -}}}}"
 
 
-def _read(shown: str) -> str:
+def _read(shown: str, image: str) -> str:
     """Reads a message's content, its images noted in one of `told`'s fields."""
-    return _filled(_READ, SHOWN=shown, IMAGE=_quoted(IMAGE_TAG)).rstrip("\n")
+    return _filled(_READ, SHOWN=shown, IMAGE=_quoted(image)).rstrip("\n")
 
 
 def _filled(program: str, **values: str) -> str:

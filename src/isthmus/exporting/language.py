@@ -67,15 +67,16 @@ def language_tensors(
 ) -> dict[str, Tensor]:
     """The decoder's tensors by the names that its base model has for them, and `lm_head.weight`.
 
-    LoRA is merged, or left out. The head is written out even where it was tied to the embedding:
-    the two rows of `<|endofchunk|>` differ.
+    LoRA is merged, or left out. Where the two tokens were added, the head is written out even if it
+    was tied to the embedding: the two rows of `<|endofchunk|>` differ.
     """
     base = model.language.model.base_model
     found = dict(_without_layers_of_lora(base, merge))
     for name, module in base.named_modules():
         if module is model.language.input_embedding:
             found[f"{name}.weight"] = input_table(model, added)
-    found["lm_head.weight"] = output_table(model, added)
+    if not added.tied:
+        found["lm_head.weight"] = output_table(model, added)
     return found
 
 
@@ -84,7 +85,7 @@ def text_config(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, A
     values: dict[str, Any] = model.language.model.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "quantization_config"):
         values.pop(name, None)
-    values |= {"vocab_size": added.rows, "tie_word_embeddings": False}
+    values |= {"vocab_size": added.rows, "tie_word_embeddings": added.tied}
     values["pad_token_id"] = added.tokenizer.pad_token_id
     values["dtype"] = dtype_name(model)
     return values

@@ -107,9 +107,10 @@ def config_of(model: VisionLanguageModel, added: WrittenTokens) -> Any:
         image_token_index=added.image_id,
         image_seq_length=model.vision.shape.tokens,
         projector_hidden_act="gelu",
-        vision_feature_select_strategy=tower.selected(vision.keep_cls),
+        multimodal_projector_bias=has_bias(model),
+        vision_feature_select_strategy=tower.selected(model.vision.shape.tokens),
         vision_feature_layer=vision.feature_layer,
-        tie_word_embeddings=False,
+        tie_word_embeddings=added.tied,
         dtype=dtype_name(model),
     )
     config.architectures = [ARCHITECTURE]
@@ -125,8 +126,9 @@ def processor_of(model: VisionLanguageModel, added: WrittenTokens, template: str
         image_processor=image_processor_of(model),
         tokenizer=added.tokenizer,
         patch_size=tower.config["patch_size"],
-        vision_feature_select_strategy=tower.selected(model.vision.config.keep_cls),
+        vision_feature_select_strategy=tower.selected(model.vision.shape.tokens),
         num_additional_image_tokens=tower.class_tokens,
+        image_token=added.image,
         chat_template=template,
     )
 
@@ -173,6 +175,11 @@ def tensors_of(
         inner = "" if name.startswith("lm_head.") else "model."
         tensors[f"language_model.{inner}{name}"] = tensor
     return tensors
+
+
+def has_bias(model: VisionLanguageModel) -> bool:
+    """Whether the connector's two layers have one."""
+    return any(name.endswith(".bias") for name in projector_tensors(model))
 
 
 def projector_tensors(model: VisionLanguageModel) -> dict[str, Tensor]:

@@ -1,8 +1,11 @@
-"""Our two tokens as added tokens of a tokenizer, and their rows in the tables.
+"""The two special tokens as a tokenizer has them, and their rows in the tables.
 
-Joined, the two have ids above the table that no tokenizer knows (see `backbones.special_tokens`).
+Joined, the two have ids above the table that no tokenizer knows (see `backbones.added_tokens`).
 Written out, they are added tokens behind the tokenizer's last one. Tables are often padded to a
 round number of rows, and then the two ids lie inside of it: the table grows only where they do not.
+
+A released model has both in its vocabulary (`backbones.vocabulary_tokens`). Its tokenizer and its
+tables are written as they are.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ from isthmus.prompts.prompt import END_TAG, IMAGE_TAG
 
 @dataclass(frozen=True)
 class WrittenTokens:
-    """A copy of the language model's tokenizer that knows our two tokens.
+    """A copy of the language model's tokenizer that knows the two tokens.
 
     Attributes:
         tokenizer: The copy.
         image_id: Id of `<image>` in it.
-        end_id: Id of `<|endofchunk|>` in it.
+        end_id: Id of `<|endofchunk|>` in it, or of the end of text that stands for it.
         shared: Ids below this number mean the same as in the model.
         rows: Rows that the tables need.
+        tied: Whether the head is the embedding's own table, as it was.
     """
 
     tokenizer: Any
@@ -36,6 +40,21 @@ class WrittenTokens:
     end_id: int
     shared: int
     rows: int
+    tied: bool = False
+
+    @property
+    def image(self) -> str:
+        """How the tokenizer writes an image."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.image_id))
+
+    @property
+    def end(self) -> str:
+        """How the tokenizer writes the end of an answer."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_id))
+
+    def written(self, text: str) -> str:
+        """A prompt's text with the tags as the tokenizer writes them."""
+        return text.replace(IMAGE_TAG, self.image).replace(END_TAG, self.end)
 
     def translated(self, ids: Tensor, model: VisionLanguageModel) -> Tensor:
         """Token ids of the model as ids of the copy."""
@@ -45,10 +64,11 @@ class WrittenTokens:
 
 
 def add_tokens(model: VisionLanguageModel) -> WrittenTokens:
-    """Adds the two tokens to a copy of a model's tokenizer.
+    """Adds the two tokens to a copy of a model's tokenizer; a released model's has them.
 
     Raises:
-        ExportError: If the model or its tokenizer has such tokens already.
+        ExportError: If the model was joined here, and its tokenizer has such a token already; or if
+            it is a released one, and its tokenizer has none for images.
 
     Example:
         >>> import isthmus as im
@@ -58,12 +78,9 @@ def add_tokens(model: VisionLanguageModel) -> WrittenTokens:
     """
     from tokenizers import AddedToken
 
-    if getattr(model.special_tokens, "input_rows", None) is None:
-        raise ExportError(
-            f"{model.config.language.name} has a token for images of its own: expected a model "
-            "that was joined here; Transformers loads a released one as it is"
-        )
     tokenizer = copy.deepcopy(model.language.tokenizer)
+    if model.config.tokens is not None:
+        return _own_tokens(model, tokenizer)
     known = tokenizer.get_vocab()
     for tag in (IMAGE_TAG, END_TAG):
         if tag in known:
@@ -77,22 +94,44 @@ def add_tokens(model: VisionLanguageModel) -> WrittenTokens:
         [AddedToken(tag, normalized=False, special=True) for tag in (IMAGE_TAG, END_TAG)],
         special_tokens=True,
     )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.pad_id)
-    tokenizer.padding_side = "left"
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    _pad_left(tokenizer, model)
     image_id, end_id = tokenizer.convert_tokens_to_ids([IMAGE_TAG, END_TAG])
     rows = max(model.language.vocab_rows, image_id + 1, end_id + 1)
     return WrittenTokens(tokenizer, image_id, end_id, min(shared, image_id), rows)
 
 
+def _own_tokens(model: VisionLanguageModel, tokenizer: Any) -> WrittenTokens:
+    """The tokens of a released model, which stay what they are."""
+    own, language = model.special_tokens, model.language
+    if tokenizer.convert_ids_to_tokens(own.image_id) is None:
+        raise ExportError(
+            f"the tokenizer of {model.config.language.name} has no token {own.image_id}, which "
+            "stands for an image: expected a tokenizer that knows it; add it with "
+            'tokenizer.add_tokens("<image>", special_tokens=True)'
+        )
+    _pad_left(tokenizer, model)
+    tied = language.output_embedding.weight is language.input_embedding.weight
+    rows = max(language.vocab_rows, own.image_id + 1)
+    return WrittenTokens(tokenizer, own.image_id, own.end_id, rows, rows, tied)
+
+
+def _pad_left(tokenizer: Any, model: VisionLanguageModel) -> None:
+    """Makes a tokenizer pad as generation needs it."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.pad_id)
+    tokenizer.padding_side = "left"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+
+
 def input_table(model: VisionLanguageModel, added: WrittenTokens) -> Tensor:
     """The embedding (rows, D) with the two tokens' input rows."""
     embedding = model.language.input_embedding
+    table = _grown(embedding.weight, added.rows)
+    if model.config.tokens is not None:
+        return table
     scale = getattr(embedding, "embed_scale", 1.0)  # Gemma 3 multiplies inside of its embedding
     own: Any = model.special_tokens
     special = own.input_rows / torch.as_tensor(scale).to(model.device)
-    table = _grown(embedding.weight, added.rows)
     table[added.image_id], table[added.end_id] = special.to(table).unbind()
     return table
 
@@ -102,11 +141,14 @@ def output_table(model: VisionLanguageModel, added: WrittenTokens) -> Tensor:
 
     `<image>` is never produced by the model. A head has no row for that: its row is that of a token
     which nothing produces either, one of a padded table or the padding token, and otherwise the
-    mean of all. `suppress_tokens` says it to those who read it.
+    mean of all. `suppress_tokens` says it to those who read it. A released model's head is as it
+    was.
     """
     own: Any = model.special_tokens
     head = model.language.output_embedding.weight
     table = _grown(head, added.rows)
+    if model.config.tokens is not None:
+        return table
     table[added.end_id] = own.output_rows[0].to(table)
     if added.image_id < len(head):  # a row that no token has
         return table

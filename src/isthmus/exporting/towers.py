@@ -16,8 +16,7 @@ from isthmus.errors import ExportError
 from isthmus.exporting.language import INSTEAD
 from isthmus.model.backbones.vision import VisionEncoder
 
-KINDS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
-"""What is read off each kind of tower: all but its first token, or all."""
+KINDS = ("clip_vision_model", "siglip_vision_model")
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
 
 
@@ -40,9 +39,14 @@ class Tower:
         """How many tokens stand before the patches."""
         return int(self.config["model_type"] == "clip_vision_model")
 
-    def selected(self, keep_cls: bool) -> str:
-        """Which of its tokens are seen, in LLaVA's words."""
-        return "full" if keep_cls else KINDS[self.config["model_type"]]
+    def selected(self, tokens: int) -> str:
+        """Which of its tokens are seen, in LLaVA's words: all, or all but the first.
+
+        Args:
+            tokens: How many are seen.
+        """
+        patches = (self.config["image_size"] // self.config["patch_size"]) ** 2
+        return "full" if tokens == patches + self.class_tokens else "default"
 
 
 def tower_of(vision: VisionEncoder) -> Tower:

@@ -15,7 +15,7 @@ from isthmus.exporting.card import card
 from isthmus.exporting.check import compare
 from isthmus.exporting.exported import Exported
 from isthmus.exporting.folder import appearing, refuse_full_disk, writing
-from isthmus.exporting.form import Form
+from isthmus.exporting.form import Form, Target
 from isthmus.exporting.jinja import jinja_of
 from isthmus.exporting.language import INSTEAD
 from isthmus.exporting.lora import ADAPTER, refuse_way, write_adapter
@@ -55,17 +55,18 @@ def form_of(config: ModelConfig) -> Form:
     return fast_vlm if scheme in fast_vlm.SCHEMES else llava
 
 
-def refuse_unknown(config: ModelConfig, name: str) -> None:
+def refuse_unknown(config: ModelConfig, name: str, target: Target | None = None) -> None:
     """Refuses a model that the library has no class for, as far as its configuration tells.
 
     Args:
         config: What it is made of.
         name: What to call it.
+        target: What it is to become; None is a class of Transformers.
 
     Raises:
         ExportError: If there is none; the message says why, and what can be done instead.
     """
-    fusion, form = config.fusion, form_of(config)
+    fusion, form = config.fusion, target or form_of(config)
     why = ""
     # A fusion of the user's own may not say
     if added := getattr(fusion, "added", f"whatever {type(fusion).__name__} does"):
@@ -78,6 +79,11 @@ def refuse_unknown(config: ModelConfig, name: str) -> None:
         why = (
             f"it takes media besides images ({kinds}), and {form.ARCHITECTURE} takes images "
             f"alone: expected none; {INSTEAD}"
+        )
+    elif (own := config.tokens) is not None and (own.before or own.after or own.images_first):
+        why = (
+            f"it has tokens around its images, or images before the first token of a text, which "
+            f"{form.ARCHITECTURE} does not write: expected an image's own tokens alone; {INSTEAD}"
         )
     why = why or form.why_not(config)
     if why:
@@ -116,7 +122,8 @@ def _write(
     refuse_full_disk(target, size)
     config = form.config_of(model, added)
     template = template_named(model.config.template, model.language.tokenizer)
-    processor = form.processor_of(model, added, jinja_of(template))
+    program = jinja_of(template, image=added.image, end=added.end)
+    processor = form.processor_of(model, added, program)
     name = target.absolute().name
     with writing(target):
         config.save_pretrained(folder)
@@ -156,5 +163,7 @@ def _ends(model: VisionLanguageModel, added: WrittenTokens) -> list[int]:
     """The end of a chunk, and how the template ends an answer where that is one token."""
     template: Any = template_named(model.config.template, model.language.tokenizer)
     end = getattr(template, "end", "") or END_TAG
-    ids = [] if end == END_TAG else model.special_tokens.encode([Span(end, "end")])
+    # LLaVA's chat template writes a space behind an answer, which ends none
+    told = end != END_TAG and end.strip()
+    ids = model.special_tokens.encode([Span(end, "end")]) if told else []
     return [added.end_id, *(ids if len(ids) == 1 else [])]

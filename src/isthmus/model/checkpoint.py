@@ -47,11 +47,12 @@ from isthmus.model.saved_parts import (
     saved_encoder,
     saved_language,
 )
+from isthmus.model.snapshots import DESCRIPTION as DESCRIPTION
+from isthmus.model.snapshots import fetched
 from isthmus.model.vlm import MEDIUM_SUFFIX, VisionLanguageModel
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
-DESCRIPTION = "isthmus.json"
 KINDS = {
     "vlm": "a vision-language model, for ask, chat, eval and serve",
     "clip": "a dual encoder, for classify, search and serve --dual-encoder",
@@ -154,11 +155,12 @@ def locate(source: str | Path) -> Path:
     """The folder of a saved model.
 
     Args:
-        source: The name of a shipped model, or a folder.
+        source: The name of a shipped model, a folder, or "hf:USER/REPO" of a model of ours.
 
     Raises:
         CheckpointError: If there is none.
     """
+    source = fetched(source)
     if str(source) in SHIPPED:
         return Path(str(resources.files("isthmus"))) / "weights" / str(source)
     folder = Path(source)
@@ -229,10 +231,10 @@ def load_vlm(
     """Loads a saved vision-language model.
 
     Args:
-        source: The name of a shipped model ("tiny"), a folder that `save` wrote, a released
-            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), a checkpoint of
-            OpenFlamingo, or a language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no
-            images.
+        source: The name of a shipped model ("tiny"), a folder that `save` wrote, a repository that
+            holds one ("hf:USER/REPO"), a released vision-language model
+            ("hf:llava-hf/llava-1.5-7b-hf", or its folder), a checkpoint of OpenFlamingo, or a
+            language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images.
         connector: Your own connector, where the model was composed with one.
         language: The language model as an object, where it was composed with one (with its
             `tokenizer`), or a name in place of the saved one. OpenFlamingo's checkpoints do not
@@ -259,6 +261,7 @@ def load_vlm(
     """
     place = device_for(device)  # said before anything is read
     kind, int8 = dtype_for(dtype, place), int8_for(dtype, place)
+    source = fetched(source)
     reader = reader_of(source)
     named = str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source)
     if reader is None and named:

@@ -21,6 +21,7 @@ from isthmus.model.checkpoint import (
 from isthmus.model.clip.checkpoint import load_clip, save_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.join import reader_of
+from isthmus.model.snapshots import fetched
 from isthmus.model.vlm import VisionLanguageModel
 
 _VLM_ONLY = ("connector", "language")
@@ -37,11 +38,12 @@ def load(
     """Loads a model by its name or from a folder.
 
     Args:
-        source: The name of a shipped model ("tiny", "tiny-clip") or a folder that `save` wrote.
-            A released vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or a folder of such a
-            repository). A language model alone ("hf:Qwen/Qwen3-0.6B"), which sees no images. A dual
-            encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers'
-            CLIP and SigLIP, a folder of theirs, or the model itself.
+        source: The name of a shipped model ("tiny", "tiny-clip"), a folder that `save` wrote, or a
+            repository of the hub that holds one ("hf:USER/REPO"; `from_pretrained` takes a
+            revision). A released vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or a folder
+            of such a repository). A language model alone ("hf:Qwen/Qwen3-0.6B"), which sees no
+            images. A dual encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of
+            Transformers' CLIP and SigLIP, a folder of theirs, or the model itself.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
         dtype: Data type of all weights: "auto" (see `machine`), a name or a `torch.dtype`; None is
             float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
@@ -67,6 +69,7 @@ def load(
         >>> len(im.load(im.save(model, tempfile.mkdtemp())).layout)
         16
     """
+    source = fetched(source)
     kind = kind_of(source)
     for name in parts:
         if name in (_CLIP_ONLY if kind == "vlm" else _VLM_ONLY):
@@ -125,7 +128,7 @@ def kind_of(source: Any) -> str:
     """
     if isinstance(source, nn.Module):
         return "vlm" if isinstance(source, VisionLanguageModel) else "clip"
-    name = str(source)
+    name = str(fetched(source))
     scheme, _, rest = name.partition(":")
     if scheme == "open_clip":
         return "clip"

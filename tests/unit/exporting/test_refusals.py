@@ -183,22 +183,24 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
         refuse_full_disk(tmp_path / "not" / "there", 1 << 60)
 
 
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["transformers", "gguf"])
+def test_a_disk_that_fills_up_leaves_nothing(to: Any, tmp_path: Path) -> None:
     model = joined()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(im.OutputError, match=r"cannot write .*out: .*nothing was kept"):
-            im.export(model, tmp_path / "not" / "there" / "out")
+            im.export(model, tmp_path / "not" / "there" / "out", to=to)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_below_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["transformers", "gguf"])
+def test_a_place_below_a_file(to: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(im.OutputError, match="cannot write"):
-        im.export(joined(), tmp_path / "file" / "out")
+        im.export(joined(), tmp_path / "file" / "out", to=to)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

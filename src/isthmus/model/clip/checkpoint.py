@@ -36,6 +36,7 @@ from isthmus.model.checkpoint import (
 from isthmus.model.clip.class_mixture import ClassMixtureConfig
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import HeadConfig, JoinedImageTower, JoinedTextTower
+from isthmus.model.snapshots import fetched
 
 FORMS = ("open_clip:ARCH/PRETRAINED", "hf:REPO", "a folder", *SHIPPED)
 
@@ -89,7 +90,7 @@ def load_clip(
         return wrap_open_clip(source, tokenizer, preprocess)
     place = device_for(device)  # said before anything is read
     kind = dtype_for(None if dtype == "auto" else dtype, place)
-    model = _named(str(source), vision, text, pretrained).to(place)
+    model = _named(str(fetched(source)), vision, text, pretrained).to(place)
     if kind != torch.float32:
         model.image.to(kind)
         model.text.to(kind)
