@@ -22,6 +22,7 @@ xllamacpp its part is left out.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -86,8 +87,7 @@ def ours(threads: int, dtype: str) -> Any:
 
 def theirs(threads: int, gguf: str) -> Any:
     """llama.cpp's server, in this process."""
-    import xllamacpp
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")
     options = xllamacpp.CommonParams()
     options.model.path = gguf
     options.n_ctx, options.n_parallel, options.n_gpu_layers = 1024, 1, 0
