@@ -20,6 +20,7 @@ from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.saving import kind_of
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 
 TARGETS = ("transformers",)
 
@@ -75,6 +76,7 @@ def export(
     target = free_place(Path(folder))
     if not isinstance(model, torch.nn.Module):
         model = _load(model, device, dtype)
+    refuse_whole(model, "export")
     if isinstance(model, DualEncoder):
         return export_dual(model, target)
     return export_vlm(model, target, lora)

@@ -36,7 +36,7 @@ from isthmus.machine import device_for, dtype_for
 from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.precision import refuse_conversion
-from isthmus.model.backbones.released import read_together
+from isthmus.model.backbones.released import CODE, read_together
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
 from isthmus.model.join import named_model
@@ -255,7 +255,7 @@ def load_vlm(
     """
     place = device_for(device)  # said before anything is read
     kind = dtype_for(dtype, place)
-    if str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source):
+    if str(source).startswith(("hf:", f"{CODE}:", "asset:")) or is_transformers_folder(source):
         if given := [p for p in (connector, language, vision, tokenizer) if p is not None]:
             raise ConfigError(
                 f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '

@@ -11,16 +11,17 @@ import torch
 from torch import nn
 
 from isthmus.errors import ConfigError
+from isthmus.model.backbones.released import CODE
 from isthmus.model.checkpoint import (
     describe,
     is_transformers_folder,
-    load_vlm,
     locate,
     save_vlm,
 )
 from isthmus.model.clip.checkpoint import load_clip, save_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel, load_answering, refuse_whole
 
 _VLM_ONLY = ("connector", "language")
 _CLIP_ONLY = ("text", "preprocess", "pretrained")
@@ -38,7 +39,8 @@ def load(
     Args:
         source: The name of a shipped model ("tiny", "tiny-clip") or a folder that `save` wrote.
             A released vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or a folder of such a
-            repository). A language model alone ("hf:Qwen/Qwen3-0.6B"), which sees no images. A dual
+            repository); "hf+code:REPO" runs the code that comes with it. A language model alone
+            ("hf:Qwen/Qwen3-0.6B"), which sees no images. A dual
             encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers'
             CLIP and SigLIP, a folder of theirs, or the model itself.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
@@ -50,7 +52,8 @@ def load(
             `pretrained=`.
 
     Returns:
-        A `VisionLanguageModel` or a `DualEncoder`, whichever was saved.
+        A `VisionLanguageModel` or a `DualEncoder`, whichever was saved. Of a released model whose
+        parts are not known here a `WholeModel`, which generates and scores closed answers.
 
     Raises:
         ConfigError: If a part is none of this kind of model, or a released model is of an unknown
@@ -70,7 +73,7 @@ def load(
             what = "a vision-language model" if kind == "vlm" else "a dual encoder"
             raise ConfigError(f'"{source}" is {what}, which has no part "{name}": leave it out')
     if kind == "vlm":
-        return load_vlm(source, device=device, dtype=dtype, **parts)
+        return load_answering(source, device=device, dtype=dtype, **parts)
     return load_clip(source, device=device, dtype=dtype, **parts)
 
 
@@ -102,6 +105,7 @@ def save(
         >>> im.load(im.save(model, tempfile.mkdtemp())).fingerprint() == model.fingerprint()
         True
     """
+    refuse_whole(model, "a strip to save")
     if isinstance(model, DualEncoder):
         return save_clip(model, folder, dtype=dtype, extra=extra)
     return save_vlm(model, folder, dtype=dtype, extra=extra)
@@ -121,12 +125,12 @@ def kind_of(source: Any) -> str:
         ('vlm', 'clip', 'clip')
     """
     if isinstance(source, nn.Module):
-        return "vlm" if isinstance(source, VisionLanguageModel) else "clip"
+        return "vlm" if isinstance(source, VisionLanguageModel | WholeModel) else "clip"
     name = str(source)
     scheme, _, rest = name.partition(":")
     if scheme == "open_clip":
         return "clip"
-    if scheme == "asset":
+    if scheme in ("asset", CODE):
         return "vlm"
     if scheme == "hf":
         return "clip" if _family(rest) else "vlm"
@@ -145,6 +149,6 @@ def _family(place: str) -> bool:
             return json.loads(config.read_text(encoding="utf-8")).get("model_type") in FAMILIES
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(place).model_type in FAMILIES
+        return AutoConfig.from_pretrained(place, trust_remote_code=False).model_type in FAMILIES
     except Exception:  # loading it says what is wrong
         return False

@@ -22,6 +22,9 @@ from isthmus.errors import CheckpointError, ConfigError, loading
 from isthmus.model.backbones.rotary import converted
 from isthmus.model.backbones.text import no_bar_for_files
 
+CODE = "hf+code"
+"""Scheme of the name of a repository whose own code is run. Nothing else runs any."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -128,22 +131,77 @@ def family_of(place: str) -> type[Family] | None:
     return family
 
 
-def refuse_unknown(place: str) -> None:
-    """Refuses a vision-language model of a family that nobody here can take apart.
+def whole_class(place: str) -> str | None:
+    """The class of a vision-language model that nobody here can take apart; None of anything else.
 
-    Raises:
-        ConfigError: If it is one; the message names the families that are known.
+    Example:
+        >>> whole_class("no/such-model") is None
+        True
     """
     from transformers.models.auto import modeling_auto
 
     told = _told(place)
+    model_type = str(told.get("model_type"))
+    if model_type in RELEASED.names():
+        return None
     whole: Mapping[str, str] = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     text: Mapping[str, str] = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    classes = told.get("architectures") or [whole.get(str(told.get("model_type")), "")]
-    if classes[0] in {*whole.values()} - {*text.values()}:
+    name = str((told.get("architectures") or [whole.get(model_type, "")])[0])
+    # some classes count among language models too, with a picture's sizes or without
+    sees = any(key in told for key in ("vision_config", "image_size", "patch_size"))
+    return name if name in whole.values() and (sees or name not in text.values()) else None
+
+
+def refuse_whole_name(name: str) -> None:
+    """Refuses the name of a vision-language model that nobody here can take apart.
+
+    Raises:
+        ConfigError: If it is one; the message names the families that are known.
+    """
+    scheme, _, place = name.partition(":")
+    found = whole_class(place) if scheme == "hf" else None
+    if scheme == CODE or found:
+        what = (
+            f'is a {found} ("{_told(place).get("model_type")}")' if found else "runs its own code"
+        )
         raise ConfigError(
-            f'"{place}" is a {classes[0]} ("{told.get("model_type")}"), a vision-language model of '
-            f"a family that is not known here; known: {', '.join(RELEASED.names())}"
+            f'"{name}" {what}, which is not taken apart here: it generates and scores closed '
+            "answers in whole (im.load; isthmus ask, eval, classify, info), and what needs its "
+            "parts cannot be done with it (serve, chat, train, features, export); taken apart are: "
+            f"{', '.join(RELEASED.names())}"
+        )
+
+
+def refuse_no_language(name: str) -> None:
+    """Refuses a vision-language model as a language model, where Transformers has no such part.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    from transformers.models.auto import modeling_auto
+
+    scheme, _, place = name.partition(":")
+    found = whole_class(place) if scheme == "hf" else None
+    known: Mapping[str, str] = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if found and str(_told(place).get("model_type")) not in known:
+        refuse_whole_name(name)
+
+
+def refuse_code(name: str) -> None:
+    """Refuses a repository whose model is code that comes with it.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    from transformers import CONFIG_MAPPING
+
+    scheme, _, place = name.partition(":")
+    told = _told(place) if scheme == "hf" else {}
+    if told.get("auto_map") and told.get("model_type") not in CONFIG_MAPPING:
+        raise ConfigError(
+            f'"{name}" ("{told.get("model_type")}") brings code of its own, which is not run: '
+            f'read it, and if you trust it, name the model "{CODE}:{place}", which generates and '
+            "scores in whole"
         )
 
 
@@ -160,14 +218,24 @@ def plan_of(name: str) -> Plan | None:
     """
     scheme, _, place = name.partition(":")
     family = family_of(place) if scheme == "hf" and place else None
-    return None if family is None else family.plan(_config(name, place))
+    return None if family is None else family.plan(config_of(name, place))
 
 
-def _config(name: str, place: str) -> Any:
+def config_of(name: str, place: str, trusted: bool = False) -> Any:
+    """The configuration of a repository or folder of Transformers.
+
+    Args:
+        name: What it was named as, for messages.
+        place: The repository or folder.
+        trusted: Whether code that comes with it is run.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
     from transformers import AutoConfig
 
     with loading(name, "a folder"):
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place, trust_remote_code=trusted)
 
 
 def _told(place: str) -> dict[str, Any]:
@@ -233,7 +301,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     family = family_of(place)
     if family is None:
         raise ConfigError(f'"{name}" is no released model of: {", ".join(RELEASED.names())}')
-    config = _config(name, place)
+    config = config_of(name, place)
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
@@ -244,7 +312,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
-            _refuse_missing(name, sorted(report["missing_keys"]))
+            refuse_missing(name, sorted(report["missing_keys"]))
         else:
             model = converted(AutoModelForImageTextToText.from_config(config), dtype)
         modules = family.parts(model)
@@ -259,8 +327,14 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     )
 
 
-def _refuse_missing(name: str, missing: list[str]) -> None:
-    """Transformers would go on with random weights, and say so in its log alone."""
+def refuse_missing(name: str, missing: list[str]) -> None:
+    """Refuses a model that lacks weights.
+
+    Transformers would go on with random weights, and say so in its log alone.
+
+    Raises:
+        CheckpointError: If any are missing.
+    """
     if missing:
         raise CheckpointError(
             f'"{name}" lacks {len(missing)} of its weights, such as {missing[0]}: a file of it is '
