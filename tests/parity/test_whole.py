@@ -17,13 +17,13 @@ import isthmus as im
 from isthmus.errors import CheckpointError, ConfigError, PromptError
 from isthmus.generation.server import ServingEngine
 from isthmus.model.backbones.tiny import END, START
+from isthmus.model.backbones.tiny_whole import IMAGE, KINDS, write_tiny_whole
 from isthmus.model.checkpoint import load_vlm
 from isthmus.model.whole import WholeModel
 from isthmus.prompts.prompt import Span
 from isthmus.training.loop import train
 
 from .reference import TOLERANCE
-from .toy_whole import IMAGE, KINDS
 
 NEW = 8
 ANSWERS = [" cat", " dog", " catfish", " c"]
@@ -33,7 +33,7 @@ class Case:
     """A repository, the class and processor of it, and ours."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        KINDS[kind](folder)
+        write_tiny_whole(folder, kind)
         self.kind, self.folder = kind, folder
         self.theirs: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
         self.processor: Any = AutoProcessor.from_pretrained(folder)
@@ -263,7 +263,7 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "own"
-    KINDS["git"](folder)
+    write_tiny_whole(folder)
     (folder / "own.py").write_text(CODE)
     told = json.loads((folder / "config.json").read_text())
     told |= {

@@ -36,7 +36,8 @@ from isthmus.machine import device_for, dtype_for
 from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.precision import refuse_conversion
-from isthmus.model.backbones.released import CODE, read_together
+from isthmus.model.backbones.refusals import CODE
+from isthmus.model.backbones.released import read_together
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
 from isthmus.model.join import named_model
@@ -163,7 +164,7 @@ def locate(source: str | Path) -> Path:
     folder = Path(source)
     if (folder / DESCRIPTION).is_file():
         return folder
-    what = "holds no isthmus.json" if folder.is_dir() else "is no folder"
+    what = "holds no isthmus.json and no config.json" if folder.is_dir() else "is no folder"
     raise CheckpointError(
         f'no model "{source}": it {what} and no shipped model ({suggestion(str(source), SHIPPED)})'
     )

@@ -15,14 +15,8 @@ from isthmus.errors import CheckpointError
 from isthmus.machine import device_for, dtype_for
 from isthmus.model.backbones.language import load_language
 from isthmus.model.backbones.precision import refuse_conversion
-from isthmus.model.backbones.released import (
-    CODE,
-    family_of,
-    read,
-    read_together,
-    refuse_code,
-    refuse_whole_name,
-)
+from isthmus.model.backbones.refusals import CODE, refuse_code, refuse_others, refuse_whole_name
+from isthmus.model.backbones.released import family_of, read, read_together
 from isthmus.model.backbones.vision import load_vision
 from isthmus.model.connectors import build_connector
 from isthmus.model.connectors.linear import Linear
@@ -150,6 +144,7 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     if scheme == "asset":
         return bare_language_model(source)
     refuse_code(source)
+    refuse_others(source)
     refuse_whole_name(source)
     if family_of(place) is not None:
         return _released(source, dtype)

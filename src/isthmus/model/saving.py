@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from isthmus.errors import ConfigError
-from isthmus.model.backbones.released import CODE
+from isthmus.model.backbones.refusals import CODE
 from isthmus.model.checkpoint import (
     describe,
     is_transformers_folder,

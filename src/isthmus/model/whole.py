@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig
-from isthmus.errors import ConfigError, PromptError, loading
+from isthmus.errors import CheckpointError, ConfigError, PromptError, loading
 from isthmus.machine import device_for, dtype_for
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import open_image
-from isthmus.model.backbones.released import CODE, config_of, refuse_missing, whole_class
+from isthmus.model.backbones.refusals import CODE, refuse_others, whole_class
+from isthmus.model.backbones.released import config_of, refuse_missing
 from isthmus.model.backbones.span_tokens import SpanTokenizer
 from isthmus.model.backbones.text import no_bar_for_files
 from isthmus.model.checkpoint import is_transformers_folder, load_vlm
@@ -111,6 +112,10 @@ class WholeModel(nn.Module):
             raise ConfigError(
                 f'"{name}" has the processor {type(processor).__name__}, which has no tokenizer: '
                 "expected one for images and texts"
+            )
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise CheckpointError(
+                f'"{name}" has no vocabulary: its tokenizer\'s files are missing; fetch it anew'
             )
         if getattr(processor, "chat_template", None):
             tokenizer.chat_template = processor.chat_template
@@ -314,6 +319,8 @@ def load_answering(
 def _read(name: str, place: str, kind: torch.dtype, trusted: bool) -> WholeModel:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+    if not trusted:
+        refuse_others(f"hf:{place}")
     config = config_of(name, place, trusted)
     own = getattr(config, "auto_map", None) or {}
     auto: Any = AutoModelForImageTextToText

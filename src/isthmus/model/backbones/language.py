@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.model import LanguageConfig
 from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
-from isthmus.model.backbones.released import family_of, read, refuse_code, refuse_no_language
+from isthmus.model.backbones.refusals import refuse_code, refuse_no_language, refuse_others
+from isthmus.model.backbones.released import family_of, read, refuse_missing
 from isthmus.model.backbones.rotary import converted, exact_frequencies
 from isthmus.model.backbones.text import no_bar_for_files
 
@@ -374,12 +375,14 @@ def _fetch(name: str) -> tuple[nn.Module, Any]:
         return whole.language, whole.tokenizer
     else:
         refuse_code(name)
+        refuse_others(name)
         refuse_no_language(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with loading(name, "a folder or a model"), no_bar_for_files(rest):
-        model = AutoModelForCausalLM.from_pretrained(
-            rest, dtype=torch.float32, trust_remote_code=False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            rest, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
+        refuse_missing(name, sorted(report["missing_keys"]))
         tokenizer = AutoTokenizer.from_pretrained(rest, trust_remote_code=False)
     return model, tokenizer

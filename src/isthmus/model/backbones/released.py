@@ -22,9 +22,6 @@ from isthmus.errors import CheckpointError, ConfigError, loading
 from isthmus.model.backbones.rotary import converted
 from isthmus.model.backbones.text import no_bar_for_files
 
-CODE = "hf+code"
-"""Scheme of the name of a repository whose own code is run. Nothing else runs any."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -117,7 +114,7 @@ def family_of(place: str) -> type[Family] | None:
         ConfigError: If its model type is known and its class is another, as of a repository that
             was not converted to Transformers' form.
     """
-    told = _told(place)
+    told = told_by(place)
     model_type, classes = told.get("model_type"), told.get("architectures")
     if model_type not in RELEASED.names():
         return None
@@ -129,80 +126,6 @@ def family_of(place: str) -> type[Family] | None:
             "LLaVA, those of llava-hf)"
         )
     return family
-
-
-def whole_class(place: str) -> str | None:
-    """The class of a vision-language model that nobody here can take apart; None of anything else.
-
-    Example:
-        >>> whole_class("no/such-model") is None
-        True
-    """
-    from transformers.models.auto import modeling_auto
-
-    told = _told(place)
-    model_type = str(told.get("model_type"))
-    if model_type in RELEASED.names():
-        return None
-    whole: Mapping[str, str] = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    text: Mapping[str, str] = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    name = str((told.get("architectures") or [whole.get(model_type, "")])[0])
-    # some classes count among language models too, with a picture's sizes or without
-    sees = any(key in told for key in ("vision_config", "image_size", "patch_size"))
-    return name if name in whole.values() and (sees or name not in text.values()) else None
-
-
-def refuse_whole_name(name: str) -> None:
-    """Refuses the name of a vision-language model that nobody here can take apart.
-
-    Raises:
-        ConfigError: If it is one; the message names the families that are known.
-    """
-    scheme, _, place = name.partition(":")
-    found = whole_class(place) if scheme == "hf" else None
-    if scheme == CODE or found:
-        what = (
-            f'is a {found} ("{_told(place).get("model_type")}")' if found else "runs its own code"
-        )
-        raise ConfigError(
-            f'"{name}" {what}, which is not taken apart here: it generates and scores closed '
-            "answers in whole (im.load; isthmus ask, eval, classify, info), and what needs its "
-            "parts cannot be done with it (serve, chat, train, features, export); taken apart are: "
-            f"{', '.join(RELEASED.names())}"
-        )
-
-
-def refuse_no_language(name: str) -> None:
-    """Refuses a vision-language model as a language model, where Transformers has no such part.
-
-    Raises:
-        ConfigError: If it is one.
-    """
-    from transformers.models.auto import modeling_auto
-
-    scheme, _, place = name.partition(":")
-    found = whole_class(place) if scheme == "hf" else None
-    known: Mapping[str, str] = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if found and str(_told(place).get("model_type")) not in known:
-        refuse_whole_name(name)
-
-
-def refuse_code(name: str) -> None:
-    """Refuses a repository whose model is code that comes with it.
-
-    Raises:
-        ConfigError: If it is one.
-    """
-    from transformers import CONFIG_MAPPING
-
-    scheme, _, place = name.partition(":")
-    told = _told(place) if scheme == "hf" else {}
-    if told.get("auto_map") and told.get("model_type") not in CONFIG_MAPPING:
-        raise ConfigError(
-            f'"{name}" ("{told.get("model_type")}") brings code of its own, which is not run: '
-            f'read it, and if you trust it, name the model "{CODE}:{place}", which generates and '
-            "scores in whole"
-        )
 
 
 def plan_of(name: str) -> Plan | None:
@@ -238,7 +161,7 @@ def config_of(name: str, place: str, trusted: bool = False) -> Any:
         return AutoConfig.from_pretrained(place, trust_remote_code=trusted)
 
 
-def _told(place: str) -> dict[str, Any]:
+def told_by(place: str) -> dict[str, Any]:
     """The entries of a `config.json`; none where it cannot be read, which loading reports."""
     from transformers import PretrainedConfig
 

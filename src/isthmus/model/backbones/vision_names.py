@@ -21,7 +21,8 @@ from isthmus.model.backbones.libraries import (
     from_transformers,
     open_clip_library,
 )
-from isthmus.model.backbones.released import plan_of, read, refuse_code, refuse_whole_name
+from isthmus.model.backbones.refusals import refuse_code, refuse_whole_name
+from isthmus.model.backbones.released import plan_of, read
 
 PREFIXES = (
     "timm:NAME",

@@ -1,4 +1,8 @@
-"""Tiny released models of classes that are not taken apart, as repositories in folders."""
+"""Tiny released models of classes that are not taken apart, in folders as their repositories are.
+
+For tests, and for trying things out offline: Transformers' own classes with random weights, their
+processors, and a byte tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
+from isthmus.errors import ConfigError, suggestion
 from isthmus.model.backbones.tiny import END, PAD, START, VOCABULARY, byte_tokenizer
 
 IMAGE = VOCABULARY
+"""Id of the token of an image, in classes that have one."""
 ROWS = VOCABULARY + 5
+"""Rows of the embedding."""
 
 
 def tokenizer_with(**named: str) -> Any:
-    """A byte tokenizer with more special tokens, by the names that processors ask for them."""
+    """A byte tokenizer with more special tokens, by the names that processors ask for them.
+
+    Example:
+        >>> tokenizer_with(image_token="<image>").image_token_id
+        259
+    """
+    import transformers
+
     core = byte_tokenizer()
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core.backend_tokenizer,
@@ -28,8 +41,8 @@ def tokenizer_with(**named: str) -> Any:
     )
 
 
-def random_(model: Any, seed: int = 0) -> Any:
-    """The model with weights that no default hides."""
+def shaken(model: Any, seed: int = 0) -> Any:
+    """A model with random weights, norms and biases among them, which would hide mix-ups."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for parameter in model.parameters():
@@ -37,8 +50,10 @@ def random_(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def mllama(folder: Path) -> None:
+def _mllama(folder: Path) -> None:
     """Cross-attention to tiles, a chat template, several images."""
+    import transformers
+
     vision = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -69,7 +84,7 @@ def mllama(folder: Path) -> None:
     config = transformers.MllamaConfig(
         vision_config=vision, text_config=text, image_token_index=IMAGE
     )
-    model = random_(transformers.MllamaForConditionalGeneration(config))
+    model = shaken(transformers.MllamaForConditionalGeneration(config))
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, PAD
     tokenizer = tokenizer_with(image_token="<|image|>", python_token="<|python_tag|>")
     images = transformers.MllamaImageProcessor(size={"height": 32, "width": 32}, max_image_tiles=2)
@@ -84,8 +99,9 @@ def mllama(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def git(folder: Path) -> None:
+def _git(folder: Path) -> None:
     """No token for an image, and a tokenizer that ends every text."""
+    import transformers
     from tokenizers.processors import TemplateProcessing
 
     config = transformers.GitConfig(
@@ -107,7 +123,7 @@ def git(folder: Path) -> None:
         eos_token_id=END,
         pad_token_id=PAD,
     )
-    model = random_(transformers.GitForCausalLM(config))
+    model = shaken(transformers.GitForCausalLM(config))
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, PAD
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -119,8 +135,10 @@ def git(folder: Path) -> None:
     transformers.GitProcessor(images, tokenizer).save_pretrained(folder)
 
 
-def florence2(folder: Path) -> None:
+def _florence2(folder: Path) -> None:
     """An encoder that reads image and prompt, and a decoder that writes."""
+    import transformers
+
     config = transformers.Florence2Config(
         vision_config={
             "depths": [1, 1, 1, 1],
@@ -149,7 +167,7 @@ def florence2(folder: Path) -> None:
         },
         image_token_id=IMAGE,
     )
-    model = random_(transformers.Florence2ForConditionalGeneration(config))
+    model = shaken(transformers.Florence2ForConditionalGeneration(config))
     settings = model.generation_config
     settings.eos_token_id, settings.pad_token_id, settings.bos_token_id = END, PAD, START
     settings.decoder_start_token_id, settings.forced_bos_token_id = END, START
@@ -162,4 +180,33 @@ def florence2(folder: Path) -> None:
     transformers.Florence2Processor(images, tokenizer).save_pretrained(folder)
 
 
-KINDS: dict[str, Callable[[Path], None]] = {"mllama": mllama, "git": git, "florence2": florence2}
+KINDS: dict[str, Callable[[Path], None]] = {
+    "mllama": _mllama,
+    "git": _git,
+    "florence2": _florence2,
+}
+"""Classes by their model types."""
+
+
+def write_tiny_whole(folder: str | Path, kind: str = "git") -> Path:
+    """Writes a model with random weights to a folder.
+
+    Args:
+        folder: Where to; made if missing.
+        kind: Its model type, one of `KINDS`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If the kind is unknown.
+
+    Example:
+        >>> import isthmus as im, tempfile
+        >>> im.load(write_tiny_whole(tempfile.mkdtemp())).summary().architecture
+        'GitForCausalLM'
+    """
+    if kind not in KINDS:
+        raise ConfigError(f'unknown kind "{kind}": {suggestion(kind, KINDS)}')
+    KINDS[kind](Path(folder))
+    return Path(folder)
