@@ -15,7 +15,8 @@ from isthmus.exporting.exported import Exported
 from isthmus.exporting.folder import free_place
 from isthmus.exporting.lora import WAYS
 from isthmus.exporting.vlm import export_vlm, language_alone, refuse_unknown
-from isthmus.model.checkpoint import describe, load_vlm, locate
+from isthmus.model.backbones.refusals import refuse_whole_name
+from isthmus.model.checkpoint import describe, is_transformers_folder, load_vlm, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.saving import kind_of
@@ -88,6 +89,9 @@ def _load(
     """A model by its name, refused before its parts are loaded where that can be told."""
     if kind_of(source) != "vlm":
         return load_clip(source, device=device, dtype=dtype)
+    if is_transformers_folder(source):
+        source = f"hf:{source}"
+    refuse_whole_name(str(source))
     if str(source).startswith(("hf:", "asset:")):
         raise language_alone(str(source))
     values = describe(place := locate(source), "vlm")["config"]
