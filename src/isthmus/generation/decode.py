@@ -104,6 +104,9 @@ def generate(
     if never := model.special_tokens.never:
         own = getattr(language.generation_config, "suppress_tokens", None)
         options["suppress_tokens"] = [*(options.get("suppress_tokens") or own or ()), *never]
+    positions = model.positions(batch).tokens
+    if positions.ndim == 3:  # the language model counts tokens by itself, and no images
+        options["position_ids"] = positions
     with model.in_sight(batch, decoding=True) as embeddings, _two_more_words(model, batch):
         ids: Tensor = language.generate(
             inputs_embeds=embeddings,

@@ -105,6 +105,7 @@ class Lanes:
 
     def _clear(self) -> None:
         self.lengths: list[int] = []
+        self._lags: list[int] = []  # how many positions each row has fewer than tokens
         self._layers: list[LaneLayer] = []
         self._rows = self._room = 0
         self._mask: Tensor | None = None
@@ -136,6 +137,7 @@ class Lanes:
             self._mask[lane, ..., :length] = 0
             self._mask[lane, ..., length:] = torch.finfo(self._mask.dtype).min
             self.lengths.append(length)
+            self._lags.append(rows.lag(row))
             self._seen.append(seen[row])
         self._look()
 
@@ -155,7 +157,9 @@ class Lanes:
                 layer.values[lane, :, :length] = layer.values[last, :, :length]
             self._mask[lane] = self._mask[last]
             self.lengths[lane], self._seen[lane] = self.lengths[last], self._seen[last]
+            self._lags[lane] = self._lags[last]
         self.lengths.pop()
+        self._lags.pop()
         self._seen.pop()
         self._look()
 
@@ -179,6 +183,7 @@ class Lanes:
         self._reserve([], len(ids), max(self.lengths) + 1)
         device = self.model.device
         places = torch.tensor(self.lengths, device=device)
+        positions = places - torch.tensor(self._lags, device=device) if any(self._lags) else places
         lanes = torch.arange(len(ids), device=device)
         assert self._mask is not None
         self._mask[lanes, 0, 0, places] = 0
@@ -190,7 +195,7 @@ class Lanes:
             logits: Tensor = self.model.language.model(
                 inputs_embeds=embeddings,
                 attention_mask=self._mask[: len(ids), ..., :length],
-                position_ids=places[:, None],
+                position_ids=positions[:, None],
                 use_cache=True,
                 logits_to_keep=1,
                 **as_states(self.model.language.model, Cache(layers=self._layers)),

@@ -20,6 +20,7 @@ from isthmus.model.fusion.adapter import Adapted
 from isthmus.model.fusion.sight import Sight, first_of_each
 from isthmus.model.layout import Layout, starts, whole_images
 from isthmus.model.media.base import stacked
+from isthmus.model.positions import positions_of
 from isthmus.model.vlm import VisionLanguageModel
 
 
@@ -134,6 +135,14 @@ class Rows:
             ids[row, longest - len(own) :] = torch.tensor(own)
             mask[row, past : past + longest - len(own)] = 0
         self._ids, self._mask = ids.to(device), mask.to(device)
+        seen = [p.images_before(past) for p in prompts]
+        self._positions = positions_of(
+            self._mask,
+            self._ids == model.special_tokens.image_id,
+            [layout for p, n in zip(prompts, seen, strict=True) for layout in p.layouts[n:]],
+            axes=model.language.axes,
+            before=[p.layouts[:n] for p, n in zip(prompts, seen, strict=True)],
+        )
         self._may_end: Tensor | None = None
         self._sight: Sight | None = None
         self._adapted: Adapted | None = None
@@ -186,10 +195,7 @@ class Rows:
 
     def _forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
         """Logits (B, K, V) of the last K tokens; the states grow by all of them."""
-        takes = self.model.language.places(self._mask, None)
-        places = {"attention_mask": mask}
-        if "position_ids" in takes:
-            places["position_ids"] = positions
+        places = self.model.language.places(mask, None, positions)
         with self.model.shown(self._sight, self._may_end, adapted=self._adapted):
             out = self.model.language.model(
                 inputs_embeds=embeddings,
@@ -213,12 +219,11 @@ class Rows:
         if self._new:
             is_image = self._ids == self.model.special_tokens.image_id
             embeddings = self.model.fusion.embed(embeddings, is_image, self._new)
-        positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self._ids.shape[1] :]
-        return self._forward(embeddings, self._mask, positions, keep=1)[:, -1]
+        return self._forward(embeddings, self._mask, self._positions.tokens, keep=1)[:, -1]
 
     def step(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after one more token for each row, ids (B,)."""
-        positions = self.lengths[:, None]
+        positions = self._positions.behind(self.lengths[:, None])
         self._mask = torch.cat([self._mask, torch.ones_like(positions)], dim=1)
         embeddings = self.model.special_tokens.embed(ids[:, None])
         return self._forward(embeddings, self._mask, positions, keep=1)[:, -1]
@@ -239,7 +244,7 @@ class Rows:
         lowest = torch.finfo(embeddings.dtype).min
         mask = torch.zeros(allowed.shape, dtype=embeddings.dtype, device=ids.device)
         mask = mask.masked_fill(~allowed, lowest)[:, None]
-        positions = prompt.sum(dim=1, keepdim=True) + depth
+        positions = self._positions.behind(prompt.sum(dim=1, keepdim=True) + depth)
         self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
         return self._forward(embeddings, mask, positions, keep=0)
 
@@ -247,6 +252,7 @@ class Rows:
         """Keeps some rows, or repeats them: (B',) row numbers."""
         self.states.batch_select_indices(rows)
         self._mask = self._mask[rows]
+        self._positions = self._positions.select(rows)
         if self._may_end is not None:
             self._may_end = self._may_end[rows]
         if self._sight is not None:
@@ -260,6 +266,10 @@ class Rows:
         if bool(real.all()):
             return [(layer.keys[row], layer.values[row]) for layer in self.states.layers]
         return [(s.keys[row][:, real], s.values[row][:, real]) for s in self.states.layers]
+
+    def lag(self, row: int) -> int:
+        """How many positions one row has fewer than tokens (`Positions.lag`)."""
+        return self._positions.lag_of(row)
 
     def seen(self, row: int) -> tuple[bool, Sight | None]:
         """What tokens decoded behind one row see: whether it has images, and what of them."""

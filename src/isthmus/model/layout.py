@@ -34,9 +34,12 @@ class Layout:
 
     Attributes:
         ids: Token ids, `HOLE` and `IMAGE`; at least one of them is a place.
+        grid: (rows, columns) of the holes, for language models that have a row and a column for
+            each token; None where they stand in a line as words do.
 
     Raises:
-        ConfigError: If there is no place, or an id is negative and neither constant.
+        ConfigError: If there is no place, an id is negative and neither constant, or the holes are
+            not one run of rows times columns.
 
     Example:
         >>> layout = Layout((7, HOLE, HOLE, 7))
@@ -45,6 +48,7 @@ class Layout:
     """
 
     ids: tuple[int, ...]
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.places or min(self.ids) < IMAGE:
@@ -52,6 +56,13 @@ class Layout:
                 f"Layout({self.ids!r}): expected token ids of 0 or more and at least one place, "
                 f"HOLE ({HOLE}) or IMAGE ({IMAGE})"
             )
+        if self.grid is not None:
+            count, front = self.grid[0] * self.grid[1], self.front
+            if self.places != count or self.ids[front : front + count] != (HOLE,) * count:
+                raise ConfigError(
+                    f"a layout of {self.places} places with the grid {self.grid}: expected "
+                    f"{count} holes, one behind another"
+                )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,6 +76,11 @@ class Layout:
     def places(self) -> int:
         """How often the id of `<image>` stands in the text."""
         return self.ids.count(HOLE) + self.ids.count(IMAGE)
+
+    @property
+    def saved(self) -> int:
+        """How many positions fewer than tokens it takes where its grid counts."""
+        return 0 if self.grid is None else self.holes - max(self.grid)
 
     @property
     def front(self) -> int:

@@ -45,6 +45,7 @@ from isthmus.model.media.base import (
     visual_of,
 )
 from isthmus.model.media.image import ClipMedium, ImageMedium
+from isthmus.model.positions import Positions, positions_of
 from isthmus.model.summary import Summary, summary_of
 from isthmus.prompts.prompt import IMAGE_TAG, Span
 
@@ -255,6 +256,21 @@ class VisionLanguageModel(nn.Module):
     def _layouts(self, batch: Batch, count: int) -> Sequence[Layout]:
         return [self.layout] * count if batch.layouts is None else batch.layouts
 
+    def positions(self, batch: Batch) -> Positions:
+        """Where a batch's tokens stand for the language model."""
+        is_image = batch.input_ids == self.special_tokens.image_id
+        layouts: Sequence[Layout] = ()
+        if self.language.axes > 1:
+            count = int(is_image.sum()) // self.layout.places
+            layouts = self._layouts(batch, count)
+        return positions_of(
+            batch.attention_mask,
+            is_image,
+            layouts,
+            axes=self.language.axes,
+            samples=batch.positions,
+        )
+
     @contextmanager
     def in_sight(
         self, batch: Batch, *, decoding: bool = False, chosen: Tensor | None = None
@@ -332,7 +348,8 @@ class VisionLanguageModel(nn.Module):
             chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))
             last = 0
         # asked before the images are in sight: it may try the language model out
-        places = self.language.places(batch.attention_mask, batch.positions)
+        own = self.positions(batch).tokens
+        places = self.language.places(batch.attention_mask, batch.positions, own)
         with self.in_sight(batch, chosen=chosen) as embeddings:
             logits: Tensor = self.language.model(
                 inputs_embeds=embeddings, logits_to_keep=last, use_cache=False, **places

@@ -18,6 +18,7 @@ from isthmus.model.backbones.refusals import refuse_code, refuse_no_language, re
 from isthmus.model.backbones.released import family_of, read, refuse_missing
 from isthmus.model.backbones.rotary import converted, exact_frequencies
 from isthmus.model.backbones.text import no_bar_for_files
+from isthmus.model.positions import counted
 
 PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
 
@@ -122,6 +123,7 @@ class LanguageModel(nn.Module):
         layers_path: Where they are in the model: "model.layers".
         width: Width D of the hidden states.
         vocab_rows: Rows of the input embedding, at least the tokenizer's size.
+        axes: How many numbers a token's position has: 3 with M-RoPE (see `positions`), 1 otherwise.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, config: LanguageConfig) -> None:
@@ -137,6 +139,8 @@ class LanguageModel(nn.Module):
         if config.lora_rank:
             self._add_lora(config.lora_rank)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        rotary = any(hasattr(module, "mrope_section") for module in model.modules())
+        self.axes: int = 3 if rotary and self._takes_positions else 1
         self._packs_by: str | None = None
         self._hooks: tuple[Hooks, ...] = ()
         self.eval()
@@ -239,28 +243,33 @@ class LanguageModel(nn.Module):
                     stack.callback(handle.remove)
             yield
 
-    def places(self, attention_mask: Tensor, positions: Tensor | None) -> dict[str, Any]:
+    def places(
+        self, attention_mask: Tensor, samples: Tensor | None, positions: Tensor | None = None
+    ) -> dict[str, Any]:
         """Mask and positions as the model's `forward` takes them.
 
         Args:
-            attention_mask: (B, L) int64, 0 at padding.
-            positions: (B, L) int64, starting at 0 again with each sample, where rows hold several;
+            attention_mask: (B, L) int64, 0 at padding; with `positions` also an additive mask.
+            samples: (B, L) int64, starting at 0 again with each sample, where rows hold several;
                 None where a row is one sample.
+            positions: (B, L) or (axes, B, L) int64, as `positions_of` says; None to count tokens.
 
         Raises:
             ConfigError: If rows hold several samples and the model cannot keep them apart.
         """
-        if positions is None:
+        if samples is None:
             if not self._takes_positions:
                 return {"attention_mask": attention_mask}
-            own = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+            own = counted(attention_mask) if positions is None else positions
             return {"attention_mask": attention_mask, "position_ids": own}
         if self._packs_by is None:
             self._packs_by = self._find_packing()
-        mask = None
+        mask, own = None, samples if positions is None else positions
         if self._packs_by == "mask":
-            mask = block_mask(positions, self.input_embedding.weight.dtype)
-        return {"attention_mask": mask, "position_ids": positions}
+            mask = block_mask(samples, self.input_embedding.weight.dtype)
+        elif own.ndim == 3:  # a fourth number in front tells samples apart
+            own = torch.cat([samples[None], own])
+        return {"attention_mask": mask, "position_ids": own}
 
     @torch.no_grad()
     def _find_packing(self) -> str:
