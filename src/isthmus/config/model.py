@@ -73,6 +73,10 @@ class TokensConfig(Config):
 
     image_id: NotNegative
     """Id of the token; it may lie beyond the last row of the embedding."""
+    before: str = ""
+    """What is written before the token, as part of the text around it."""
+    after: str = ""
+    """What is written behind it."""
 
 
 def _inline() -> Any:

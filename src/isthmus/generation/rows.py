@@ -142,6 +142,7 @@ class Rows:
             [layout for p, n in zip(prompts, seen, strict=True) for layout in p.layouts[n:]],
             axes=model.language.axes,
             before=[p.layouts[:n] for p, n in zip(prompts, seen, strict=True)],
+            first=model.language.reading.first,
         )
         self._may_end: Tensor | None = None
         self._sight: Sight | None = None
@@ -193,7 +194,7 @@ class Rows:
         adapted.prompt = F.pad(adapted.prompt, (past, 0))
         self._adapted = adapted
 
-    def _forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
+    def _forward(self, embeddings: Tensor, mask: Any, positions: Tensor, keep: int) -> Tensor:
         """Logits (B, K, V) of the last K tokens; the states grow by all of them."""
         places = self.model.language.places(mask, None, positions)
         with self.model.shown(self._sight, self._may_end, adapted=self._adapted):
@@ -216,10 +217,11 @@ class Rows:
     def prefill(self) -> Tensor:
         """Logits (B, V) after the prompts."""
         embeddings = self.model.special_tokens.embed(self._ids)
+        is_image = self._ids == self.model.special_tokens.image_id
         if self._new:
-            is_image = self._ids == self.model.special_tokens.image_id
             embeddings = self.model.fusion.embed(embeddings, is_image, self._new)
-        return self._forward(embeddings, self._mask, self._positions.tokens, keep=1)[:, -1]
+        mask = self.model.language.mask(self._mask, is_image, states=self.states)
+        return self._forward(embeddings, mask, self._positions.tokens, keep=1)[:, -1]
 
     def step(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after one more token for each row, ids (B,)."""

@@ -170,7 +170,7 @@ def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
         language=lm.config,
         connector=plan.connector,
         fusion=fusion,
-        template="chat" if lm.tokenizer.chat_template else "plain",
-        tokens=TokensConfig(image_id=plan.image_id),
+        template=plan.template or ("chat" if lm.tokenizer.chat_template else "plain"),
+        tokens=plan.tokens(lm.tokenizer),
     )
     return VisionLanguageModel(encoder, lm, strip, config).eval()

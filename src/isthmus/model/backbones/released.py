@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from isthmus.config.model import TokensConfig
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError, loading
 from isthmus.model.backbones.rotary import converted
 from isthmus.model.backbones.text import no_bar_for_files
+from isthmus.model.reading import CAUSAL, Reading
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Plan:
         connector: Configuration of the connector.
         image_id: Id of the token that stands for an image.
         final_norm: Whether features have gone through the tower's own final norm.
+        reading: Who sees what comes later, and where positions begin.
+        around: What is written before and behind the token of an image, in texts and ids.
+        template: The template of its prompts; None for its chat template, or "plain" without one.
     """
 
     feature_layer: int
@@ -43,6 +48,17 @@ class Plan:
     connector: Any
     image_id: int
     final_norm: bool = False
+    reading: Reading = CAUSAL
+    around: tuple[tuple[str | int, ...], tuple[str | int, ...]] = ((), ())
+    template: str | None = None
+
+    def tokens(self, tokenizer: Any) -> TokensConfig:
+        """The token of an image, and what stands around it in the words of a tokenizer."""
+        before, after = (
+            "".join(p if isinstance(p, str) else tokenizer.convert_ids_to_tokens(p) for p in side)
+            for side in self.around
+        )
+        return TokensConfig(image_id=self.image_id, before=before, after=after)
 
 
 @dataclass(frozen=True)
