@@ -20,11 +20,16 @@ from isthmus.cli import main
 from isthmus.config.registry import RELEASED
 from isthmus.errors import IsthmusError
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_text_model
+from isthmus.model.backbones.tiny_gemma import write_tiny_gemma3, write_tiny_paligemma
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
 from isthmus.model.backbones.tiny_whole import write_tiny_whole
 
 QUESTION = "What is it?"
-FAMILIES: dict[str, Callable[[Path], object]] = {"llava": write_tiny_llava}
+FAMILIES: dict[str, Callable[[Path], object]] = {
+    "llava": write_tiny_llava,
+    "gemma3": write_tiny_gemma3,
+    "paligemma": write_tiny_paligemma,
+}
 """What writes a tiny repository, for each family that is taken apart."""
 WRITERS = FAMILIES | {
     "in whole": write_tiny_whole,

@@ -41,10 +41,16 @@ def tokenizer_with(**named: str) -> Any:
     )
 
 
-def shaken(model: Any, seed: int = 0) -> Any:
-    """A model with random weights, norms and biases among them, which would hide mix-ups."""
+def shaken(make: Callable[[], Any], seed: int = 0) -> Any:
+    """A model with random weights, norms and biases among them, which would hide mix-ups.
+
+    Args:
+        make: Makes the model.
+        seed: Seed of the weights; the global generator is left alone.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
+        model = make()
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()
@@ -84,7 +90,7 @@ def _mllama(folder: Path) -> None:
     config = transformers.MllamaConfig(
         vision_config=vision, text_config=text, image_token_index=IMAGE
     )
-    model = shaken(transformers.MllamaForConditionalGeneration(config))
+    model = shaken(lambda: transformers.MllamaForConditionalGeneration(config))
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, PAD
     tokenizer = tokenizer_with(image_token="<|image|>", python_token="<|python_tag|>")
     images = transformers.MllamaImageProcessor(size={"height": 32, "width": 32}, max_image_tiles=2)
@@ -123,7 +129,7 @@ def _git(folder: Path) -> None:
         eos_token_id=END,
         pad_token_id=PAD,
     )
-    model = shaken(transformers.GitForCausalLM(config))
+    model = shaken(lambda: transformers.GitForCausalLM(config))
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, PAD
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -167,7 +173,7 @@ def _florence2(folder: Path) -> None:
         },
         image_token_id=IMAGE,
     )
-    model = shaken(transformers.Florence2ForConditionalGeneration(config))
+    model = shaken(lambda: transformers.Florence2ForConditionalGeneration(config))
     settings = model.generation_config
     settings.eos_token_id, settings.pad_token_id, settings.bos_token_id = END, PAD, START
     settings.decoder_start_token_id, settings.forced_bos_token_id = END, START
