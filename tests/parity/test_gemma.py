@@ -188,6 +188,15 @@ def test_a_text_alone_sees_itself(pali: Case) -> None:
     torch.testing.assert_close(got[real], expected[real], rtol=0, atol=TOLERANCE)
 
 
+def test_the_decoder_alone_writes(pali: Case) -> None:
+    """Its configuration says that it reads in both directions, which holds of prompts alone."""
+    language = im.load_language(f"hf:{pali.folder}")
+    with torch.no_grad():
+        one, other = (language.model(torch.tensor([ids])).logits for ids in ([1, 2, 3], [1, 2, 4]))
+    torch.testing.assert_close(one[:, :2], other[:, :2], rtol=0, atol=TOLERANCE)
+    assert language.reading.first == 1
+
+
 def test_windows_count(tmp_path: Path) -> None:
     """Layers that slide see less, and those that do not are others."""
     texts, images = BATCHES["anywhere"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import isthmus as im
+from isthmus.auditing.language_subject import LanguageSubject
 from isthmus.errors import CheckpointError, ConfigError, PromptError
 from isthmus.generation.server import ServingEngine
 from isthmus.model.backbones.tiny import END, START
@@ -109,7 +110,7 @@ def test_greedy_tokens_are_the_class_s_own(case: Case) -> None:
         got = case.ours.inputs(prompt)
         assert got.keys() >= inputs.keys() - {"num_tiles"}
         assert all(torch.equal(got[name], value) for name, value in inputs.items())
-        said.add(tuple(expected))
+        said.add((*expected, made.completions[0].logprob))
     assert len(said) > 1
 
 
@@ -180,6 +181,14 @@ def test_labels_are_closed_answers(case: Case) -> None:
     assert dict(found.top) == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-5)
     with pytest.raises(ConfigError, match="dual encoder's"):
         im.classify_images([image()], labels, multi_label=True, model=case.ours)
+
+
+def test_the_audit_asks_it(case: Case) -> None:
+    subject = LanguageSubject(case.ours, ("cat", "dog"), ("What is in the image?",))
+    logits = subject.logits([image(), image(1)])
+    [found] = im.classify_images([image()], ["cat", "dog"], model=case.ours)
+    assert dict(found.top)["cat"] == pytest.approx(float(logits[0].softmax(0)[0]), abs=1e-4)
+    assert subject.identity()["model"]
 
 
 def test_what_needs_parts_is_refused_in_one_line(case: Case, tmp_path: Path) -> None:

@@ -166,11 +166,19 @@ class WholeModel(nn.Module):
 
     def _puts(self, token: str) -> bool:
         """Whether the processor puts the token of an image into a text that has none."""
-        try:
-            made = self._process("a", [Image.new("RGB", (64, 64))])
-        except Exception:  # it misses the token, in whatever words
+        bare = self._tried("a")
+        if bare is None:
             return False
-        return int(self._tokenizer.convert_tokens_to_ids(token)) in made["input_ids"][0].tolist()
+        own = int(self._tokenizer.convert_tokens_to_ids(token))
+        return own in bare or self._tried(f"{token}a") is None
+
+    def _tried(self, text: str) -> list[int] | None:
+        """Token ids that the processor makes of a text with an image; None if it refuses it."""
+        try:
+            made = self._process(text, [Image.new("RGB", (64, 64))])
+            return [int(i) for i in made["input_ids"][0]]
+        except Exception:  # it misses the token, or has one too many, in whatever words
+            return None
 
     def _process(self, text: str, images: Sequence[Image.Image]) -> Mapping[str, Any]:
         several = list(images) if len(images) > 1 else images[0] if images else None
