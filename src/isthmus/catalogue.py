@@ -29,6 +29,7 @@ def available() -> dict[str, dict[str, str]]:
         "templates": {
             **{n: t.about.partition("\n")[0] for n, t in TEMPLATES.items()},
             "chat": "The language model's own chat template.",
+            "paligemma": "PaliGemma's prompt: images, the question, a line break; no shots.",
         },
         "prompts": {n: str(told["about"]) for n, told in template_sets().items()},
         "assets": {n: a.description for n, a in ASSETS.items()},

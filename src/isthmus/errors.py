@@ -133,6 +133,14 @@ class MissingExtraError(IsthmusError, ImportError):
         self.extra = extra
 
 
+_UNREADABLE = {
+    "UnpicklingError": "its weights are a pickle with more than tensors, which may run code and "
+    "is not read: take its safetensors",
+    "SafetensorError": "a file of its weights is damaged or cut short: fetch it anew",
+}
+"""What errors of other libraries mean, by their names."""
+
+
 @contextlib.contextmanager
 def loading(name: str, instead: str) -> Iterator[None]:
     """Makes an error of ours of what another library raises while it loads a model.
@@ -158,7 +166,7 @@ def loading(name: str, instead: str) -> Iterator[None]:
     except IsthmusError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _UNREADABLE.get(type(error).__name__) or " ".join(str(error).split())[:300]
         raise CheckpointError(
             f'cannot load "{name}": {type(error).__name__}: {reason}; check the name and the '
             f"network, or pass {instead}"

@@ -10,6 +10,7 @@ import torch
 import isthmus as im
 from isthmus import testing
 from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
+from isthmus.model.connectors.norm_pool import NormPool
 from isthmus.model.vlm import VisionLanguageModel
 
 FUSIONS: dict[str, Any] = {
@@ -32,6 +33,7 @@ CONNECTORS: dict[str, Any] = {
     "resampler": im.Resampler(latents=3, depth=2, heads=2, head_dim=8),
     "qformer": im.QFormer(queries=3, depth=2, heads=2, width=16),
     "c_abstractor": im.CAbstractor(tokens=4, depth=1, hidden=16),
+    "norm_pool": NormPool(tokens=4),
     "names": im.Names().toy(),
 }
 

@@ -17,12 +17,13 @@ import isthmus as im
 from isthmus import testing
 from isthmus.model import vlm as model_module
 from isthmus.model.backbones.added_tokens import AddedTokens
-from isthmus.model.backbones.language import LanguageModel, block_mask
+from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.fusion import cross_attention, sight
 from isthmus.model.fusion.cross_attention import GatedCrossAttentionBlock
 from isthmus.model.fusion.inline import InlineFusion
 from isthmus.model.fusion.sight import Sight, image_of_token
+from isthmus.model.reading import block_mask
 from isthmus.model.vlm import VisionLanguageModel
 
 Patch = pytest.MonkeyPatch
@@ -381,7 +382,7 @@ def test_packing_that_leaks(monkeypatch: Patch) -> None:
     testing.check_packing(model)
     places = LanguageModel.places
 
-    def of_one_sample(self: LanguageModel, mask: Tensor, positions: Tensor | None) -> Any:
+    def of_one_sample(self: LanguageModel, mask: Tensor, *given: Tensor | None) -> Any:
         return places(self, mask, None)
 
     monkeypatch.setattr(LanguageModel, "places", of_one_sample)
@@ -408,8 +409,8 @@ def test_positions_that_go_on_through_a_row(monkeypatch: Patch) -> None:
     testing.check_packing(model)
     places = LanguageModel.places
 
-    def running(self: LanguageModel, mask: Tensor, positions: Tensor | None) -> Any:
-        found = places(self, mask, positions)
+    def running(self: LanguageModel, mask: Tensor, positions: Tensor | None, *own: Any) -> Any:
+        found = places(self, mask, positions, *own)
         if positions is not None:
             found["attention_mask"] = block_mask(positions, torch.float32)
             found["position_ids"] = torch.arange(positions.shape[1]).expand_as(positions)

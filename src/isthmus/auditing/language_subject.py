@@ -21,6 +21,7 @@ from isthmus.generation.engine import Engine
 from isthmus.media.image import Source, open_image
 from isthmus.model.backbones.fingerprint import fingerprint
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel
 from isthmus.prompts.prompt import Example
 from isthmus.prompts.templates import template_named
 
@@ -61,7 +62,7 @@ class LanguageSubject:
         torch.Size([1, 2])
     """
 
-    model: VisionLanguageModel | Engine
+    model: VisionLanguageModel | WholeModel | Engine
     labels: tuple[str, ...]
     templates: tuple[str, ...] = (QUESTION,)
     name: str = "language model"

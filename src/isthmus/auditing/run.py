@@ -30,6 +30,7 @@ from isthmus.media.image import Source
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.saving import load
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel
 from isthmus.reports.progress import Progress
 
 SCHEMA = "isthmus-audit/1"
@@ -204,7 +205,7 @@ def subject_of(
             model, list(labels), templates or "imagenet-7", calibration=calibration
         )
         return ClassifierSubject(made, name if name != "DualEncoder" else model.name)
-    if isinstance(model, VisionLanguageModel):
+    if isinstance(model, VisionLanguageModel | WholeModel):
         if calibration is not None:
             raise ConfigError("a calibration is a dual encoder's: leave it out")
         return LanguageSubject(model, tuple(labels), (question,), name)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -15,14 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.classification.answers import Scored, scored_answers
 from isthmus.classification.calibration import Calibration
-from isthmus.classification.templates import Templates
+from isthmus.classification.templates import Templates, checked_labels
 from isthmus.classification.zero_shot import NONE, ZeroShotClassifier
 from isthmus.data.folders import images_of
-from isthmus.errors import ImageError, InputError
+from isthmus.errors import ConfigError, ImageError, InputError
+from isthmus.generation.engine import Engine
 from isthmus.media.image import Source, open_image
 from isthmus.media.prefetch import prefetch
 from isthmus.model.clip.dual_encoder import DECODERS
+from isthmus.model.saving import kind_of, load
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel
+
+TEMPLATES = "imagenet-7"
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Classified:
 def classify_images(
     images: Source | Iterable[Source],
     labels: Iterable[str],
-    templates: Templates = "imagenet-7",
+    templates: Templates = TEMPLATES,
     *,
     top: int = 5,
     threshold: float | None = None,
@@ -68,7 +75,8 @@ def classify_images(
             holds (0.5 unless set).
         multi_label: Whether an image may have several labels or none.
         calibration: What `ZeroShotClassifier.calibrate` fitted, or its file.
-        model: A dual encoder, or what `load_clip` takes.
+        model: A dual encoder, or what `load_clip` takes. Or a model that answers, or its name:
+            labels are then scored as answers to "What is in the image?".
         batch_size: Images in one pass; it changes no score.
         device: Where a model that is named is loaded to.
         dtype: Its data type.
@@ -93,6 +101,17 @@ def classify_images(
     sources = images_of(images if several else [images])  # type: ignore[arg-type, list-item]
     if not sources:
         raise InputError("got no images: expected at least one")
+    if _answers(model):
+        if templates != TEMPLATES or calibration is not None or multi_label:
+            raise ConfigError(
+                f'"{model}" answers questions, and its labels are answers: templates, calibration '
+                "and multi_label are a dual encoder's; leave them out"
+            )
+        if isinstance(model, str | Path):
+            model = load(model, device=device, dtype=dtype)
+        names = checked_labels(list(labels))
+        found = scored_answers(model, sources, names, batch_size)
+        return (_answered(one, names, top, threshold) for one in found)
     if isinstance(calibration, str | Path):
         calibration = Calibration.load(calibration)
     classifier = ZeroShotClassifier(
@@ -107,6 +126,24 @@ def classify_images(
         dtype=dtype,
     )
     return _classified(classifier, sources, top, batch_size)
+
+
+def _answers(model: Any) -> bool:
+    """Whether a model, or what it is named by, answers questions."""
+    if isinstance(model, VisionLanguageModel | WholeModel | Engine):
+        return True
+    return isinstance(model, str | Path) and kind_of(model) == "vlm"
+
+
+def _answered(one: Scored, names: Sequence[str], top: int, threshold: float | None) -> Classified:
+    """The result of an image whose labels were scored as answers."""
+    source, shares = one
+    if isinstance(shares, str):
+        return Classified(source, error=shares)
+    order = shares.argsort(descending=True, stable=True).tolist()
+    best = tuple((names[i], float(shares[i])) for i in order[:top])
+    label = NONE if threshold is not None and best[0][1] < threshold else best[0][0]
+    return Classified(source, (label,), best)
 
 
 def _classified(

@@ -105,11 +105,11 @@ def ask(
 
     from dataclasses import asdict
 
-    from isthmus.model import checkpoint
+    from isthmus.model import whole
     from isthmus.reasoning import inference
 
     use_machine(device, dtype, threads)
-    loaded = checkpoint.load_vlm(model, device=device, dtype=dtype)
+    loaded = whole.load_answering(model, device=device, dtype=dtype)
     if stream:
         pieces = inference.stream(loaded, images, question, shots=demonstrations, **options)
         for piece in pieces:

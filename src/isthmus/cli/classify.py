@@ -61,6 +61,9 @@ def classify(
 
     isthmus classify photos/ --labels "cat,dog,great white shark"
 
+    A --model that answers questions (as of `isthmus ask`) is asked what is in the image, and the
+    labels are scored as its answers.
+
     With --json a line for each image. An image that cannot be read costs no other's result: it
     is named on stderr, and the exit code is 1; 2 if there is no other.
     """

@@ -25,10 +25,10 @@ def info(
     from isthmus.cli.options import use_machine
     from isthmus.cli.output import print_json
     from isthmus.machine import probe
-    from isthmus.model import checkpoint
+    from isthmus.model import whole
 
     use_machine(device, dtype, threads)
-    summary = checkpoint.load_vlm(model, device=device, dtype=dtype).summary()
+    summary = whole.load_answering(model, device=device, dtype=dtype).summary()
     if json_:
         print_json({**summary.as_dict(), "machine": probe().as_dict()})
     else:

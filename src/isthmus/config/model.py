@@ -83,6 +83,10 @@ class TokensConfig(Config):
     images_first: bool = False
     """Whether images that head a prompt stand even before the token that begins every text
     (BLIP-2)."""
+    text_before: str = ""
+    """What is written before the token, as part of the text around it (Gemma 3)."""
+    text_after: str = ""
+    """What is written behind it."""
 
 
 def _inline() -> Any:

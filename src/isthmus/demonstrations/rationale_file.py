@@ -20,6 +20,7 @@ from isthmus.generation.engine import Engine
 from isthmus.media.file_ref import FileRef
 from isthmus.model.checkpoint import load_vlm
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 from isthmus.prompts.answers.closed import MOST_CHOICES, closed_answers
 from isthmus.prompts.prompt import Example, with_choices
 from isthmus.prompts.templates import template_named
@@ -101,6 +102,7 @@ def write_rationales(
     questions = [example for example, _ in shown]
     named = isinstance(model, (str, Path))
     loaded = load_vlm(model, device=device, dtype=dtype) if named else model  # type: ignore[arg-type]
+    refuse_whole(loaded, "writing rationales")
     assert isinstance(loaded, VisionLanguageModel)
     engine = Engine(loaded)
     template = template_named(loaded.config.template, loaded.language.tokenizer)

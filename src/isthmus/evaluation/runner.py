@@ -22,8 +22,8 @@ from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
 from isthmus.media.image import open_image
 from isthmus.model.backbones.fingerprint import fingerprint
-from isthmus.model.checkpoint import load_vlm
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel, load_answering
 from isthmus.prompts.prompt import Example
 from isthmus.reasoning.method import Reasoning
 from isthmus.reports.progress import Progress
@@ -37,7 +37,7 @@ SHOWN_SIDE = 256
 
 
 def evaluate(
-    model: str | Path | VisionLanguageModel | Engine,
+    model: str | Path | VisionLanguageModel | WholeModel | Engine,
     tasks: Sequence[str | Task] | str | Task,
     *,
     shots: Sequence[int] = (0, 4, 8),
@@ -188,14 +188,14 @@ def _written(
 
 
 def _loaded(
-    model: str | Path | VisionLanguageModel,
+    model: str | Path | VisionLanguageModel | WholeModel,
     device: str | torch.device,
     dtype: str | torch.dtype | None,
-) -> VisionLanguageModel:
+) -> VisionLanguageModel | WholeModel:
     return (
         model
-        if isinstance(model, VisionLanguageModel)
-        else load_vlm(model, device=device, dtype=dtype)
+        if isinstance(model, VisionLanguageModel | WholeModel)
+        else load_answering(model, device=device, dtype=dtype)
     )
 
 

@@ -21,7 +21,18 @@ from isthmus.evaluation.answering import shown
 from isthmus.evaluation.arms import Arm
 from isthmus.evaluation.task import Item, Task
 from isthmus.generation.engine import Engine
+from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 from isthmus.prompts.prompt import Example
+
+
+def _encoder(engine: Engine) -> VisionEncoder:
+    """The vision encoder that tells which images are alike."""
+    refuse_whole(engine.model, "choosing demonstrations by their images")
+    assert isinstance(engine.model, VisionLanguageModel)
+    return engine.model.vision
+
 
 SELECTORS: dict[str, tuple[str, Callable[[Support, Engine, int], Selector]]] = {
     "fixed": ("the first of the support set", lambda s, e, seed: Fixed(s)),
@@ -37,11 +48,11 @@ SELECTORS: dict[str, tuple[str, Callable[[Support, Engine, int], Selector]]] = {
         "drawn class by class, the same for all questions",
         lambda s, e, seed: Balanced(s, seed, per_query=False),
     ),
-    "rices": ("with the most similar images", lambda s, e, seed: rices(s, e.model.vision)),
+    "rices": ("with the most similar images", lambda s, e, seed: rices(s, _encoder(e))),
     "text": ("with the most similar questions", lambda s, e, seed: text_neighbours(s)),
     "image-then-text": (
         "neighbours by image, re-ranked by question",
-        lambda s, e, seed: ImageThenText(s, rices(s, e.model.vision).embed),
+        lambda s, e, seed: ImageThenText(s, rices(s, _encoder(e)).embed),
     ),
     "mmr": (
         "similar questions that are unlike each other",

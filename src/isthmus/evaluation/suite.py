@@ -17,14 +17,14 @@ from isthmus.evaluation.results import Results
 from isthmus.evaluation.runner import evaluate
 from isthmus.files import write_text
 from isthmus.generation.engine import Engine
-from isthmus.model.checkpoint import load_vlm
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel, load_answering
 
 CARD = "card.md"
 
 
 def evaluate_suite(
-    model: str | Path | VisionLanguageModel | Engine,
+    model: str | Path | VisionLanguageModel | WholeModel | Engine,
     suite: SuiteConfig,
     *,
     data: str | Path | None = None,
@@ -70,8 +70,8 @@ def evaluate_suite(
         check_picture(shown, [plans[name] for name in shown.runs])
     engine = model
     if isinstance(model, (str, Path)):
-        engine = Engine(load_vlm(model, device=device, dtype=dtype))
-    elif isinstance(model, VisionLanguageModel):
+        engine = Engine(load_answering(model, device=device, dtype=dtype))
+    elif isinstance(model, VisionLanguageModel | WholeModel):
         engine = Engine(model)
     results: dict[str, Results] = {}
     for run in suite.run:

@@ -20,6 +20,7 @@ from isthmus.exporting.llama_cpp.write import write_gguf
 from isthmus.exporting.lora import WAYS
 from isthmus.exporting.vlm import export_vlm, language_alone, refuse_unknown
 from isthmus.model.backbones.int8_layers import exactly
+from isthmus.model.backbones.refusals import refuse_whole_name
 from isthmus.model.backbones.released import family_of
 from isthmus.model.checkpoint import describe, is_transformers_folder, load_vlm, locate
 from isthmus.model.clip.checkpoint import load_clip
@@ -28,6 +29,7 @@ from isthmus.model.join import reader_of
 from isthmus.model.saving import kind_of
 from isthmus.model.snapshots import fetched
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 
 TARGETS = ("transformers", "gguf")
 
@@ -89,6 +91,7 @@ def export(
         return _export_gguf(model, target, size_named(dtype), lora, device)
     if not isinstance(model, torch.nn.Module):
         model = _load(model, device, dtype)
+    refuse_whole(model, "export")
     if isinstance(model, DualEncoder):
         return export_dual(model, target)
     with exactly():
@@ -128,6 +131,7 @@ def _load(
     source = fetched(source)
     if kind_of(source) != "vlm":
         return load_clip(source, device=device, dtype=dtype)
+    refuse_whole_name(f"hf:{source}" if is_transformers_folder(source) else str(source))
     scheme, _, repository = str(source).partition(":")
     if scheme == "asset" or (scheme == "hf" and family_of(repository) is None):
         raise language_alone(str(source))

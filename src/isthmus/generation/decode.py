@@ -104,10 +104,14 @@ def generate(
     if never := model.special_tokens.never:
         own = getattr(language.generation_config, "suppress_tokens", None)
         options["suppress_tokens"] = [*(options.get("suppress_tokens") or own or ()), *never]
-    positions = model.positions(batch).tokens
-    if positions.ndim == 3:  # the language model counts tokens by itself, and no images
-        options["position_ids"] = positions
-    with model.in_sight(batch, decoding=True) as embeddings, _two_more_words(model, batch):
+    positions = model.positions(batch)
+    if positions.lag is not None:  # the language model counts tokens by itself, and from 0
+        options["position_ids"] = positions.tokens
+    with (
+        model.in_sight(batch, decoding=True) as embeddings,
+        _two_more_words(model, batch),
+        _first_mask(model, batch),
+    ):
         ids: Tensor = language.generate(
             inputs_embeds=embeddings,
             attention_mask=batch.attention_mask,
@@ -119,6 +123,31 @@ def generate(
             **options,
         )
     return ids
+
+
+@contextmanager
+def _first_mask(model: VisionLanguageModel, batch: Batch) -> Iterator[None]:
+    """Lets tokens of prompts see what stands behind them, where the model was trained so."""
+    mask = model.mask(batch)
+    if mask is batch.attention_mask:
+        yield
+        return
+    length = batch.input_ids.shape[1]
+
+    def give(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        shown = named.get("inputs_embeds")
+        if shown is None or shown.shape[1] != length:
+            return None
+        times = len(shown) // len(batch.input_ids)  # beams, or several texts of one prompt
+        masks = {None: mask} if isinstance(mask, Tensor) else mask
+        repeated = {kind: own.repeat_interleave(times, dim=0) for kind, own in masks.items()}
+        return args, {**named, "attention_mask": repeated.get(None, repeated)}
+
+    handle = model.language.model.register_forward_pre_hook(give, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -34,7 +34,9 @@ from isthmus.generation.score import (
 from isthmus.generation.structure import takes_trees
 from isthmus.generation.text_stream import TextStream
 from isthmus.generation.ticket import Mailbox
+from isthmus.generation.whole import WholeEngine
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel
 from isthmus.prompts.prompt import Prompt
 
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
@@ -46,7 +48,8 @@ class Engine:
     """Generates and scores with one model.
 
     Args:
-        model: The model, put into evaluation mode.
+        model: The model, put into evaluation mode. One in whole (`WholeModel`) shares nothing
+            between prompts and computes them one by one.
         memory: Most bytes that prefixes and visual tokens may keep, half of it each; the least
             recently used go first.
         batch_size: Most prompts that are computed together.
@@ -59,15 +62,24 @@ class Engine:
     """
 
     def __init__(
-        self, model: VisionLanguageModel, *, memory: int = 1 << 30, batch_size: int = 8
+        self,
+        model: VisionLanguageModel | WholeModel,
+        *,
+        memory: int = 1 << 30,
+        batch_size: int = 8,
     ) -> None:
         # Walking 800 modules takes 16 ms, so a model that is in evaluation mode stays as it is
-        self.model = model.eval() if model.training else model
+        model = model.eval() if model.training else model
+        self.model: VisionLanguageModel | WholeModel = model
         self.batch_size = batch_size
-        self._encode = PromptEncoder(self.model)
+        self._whole = None
+        if isinstance(model, WholeModel):
+            self._whole = WholeEngine(model)
+            return
+        self._encode = PromptEncoder(model)
         self._constraints = Constraints(model.language.tokenizer)
         self._core = RunningBatch(
-            self.model,
+            model,
             max_batch=batch_size,
             memory=memory,
             prefill_tokens=self._encode.context_length,
@@ -81,6 +93,8 @@ class Engine:
     @property
     def statistics(self) -> Statistics:
         """What has been done so far."""
+        if self._whole is not None:
+            return self._whole.statistics
         found = self._core.statistics()
         return replace(found, scored_tokens=self._scored, seconds=self._seconds)
 
@@ -158,6 +172,8 @@ class Engine:
             PromptError: If a prompt is empty, too long, or does not fit its images.
             ImageError: If an image cannot be read.
         """
+        if self._whole is not None:
+            return self._whole.run(requests)
         started = time.perf_counter()
         prompts, which = self._encode_all(requests)
         jobs = [self._job(r, *prompts[n]) for r, n in zip(requests, which, strict=True)]
@@ -198,6 +214,9 @@ class Engine:
             PromptError: If the prompt is empty, too long, or does not fit its images.
             ImageError: If an image cannot be read.
         """
+        if self._whole is not None:
+            yield from self._whole.stream(request)
+            return
         [prompt], _ = self._encode_all([request])
         job = self._job(request, *prompt, whole=False)
         sink = job.sink
@@ -257,7 +276,7 @@ class Engine:
     ) -> Job:
         seed = SystemRandom().getrandbits(64) if request.seed is None else request.seed
         schema = request.json_schema
-        decode = self.model.special_tokens.decode
+        decode = self._core.model.special_tokens.decode
         return Job(
             request=request,
             sink=Mailbox(),
@@ -290,6 +309,8 @@ class Engine:
         Raises:
             PromptError: If there are no answers, one is empty, or the model's context has no room.
         """
+        if self._whole is not None:
+            return self._whole.score(prompts, choices)
         started = time.perf_counter()
         shared = all(isinstance(c, str) for c in choices)
         own = [list(choices) if shared else list(choices[n]) for n in range(len(prompts))]
@@ -301,11 +322,11 @@ class Engine:
                 raise PromptError(f"got {texts[:5]} as closed answers: expected one or more texts")
             before, tail, lost = unfinished(prompt)
             own_texts = [lost + str(t) for t in texts]
-            found_ids = continuations(self.model.special_tokens.spans, tail, own_texts)
+            found_ids = continuations(self._core.model.special_tokens.spans, tail, own_texts)
             answers.append(found_ids)
             encoded.append(self._encode(before, known, answer=max(map(len, found_ids))))
         if self._trees is None:
-            self._trees = takes_trees(self.model.language)
+            self._trees = takes_trees(self._core.model.language)
         found: dict[int, ChoiceScores] = {}
         for numbers, rows, past in self._prefiller.together(encoded, self.batch_size):
             last = rows.prefill()

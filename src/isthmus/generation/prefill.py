@@ -57,12 +57,15 @@ class Prefiller:
         memory: Most bytes that prefixes and visual tokens may keep, half of it each.
 
     Attributes:
+        shares: Whether beginnings of prompts are shared, and prompts computed piece by piece; not
+            where a prompt's tokens see what stands behind them.
         hits, misses: Prompts whose beginning was known, and was not.
         computed, cached: Tokens of prompts that were computed, and that were not.
     """
 
     def __init__(self, model: VisionLanguageModel, memory: int) -> None:
         self.model = model
+        self.shares = model.language.reading.shares
         self.prefixes = PrefixStore(memory // 2)
         self.visual = VisualTokens(model, memory // 2)
         self.hits = self.misses = self.computed = self.cached = 0
@@ -75,7 +78,7 @@ class Prefiller:
 
     def _begin(self, prompt: Encoded, images: dict[str, Any]) -> Prefill:
         job = Prefill(prompt, images)
-        near = self.prefixes.nearest(prompt.symbols)
+        near = self.prefixes.nearest(prompt.symbols) if self.shares else None
         if near is not None:
             prefix, shared = near
             last = min(shared, len(prompt.ids) - 1)
@@ -94,7 +97,7 @@ class Prefiller:
     def advance(self, job: Prefill, most: int) -> tuple[Rows, Tensor] | None:
         """Computes about so many tokens; the row and its logits (1, V) once all are."""
         prompt = job.prompt
-        last = min(job.past + most, len(prompt.ids))
+        last = min(job.past + most, len(prompt.ids)) if self.shares else len(prompt.ids)
         end = boundary(prompt.symbols, last, prompt.layouts, down=False)
         part = prompt.first(end) if end < len(prompt.ids) else prompt
         needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
@@ -107,7 +110,7 @@ class Prefiller:
 
     def keep(self, symbols: tuple[int | str, ...], states: Any, instead: Any = ()) -> None:
         """Keeps states that nobody will write to, in place of those of their beginning."""
-        if symbols in self.prefixes or bytes_of(states) > self.prefixes.memory:
+        if not self.shares or symbols in self.prefixes or bytes_of(states) > self.prefixes.memory:
             return
         self.prefixes.drop(tuple(instead))
         self.prefixes.put(symbols, states)
@@ -129,7 +132,8 @@ class Prefiller:
         """
         groups: dict[Symbols, list[int]] = {}
         for number, (prompt, _) in enumerate(prompts):
-            groups.setdefault(prompt.symbols[: prompt.shared], []).append(number)
+            shared = prompt.shared if self.shares else 0
+            groups.setdefault(prompt.symbols[:shared], []).append(number)
         for members in groups.values():
             # held here: the store may have no room for it
             prefix = self._shared(*prompts[members[0]])
@@ -151,7 +155,7 @@ class Prefiller:
 
     def _shared(self, prompt: Encoded, images: dict[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
-        if not prompt.shared:
+        if not (prompt.shared and self.shares):
             return None
         part = prompt.first(prompt.shared)
         found = self.prefixes.get(part.symbols)

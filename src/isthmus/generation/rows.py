@@ -143,6 +143,7 @@ class Rows:
             [layout for p, n in zip(prompts, seen, strict=True) for layout in p.layouts[n:]],
             axes=model.language.axes,
             before=[p.layouts[:n] for p, n in zip(prompts, seen, strict=True)],
+            first=model.language.reading.first,
         )
         self._may_end: Tensor | None = None
         self._sight: Sight | None = None
@@ -197,7 +198,7 @@ class Rows:
     def _forward(
         self,
         embeddings: Tensor,
-        mask: Tensor,
+        mask: Any,
         positions: Tensor,
         keep: int,
         deepstack: Deepstack | None = None,
@@ -227,13 +228,14 @@ class Rows:
     def prefill(self) -> Tensor:
         """Logits (B, V) after the prompts."""
         embeddings, deepstack = self.model.special_tokens.embed(self._ids), None
+        is_image = self._ids == self.model.special_tokens.image_id
         if self._new:
-            is_image = self._ids == self.model.special_tokens.image_id
             embeddings = self.model.fusion.embed(embeddings, is_image, self._new)
             past = self._mask.shape[1] - self._ids.shape[1]
             deepstack = deepstack_of(self.model.fusion, F.pad(is_image, (past, 0)), self._new)
+        mask = self.model.language.mask(self._mask, is_image, states=self.states)
         positions = self._positions.tokens
-        return self._forward(embeddings, self._mask, positions, 1, deepstack)[:, -1]
+        return self._forward(embeddings, mask, positions, 1, deepstack)[:, -1]
 
     def step(self, ids: Tensor) -> Tensor:
         """Logits (B, V) after one more token for each row, ids (B,)."""

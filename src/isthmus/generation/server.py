@@ -37,6 +37,7 @@ from isthmus.generation.results import Statistics
 from isthmus.generation.text_stream import TextStream
 from isthmus.generation.ticket import Ticket
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 from isthmus.prompts.prompt import Prompt
 
 __all__ = [
@@ -92,6 +93,7 @@ class ServingEngine:
         packed: int = 2 << 30,
         observer: Observer | None = None,
     ) -> None:
+        refuse_whole(model, "continuous batching")
         self.model = model.eval()
         self.max_batch, self.max_queue = max_batch, max_queue
         self._encode = PromptEncoder(self.model)

@@ -37,6 +37,7 @@ from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.int8_layers import to_int8
 from isthmus.model.backbones.precision import refuse_conversion
+from isthmus.model.backbones.refusals import CODE
 from isthmus.model.backbones.released import read_together
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
@@ -166,7 +167,7 @@ def locate(source: str | Path) -> Path:
     folder = Path(source)
     if (folder / DESCRIPTION).is_file():
         return folder
-    what = "holds no isthmus.json" if folder.is_dir() else "is no folder"
+    what = "holds no isthmus.json and no config.json" if folder.is_dir() else "is no folder"
     raise CheckpointError(
         f'no model "{source}": it {what} and no shipped model ({suggestion(str(source), SHIPPED)})'
     )
@@ -263,7 +264,7 @@ def load_vlm(
     kind, int8 = dtype_for(dtype, place), int8_for(dtype, place)
     source = fetched(source)
     reader = reader_of(source)
-    named = str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source)
+    named = str(source).startswith(("hf:", f"{CODE}:", "asset:")) or is_transformers_folder(source)
     if reader is None and named:
         if given := [p for p in (connector, language, vision, tokenizer) if p is not None]:
             raise ConfigError(

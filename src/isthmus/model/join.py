@@ -15,7 +15,8 @@ from isthmus.errors import CheckpointError
 from isthmus.machine import device_for, dtype_for
 from isthmus.model.backbones.language import load_language
 from isthmus.model.backbones.precision import refuse_conversion
-from isthmus.model.backbones.released import family_of, read, read_together, refuse_unknown
+from isthmus.model.backbones.refusals import CODE, refuse_code, refuse_others, refuse_whole_name
+from isthmus.model.backbones.released import family_of, read, read_together
 from isthmus.model.backbones.vision import load_vision
 from isthmus.model.connectors import build_connector
 from isthmus.model.connectors.linear import Linear
@@ -176,15 +177,17 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
         (-2, MLP(depth=2, bias=True))
     """
     scheme, _, place = source.partition(":")
-    known = scheme in ("hf", "asset")
+    known = scheme in ("hf", "asset", CODE)
     if not known:
         source = f"hf:{Path(source).resolve()}"
         place = source.partition(":")[2]
     if scheme == "asset":
         return bare_language_model(source)
+    refuse_code(source)
+    refuse_others(source)
+    refuse_whole_name(source)
     if family_of(place) is not None:
         return _released(source, dtype)
-    refuse_unknown(place)
     if not known:
         raise CheckpointError(
             f'"{place}" holds no vision-language model of a family that is known here '
@@ -210,12 +213,7 @@ def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
         connector=plan.connector,
         fusion=fusion,
         media=plan.media,
-        template="chat" if lm.tokenizer.chat_template else plan.template,
-        tokens=TokensConfig(
-            image_id=plan.image_id,
-            before=plan.before,
-            after=plan.after,
-            images_first=plan.images_first,
-        ),
+        template=plan.template or ("chat" if lm.tokenizer.chat_template else "plain"),
+        tokens=plan.tokens(lm.tokenizer),
     )
     return VisionLanguageModel(encoder, lm, strip, config).eval()

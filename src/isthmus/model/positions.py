@@ -39,7 +39,8 @@ class Positions:
 
     Attributes:
         tokens: (B, L) int64, or (3, B, L) where tokens have a time, a row and a column.
-        lag: (B,) how many positions each row has fewer than tokens; None where none has.
+        lag: (B,) how many positions each row has fewer than tokens, less than 0 where positions
+            begin later than with 0; None where none has.
     """
 
     tokens: Tensor
@@ -71,6 +72,7 @@ def positions_of(
     axes: int,
     samples: Tensor | None = None,
     before: Sequence[Sequence[Layout]] = (),
+    first: int = 0,
 ) -> Positions:
     """Positions of tokens among which images stand.
 
@@ -81,6 +83,7 @@ def positions_of(
         axes: How many numbers the language model has for a token, `LanguageModel.axes`.
         samples: (B, L) positions that start at 0 again with each sample, where rows hold several.
         before: For each row the layouts of the images among the tokens that came before.
+        first: The position of the first token.
 
     Example:
         >>> from isthmus.model.layout import HOLE
@@ -93,6 +96,9 @@ def positions_of(
     """
     length = is_image.shape[1]
     tokens = (counted(attention_mask) if samples is None else samples)[:, -length:]
+    if first:
+        lag = torch.full((len(tokens),), -first, device=tokens.device)
+        return Positions(tokens + first, lag)
     known = [sum(layout.saved for layout in own) for own in before]
     if axes == 1 or not (any(known) or any(layout.grid for layout in layouts)):
         return Positions(tokens)

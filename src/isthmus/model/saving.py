@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from isthmus.errors import ConfigError
+from isthmus.model.backbones.refusals import CODE
 from isthmus.model.checkpoint import (
     describe,
     is_transformers_folder,
-    load_vlm,
     locate,
     save_vlm,
 )
@@ -23,6 +23,7 @@ from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.join import reader_of
 from isthmus.model.snapshots import fetched
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel, load_answering, refuse_whole
 
 _VLM_ONLY = ("connector", "language")
 _CLIP_ONLY = ("text", "preprocess", "pretrained")
@@ -41,9 +42,10 @@ def load(
         source: The name of a shipped model ("tiny", "tiny-clip"), a folder that `save` wrote, or a
             repository of the hub that holds one ("hf:USER/REPO"; `from_pretrained` takes a
             revision). A released vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or a folder
-            of such a repository). A language model alone ("hf:Qwen/Qwen3-0.6B"), which sees no
-            images. A dual encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of
-            Transformers' CLIP and SigLIP, a folder of theirs, or the model itself.
+            of such a repository); "hf+code:REPO" runs the code that comes with it. A language model
+            alone ("hf:Qwen/Qwen3-0.6B"), which sees no images. A dual encoder of another library:
+            "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers' CLIP and SigLIP, a folder of
+            theirs, or the model itself.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
         dtype: Data type of all weights: "auto" (see `machine`), a name or a `torch.dtype`; None is
             float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
@@ -55,7 +57,8 @@ def load(
             `pretrained=`.
 
     Returns:
-        A `VisionLanguageModel` or a `DualEncoder`, whichever was saved.
+        A `VisionLanguageModel` or a `DualEncoder`, whichever was saved. Of a released model whose
+        parts are not known here a `WholeModel`, which generates and scores closed answers.
 
     Raises:
         ConfigError: If a part is none of this kind of model, or a released model is of an unknown
@@ -76,7 +79,7 @@ def load(
             what = "a vision-language model" if kind == "vlm" else "a dual encoder"
             raise ConfigError(f'"{source}" is {what}, which has no part "{name}": leave it out')
     if kind == "vlm":
-        return load_vlm(source, device=device, dtype=dtype, **parts)
+        return load_answering(source, device=device, dtype=dtype, **parts)
     return load_clip(source, device=device, dtype=dtype, **parts)
 
 
@@ -108,6 +111,7 @@ def save(
         >>> im.load(im.save(model, tempfile.mkdtemp())).fingerprint() == model.fingerprint()
         True
     """
+    refuse_whole(model, "a strip to save")
     if isinstance(model, DualEncoder):
         return save_clip(model, folder, dtype=dtype, extra=extra)
     return save_vlm(model, folder, dtype=dtype, extra=extra)
@@ -127,12 +131,12 @@ def kind_of(source: Any) -> str:
         ('vlm', 'clip', 'clip')
     """
     if isinstance(source, nn.Module):
-        return "vlm" if isinstance(source, VisionLanguageModel) else "clip"
+        return "vlm" if isinstance(source, VisionLanguageModel | WholeModel) else "clip"
     name = str(fetched(source))
     scheme, _, rest = name.partition(":")
     if scheme == "open_clip":
         return "clip"
-    if scheme == "asset":
+    if scheme in ("asset", CODE):
         return "vlm"
     if reader_of(source) is not None:
         return "vlm"
@@ -153,6 +157,6 @@ def _family(place: str) -> bool:
             return json.loads(config.read_text(encoding="utf-8")).get("model_type") in FAMILIES
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(place).model_type in FAMILIES
+        return AutoConfig.from_pretrained(place, trust_remote_code=False).model_type in FAMILIES
     except Exception:  # loading it says what is wrong
         return False

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from isthmus.config.model import ModelConfig
 from isthmus.errors import PromptError
 from isthmus.model.backbones.added_tokens import AddedTokens
-from isthmus.model.backbones.language import Hooks, LanguageModel
+from isthmus.model.backbones.hooks import Hooks
+from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.special_tokens import SpecialTokens
 from isthmus.model.backbones.vision import VisionEncoder
 from isthmus.model.backbones.vocabulary_tokens import VocabularyTokens
@@ -85,7 +86,9 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         own = config.tokens
         self.special_tokens: SpecialTokens = (
-            AddedTokens(language) if own is None else VocabularyTokens(language, own.image_id)
+            AddedTokens(language)
+            if own is None
+            else VocabularyTokens(language, own.image_id, own.text_before, own.text_after)
         )
         width = int(cast(Connector, connector).width)
         self.fusion: Fusion = build_fusion(config.fusion, language, width)
@@ -280,6 +283,16 @@ class VisionLanguageModel(nn.Module):
             layouts,
             axes=self.language.axes,
             samples=batch.positions,
+            first=self.language.reading.first,
+        )
+
+    def mask(self, batch: Batch) -> Any:
+        """A batch's attention mask as its language model reads (see `LanguageModel.mask`)."""
+        return self.language.mask(
+            batch.attention_mask,
+            batch.input_ids == self.special_tokens.image_id,
+            samples=batch.positions,
+            learned=None if batch.labels is None else batch.labels != IGNORED,
         )
 
     @contextmanager
@@ -364,8 +377,9 @@ class VisionLanguageModel(nn.Module):
             chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))
             last = 0
         # asked before the images are in sight: it may try the language model out
-        own = self.positions(batch).tokens
-        places = self.language.places(batch.attention_mask, batch.positions, own)
+        own, mask = self.positions(batch).tokens, self.mask(batch)
+        samples = batch.positions if mask is batch.attention_mask else None  # or the mask knows
+        places = self.language.places(mask, samples, own)
         with self.in_sight(batch, chosen=chosen) as embeddings:
             logits: Tensor = self.language.model(
                 inputs_embeds=embeddings, logits_to_keep=last, use_cache=False, **places

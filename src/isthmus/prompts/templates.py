@@ -17,6 +17,8 @@ from typing import Any
 
 from isthmus.errors import ConfigError, suggestion
 from isthmus.prompts.chat_template import chat_template
+from isthmus.prompts.prefix_template import NAME as PREFIX
+from isthmus.prompts.prefix_template import prefix_template
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Example, Prompt, Span, joined
 from isthmus.prompts.template import Template, refuse_tags, shown_answer
 
@@ -197,15 +199,15 @@ TEMPLATES: dict[str, TextTemplate] = {
     "blip2": blip2,
     "qa": qa,
 }
-"""Templates that need no tokenizer; "chat" is made of one by `chat_template`."""
+"""Templates that need no tokenizer; "chat" and "paligemma" are made of one."""
 
 
 def template_named(name: str, tokenizer: Any = None) -> Template:
     """The template of that name.
 
     Args:
-        name: A name in `TEMPLATES`, or "chat" for the tokenizer's own chat template.
-        tokenizer: A Transformers tokenizer; needed for "chat" alone.
+        name: A name in `TEMPLATES`, "chat" for the tokenizer's own chat template, or "paligemma".
+        tokenizer: A Transformers tokenizer; needed for those two alone.
 
     Raises:
         ConfigError: If there is none of that name, or "chat" has no tokenizer or no template.
@@ -217,6 +219,10 @@ def template_named(name: str, tokenizer: Any = None) -> Template:
                 "none; choose " + ", ".join(sorted(TEMPLATES)) + ", or pass the tokenizer"
             )
         return chat_template(tokenizer)
+    if name == PREFIX:
+        return prefix_template(tokenizer)
     if name not in TEMPLATES:
-        raise ConfigError(f'unknown template "{name}": {suggestion(name, [*TEMPLATES, "chat"])}')
+        raise ConfigError(
+            f'unknown template "{name}": {suggestion(name, [*TEMPLATES, "chat", PREFIX])}'
+        )
     return TEMPLATES[name]

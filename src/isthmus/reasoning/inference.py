@@ -10,6 +10,7 @@ from isthmus.errors import ConfigError
 from isthmus.generation.engine import Engine
 from isthmus.media.file_ref import FileRef
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import WholeModel
 from isthmus.prompts.answers import AnswerKind
 from isthmus.prompts.prompt import Example, with_choices
 from isthmus.prompts.templates import template_named
@@ -21,7 +22,7 @@ from isthmus.reasoning.vote import program_for
 
 
 def ask(
-    model: VisionLanguageModel | Engine,
+    model: VisionLanguageModel | WholeModel | Engine,
     images: Any,
     question: str = "",
     *,
@@ -98,7 +99,7 @@ def ask(
 
 
 def stream(
-    model: VisionLanguageModel | Engine,
+    model: VisionLanguageModel | WholeModel | Engine,
     images: Any,
     question: str = "",
     *,
@@ -140,7 +141,7 @@ def stream(
 
 
 def _question(
-    model: VisionLanguageModel,
+    model: VisionLanguageModel | WholeModel,
     images: Any,
     question: str,
     shots: Sequence[Example],

@@ -18,6 +18,7 @@ from isthmus.model.checkpoint import load_vlm
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 from isthmus.serving.settings import ServerSettings
 
 
@@ -91,6 +92,7 @@ def application(
     from isthmus.serving.app import create_app
 
     set_threads(threads)
+    refuse_whole(model, "serving")
     loaded = model
     if not isinstance(model, VisionLanguageModel):
         loaded = load_vlm(model, device=device, dtype=dtype)

@@ -25,6 +25,7 @@ from isthmus.data.records import Record
 from isthmus.errors import ConfigError, TrainingError, TrainingStopped
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 from isthmus.reports.progress import Progress, Rates
 from isthmus.training.clip import dual_encoder_trainee
 from isthmus.training.feed import DataSet
@@ -98,6 +99,7 @@ def train(
         >>> config = im.TrainConfig(steps=1, batch_size=1)
         >>> model = im.train(model, records, config, tempfile.mkdtemp(), quiet=True)
     """
+    refuse_whole(model, "training")
     folder = Path(out)
     processes = Processes(model.device)
     hush = quiet or not processes.is_main

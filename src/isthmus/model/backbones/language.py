@@ -3,78 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.model import LanguageConfig
 from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
+from isthmus.model.backbones.decoder_layers import find_decoder_layers
+from isthmus.model.backbones.hooks import Again, Hooks
 from isthmus.model.backbones.int8_layers import Int8Linear
-from isthmus.model.backbones.released import family_of, read
+from isthmus.model.backbones.refusals import refuse_code, refuse_no_language, refuse_others
+from isthmus.model.backbones.released import family_of, read, refuse_missing
 from isthmus.model.backbones.rotary import converted, exact_frequencies
 from isthmus.model.backbones.text import no_bar_for_files
 from isthmus.model.positions import counted
+from isthmus.model.reading import CAUSAL, Reading, block_mask, mask_of
 
 PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
-
-
-def find_decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleList:
-    """The list of decoder layers of a causal LM, found by structure and not by class name.
-
-    It is the one `nn.ModuleList` that has as many entries as the configuration says the model
-    has hidden layers. Where several do, an outer list wins over one inside it.
-
-    Args:
-        model: A Transformers causal LM.
-        path: Dotted path of the list, which overrides the search ("model.layers").
-
-    Raises:
-        ConfigError: If the path is not a ModuleList, or the search finds none or several. The
-            message lists the candidates.
-
-    Example:
-        >>> from isthmus.model.backbones.tiny import tiny_language_model
-        >>> len(find_decoder_layers(tiny_language_model("gpt2", layers=3)))
-        3
-    """
-    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    listing = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
-    if path is not None:
-        if path not in lists:
-            raise ConfigError(f'language.layers = "{path}" is no list of modules. Found: {listing}')
-        return lists[path]
-    config: Any = model.config
-    expected = config.get_text_config(decoder=True).num_hidden_layers
-    fitting = {n: m for n, m in lists.items() if len(m) == expected}
-    outer = [n for n in fitting if not any(n.startswith(o + ".") for o in fitting if o != n)]
-    if len(outer) != 1:
-        raise ConfigError(
-            f"{type(model).__name__}: expected one list of {expected} decoder layers, found "
-            f"{len(outer)}; name it with language.layers. Lists: {listing}"
-        )
-    return lists[outer[0]]
-
-
-def block_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive mask (B, 1, L, L) under which each sample of a row sees itself alone.
-
-    Args:
-        positions: (B, L) int64, starting at 0 again with each sample.
-        dtype: Of the mask; what may not be seen has its smallest number.
-
-    Example:
-        >>> (block_mask(torch.tensor([[0, 1, 0]]), torch.float32) == 0).int().tolist()
-        [[[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]]
-    """
-    sample = (positions == 0).cumsum(dim=1)
-    allowed = (sample[:, :, None] == sample[:, None, :]).tril()
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def _silence_dropout(model: nn.Module) -> None:
@@ -87,26 +36,6 @@ def _silence_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-Hooks = Callable[[], Sequence[RemovableHandle]]
-"""Registers forward hooks and returns their handles."""
-
-
-class _Again:
-    """Registers hooks anew for as long as gradient checkpointing runs a layer a second time."""
-
-    def __init__(self, hooks: Sequence[Hooks]) -> None:
-        self.hooks = hooks
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> None:
-        self._handles = [handle for register in self.hooks for handle in register()]
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-
 class LanguageModel(nn.Module):
     """A frozen causal language model and its tokenizer.
 
@@ -117,6 +46,7 @@ class LanguageModel(nn.Module):
         model: A Transformers causal LM.
         tokenizer: Its tokenizer.
         config: What it was loaded from; written into checkpoints.
+        reading: Who sees what comes later, where it was trained to; None for nobody.
 
     Attributes:
         layers: The decoder layers, in order.
@@ -126,8 +56,15 @@ class LanguageModel(nn.Module):
         axes: How many numbers a token's position has: 3 with M-RoPE (see `positions`), 1 otherwise.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, config: LanguageConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        config: LanguageConfig,
+        reading: Reading | None = None,
+    ) -> None:
         super().__init__()
+        self.reading = reading or CAUSAL
         self.model: Any = model
         self.tokenizer = tokenizer
         self.config = config
@@ -226,7 +163,7 @@ class LanguageModel(nn.Module):
 
     def _recomputed(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """The contexts that a checkpointed layer runs in: at first, and in the backward pass."""
-        return nullcontext(), _Again(self._hooks)
+        return nullcontext(), Again(self._hooks)
 
     @contextmanager
     def hooked(self, *hooks: Hooks) -> Iterator[None]:
@@ -258,13 +195,43 @@ class LanguageModel(nn.Module):
                     stack.callback(handle.remove)
             yield
 
+    def mask(
+        self,
+        attention_mask: Tensor,
+        is_image: Tensor,
+        *,
+        states: Any = None,
+        samples: Tensor | None = None,
+        learned: Tensor | None = None,
+    ) -> Any:
+        """The mask of a prompt, or of the piece of it that comes next.
+
+        Args:
+            attention_mask: (B, K + L) int64, 0 at padding.
+            is_image: (B, L) bool, the places of images.
+            states: What is kept of the K tokens that came before.
+            samples: As for `places`.
+            learned: (B, L) bool, the tokens of answers; None where there are none.
+
+        Returns:
+            The attention mask itself where every token sees what stands before it; otherwise as
+            `reading.mask_of` says.
+        """
+        blocks = self.reading.blocks(is_image, learned)
+        if blocks is None:
+            return attention_mask
+        told = self.model.config.get_text_config(decoder=True)
+        kind = self.input_embedding.weight.dtype
+        more = {"states": states, "samples": samples, "far": self.reading.far}
+        return mask_of(blocks, attention_mask, told, kind, **more)
+
     def places(
-        self, attention_mask: Tensor, samples: Tensor | None, positions: Tensor | None = None
+        self, attention_mask: Any, samples: Tensor | None, positions: Tensor | None = None
     ) -> dict[str, Any]:
         """Mask and positions as the model's `forward` takes them.
 
         Args:
-            attention_mask: (B, L) int64, 0 at padding; with `positions` also an additive mask.
+            attention_mask: (B, L) int64, 0 at padding; with `positions` also what `mask` gives.
             samples: (B, L) int64, starting at 0 again with each sample, where rows hold several;
                 None where a row is one sample.
             positions: (B, L) or (axes, B, L) int64, as `positions_of` says; None to count tokens.
@@ -318,7 +285,12 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def start_ids(self) -> list[int]:
-        """What the tokenizer puts before a text: the begin-of-sequence token, or nothing."""
+        """What the tokenizer puts before a text: the begin-of-sequence token, or nothing.
+
+        Nothing where prompts are read at once: there the template writes it.
+        """
+        if self.reading.sees == "prompt":
+            return []
         bare, whole = self.encode("a"), list(self.tokenizer.encode("a"))
         if len(whole) > len(bare) and bare:
             for i in range(len(whole) - len(bare) + 1):
@@ -377,16 +349,16 @@ def load_language(
         return LanguageModel(converted(source, dtype), tokenizer, config)
     if isinstance(source, str):
         source = LanguageConfig(name=source, layers=layers, lora_rank=lora_rank)
-    model, tokenizer = _fetch(source.name)
-    return LanguageModel(converted(model, dtype), tokenizer, source)
+    model, tokenizer, reading = _fetch(source.name)
+    return LanguageModel(converted(model, dtype), tokenizer, source, reading)
 
 
-def _fetch(name: str) -> tuple[nn.Module, Any]:
-    """The causal LM and tokenizer behind a name, in fp32."""
+def _fetch(name: str) -> tuple[nn.Module, Any, Reading]:
+    """The causal LM and tokenizer behind a name, in fp32, and how it reads."""
     if name == "tiny-lm":
         from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 
-        return tiny_language_model(), byte_tokenizer()
+        return tiny_language_model(), byte_tokenizer(), CAUSAL
     scheme, _, rest = name.partition(":")
     if scheme not in ("hf", "asset") or not rest:
         raise ConfigError(f'unknown language model "{name}": {suggestion(name, PREFIXES)}')
@@ -396,10 +368,17 @@ def _fetch(name: str) -> tuple[nn.Module, Any]:
         rest = str(assets.fetch_asset(rest))
     elif family_of(rest) is not None:
         whole = read(name)
-        return whole.language, whole.tokenizer
+        return whole.language, whole.tokenizer, whole.plan.reading
+    else:
+        refuse_code(name)
+        refuse_others(name)
+        refuse_no_language(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with loading(name, "a folder or a model"), no_bar_for_files(rest):
-        model = AutoModelForCausalLM.from_pretrained(rest, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(rest)
-    return model, tokenizer
+        model, report = AutoModelForCausalLM.from_pretrained(
+            rest, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+        refuse_missing(name, sorted(report["missing_keys"]))
+        tokenizer = AutoTokenizer.from_pretrained(rest, trust_remote_code=False)
+    return model, tokenizer, CAUSAL

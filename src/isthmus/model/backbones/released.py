@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from isthmus.config.model import TokensConfig
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError, loading
 from isthmus.model.backbones.causal import DECODERS, CausalDecoder
 from isthmus.model.backbones.rotary import converted
 from isthmus.model.backbones.text import no_bar_for_files
+from isthmus.model.reading import CAUSAL, Reading
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Plan:
         before: Ids of tokens that stand before what an image fills.
         after: Ids of tokens that stand behind it.
         images_first: Whether images that head a prompt stand before the token that begins texts.
-        template: How questions become prompts where the repository has no chat template.
         heading: Words that stand before every prompt of its chat template.
         processed: The plan with what the repository's processor tells besides; None for nothing.
         deepstack: Whether features of earlier layers stand beside them.
         fusion: Configuration of the fusion; None for tokens in the text and nothing else.
         media: Configurations of media besides images of one size.
+        reading: Who sees what comes later, and where positions begin.
+        around: What is written before and behind the token of an image as text, in texts and ids.
+        template: The template of its prompts; None for its chat template, or "plain" without one.
     """
 
     feature_layer: int
@@ -57,12 +61,29 @@ class Plan:
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     images_first: bool = False
-    template: str = "plain"
     heading: str = ""
     processed: Callable[[Plan, Any], Plan] | None = None
     deepstack: bool = False
     fusion: Any = None
     media: tuple[Any, ...] = ()
+    reading: Reading = CAUSAL
+    around: tuple[tuple[str | int, ...], tuple[str | int, ...]] = ((), ())
+    template: str | None = None
+
+    def tokens(self, tokenizer: Any) -> TokensConfig:
+        """The token of an image, and what stands around it in the words of a tokenizer."""
+        before, after = (
+            "".join(p if isinstance(p, str) else tokenizer.convert_ids_to_tokens(p) for p in side)
+            for side in self.around
+        )
+        return TokensConfig(
+            image_id=self.image_id,
+            before=self.before,
+            after=self.after,
+            images_first=self.images_first,
+            text_before=before,
+            text_after=after,
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +157,7 @@ def family_of(place: str) -> type[Family] | None:
         ConfigError: If its model type is known and its class is another, as of a repository that
             was not converted to Transformers' form.
     """
-    told = _told(place)
+    told = told_by(place)
     model_type, classes = told.get("model_type"), told.get("architectures")
     if model_type not in RELEASED.names():
         return None
@@ -148,25 +169,6 @@ def family_of(place: str) -> type[Family] | None:
             "LLaVA, those of llava-hf)"
         )
     return family
-
-
-def refuse_unknown(place: str) -> None:
-    """Refuses a vision-language model of a family that nobody here can take apart.
-
-    Raises:
-        ConfigError: If it is one; the message names the families that are known.
-    """
-    from transformers.models.auto import modeling_auto
-
-    told = _told(place)
-    whole: Mapping[str, str] = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    text: Mapping[str, str] = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    classes = told.get("architectures") or [whole.get(str(told.get("model_type")), "")]
-    if classes[0] in {*whole.values()} - {*text.values()}:
-        raise ConfigError(
-            f'"{place}" is a {classes[0]} ("{told.get("model_type")}"), a vision-language model of '
-            f"a family that is not known here; known: {', '.join(RELEASED.names())}"
-        )
 
 
 def plan_of(name: str) -> Plan | None:
@@ -182,17 +184,27 @@ def plan_of(name: str) -> Plan | None:
     """
     scheme, _, place = name.partition(":")
     family = family_of(place) if scheme == "hf" and place else None
-    return None if family is None else family.plan(_config(name, place))
+    return None if family is None else family.plan(config_of(name, place))
 
 
-def _config(name: str, place: str) -> Any:
+def config_of(name: str, place: str, trusted: bool = False) -> Any:
+    """The configuration of a repository or folder of Transformers.
+
+    Args:
+        name: What it was named as, for messages.
+        place: The repository or folder.
+        trusted: Whether code that comes with it is run.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
     from transformers import AutoConfig
 
     with loading(name, "a folder"):
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place, trust_remote_code=trusted)
 
 
-def _told(place: str) -> dict[str, Any]:
+def told_by(place: str) -> dict[str, Any]:
     """The entries of a `config.json`; none where it cannot be read, which loading reports."""
     from transformers import PretrainedConfig
 
@@ -255,7 +267,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     family = family_of(place)
     if family is None:
         raise ConfigError(f'"{name}" is no released model of: {", ".join(RELEASED.names())}')
-    config = _config(name, place)
+    config = config_of(name, place)
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
@@ -269,7 +281,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
-            _refuse_missing(name, sorted(report["missing_keys"]))
+            refuse_missing(name, sorted(report["missing_keys"]))
         else:
             model = converted(AutoModelForImageTextToText.from_config(config), dtype)
         modules = family.parts(model)
@@ -285,8 +297,14 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     )
 
 
-def _refuse_missing(name: str, missing: list[str]) -> None:
-    """Transformers would go on with random weights, and say so in its log alone."""
+def refuse_missing(name: str, missing: list[str]) -> None:
+    """Refuses a model that lacks weights.
+
+    Transformers would go on with random weights, and say so in its log alone.
+
+    Raises:
+        CheckpointError: If any are missing.
+    """
     if missing:
         raise CheckpointError(
             f'"{name}" lacks {len(missing)} of its weights, such as {missing[0]}: a file of it is '

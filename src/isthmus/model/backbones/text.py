@@ -188,5 +188,5 @@ def _fetch(name: str) -> tuple[Any, Any]:
 
             rest = str(assets.fetch_asset(rest))
         with no_bar_for_files(rest):
-            model = AutoModel.from_pretrained(rest, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(rest)
+            model = AutoModel.from_pretrained(rest, dtype=torch.float32, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(rest, trust_remote_code=False)

@@ -22,6 +22,7 @@ from isthmus.model.backbones.libraries import (
     open_clip_library,
 )
 from isthmus.model.backbones.native import from_native, is_native
+from isthmus.model.backbones.refusals import refuse_code, refuse_whole_name
 from isthmus.model.backbones.released import plan_of, read
 
 PREFIXES = (
@@ -47,6 +48,8 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     scheme, _, rest = config.name.partition(":")
     if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
         raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')
+    refuse_code(config.name)
+    refuse_whole_name(config.name)
     plan = plan_of(config.name)
     if plan is not None:
         whole = read(config.name, pretrained=pretrained)
@@ -133,10 +136,12 @@ def _transformers_model(
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     if pretrained:
-        model = AutoModel.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, trust_remote_code=False)
     else:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(name))
-    return model, config, processor or AutoImageProcessor.from_pretrained(name)
+        model = AutoModel.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+    if processor is None:
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    return model, config, processor
 
 
 def open_clip_model(

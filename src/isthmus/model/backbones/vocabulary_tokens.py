@@ -30,6 +30,8 @@ class VocabularyTokens(nn.Module):
     Args:
         language: The language model.
         image_id: Id of its token for an image, inside its embedding or beyond the last row.
+        before: What is written before that token, as part of the text around it.
+        after: What is written behind it.
 
     Attributes:
         image_id: As given.
@@ -50,7 +52,9 @@ class VocabularyTokens(nn.Module):
 
     names: tuple[str, ...] = ()
 
-    def __init__(self, language: LanguageModel, image_id: int) -> None:
+    def __init__(
+        self, language: LanguageModel, image_id: int, before: str = "", after: str = ""
+    ) -> None:
         super().__init__()
         tokenizer, ends = language.tokenizer, language.end_ids()
         if not ends:
@@ -77,6 +81,13 @@ class VocabularyTokens(nn.Module):
                 f'image_id = {image_id} is "{tokenizer.convert_ids_to_tokens(image_id)}", which '
                 "any text may have: expected the id of a token that was added for images"
             )
+        if (before or after) and written[IMAGE_TAG] is None:
+            raise ConfigError(
+                f"image_id = {image_id} is no token of the tokenizer's: expected one, since "
+                f"{before!r} and {after!r} are written around it"
+            )
+        if written[IMAGE_TAG] is not None:
+            written[IMAGE_TAG] = f"{before}{written[IMAGE_TAG]}{after}"
         self.spans = SpanTokenizer(
             tokenizer, image_id, self.end_id, {tag: t for tag, t in written.items() if t}
         )

@@ -166,8 +166,15 @@ def load_transformers(place: str, name: str, *, pretrained: bool = True) -> Dual
     with loading(name, "a folder or a model with its tokenizer"):
         with no_bar_for_files(place):
             if pretrained:
-                model = AutoModel.from_pretrained(place)
+                model = AutoModel.from_pretrained(place, trust_remote_code=False)
             else:
-                model = AutoModel.from_config(AutoConfig.from_pretrained(place))
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        return wrap_transformers(model, tokenizer, AutoImageProcessor.from_pretrained(place), name)
+                model = AutoModel.from_config(
+                    AutoConfig.from_pretrained(place, trust_remote_code=False)
+                )
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        return wrap_transformers(
+            model,
+            tokenizer,
+            AutoImageProcessor.from_pretrained(place, trust_remote_code=False),
+            name,
+        )

@@ -15,6 +15,7 @@ from isthmus.model.checkpoint import load_vlm
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.vlm import VisionLanguageModel
+from isthmus.model.whole import refuse_whole
 from isthmus.serving.chat.words import LANGUAGES
 from isthmus.serving.settings import ServerSettings
 
@@ -104,6 +105,7 @@ def open_chat(
     )
     from isthmus.serving.completions import make_service
 
+    refuse_whole(model, "chat")
     loaded = model
     if not isinstance(loaded, VisionLanguageModel):
         loaded = load_vlm(loaded, device=device, dtype=dtype)

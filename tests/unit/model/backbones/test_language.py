@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 import isthmus as im
 from isthmus import testing
 from isthmus.errors import CheckpointError, ConfigError
+from isthmus.model.backbones.decoder_layers import find_decoder_layers
 from isthmus.model.backbones.fingerprint import fingerprint
-from isthmus.model.backbones.language import find_decoder_layers
 from isthmus.model.backbones.tiny import FAMILIES, byte_tokenizer, tiny_language_model
 
 

@@ -28,6 +28,7 @@ from isthmus.model.backbones.feature_shape import FeatureShape, RegionShape
 from isthmus.model.connectors import Connector, build_connector
 from isthmus.model.connectors.merger import Merger
 from isthmus.model.connectors.names import Names
+from isthmus.model.connectors.norm_pool import NormPool
 
 SHAPE = FeatureShape(width=12, tokens=16, grid=(4, 4))
 WIDTH = 10
@@ -39,6 +40,7 @@ EVERY: dict[str, tuple[Any, int]] = {
     "mlp": (MLP(depth=3), 16),
     "pixel_shuffle": (PixelShuffle(factor=2), 4),
     "pool": (Pool(tokens=9), 9),
+    "norm_pool": (NormPool(tokens=4), 4),
     "attention_pool": (AttentionPool(tokens=5, heads=3), 5),
     "resampler": (Resampler(latents=5, depth=2, heads=2, head_dim=7), 5),
     "qformer": (QFormer(queries=5, depth=3, heads=2, width=8), 5),

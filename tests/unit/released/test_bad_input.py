@@ -1,0 +1,242 @@
+"""What is no model, or is damaged, is one line at the command line, whatever its family."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import isthmus as im
+from isthmus.cli import main
+from isthmus.config.registry import RELEASED
+from isthmus.errors import IsthmusError
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_text_model
+from isthmus.model.backbones.tiny_gemma import write_tiny_gemma3, write_tiny_paligemma
+from isthmus.model.backbones.tiny_llava import write_tiny_llava
+from isthmus.model.backbones.tiny_whole import write_tiny_whole
+
+QUESTION = "What is it?"
+FAMILIES: dict[str, Callable[[Path], object]] = {
+    "llava": write_tiny_llava,
+    "gemma3": write_tiny_gemma3,
+    "paligemma": write_tiny_paligemma,
+}
+"""What writes a tiny repository, for each family that is taken apart."""
+WRITERS = FAMILIES | {
+    "in whole": write_tiny_whole,
+    "in whole, apart": lambda folder: write_tiny_whole(folder, "florence2"),
+}
+
+
+def test_every_family_is_tried() -> None:
+    assert set(RELEASED.names()) == set(FAMILIES), "a new family needs a tiny repository here"
+
+
+@pytest.fixture(scope="module", params=list(WRITERS))
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    WRITERS[request.param](folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    Image.linear_gradient("L").convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], image: Path
+) -> Callable[[object], str]:
+    """The one line in which the command line refuses a model; in Python it is our error."""
+
+    def call(model: object) -> str:
+        with pytest.raises(IsthmusError) as raised:
+            im.load(model)
+        capfd.readouterr()  # what libraries said before
+        line = ""
+        for arguments in (("ask", image, QUESTION, "--model", model), ("info", model)):
+            monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            out, err = capfd.readouterr()
+            assert ended.value.code == 2
+            assert out == ""
+            found = [each for each in err.splitlines() if each.startswith("error: ")]
+            assert len(found) == 1
+            assert "Traceback" not in err
+            [line] = found
+        assert len(line) < 700
+        assert " ".join(str(raised.value).split())[:40] in line
+        return line
+
+    return call
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    ran: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.ran,)
+
+
+def code_beside_tensors(folder: Path) -> None:
+    state = dict(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    torch.save({**state, "more": Code()}, folder / "pytorch_model.bin")
+
+
+def code_alone(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with (folder / "pytorch_model.bin").open("wb") as file:
+        pickle.dump(Code(), file)
+
+
+def shards(folder: Path) -> list[Path]:
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    im.load(folder)
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def cut_shard(folder: Path) -> None:
+    path = shards(folder)[-1]
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def lost_shard(folder: Path) -> None:
+    shards(folder)[-1].unlink()
+
+
+def lost_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    del state[max(name for name in state if name.endswith("weight") and state[name].ndim == 2)]
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def lost(pattern: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+    return damage
+
+
+def written(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "config.json").write_text(text) and None
+
+
+def edited(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, **changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (code_beside_tensors, "may run code and is not read"),
+        (code_alone, "may run code and is not read"),
+        (cut_shard, "damaged or cut short"),
+        (lost_shard, "cannot load"),
+        (lost_tensor, "lacks"),
+        (lost("*.safetensors"), "cannot load"),
+        (lost("*processor_config.json"), "cannot load"),
+        (lost("tokenizer*"), ""),
+        (lost("config.json"), "no config.json"),
+        (written("{"), "missing or damaged"),
+        (written("[]"), "missing or damaged"),
+        (written("{}"), "no model_type"),
+        (edited(model_type="vlm_9000"), 'model_type "vlm_9000", which Transformers'),
+        (edited(vision_config=7), "vision_config"),
+    ],
+    ids=[
+        "code beside tensors",
+        "code alone",
+        "a shard cut short",
+        "a shard gone",
+        "a tensor gone",
+        "no weights",
+        "no processor",
+        "no tokenizer",
+        "no configuration",
+        "a configuration cut short",
+        "a configuration of another form",
+        "an empty configuration",
+        "another revision's model",
+        "another revision's value",
+    ],
+)
+def test_damage_is_one_line(
+    refused: Callable[[object], str],
+    folder: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    words: str,
+) -> None:
+    Code.ran = tmp_path / "ran"
+    damage(folder)
+    line = refused(folder)
+    assert words in line
+    assert str(folder) in line
+    assert not Code.ran.exists()
+
+
+def test_unknown_keys_of_another_revision_are_no_matter(folder: Path) -> None:
+    edit(folder, an_option_of_the_future=3)
+    assert im.load(folder)
+
+
+def test_other_models_are_told_from_those_that_answer(
+    refused: Callable[[object], str], tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    tower = transformers.ViTConfig(**sizes, num_attention_heads=2, image_size=32, patch_size=8)
+    transformers.ViTModel(tower).save_pretrained(tmp_path / "vit")
+    for name in (tmp_path / "vit", f"hf:{tmp_path / 'vit'}"):
+        assert 'is a ViTModel ("vit"), neither' in refused(name)
+    with pytest.raises(IsthmusError, match="neither"):
+        im.load_language(f"hf:{tmp_path / 'vit'}")
+    tiny_language_model("llama").save_pretrained(tmp_path / "lm")
+    byte_tokenizer().save_pretrained(tmp_path / "lm")
+    assert "name a language model alone" in refused(tmp_path / "lm")
+    with pytest.raises(IsthmusError, match="cannot load"):
+        im.load_vision(f"hf:{tmp_path / 'lm'}")
+    tiny_text_model().save_pretrained(tmp_path / "bert")
+    byte_tokenizer().save_pretrained(tmp_path / "bert")
+    assert "lacks" in refused(f"hf:{tmp_path / 'bert'}")  # a head, which would be random
+    assert "no model" in refused(tmp_path / "nowhere")
+
+
+def test_a_whole_model_stands_for_no_encoder(whole: Path) -> None:
+    name = f"hf:{whole}"
+    known = json.loads((whole / "config.json").read_text())["model_type"] in RELEASED.names()
+    if known:
+        assert im.load_vision(name).config.name == name
+    else:
+        with pytest.raises(IsthmusError, match="not taken apart"):
+            im.load_vision(name)
