@@ -42,6 +42,7 @@ from isthmus.model.media.base import (
     layouts_of,
     medium_of,
     stacked,
+    together,
     visual_of,
 )
 from isthmus.model.media.image import ClipMedium, ImageMedium
@@ -196,7 +197,7 @@ class VisionLanguageModel(nn.Module):
         return Batch(
             input_ids=ids,
             attention_mask=mask,
-            pixels=stacked(opened) if opened else None,
+            pixels=together(opened) if opened else None,
             layouts=None if fixed else tuple(layouts),
         ).to(self.device)
 
