@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from isthmus.config.model import ModelConfig, TokensConfig
+from isthmus.config.model import ModelConfig, TokensConfig, media_with
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError
 from isthmus.machine import device_for, dtype_for
@@ -112,7 +112,11 @@ def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLangua
     return model.requires_grad_(False)
 
 
-def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLanguageModel:
+def named_model(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    image_options: Mapping[str, Any] | None = None,
+) -> VisionLanguageModel:
     """A model of Transformers: a released vision-language model, or a language model alone.
 
     A released model becomes one of our parts, its own modules: its vision tower, its decoder with
@@ -121,6 +125,7 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     Args:
         source: "hf:REPO", "asset:NAME" or a folder of Transformers.
         dtype: Precision in which a released model is read.
+        image_options: Options of how its images are opened, as in `load`.
 
     Raises:
         CheckpointError: If it cannot be read, or a folder that stands for a whole model holds a
@@ -140,10 +145,12 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     if not known:
         source = f"hf:{Path(source).resolve()}"
         place = source.partition(":")[2]
+    if image_options and (scheme == "asset" or family_of(place) is None):
+        media_with((), image_options)
     if scheme == "asset":
         return bare_language_model(source)
     if family_of(place) is not None:
-        return _released(source, dtype)
+        return _released(source, dtype, image_options or {})
     refuse_unknown(place)
     if not known:
         raise CheckpointError(
@@ -154,7 +161,9 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     return bare_language_model(source)
 
 
-def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
+def _released(
+    name: str, dtype: torch.dtype, image_options: Mapping[str, Any]
+) -> VisionLanguageModel:
     with read_together(dtype):
         encoder, lm = load_vision(name), load_language(name)
         whole = read(name)
@@ -167,7 +176,12 @@ def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
         language=lm.config,
         connector=plan.connector,
         fusion=fusion,
+        media=media_with(plan.media, image_options),
         template="chat" if lm.tokenizer.chat_template else "plain",
         tokens=TokensConfig(image_id=plan.image_id),
     )
-    return VisionLanguageModel(encoder, lm, strip, config).eval()
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
+    if whole.medium:
+        medium: Any = model.media[0]  # the plan's, which is asked first
+        medium.load_state_dict(dict(whole.medium), assign=True)
+    return model

@@ -21,10 +21,13 @@ from isthmus.errors import ImageError
 from isthmus.media.data_uri import DataURIError, bytes_of
 from isthmus.media.fetch import Fetcher, is_url
 from isthmus.media.image import FORMATS, open_image
+from isthmus.model.media.base import Cheaper, Parts, medium_of
 from isthmus.serving.refusals import Refusal, refusal_of
 
 DECODERS = 2
 FETCHERS = 4
+Prepare = Callable[[Image.Image], Any]
+"""Makes of an opened image what is kept of it."""
 RESOLVERS = 32
 """Threads that look names up: a slow name server keeps some of them, and nothing else."""
 
@@ -59,6 +62,24 @@ def pixels_claimed(data: bytes) -> int:
             return 0
 
 
+def opened(model: Parts, detail: str | None, image: Image.Image) -> Any:
+    """What the model's encoder reads of an image, at the detail that a request asks for.
+
+    Args:
+        model: The model.
+        detail: "low" leaves an image whole that would be cut into tiles; anything else is as the
+            model opens it.
+        image: The image.
+
+    Raises:
+        ImageError: If the model's preprocessing cannot take it.
+    """
+    medium = medium_of(model, image)
+    if detail == "low" and isinstance(medium, Cheaper):
+        return medium.open_low(model, image)
+    return medium.open(model, image)
+
+
 class ImageReader:
     """Reads the images of requests.
 
@@ -88,13 +109,13 @@ class ImageReader:
     async def read(
         self,
         images: Sequence[tuple[str, str]],
-        prepare: Callable[[Image.Image], Any] | None = None,
+        prepare: Prepare | Sequence[Prepare] | None = None,
     ) -> list[Any]:
         """What is kept of each image.
 
         Args:
             images: Where each stands in the request, and its data URI or address.
-            prepare: In place of the reader's own.
+            prepare: In place of the reader's own; one for all, or one for each.
 
         Raises:
             Refusal: 400 if there are too many, or one is no image's address; 422 if one cannot
@@ -109,14 +130,16 @@ class ImageReader:
             )
         loop = asyncio.get_running_loop()
         kept, left = [], self.max_pixels
-        for place, url in images:
+        how = prepare or self.prepare
+        each = [how] * len(images) if callable(how) else how
+        for (place, url), own in zip(images, each, strict=True):
             try:
                 if is_url(url):
                     data = await self._fetched(url)
                 else:
                     data = await loop.run_in_executor(self._decoders, data_of, url)
                 claimed, opened = await loop.run_in_executor(
-                    self._decoders, self._opened, data, left, prepare or self.prepare
+                    self._decoders, self._opened, data, left, own
                 )
             except Refusal as refusal:
                 raise Refusal(refusal.status, refusal.message, refusal.code, place) from None

@@ -84,7 +84,7 @@ def test_it_is_found_by_name_and_by_folder(whole: Path, monkeypatch: pytest.Monk
         model = im.load(source)
         assert model.config.language.name == f"hf:{whole}"
         assert not model.text_only
-    assert RELEASED.names() == ["llava"]
+    assert "llava" in RELEASED.names()
     assert plan_of("tiny-lm") is None
     assert plan_of("timm:vit") is None
     assert family_of(str(whole.parent)) is None
@@ -209,12 +209,12 @@ def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
         ({"text_config": {"model_type": "gemma2"}}, "final_logit_softcapping = 30"),
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "is a LlavaLlamaForCausalLM"),
         (
-            {"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"]},
-            "is a Idefics3ForConditionalGeneration",
+            {"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"]},
+            "is a MllamaForConditionalGeneration",
         ),
         (
             {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
-            "no vision-language model of a family that is known here (llava)",
+            "no vision-language model of a family that is known here (",
         ),
         ({"model_type": "llava_llama"}, "llava_llama"),
         ({"image_token_index": 97}, '"a", which any text may have'),
@@ -232,7 +232,7 @@ def test_what_our_parts_lack_is_named(
 
 def test_an_unknown_family_hears_which_are_known(folder: Path) -> None:
     edit(folder, model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForConditionalGeneration"])
-    with pytest.raises(ConfigError, match=r'"qwen2_5_vl".*known: llava'):
+    with pytest.raises(ConfigError, match=r'"qwen2_5_vl".*known: .*llava'):
         im.load(f"hf:{folder}")
     edit(folder, model_type="qwen2_5_vl", architectures=None)
     with pytest.raises(ConfigError, match="Qwen2_5_VLForConditionalGeneration"):

@@ -8,10 +8,10 @@ model's own modules, shared and not copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +35,9 @@ class Plan:
         connector: Configuration of the connector.
         image_id: Id of the token that stands for an image.
         final_norm: Whether features have gone through the tower's own final norm.
+        media: Configurations of media besides images and clips, as in `ModelConfig`.
+        preprocess: What the tower takes for its image processor, of the repository's; None for
+            that itself.
     """
 
     feature_layer: int
@@ -43,6 +46,8 @@ class Plan:
     connector: Any
     image_id: int
     final_norm: bool = False
+    media: tuple[Any, ...] = ()
+    preprocess: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,14 @@ class Modules:
         decoder: The decoder, without its head.
         head: The head.
         connector: The connector's tensors, by the names that our connector has for them.
+        medium: Those of the plan's medium likewise.
     """
 
     tower: nn.Module
     decoder: nn.Module
     head: nn.Module
     connector: Mapping[str, Tensor]
+    medium: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -95,7 +102,8 @@ class Released:
         tower: The vision tower.
         language: The decoder with its head, a causal language model of Transformers.
         connector: The connector's tensors by name.
-        image_processor: The repository's preprocessing of images.
+        medium: The medium's tensors by name.
+        image_processor: The repository's preprocessing of images, as the tower takes it.
         tokenizer: Its tokenizer, with the repository's chat template.
     """
 
@@ -103,6 +111,7 @@ class Released:
     tower: nn.Module
     language: nn.Module
     connector: Mapping[str, Tensor]
+    medium: Mapping[str, Tensor]
     image_processor: Any
     tokenizer: Any
 
@@ -227,7 +236,7 @@ def read(name: str, *, pretrained: bool = True) -> Released:
 
 
 def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     place = name.partition(":")[2]
     family = family_of(place)
@@ -236,10 +245,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     config = _config(name, place)
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-        tokenizer = processor.tokenizer
-        if processor.chat_template:  # which older repositories keep beside the tokenizer's files
-            tokenizer.chat_template = processor.chat_template
+        images, tokenizer = _processors(place)
         if pretrained:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
@@ -254,9 +260,26 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
         tower=modules.tower,
         language=language,
         connector=modules.connector,
-        image_processor=processor.image_processor,
+        medium=modules.medium,
+        image_processor=images if plan.preprocess is None else plan.preprocess(images),
         tokenizer=tokenizer,
     )
+
+
+def _processors(place: str) -> tuple[Any, Any]:
+    """A repository's image processor, and its tokenizer with the chat template."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+
+    try:
+        whole = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        images, tokenizer, template = whole.image_processor, whole.tokenizer, whole.chat_template
+    except ImportError:  # of a package that a processor of its videos needs
+        images = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        template = ProcessorMixin.get_processor_dict(place)[0].get("chat_template")
+    if template:  # which older repositories keep beside the tokenizer's files
+        tokenizer.chat_template = template
+    return images, tokenizer
 
 
 def _refuse_missing(name: str, missing: list[str]) -> None:

@@ -9,16 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from isthmus.errors import ConfigError, suggestion
-from isthmus.model.backbones.tiny import (
-    END,
-    PAD,
-    VOCABULARY,
-    byte_tokenizer,
-    tiny_language_config,
-)
+from isthmus.model.backbones.tiny import VOCABULARY, byte_tokenizer, tiny_language_config
+from isthmus.model.backbones.tiny_repository import write_repository
 
 IMAGE = VOCABULARY
 """Id of `<image>`, inside the embedding."""
@@ -90,15 +83,6 @@ def write_tiny_llava(
         image_seq_length=(SIZE // PATCH) ** 2,
         **options,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = transformers.LlavaForConditionalGeneration(config)
-        with torch.no_grad():
-            for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mix-ups
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            model.get_output_embeddings().weight[IMAGE] = 0  # no released model says it
-    model.generation_config.eos_token_id = END
-    model.generation_config.pad_token_id = PAD
     if tokenizer is None:
         tokenizer = byte_tokenizer()
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
@@ -115,6 +99,5 @@ def write_tiny_llava(
         num_additional_image_tokens=int(vision == "clip"),
         chat_template=CHAT_TEMPLATE,
     )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
+    kind = transformers.LlavaForConditionalGeneration
+    return write_repository(folder, kind, config, processor, image_id=IMAGE, seed=seed)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from isthmus.errors import PromptError
 from isthmus.media.file_ref import FileRef
+from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.special_tokens import SpecialTokens
 from isthmus.model.backbones.vision import VisionEncoder
 from isthmus.model.features import Encoding
 from isthmus.model.fusion import Fusion
@@ -31,6 +33,8 @@ class Parts(Protocol):
     """What a medium may use of a model."""
 
     vision: VisionEncoder
+    language: LanguageModel
+    special_tokens: SpecialTokens
     connector: nn.Module
     fusion: Fusion
     media: list[Medium]
