@@ -62,6 +62,7 @@ class AnyResolutionCut(nn.Module):
         self.pinpoints = [p for p in pinpoints if self._tiles(p) <= (max_tiles or 10**6)]
         if max_tiles == 1:
             self.pinpoints = []
+        self._largest: tuple[int, ...] | None = None
         self.newline = nn.Parameter(torch.randn(width) / sqrt(width))
 
     def _tiles(self, pinpoint: list[int]) -> int:
@@ -100,12 +101,15 @@ class AnyResolutionCut(nn.Module):
 
     def layout(self, told: tuple[int, ...]) -> Layout:
         """A hole for each token and each newline."""
+        return Layout((HOLE,) * self._holes(told))
+
+    def _holes(self, told: tuple[int, ...]) -> int:
         rows, _, down, across = told
         whole = self.grid[0] * self.grid[1]
         if not rows:
-            return Layout((HOLE,) * (whole + 1))
+            return whole + 1
         down, across = self._kept(down, across)
-        return Layout((HOLE,) * (whole + down * (across + 1)))
+        return whole + down * (across + 1)
 
     def ordered(self, tokens: Tensor, told: tuple[int, ...]) -> Tensor:
         """The whole image's tokens, then the grid's row by row."""
@@ -132,9 +136,16 @@ class AnyResolutionCut(nn.Module):
         return self._told(USUAL) if self.pinpoints else self.unsplit
 
     def largest(self) -> tuple[int, ...]:
-        """That of an image which fills its grid."""
-        full = [self._told((w, h)) for h, w in self.pinpoints]
-        return max([self.unsplit, *full], key=lambda told: len(self.layout(told)))
+        """That of an image which fills its grid, or as much of it as the cap leaves alone."""
+        if self._largest is None:
+            found = [self.unsplit]
+            for tall, wide in self.pinpoints:
+                rows, columns = tall // self.side, wide // self.side
+                down, across = rows * self.grid[0], columns * self.grid[1]
+                found += [(rows, columns, down, kept) for kept in range(across, 0, -2)]
+                found += [(rows, columns, kept, across) for kept in range(down, 0, -2)]
+            self._largest = max(found, key=self._holes)
+        return self._largest
 
 
 def unsplit(processor: Any, image: Image.Image) -> Tensor:
