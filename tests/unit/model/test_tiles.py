@@ -109,6 +109,19 @@ def test_a_grid_keeps_its_bound_at_every_aspect(most: int | None) -> None:
     assert max(tiles) == reached[most]  # no grid has five tiles
 
 
+def test_a_row_that_rounding_adds_counts() -> None:
+    """Sides are made even, and a row of tiles of odd length becomes two."""
+    images = Idefics3ImageProcessor(size={"longest_edge": 60}, max_image_size={"longest_edge": 15})
+    tokenizer = words()
+    told = [
+        GridCut(images, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 2, most).cut(
+            noise(60, 15)
+        )[1]
+        for most in (None, 4)
+    ]
+    assert told == [(2, 4), (1, 3)]
+
+
 def test_a_processor_that_does_not_split_leaves_images_whole() -> None:
     images = Idefics3ImageProcessor(
         size={"longest_edge": 64}, max_image_size={"longest_edge": 16}, do_image_splitting=False
