@@ -265,6 +265,9 @@ def test_an_image_left_whole_is_the_class_s(case: Case) -> None:
     assert torch.equal(again.input_ids, batch.input_ids)
     with torch.no_grad():
         assert torch.equal(case.ours(again).logits, whole(batch).logits)
+        bare = replace(again, pixels=pixels)  # as a batch of one's own may hold them
+        assert torch.equal(case.ours(bare).logits, whole(batch).logits)
+        assert torch.equal(case.ours.encode_pixels(pixels), case.ours.vision(pixels))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 6])

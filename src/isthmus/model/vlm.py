@@ -215,7 +215,8 @@ class VisionLanguageModel(nn.Module):
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features (P, N, D_vision) of images, or (P, T, N, D_vision) of clips."""
-        return medium_of(self, pixels[0]).features(self, pixels)
+        medium = ImageMedium() if pixels.ndim == 4 else ClipMedium()
+        return medium.features(self, pixels)
 
     def visual_tokens(self, batch: Batch) -> Visual | None:
         """Visual tokens (P, M, D_visual) of the batch's images; None without images.

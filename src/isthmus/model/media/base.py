@@ -230,10 +230,13 @@ def features_of(
     groups: dict[tuple[int, bool, torch.Size, tuple[int, ...] | None], list[tuple[int, Tensor]]]
     groups = {}
     for number, own in enumerate(attachments):
+        medium = medium_of(parts, own)
         known = isinstance(own, Features)
+        if isinstance(own, Tensor):  # pixels that nobody opened, if its medium says more of them
+            own = medium.open(parts, own)
         values = own if isinstance(own, Tensor) else own.values
         told = own.told if isinstance(own, Opened) else None
-        key = (parts.media.index(medium_of(parts, own)), known, values.shape, told)
+        key = (parts.media.index(medium), known, values.shape, told)
         groups.setdefault(key, []).append((number, values))
     found: list[tuple[Medium, list[int], Any]] = []
     for (place, known, _, told), members in groups.items():
