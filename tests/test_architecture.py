@@ -18,7 +18,7 @@ MOST_LINES = 400
 # Lowest first: a room imports its own layer and those before it. A room is a package or a file.
 LAYERS = [
     {"errors"},
-    {"files", "machine", "config"},
+    {"files", "cpu", "machine", "config"},
     {"media", "prompts", "assets"},
     {"reports"},
     {"model"},

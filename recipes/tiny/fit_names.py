@@ -33,7 +33,7 @@ from torch.nn import functional as F
 import isthmus as im
 from isthmus.data.features import FeatureCache
 from isthmus.model.analysis import Discriminant, Presence
-from isthmus.model.backbones.libraries import REGIONS
+from isthmus.model.backbones.stages import REGIONS
 from isthmus.model.connectors.names import NamesConnector
 from isthmus.model.discriminants import linear_discriminants
 from isthmus.model.features import PatchFeatures

@@ -6,7 +6,7 @@ ratio that was measured on this machine.
 
 | "auto" is | on a CPU | on a GPU (cuda) | on mps |
 |---|---|---|---|
-| a loaded model's dtype | float32 | bfloat16 if the GPU computes in it, else float32 | float32 |
+| a model's dtype | int8 if faster, else float32 | bfloat16 if in hardware, else float32 | float32 |
 | a run's precision | bf16 if the CPU has instructions for it, else fp32 | likewise | fp32 |
 
 Nothing here imports torch until it is asked something.
@@ -18,12 +18,11 @@ import functools
 import logging
 import math
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isthmus.config.speedups import onednn
+from isthmus import cpu
 from isthmus.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 DEVICES = (AUTO, "cpu", "cuda", "mps")
-DTYPES = (AUTO, "float32", "bfloat16", "float16")
+DTYPES = (AUTO, "float32", "bfloat16", "float16", "int8")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Precision = Literal["fp32", "bf16", "fp16"]
 Attention = Literal["sdpa", "eager"]
@@ -55,6 +54,8 @@ class Machine:
         half: Data types narrower than float32 that each device has instructions for.
         packed: Data types whose linear layers can be packed for oneDNN on the CPU (see
             `generation.packed`); empty where PyTorch lacks the operators.
+        int8: Library that multiplies int8 on the CPU, faster than float32 and without an error (see
+            `cpu.int8_kernel`); empty where there is none.
     """
 
     devices: tuple[str, ...]
@@ -64,6 +65,7 @@ class Machine:
     threads: int
     half: dict[str, tuple[str, ...]]
     packed: tuple[str, ...]
+    int8: str
 
     @property
     def device(self) -> str:
@@ -74,7 +76,7 @@ class Machine:
         """Plain values for JSON, with what "auto" chooses here."""
         chosen = {
             "device": self.device,
-            "dtype": _name(dtype_for(AUTO, self.device)),
+            "dtype": "int8" if int8_for(AUTO, self.device) else _name(dtype_for(AUTO, self.device)),
             "precision": precision_for(AUTO, self.device),
             "attention": attention_for(PRECISIONS[precision_for(AUTO, self.device)], self.device),
         }
@@ -87,7 +89,8 @@ class Machine:
         packed = ", ".join(self.packed) or "none"
         return (
             f"machine: {has}{self.cpu} CPU, {self.cores} cores, {self.threads} threads; "
-            f"half precision in hardware: {half}; packed linear layers: {packed}\n"
+            f"half precision in hardware: {half}; packed linear layers: {packed}; int8 "
+            f"by: {self.int8 or 'none'}\n"
             f"auto: device {auto['device']}, dtype {auto['dtype']}, training in "
             f"{auto['precision']}, {auto['attention']} attention"
         )
@@ -103,7 +106,8 @@ def probe() -> Machine:
     """
     import torch
 
-    devices, half, gpu = ["cpu"], {"cpu": _cpu_half()}, ""
+    kernel = cpu.int8_kernel()
+    devices, half, gpu = ["cpu"], {"cpu": cpu.half_types()}, ""
     if torch.backends.mps.is_available():
         devices.insert(0, "mps")
         half["mps"] = ("float16",)
@@ -119,7 +123,8 @@ def probe() -> Machine:
         cores=cores(),
         threads=torch.get_num_threads(),
         half=half,
-        packed=_packed(),
+        packed=cpu.packed_types(),
+        int8="" if kernel is None else kernel.name,
     )
 
 
@@ -181,7 +186,8 @@ def dtype_for(
     """The data type of a loaded model's weights.
 
     Args:
-        dtype: "auto", "float32", "bfloat16", "float16" or a `torch.dtype`; None is float32.
+        dtype: "auto", "float32", "bfloat16", "float16", "int8" or a `torch.dtype`; None is float32.
+            For "int8" it is float32, which the weights stay in beside what `int8_for` says.
         device: Where the weights will be.
 
     Raises:
@@ -201,10 +207,35 @@ def dtype_for(
         if dtype == AUTO:
             fast = kind == "cuda" and "bfloat16" in probe().half[kind]
             return torch.bfloat16 if fast else torch.float32
+        if dtype == "int8":
+            return torch.float32
         dtype = getattr(torch, dtype)
     assert isinstance(dtype, torch.dtype)
     _warn_where_slow(dtype, kind)
     return dtype
+
+
+def int8_for(dtype: str | torch.dtype | None = AUTO, device: str | torch.device = AUTO) -> bool:
+    """Whether a loaded model's language model computes in int8.
+
+    Args:
+        dtype: As for `dtype_for`; "auto" does so on a CPU that is faster in it.
+        device: Where the weights will be.
+
+    Raises:
+        ConfigError: If "int8" is asked for and this machine or device does not have it.
+    """
+    if not isinstance(dtype, str) or dtype not in (AUTO, "int8"):
+        return False
+    kind = device_for(device).type
+    if dtype == AUTO:
+        return kind == "cpu" and bool(probe().int8)
+    if kind != "cpu" or not probe().int8:
+        where = "is computed on a CPU alone" if kind != "cpu" else "is no faster on this machine"
+        raise ConfigError(
+            f'dtype is "int8" on {kind}, and int8 {where}: expected auto, float32 or bfloat16'
+        )
+    return True
 
 
 def precision_for(precision: str = AUTO, device: str | torch.device = AUTO) -> Precision:
@@ -250,7 +281,7 @@ def _warn_where_slow(dtype: torch.dtype, kind: str) -> None:
     """Says so where a data type was asked for that this CPU has no instructions for."""
     name = _name(dtype)
     if kind == "cpu" and name in ("bfloat16", "float16") and name not in probe().half["cpu"]:
-        ratio = slowdown(name)
+        ratio = cpu.slowdown(name)
         if ratio > FAR_SLOWER:
             _warn_once(
                 f"{name} was asked for: this CPU has no instructions for it, and a matrix product "
@@ -261,65 +292,6 @@ def _warn_where_slow(dtype: torch.dtype, kind: str) -> None:
 @functools.cache
 def _warn_once(message: str) -> None:
     log.warning(message)
-
-
-@functools.cache
-def slowdown(dtype: str) -> float:
-    """How many times as long as in float32 a small matrix product takes on the CPU, measured.
-
-    Args:
-        dtype: "bfloat16" or "float16".
-    """
-    import torch
-
-    def seconds(kind: torch.dtype) -> float:
-        a, b = torch.ones(32, 576, dtype=kind), torch.ones(1536, 576, dtype=kind)
-        times = []
-        for _ in range(4):  # the first one warms up; the least is the least disturbed
-            started = time.perf_counter()
-            torch.nn.functional.linear(a, b)
-            times.append(time.perf_counter() - started)
-        return min(times[1:])
-
-    return seconds(getattr(torch, dtype)) / seconds(torch.float32)
-
-
-def _cpu_half() -> tuple[str, ...]:
-    """Narrow data types that the CPU multiplies matrices of in hardware."""
-    import torch
-
-    can: Any = torch.cpu  # its queries are private, and may be missing in another version
-
-    def asks(name: str) -> bool:
-        query = getattr(can, name, None)
-        try:
-            return bool(query()) if query is not None else False
-        except RuntimeError:
-            return False
-
-    arm = torch.backends.cpu.get_cpu_capability().startswith("SVE")
-    bf16 = arm or asks("_is_avx512_bf16_supported") or asks("_is_amx_tile_supported")
-    fp16 = asks("_is_amx_fp16_supported")
-    return (*(("bfloat16",) if bf16 else ()), *(("float16",) if fp16 else ()))
-
-
-def _packed() -> tuple[str, ...]:
-    """Data types whose linear layers oneDNN's private operators take on this CPU."""
-    import torch
-
-    found: list[str] = []
-    operators = onednn()
-    for name in ("float32", "bfloat16") if operators else ():
-        assert operators is not None
-        reorder, linear = operators
-        weight = torch.ones(4, 8, dtype=getattr(torch, name))
-        try:
-            with torch.inference_mode():
-                linear(weight[:1], reorder(weight, None), None, "none", [], "")
-        except (RuntimeError, AttributeError, NotImplementedError, TypeError):
-            continue
-        found.append(name)
-    return tuple(found)
 
 
 def _name(dtype: str | torch.dtype) -> str:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus import machine
+from isthmus import cpu, machine
 from isthmus.errors import ConfigError
 
 PLAIN = machine.Machine(
@@ -23,6 +23,7 @@ PLAIN = machine.Machine(
     threads=2,
     half={"cpu": ()},
     packed=("float32",),
+    int8="",
 )
 AMX = replace(PLAIN, cpu="AVX512", half={"cpu": ("bfloat16", "float16")})
 GPU = replace(
@@ -105,7 +106,7 @@ def test_what_is_set_is_obeyed_and_warned_about_once(
     pretend: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend.setattr(machine, "probe", lambda: PLAIN)
-    pretend.setattr(machine, "slowdown", lambda dtype: 12.3)
+    pretend.setattr(cpu, "slowdown", lambda dtype: 12.3)
     machine._warn_once.cache_clear()  # an earlier test may have measured the same ratio
     with caplog.at_level(logging.WARNING, logger="isthmus"):
         assert machine.dtype_for("bfloat16", "cpu") == torch.bfloat16
@@ -122,7 +123,7 @@ def test_what_is_set_is_obeyed_and_warned_about_once(
 
 
 def test_the_slowdown_is_measured() -> None:
-    assert machine.slowdown("bfloat16") > 0
+    assert cpu.slowdown("bfloat16") > 0
 
 
 def test_models_go_where_and_become_what_is_asked_for() -> None:

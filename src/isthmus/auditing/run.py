@@ -142,7 +142,8 @@ def audit(
         if column not in images.groups:
             known = suggestion(column, images.groups) if images.groups else "they have none"
             raise InputError(f'the images have no groups "{column}": {known}')
-    loading = {"device": device, "dtype": dtype}
+    # gradients are of float32, so what they attack is too
+    loading = {"device": device, "dtype": None if dtype == "auto" else dtype}
     if isinstance(calibration, str | Path):
         calibration = Calibration.load(calibration)
     subject = subject_of(model, images.labels, templates, question, calibration, **loading)

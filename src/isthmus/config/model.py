@@ -74,6 +74,13 @@ class TokensConfig(Config):
 
     image_id: NotNegative
     """Id of the token; it may lie beyond the last row of the embedding."""
+    before: tuple[NotNegative, ...] = ()
+    """Ids of tokens that stand before what an image fills (Janus)."""
+    after: tuple[NotNegative, ...] = ()
+    """Ids of tokens that stand behind it."""
+    images_first: bool = False
+    """Whether images that head a prompt stand even before the token that begins every text
+    (BLIP-2)."""
 
 
 def _inline() -> Any:

@@ -213,6 +213,14 @@ RELEASED = Registry(
 )
 """Families of released vision-language models, by Transformers' model type."""
 
+CHECKPOINTS = Registry(
+    "reader of checkpoints",
+    package="isthmus.released",
+    group="isthmus.checkpoints",
+    method="load",
+)
+"""Readers of other projects' checkpoints, which become models of parts of our own."""
+
 TASK_MAKERS = Registry("task", package="isthmus.evaluation.tasks", group="isthmus.tasks")
 """Functions that make an evaluation task, from a seed or from a path. The built-in ones stand in
 `evaluation.tasks.TASKS`."""

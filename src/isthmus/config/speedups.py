@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
-def speedup(name: Literal["packed", "traced"]) -> bool:
+def speedup(name: Literal["int8", "packed", "traced"]) -> bool:
     """Whether a way to be faster may be used that PyTorch does not promise to keep.
 
+    "int8": linear layers of a CPU in int8; off with `ISTHMUS_INT8=0`.
     "packed": linear layers on oneDNN's private operators; off with `ISTHMUS_PACKED=0`.
     "traced": convolutional encoders as one graph of `torch.jit`; off with `ISTHMUS_TRACED=0`.
 

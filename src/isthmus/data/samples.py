@@ -149,8 +149,9 @@ def tokenize(
         spans = document_spans(record.text, next_image=next_image)
     if layouts is None:
         layouts = [model.layout] * len(record.images)
-    ids = list(model.language.start_ids)
-    learned = [False] * len(ids)
+    start = model.language.start_ids
+    ids: list[int] = []
+    learned: list[bool] = []
     kept, answers, before = 0, 0, False
     for own, learn in special.spans.encode_pieces(spans):
         answers += learn and not before  # what is learned without a break is one turn's
@@ -160,7 +161,7 @@ def tokenize(
         for i in own:
             is_image = i == special.image_id
             own = layouts[kept].written(i) if is_image else [i]
-            if max_length is not None and len(ids) + len(own) > max_length:
+            if max_length is not None and len(start) + len(ids) + len(own) > max_length:
                 break
             ids += own
             learned += [learn and not is_image] * len(own)
@@ -168,6 +169,8 @@ def tokenize(
         else:
             continue
         break
+    at = model.begin_of_text(ids, layouts[:kept])
+    ids[at:at], learned[at:at] = start, [False] * len(start)
     ends = model.language.end_ids()
     if not record.images and special.end_id in ids:
         if not ends:  # nothing that a bare language model could say

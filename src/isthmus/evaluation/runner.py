@@ -135,7 +135,7 @@ def evaluate(
     config = {
         "model": name or (str(model) if isinstance(model, (str, Path)) else "object"),
         "weights": fingerprint(engine.model, exact=True),  # adapters that were trained count
-        "dtype": _dtype(engine.model),
+        "dtype": engine.model.language.computes_in,
         "tasks": {t.name: described(t) for t in made},
         "arms": [arm.id for arm in arms],
         "template": template,
@@ -197,11 +197,6 @@ def _loaded(
         if isinstance(model, VisionLanguageModel)
         else load_vlm(model, device=device, dtype=dtype)
     )
-
-
-def _dtype(model: VisionLanguageModel) -> str:
-    """What the language model computes in."""
-    return str(model.language.input_embedding.weight.dtype).removeprefix("torch.")
 
 
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:

@@ -15,6 +15,7 @@ from isthmus.exporting.exported import Exported
 from isthmus.exporting.folder import free_place
 from isthmus.exporting.lora import WAYS
 from isthmus.exporting.vlm import export_vlm, language_alone, refuse_unknown
+from isthmus.model.backbones.int8_layers import exactly
 from isthmus.model.checkpoint import describe, load_vlm, locate
 from isthmus.model.clip.checkpoint import load_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
@@ -77,7 +78,8 @@ def export(
         model = _load(model, device, dtype)
     if isinstance(model, DualEncoder):
         return export_dual(model, target)
-    return export_vlm(model, target, lora)
+    with exactly():
+        return export_vlm(model, target, lora)
 
 
 def _load(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isthmus.config.speedups import onednn
+from isthmus.model.backbones.vision import VisionEncoder
 
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -42,7 +43,15 @@ class PackedLinears:
     def __init__(self, model: nn.Module, memory: int) -> None:
         self.layers: list[nn.Linear] = []
         self.bytes = 0
+        traced = {
+            layer
+            for encoder in model.modules()
+            if isinstance(encoder, VisionEncoder) and encoder.convolutional
+            for layer in encoder.modules()
+        }
         for layer in model.modules():
+            if layer in traced:  # another forward in it would not go into the graph
+                continue
             if type(layer) is not nn.Linear or "forward" in vars(layer):
                 continue
             if layer.weight.device.type != "cpu" or layer.weight.dtype not in _TYPES:

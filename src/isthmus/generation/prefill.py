@@ -133,7 +133,10 @@ class Prefiller:
         for members in groups.values():
             # held here: the store may have no room for it
             prefix = self._shared(*prompts[members[0]])
-            for numbers in _batches(prompts, members, prefix, most):
+            padded = prefix is None or (
+                can_be_cut(prefix.states) and self.model.language.takes_positions
+            )
+            for numbers in _batches(prompts, members, most, padded=padded):
                 chosen = [prompts[n] for n in numbers]
                 past, states = 0, None
                 if prefix is not None:
@@ -163,15 +166,15 @@ class Prefiller:
 def _batches(
     prompts: Sequence[tuple[Encoded, dict[str, Any]]],
     members: Sequence[int],
-    prefix: Prefix | None,
     most: int,
+    *,
+    padded: bool,
 ) -> Iterator[list[int]]:
     """Prompts of one prefix in batches, those of like length together: less padding.
 
-    Padding stands between a prefix and what is a row's own. A sliding window would count it, so
-    that there only rows of the same length stand together.
+    Padding stands between a prefix and what is a row's own. A sliding window would count it, and so
+    would a model that is not told positions; there only rows of the same length stand together.
     """
-    padded = prefix is None or can_be_cut(prefix.states)
     ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))
     runs = [ordered]
     if not padded:

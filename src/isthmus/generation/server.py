@@ -17,6 +17,7 @@ from threading import Condition, Thread
 from types import TracebackType
 
 import torch
+from PIL import Image
 
 from isthmus.errors import EngineClosed, QueueFull
 from isthmus.generation.batch import RunningBatch
@@ -110,18 +111,21 @@ class ServingEngine:
         self._changed = Condition()
         self._closing = False
         self.prompt_tokens(Prompt("a"))  # a tokenizer changes its own settings the first time
-        if not model.text_only:
-            self._warm_up()
+        self._warm_up()
         self._thread = Thread(target=self._work, name="isthmus-serving", daemon=True)
         self._thread.start()
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Encodes an image, so that no request waits until the encoder is traced."""
-        with suppress(Exception):  # an encoder that takes something else
-            self.model.vision(
-                torch.zeros(1, 3, *self.model.vision.image_size).to(self.model.device)
-            )
+        """Reads a text and an image, so that no request waits until the encoder is traced.
+
+        Nor until the language model's layers are packed, with adapters and without.
+        """
+        with suppress(Exception):  # a model that takes something else
+            self.model(self.model.prepare(["a"]), last=1)
+            if not self.model.text_only:
+                blank = Image.new("RGB", (8, 8))
+                self.model(self.model.prepare(["<image>a"], [[blank]]), last=1)
 
     # --- the askers' side -----------------------------------------------------------------------
 

@@ -33,14 +33,15 @@ from isthmus.config.file import model_from_mapping, to_mapping
 from isthmus.config.model import SHIPPED, media_with
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
-from isthmus.machine import device_for, dtype_for
+from isthmus.machine import device_for, dtype_for, int8_for
 from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
+from isthmus.model.backbones.int8_layers import to_int8
 from isthmus.model.backbones.precision import refuse_conversion
 from isthmus.model.backbones.released import read_together
 from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
-from isthmus.model.join import named_model
+from isthmus.model.join import named_model, reader_of
 from isthmus.model.saved_parts import (
     frozen_parts,
     refuse_other_part,
@@ -231,16 +232,19 @@ def load_vlm(
 
     Args:
         source: The name of a shipped model ("tiny"), a folder that `save` wrote, a released
-            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), or a language
-            model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no images.
+            vision-language model ("hf:llava-hf/llava-1.5-7b-hf", or its folder), a checkpoint of
+            OpenFlamingo, or a language model alone ("hf:Qwen/Qwen3-0.6B"), which then sees no
+            images.
         connector: Your own connector, where the model was composed with one.
         language: The language model as an object, where it was composed with one (with its
-            `tokenizer`), or a name in place of the saved one.
+            `tokenizer`), or a name in place of the saved one. OpenFlamingo's checkpoints do not
+            say theirs, so it is needed where nothing beside the file names it.
         vision: The vision encoder likewise.
         tokenizer: The tokenizer of `language`.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
-        dtype: Data type of all weights: "auto" (see `machine.dtype_for`; float32 on a CPU), a name
-            or a `torch.dtype`; None is float32, which a model that is trained on needs.
+        dtype: Data type of all weights: "auto" (see `machine`), a name or a `torch.dtype`; None is
+            float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
+            that is faster in it, the language model computes in int8 where no gradient is wanted.
         image_options: As in `load`.
 
     Raises:
@@ -257,16 +261,24 @@ def load_vlm(
         16
     """
     place = device_for(device)  # said before anything is read
-    kind = dtype_for(dtype, place)
-    if str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source):
+    kind, int8 = dtype_for(dtype, place), int8_for(dtype, place)
+    reader = reader_of(source)
+    named = str(source).startswith(("hf:", "asset:")) or is_transformers_folder(source)
+    if reader is None and named:
         if given := [p for p in (connector, language, vision, tokenizer) if p is not None]:
             raise ConfigError(
                 f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '
                 "leave it out, or join parts with im.compose"
             )
-        return named_model(str(source), kind, image_options).to(device=place, dtype=kind)
+        return _placed(named_model(str(source), kind, image_options), place, kind, int8)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
+    if reader is not None:
+        if connector is not None:
+            raise ConfigError(f'"{source}" brings its own connector: leave connector= out')
+        media_with((), image_options or {})
+        parts = {"vision": vision, "language": language, "tokenizer": tokenizer}
+        return _placed(reader.load(str(source), **parts), place, kind, int8)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])
@@ -299,7 +311,17 @@ def load_vlm(
         if part not in files:
             refuse_other_part(folder, description, part, fingerprint(module), config)
     load_strip(model, folder)
-    return model.to(device=place, dtype=kind)
+    return _placed(model, place, kind, int8)
+
+
+def _placed(
+    model: VisionLanguageModel, place: torch.device, dtype: torch.dtype, int8: bool
+) -> VisionLanguageModel:
+    """The model, moved and converted; in int8 its language model and the blocks inside of it."""
+    model = model.to(device=place, dtype=dtype)
+    for part in (model.language.model, *model.fusion.blocks.values()) if int8 else ():
+        to_int8(part)
+    return model
 
 
 def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool = False) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from isthmus.config.model import ModelConfig, TokensConfig, media_with
-from isthmus.config.registry import RELEASED
+from isthmus.config.registry import CHECKPOINTS, RELEASED
 from isthmus.errors import CheckpointError
 from isthmus.machine import device_for, dtype_for
 from isthmus.model.backbones.language import load_language
@@ -112,6 +112,42 @@ def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLangua
     return model.requires_grad_(False)
 
 
+class Reader(Protocol):
+    """Reads another project's checkpoints; its class is registered in `registry.CHECKPOINTS`.
+
+    What comes out is a model of our own parts, and is saved like one: the strip, and the names of
+    the frozen parts.
+    """
+
+    @staticmethod
+    def takes(source: str) -> bool:
+        """Whether a name, folder or file is of its kind; nothing is read."""
+        ...
+
+    @staticmethod
+    def load(
+        source: str, *, vision: Any = None, language: Any = None, tokenizer: Any = None
+    ) -> VisionLanguageModel:
+        """The model, on the CPU; the parts are as `load_vlm` takes them.
+
+        Raises:
+            ConfigError: If a frozen part is not known, or cannot be what it has to be.
+            CheckpointError: If the checkpoint cannot be read, or does not fit the parts.
+        """
+        ...
+
+
+def reader_of(source: str | Path) -> type[Reader] | None:
+    """Who reads a checkpoint of another project's; None if it is of no kind that is known.
+
+    Example:
+        >>> reader_of("tiny") is None
+        True
+    """
+    readers = (CHECKPOINTS.find(name) for name in CHECKPOINTS.names())
+    return next((reader for reader in readers if reader.takes(str(source))), None)
+
+
 def named_model(
     source: str,
     dtype: torch.dtype = torch.float32,
@@ -177,8 +213,13 @@ def _released(
         connector=plan.connector,
         fusion=fusion,
         media=media_with(plan.media, image_options),
-        template="chat" if lm.tokenizer.chat_template else "plain",
-        tokens=TokensConfig(image_id=plan.image_id),
+        template="chat" if lm.tokenizer.chat_template else plan.template,
+        tokens=TokensConfig(
+            image_id=plan.image_id,
+            before=plan.before,
+            after=plan.after,
+            images_first=plan.images_first,
+        ),
     )
     model = VisionLanguageModel(encoder, lm, strip, config).eval()
     if whole.medium:

@@ -102,6 +102,26 @@ def expand(ids: Sequence[int], layouts: Sequence[Layout], image_id: int) -> list
     return [token for i in ids for token in (next(own).written(image_id) if i == image_id else [i])]
 
 
+def leading(ids: Sequence[int], layouts: Sequence[Layout], image_id: int) -> int:
+    """How many expanded ids belong to images that stand before any text.
+
+    Args:
+        ids: As `expand` makes them.
+        layouts: The layouts of the images.
+        image_id: The id of `<image>`.
+
+    Example:
+        >>> leading([5, 9, 9, 2, 9], [Layout((5, HOLE, HOLE)), Layout((HOLE,))], 9)
+        3
+    """
+    at = 0
+    for layout in layouts:
+        if list(ids[at : at + len(layout)]) != layout.written(image_id):
+            break
+        at += len(layout)
+    return at
+
+
 def starts(ids: Sequence[int], layouts: Sequence[Layout], image_id: int) -> list[int]:
     """Where each image's layout begins in expanded ids.
 

@@ -20,6 +20,7 @@ from isthmus.model.checkpoint import (
 )
 from isthmus.model.clip.checkpoint import load_clip, save_clip
 from isthmus.model.clip.dual_encoder import DualEncoder
+from isthmus.model.join import reader_of
 from isthmus.model.vlm import VisionLanguageModel
 
 _VLM_ONLY = ("connector", "language")
@@ -43,8 +44,10 @@ def load(
             encoder of another library: "open_clip:ARCH/PRETRAINED", "hf:REPO" of Transformers'
             CLIP and SigLIP, a folder of theirs, or the model itself.
         device: "auto" (the best there is), "cpu", "cuda", "mps" or a `torch.device`.
-        dtype: Data type of all weights: "auto" (see `machine.dtype_for`; float32 on a CPU), a name
-            or a `torch.dtype`; None is float32, which a model that is trained on needs.
+        dtype: Data type of all weights: "auto" (see `machine`), a name or a `torch.dtype`; None is
+            float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
+            that is faster in it, the language model of a vision-language model computes in int8
+            where no gradient is wanted (`model.backbones.int8_map`).
         image_options: Options of how images are opened, in place of the released or saved ones,
             where they are cut into tiles: `{"max_tiles": 4}`.
         **parts: Parts that were handed in as objects when the model was made, as `vision=`. Of a
@@ -132,6 +135,8 @@ def kind_of(source: Any) -> str:
     if scheme == "open_clip":
         return "clip"
     if scheme == "asset":
+        return "vlm"
+    if reader_of(source) is not None:
         return "vlm"
     if scheme == "hf":
         return "clip" if _family(rest) else "vlm"

@@ -34,7 +34,7 @@ from isthmus.model.fusion.sight import (
     image_of_token,
     samples_with_images,
 )
-from isthmus.model.layout import Layout, expand
+from isthmus.model.layout import Layout, expand, leading
 from isthmus.model.media.base import (
     Medium,
     connected,
@@ -160,8 +160,15 @@ class VisionLanguageModel(nn.Module):
                 f"the prompt has {tags} {IMAGE_TAG} tags and {len(layouts)} images came with "
                 "it; expected one tag for each image"
             )
-        image_id = self.special_tokens.image_id
-        return [*self.language.start_ids, *expand(ids, layouts, image_id)]
+        ids = expand(ids, layouts, self.special_tokens.image_id)
+        at = self.begin_of_text(ids, layouts)
+        return [*ids[:at], *self.language.start_ids, *ids[at:]]
+
+    def begin_of_text(self, ids: Sequence[int], layouts: Sequence[Layout]) -> int:
+        """Where in the ids of a prompt, its layouts expanded, its tokenizer's first ids belong."""
+        own = self.config.tokens
+        first = own is not None and own.images_first
+        return leading(ids, layouts, self.special_tokens.image_id) if first else 0
 
     def prepare(
         self,

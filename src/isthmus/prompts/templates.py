@@ -161,6 +161,17 @@ openflamingo_memes = TextTemplate(
     end=END_TAG,
 )
 
+blip2 = TextTemplate(
+    about="""BLIP-2's prompt for questions; a caption has none, and begins its text.
+
+    Li et al. 2023 (arXiv 2301.12597, section 4.2), for the models with OPT. Its end of text is a
+    line break, which is what `<|endofchunk|>` stands for in such a model.""",
+    question="Question: {} Answer:",
+    caption="",
+    junction=" ",
+    end=END_TAG,
+)
+
 qa = TextTemplate(
     about="""The text-only form "Q: ... A: ..." of GPT-3 and of chain-of-thought prompts.
 
@@ -183,6 +194,7 @@ TEMPLATES: dict[str, TextTemplate] = {
     "openflamingo": openflamingo,
     "openflamingo_classes": openflamingo_classes,
     "openflamingo_memes": openflamingo_memes,
+    "blip2": blip2,
     "qa": qa,
 }
 """Templates that need no tokenizer; "chat" is made of one by `chat_template`."""

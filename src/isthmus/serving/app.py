@@ -180,12 +180,11 @@ def _tell_how_rows_run(engine: ServingEngine) -> None:
     """Logs whether rows of different requests are decoded together; a warning if they are not."""
     together = engine.statistics().rows_together
     language = engine.model.language
-    dtype = str(language.input_embedding.weight.dtype).removeprefix("torch.")
     log.log(
         logging.INFO if together else logging.WARNING,
         "%s in %s on %s: rows are decoded %s",
         type(language.model).__name__,
-        dtype,
+        language.computes_in,
         engine.model.device,
         "together, in one pass"
         if together

@@ -117,6 +117,8 @@ CASES: dict[str, Callable[[], Prompt]] = {
     "openflamingo_caption": lambda: named("openflamingo")([SOFA], PICTURE),
     "openflamingo_imagenet": lambda: named("openflamingo_classes")([LABEL], PICTURE),
     "openflamingo_hateful_memes": lambda: named("openflamingo_memes")([MEME], MEME_ASKED),
+    "blip2_vqa": lambda: named("blip2")([], ASKED),
+    "blip2_caption": lambda: named("blip2")([], PICTURE),
     "gpt3_qa": lambda: qa(
         [Example((), "What is 48 plus 76?", "124")], Example((), "What is 2 + 2?")
     ),

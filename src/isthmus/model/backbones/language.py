@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.model import LanguageConfig
 from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
+from isthmus.model.backbones.int8_layers import Int8Linear
 from isthmus.model.backbones.released import family_of, read
 from isthmus.model.backbones.rotary import converted, exact_frequencies
 from isthmus.model.backbones.text import no_bar_for_files
@@ -157,9 +158,24 @@ class LanguageModel(nn.Module):
         return self.model.get_input_embeddings()
 
     @property
+    def computes_in(self) -> str:
+        """The data type that it computes in, by its name; "int8" if its linear layers do."""
+        if any(isinstance(layer, Int8Linear) for layer in self.model.modules()):
+            return "int8"
+        return str(self.input_embedding.weight.dtype).removeprefix("torch.")
+
+    @property
     def output_embedding(self) -> nn.Linear:
         """The head that turns hidden states into logits."""
         return self.model.get_output_embeddings()
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether its `forward` takes positions.
+
+        Where it does not, distances are those in the row, padding counted (ALiBi in MPT).
+        """
+        return self._takes_positions
 
     def _add_lora(self, rank: int) -> None:
         """Puts LoRA adapters into the attention and MLP projections (Hu et al. 2021)."""

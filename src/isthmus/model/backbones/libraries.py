@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, MissingExtraError
+from isthmus.model.backbones.stages import timm_regions, timm_stages
 
 Preprocess = Callable[[Image.Image], Tensor]
 Features = Callable[[Tensor], Tensor]
@@ -161,54 +162,11 @@ def from_timm(model: Any, config: VisionConfig) -> Backbone:
         std=data["std"],
         convolutional=not transformer,
         grid=getattr(patch_embed, "grid_size", None),
-        stages=partial(_timm_stages, model, False) if staged else None,
-        scores=partial(_timm_stages, model, True) if classes else None,
-        regions=partial(_timm_regions, model) if classes else None,
+        stages=partial(timm_stages, model, False) if staged else None,
+        scores=partial(timm_stages, model, True) if classes else None,
+        regions=partial(timm_regions, model) if classes else None,
         strides=tuple(int(stage["reduction"]) for stage in model.feature_info) if staged else (),
     )
-
-
-def _timm_stages(model: Any, classes: bool, pixels: Tensor) -> Tensor:
-    last, stages = model.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last))
-    pooled = [each for stage in stages for each in (stage.mean((2, 3)), stage.amax((2, 3)))]
-    return torch.cat([*pooled, model.forward_head(last)] if classes else pooled, dim=1)
-
-
-REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "middle")
-"""Parts of an image that are looked at by themselves, in the order in which they come."""
-
-
-def part_of(grid: Tensor, region: str) -> Tensor:
-    """The part (..., h', w') of a feature map (..., h, w) that shows a region.
-
-    Quadrants share the row and the column in the middle where there is one; the middle leaves out a
-    quarter on each side.
-
-    Example:
-        >>> part_of(torch.arange(9.0).view(3, 3), "top right").tolist()
-        [[1.0, 2.0], [4.0, 5.0]]
-    """
-    height, width = grid.shape[-2:]
-    rows = columns = slice(None)
-    if region == "middle":
-        rows = slice(height // 4, height - height // 4)
-        columns = slice(width // 4, width - width // 4)
-    elif region != "whole":
-        vertical, horizontal = region.split()
-        rows = slice(0, (height + 1) // 2) if vertical == "top" else slice(height // 2, height)
-        columns = slice(0, (width + 1) // 2) if horizontal == "left" else slice(width // 2, width)
-    return grid[..., rows, columns]
-
-
-def _timm_regions(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The last map; of each region what all stages see and the classifier's scores; all maps."""
-    last, stages = model.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last))
-    found = []
-    for region in REGIONS:
-        parts = [part_of(stage, region) for stage in stages]
-        pooled = [each for part in parts for each in (part.mean((2, 3)), part.amax((2, 3)))]
-        found.append(torch.cat([*pooled, model.forward_head(part_of(last, region))], dim=1))
-    return last, torch.stack(found, dim=1), stages
 
 
 def _timm_features(model: Any, layer: int, channels_last: bool, pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ model's own modules, shared and not copied.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,6 +39,12 @@ class Plan:
         media: Configurations of media besides images and clips, as in `ModelConfig`.
         preprocess: What the tower takes for its image processor, of the repository's; None for
             that itself.
+        before: Ids of tokens that stand before what an image fills.
+        after: Ids of tokens that stand behind it.
+        images_first: Whether images that head a prompt stand before the token that begins texts.
+        template: How questions become prompts where the repository has no chat template.
+        heading: Words that stand before every prompt of its chat template.
+        processed: The plan with what the repository's processor tells besides; None for nothing.
     """
 
     feature_layer: int
@@ -48,6 +55,12 @@ class Plan:
     final_norm: bool = False
     media: tuple[Any, ...] = ()
     preprocess: Callable[[Any], Any] | None = None
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    images_first: bool = False
+    template: str = "plain"
+    heading: str = ""
+    processed: Callable[[Plan, Any], Plan] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Modules:
         head: The head.
         connector: The connector's tensors, by the names that our connector has for them.
         medium: Those of the plan's medium likewise.
+        generation_config: How it generates; None for what the whole model says of it.
     """
 
     tower: nn.Module
@@ -67,6 +81,7 @@ class Modules:
     head: nn.Module
     connector: Mapping[str, Tensor]
     medium: Mapping[str, Tensor] = field(default_factory=dict)
+    generation_config: Any = None
 
 
 class Family(Protocol):
@@ -245,7 +260,12 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     config = _config(name, place)
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
-        images, tokenizer = _processors(place)
+        whole, images, tokenizer, template = _processors(place)
+        if plan.processed is not None:
+            plan = plan.processed(plan, whole)
+        if template:  # which older repositories keep beside the tokenizer's files
+            words = "{{ " + json.dumps(plan.heading) + " }}" if plan.heading else ""
+            tokenizer.chat_template = words + template
         if pretrained:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
@@ -254,7 +274,8 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
         else:
             model = converted(AutoModelForImageTextToText.from_config(config), dtype)
         modules = family.parts(model)
-        language = causal_model(modules.decoder, modules.head, model.generation_config)
+        told = modules.generation_config or model.generation_config
+        language = causal_model(modules.decoder, modules.head, told)
     return Released(
         plan=plan,
         tower=modules.tower,
@@ -266,20 +287,21 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     )
 
 
-def _processors(place: str) -> tuple[Any, Any]:
-    """A repository's image processor, and its tokenizer with the chat template."""
+def _processors(place: str) -> tuple[Any, Any, Any, str | None]:
+    """A repository's processor, its image processor, its tokenizer, and its chat template.
+
+    Without a package that it needs for videos there is no processor, but the rest.
+    """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 
     try:
         whole = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-        images, tokenizer, template = whole.image_processor, whole.tokenizer, whole.chat_template
-    except ImportError:  # of a package that a processor of its videos needs
+    except ImportError:
         images = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         template = ProcessorMixin.get_processor_dict(place)[0].get("chat_template")
-    if template:  # which older repositories keep beside the tokenizer's files
-        tokenizer.chat_template = template
-    return images, tokenizer
+        return None, images, tokenizer, template
+    return whole, whole.image_processor, whole.tokenizer, whole.chat_template
 
 
 def _refuse_missing(name: str, missing: list[str]) -> None:

@@ -136,6 +136,11 @@ class VisionEncoder(nn.Module):
         return self._normalisation
 
     @property
+    def convolutional(self) -> bool:
+        """Whether a CPU runs it as one traced graph."""
+        return self._convolutional
+
+    @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 

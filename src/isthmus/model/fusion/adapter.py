@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.config.base import Config, Count, NotNegative, Positive
 from isthmus.errors import CheckpointError, ConfigError
+from isthmus.model.backbones.int8_layers import Adapters, Int8Linear
 from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.fusion.sight import image_of_token, pass_of, samples_with_images
 
@@ -232,13 +233,20 @@ class SightAdapter(nn.Module):
             return []
         layers = language.layers
         first = partial(_follow, adapted)
-        handles = [language.model.register_forward_pre_hook(first, with_kwargs=True)]
+        handles: list[Any] = [language.model.register_forward_pre_hook(first, with_kwargs=True)]
+        inside: dict[nn.Module, Any] = {}  # layers that add the term themselves
+        adapters: dict[int, Adapters] = {}
         for key, low in self.maps.items():
             number, *path = key.split("/")
             owner: nn.Module = layers[int(number)]
             for part in path:
                 owner = owner._modules[part]  # type: ignore[assignment]
-            handles.append(owner.register_forward_hook(partial(_add, low, adapted)))
+            if isinstance(owner, Int8Linear):
+                inside[owner] = low
+                adapters[id(owner.together.adapters)] = owner.together.adapters
+            else:
+                handles.append(owner.register_forward_hook(partial(_add, low, adapted)))
+        handles += [each.act(inside, adapted) for each in adapters.values()]
         return handles
 
     # --- PEFT -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from isthmus.config.model import ModelConfig
 from isthmus.errors import PromptError
 from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.language import LanguageModel
@@ -32,6 +33,7 @@ from isthmus.model.layout import Layout
 class Parts(Protocol):
     """What a medium may use of a model."""
 
+    config: ModelConfig
     vision: VisionEncoder
     language: LanguageModel
     special_tokens: SpecialTokens
@@ -178,7 +180,9 @@ def connected(parts: Parts, features: Tensor) -> Tensor:
 
 def fixed_layout(parts: Parts) -> Layout:
     """The layout of an attachment that the connector makes `num_tokens` visual tokens of."""
-    return parts.fusion.layout(int(parts.connector.num_tokens))  # type: ignore[arg-type]
+    layout = parts.fusion.layout(int(parts.connector.num_tokens))  # type: ignore[arg-type]
+    own = parts.config.tokens
+    return layout if own is None else Layout((*own.before, *layout.ids, *own.after))
 
 
 def medium_of(parts: Parts, source: Any) -> Medium:

@@ -12,7 +12,7 @@ from torch import nn
 import isthmus as im
 from isthmus.config.speedups import speedup
 from isthmus.errors import ConfigError
-from isthmus.model.backbones.libraries import REGIONS, part_of
+from isthmus.model.backbones.stages import REGIONS, part_of
 from isthmus.model.backbones.vision import VisionEncoder, load_vision
 
 
