@@ -49,7 +49,7 @@ def prompt_of(processor: Any, images: int) -> str:
 
 def apart(opened: Any, theirs: torch.Tensor) -> float:
     """How far pixels differ at most, tile by tile where images are cut; infinity if in number."""
-    own = [getattr(one, "values", one) for one in opened]
+    own = [one if isinstance(one, torch.Tensor) else one.values for one in opened]
     own = [tile for one in own for tile in (one if one.ndim == 4 else one[None])]
     theirs = theirs.flatten(0, -4)
     theirs = theirs[theirs.flatten(1).any(dim=1)]  # without the tiles that fill up a batch
