@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from isthmus.model.connectors.mlp import MLP
     from isthmus.model.connectors.names import Names
     from isthmus.model.connectors.pixel_shuffle import PixelShuffle
+    from isthmus.model.connectors.pixel_shuffle_mlp import PixelShuffleMLP
     from isthmus.model.connectors.pool import Pool
     from isthmus.model.connectors.qformer import QFormer
     from isthmus.model.connectors.resampler import Resampler
@@ -153,6 +154,7 @@ _HOMES = {
     "isthmus.model.connectors.mlp": ("MLP",),
     "isthmus.model.connectors.merger": ("Merger",),
     "isthmus.model.connectors.pixel_shuffle": ("PixelShuffle",),
+    "isthmus.model.connectors.pixel_shuffle_mlp": ("PixelShuffleMLP",),
     "isthmus.model.connectors.pool": ("Pool",),
     "isthmus.model.connectors.attention_pool": ("AttentionPool",),
     "isthmus.model.connectors.resampler": ("Resampler",),
@@ -229,6 +231,7 @@ __all__ = [
     "OutputError",
     "PairSet",
     "PixelShuffle",
+    "PixelShuffleMLP",
     "Pool",
     "Prompt",
     "PromptError",

@@ -28,6 +28,7 @@ CONNECTORS: dict[str, Any] = {
     "linear": im.Linear(),
     "mlp": im.MLP(),
     "pixel_shuffle": im.PixelShuffle(factor=2),
+    "pixel_shuffle_mlp": im.PixelShuffleMLP(factor=2),
     "pool": im.Pool(tokens=4),
     "attention_pool": im.AttentionPool(tokens=3, heads=2),
     "resampler": im.Resampler(latents=3, depth=2, heads=2, head_dim=8),

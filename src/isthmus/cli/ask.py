@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isthmus.cli.options import Device, Dtype, Json, Model, Threads
+from isthmus.cli.options import Device, Dtype, Json, MaxTiles, Model, Threads
 
 
 def ask(
@@ -62,12 +62,13 @@ def ask(
     choices: Annotated[
         str, typer.Option(help="The answers of a choice or label, with commas between.")
     ] = "",
+    max_tiles: MaxTiles = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
     """Ask a question about one or several images; prints the answer and nothing else."""
-    from isthmus.cli.options import check_machine, check_text, use_machine
+    from isthmus.cli.options import check_machine, check_text, image_options, use_machine
     from isthmus.cli.output import print_json
     from isthmus.errors import InputError
     from isthmus.prompts.answers.closed import closed_answers
@@ -109,7 +110,9 @@ def ask(
     from isthmus.reasoning import inference
 
     use_machine(device, dtype, threads)
-    loaded = whole.load_answering(model, device=device, dtype=dtype)
+    loaded = whole.load_answering(
+        model, device=device, dtype=dtype, image_options=image_options(max_tiles)
+    )
     if stream:
         pieces = inference.stream(loaded, images, question, shots=demonstrations, **options)
         for piece in pieces:

@@ -28,6 +28,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Model = Annotated[
     str, typer.Option("--model", help="A shipped model's name, a folder, or hf:REPO.")
 ]
+MaxTiles = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tiles",
+        min=1,
+        help="Most tiles that an image is cut into, of models that do so; 1 leaves images whole "
+        "(default: as released).",
+    ),
+]
 DualEncoder = Annotated[
     str,
     typer.Option("--model", help='"tiny-clip", open_clip:ARCH/PRETRAINED, hf:REPO, or a folder.'),
@@ -56,6 +65,11 @@ def use_machine(device: str, dtype: str = "auto", threads: int | None = None) ->
     machine.check(device, dtype)
     machine.set_threads(threads)
     machine.device_for(device)
+
+
+def image_options(max_tiles: int | None) -> dict[str, int]:
+    """Options of how images are opened, those that are given."""
+    return {} if max_tiles is None else {"max_tiles": max_tiles}
 
 
 def check_text(text: str, what: str) -> None:

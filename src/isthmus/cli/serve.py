@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli.options import Device, Dtype, Threads
+from isthmus.cli.options import Device, Dtype, MaxTiles, Threads
 
 if TYPE_CHECKING:
     from isthmus.serving.settings import ServerSettings
@@ -47,6 +47,7 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further name of this server on loopback.")
     ] = None,
+    max_tiles: MaxTiles = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 300.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -63,7 +64,7 @@ def serve(
 
     isthmus serve tiny --port 8000
     """
-    from isthmus.cli.options import check_machine
+    from isthmus.cli.options import check_machine, image_options
     from isthmus.errors import InputError, MissingExtraError, suggestion
 
     check_machine(device, dtype)
@@ -105,6 +106,7 @@ def serve(
         replicas=replicas,
         max_replicas=max_replicas,
         log_level=log_level,
+        image_options=image_options(max_tiles),
         ready=lambda listened: typer.echo(_greeting(settings, listened)),
     )
 

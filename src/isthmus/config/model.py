@@ -8,13 +8,14 @@ its own file, in `connectors/` or `fusion/`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isthmus.config.base import Amount, Config, Count, NotNegative, Positive, Share
 from isthmus.config.clip import ContrastiveConfig, DualEncoderConfig
 from isthmus.config.registry import CONNECTORS, FUSIONS, Registry
-from isthmus.errors import ConfigError
+from isthmus.errors import ConfigError, suggestion
 
 SHIPPED = {
     "tiny": "EfficientNet-Lite2 joined to SmolLM2-135M-Instruct; offline, on a laptop's CPU",
@@ -127,6 +128,32 @@ class ModelConfig(Config):
                 raise ConfigError(
                     f"ModelConfig.media has {medium!r}: expected configurations of media"
                 )
+
+
+def media_with(media: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Configurations of media with options of how images are opened.
+
+    Args:
+        media: The configurations.
+        options: Options by name, such as `max_tiles`; each medium that has one takes it.
+
+    Raises:
+        ConfigError: If none has an option of a name, or a value is out of its range.
+    """
+    own = [{f.name for f in dataclasses.fields(medium)} for medium in media]
+    for name in options:
+        if not any(name in names for names in own):
+            known = sorted(set().union(*own))
+            raise ConfigError(
+                f'unknown image option "{name}": {suggestion(name, known)}'
+                if known
+                else f'image option "{name}": this model opens all images alike and has no options'
+            )
+    changed = []
+    for medium, names in zip(media, own, strict=True):
+        values = {name: value for name, value in options.items() if name in names}
+        changed.append(dataclasses.replace(medium, **values) if values else medium)
+    return tuple(changed)
 
 
 PARTS: dict[str, Registry] = {"connector": CONNECTORS, "fusion": FUSIONS}

@@ -19,7 +19,7 @@ from isthmus.data.records import Record
 from isthmus.errors import ConfigError, PromptError
 from isthmus.model.batch import IGNORED, Batch, pad
 from isthmus.model.layout import Layout
-from isthmus.model.media.base import Attachment, Features, stacked
+from isthmus.model.media.base import Attachment, Features, stacked, together
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import CUT, END_TAG, IMAGE_TAG, Span
 from isthmus.prompts.template import CONCLUSION, Template
@@ -284,15 +284,12 @@ def inputs_of(attachments: Sequence[Attachment]) -> dict[str, Any]:
     """
     if not attachments:
         return {}
-    known = [own.values for own in attachments if isinstance(own, Features)]
-    opened = [own for own in attachments if isinstance(own, Tensor)]
-    if not known:
-        return {"pixels": stacked(opened)}
-    names = {own.medium for own in attachments if isinstance(own, Features)}
-    together = stacked(known)
-    if not opened and isinstance(together, Tensor) and names in ({"image"}, {"clip"}):
-        return {"features": together}
-    return {"pixels": tuple(attachments)}
+    known = [own for own in attachments if isinstance(own, Features)]
+    if len(known) == len(attachments) and {own.medium for own in known} in ({"image"}, {"clip"}):
+        features = stacked([own.values for own in known])
+        if isinstance(features, Tensor):
+            return {"features": features}
+    return {"pixels": together(attachments)}
 
 
 def _in_order(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
@@ -15,6 +16,8 @@ from isthmus.model.media.base import layouts_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
 
+LAYOUTS = 4096
+"""Images whose layouts are kept."""
 _NO_LIMIT = 10**6
 """Tokenizers without a limit say some enormous number."""
 
@@ -40,6 +43,8 @@ class PromptEncoder:
     def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model
         self.context_length = context_length(model)
+        self._layouts: OrderedDict[str, Layout] = OrderedDict()
+        self._keeping = Lock()
         self._tokenizing = Lock()  # a fast tokenizer does not bear two threads
 
     def tokens(self, prompt: Prompt, layouts: Sequence[Layout] | None = None) -> tuple[int, ...]:
@@ -79,7 +84,7 @@ class PromptEncoder:
                 known[id(image)] = known_as(self.model, image)
         contents = [known[id(p)] for p in prompt.images]
         hashes = tuple(key for key, _ in contents)
-        layouts = tuple(layouts_of(self.model, [source for _, source in contents]))
+        layouts = tuple(self._layout(key, source) for key, source in contents)
         ids = self.tokens(prompt, layouts)
         if not ids:
             raise PromptError("the prompt is empty: expected a text or an image")
@@ -99,6 +104,20 @@ class PromptEncoder:
             # the text's last token may look different when it goes on
             shared = boundary(symbols, min(common(own, symbols), len(ids) - 1), layouts)
         return Encoded(ids, symbols, hashes, layouts, shared, adapted), dict(contents)
+
+    def _layout(self, key: str, source: Any) -> Layout:
+        """The layout of an image, by its hash.
+
+        One that varies is opened for it once, not anew for each prompt that shows the image.
+        """
+        known = self._layouts.get(key)
+        if known is None:
+            [known] = layouts_of(self.model, [source])
+            with self._keeping:
+                self._layouts[key] = known
+                while len(self._layouts) > LAYOUTS:
+                    self._layouts.popitem(last=False)
+        return known
 
 
 def context_length(model: VisionLanguageModel) -> int:

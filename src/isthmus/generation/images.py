@@ -16,7 +16,7 @@ from isthmus.errors import ImageError
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import open_image
 from isthmus.media.kinds import reference
-from isthmus.model.media.base import medium_of, visual_of
+from isthmus.model.media.base import Opened, medium_of, visual_of
 from isthmus.model.vlm import VisionLanguageModel
 
 ENCODED_AT_ONCE = 16
@@ -27,7 +27,7 @@ def content_of(source: Any) -> tuple[str, Any]:
 
     Args:
         source: A path, the bytes of a file, a binary file, a PIL image, or pixels; a `FileRef`;
-            or a sequence of these, as the frames of a clip.
+            what a medium opened; or a sequence of these, as the frames of a clip.
 
     Raises:
         MediaError: If it is a file that cannot be read.
@@ -53,6 +53,9 @@ def content_of(source: Any) -> tuple[str, Any]:
         return key, replace(source, data=data)
     if isinstance(source, (bytes, bytearray)):
         return hashlib.sha256(source).hexdigest(), source
+    if isinstance(source, Opened):
+        told = f"{source.medium} {source.told} {content_of(source.values)[0]}"
+        return hashlib.sha256(told.encode()).hexdigest(), source
     if isinstance(source, Tensor):
         raw = source.detach().float().cpu().contiguous().numpy().tobytes()
         return hashlib.sha256(repr(tuple(source.shape)).encode() + raw).hexdigest(), source

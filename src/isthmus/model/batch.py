@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isthmus.model.layout import Layout
-from isthmus.model.media.base import Attachment, Features
+from isthmus.model.media.base import Attachment, Features, Opened
 
 IGNORED = -100
 
@@ -27,7 +27,7 @@ class Batch:
         input_ids: (B, L) int64; each image's layout stands in them, its places as `<image>`.
         attention_mask: (B, L) int64, 0 at padding.
         pixels: (P, 3, H, W) or (P, T, 3, H, W) the images or clips in reading order; where they
-            differ in shape, or are of other media, a tensor for each, or its `Features`.
+            differ in shape, or are of other media, a tensor, `Opened` or `Features` for each.
         features: (P, N, D_vision) or (P, T, N, D_vision) of images or clips, in place of `pixels`.
         visual: (P, M, D_visual) visual tokens, in place of `features`; where images differ in
             their number, (M_i, D_visual) for each.
@@ -58,9 +58,10 @@ class Batch:
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, Features):
+    if isinstance(value, Features | Opened):
         return replace(value, values=value.values.to(device))
-    return tuple(_moved(v, device) if isinstance(v, Tensor | Features) else v for v in value)
+    moved = Tensor | Features | Opened
+    return tuple(_moved(v, device) if isinstance(v, moved) else v for v in value)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from isthmus.config.file import model_from_mapping, to_mapping
-from isthmus.config.model import SHIPPED
+from isthmus.config.model import SHIPPED, media_with
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.machine import device_for, dtype_for, int8_for
@@ -228,6 +229,7 @@ def load_vlm(
     tokenizer: Any = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
+    image_options: Mapping[str, Any] | None = None,
 ) -> VisionLanguageModel:
     """Loads a saved vision-language model.
 
@@ -246,10 +248,11 @@ def load_vlm(
         dtype: Data type of all weights: "auto" (see `machine`), a name or a `torch.dtype`; None is
             float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
             that is faster in it, the language model computes in int8 where no gradient is wanted.
+        image_options: As in `load`.
 
     Raises:
         ConfigError: If this machine has no such device, or a released model is of an unknown
-            family or has what our parts lack.
+            family or has what our parts lack; or images have no such option.
         CheckpointError: If the folder is no saved model, or the parts differ from those that it
             was trained between; the message says what differs.
 
@@ -271,12 +274,13 @@ def load_vlm(
                 f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '
                 "leave it out, or join parts with im.compose"
             )
-        return _placed(named_model(str(source), kind), place, kind, int8)
+        return _placed(named_model(str(source), kind, image_options), place, kind, int8)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
     if reader is not None:
         if connector is not None:
             raise ConfigError(f'"{source}" brings its own connector: leave connector= out')
+        media_with((), image_options or {})
         parts = {"vision": vision, "language": language, "tokenizer": tokenizer}
         return _placed(reader.load(str(source), **parts), place, kind, int8)
     folder = locate(source)
@@ -293,6 +297,7 @@ def load_vlm(
         config = model_from_mapping(values, untrusted=folder)
     except ConfigError as error:
         raise CheckpointError(f"{folder / DESCRIPTION} cannot be used: {error}") from error
+    config = replace(config, media=media_with(config.media, image_options or {}))
     files = {
         "vision": weight_files(config.vision.name if vision is None else ""),
         "language": weight_files(config.language.name if language is None else ""),

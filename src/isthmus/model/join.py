@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from isthmus.config.model import ModelConfig, TokensConfig
+from isthmus.config.model import ModelConfig, TokensConfig, media_with
 from isthmus.config.registry import CHECKPOINTS, RELEASED
 from isthmus.errors import CheckpointError
 from isthmus.machine import device_for, dtype_for
@@ -153,7 +153,11 @@ def reader_of(source: str | Path) -> type[Reader] | None:
     return next((reader for reader in readers if reader.takes(str(source))), None)
 
 
-def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLanguageModel:
+def named_model(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    image_options: Mapping[str, Any] | None = None,
+) -> VisionLanguageModel:
     """A model of Transformers: a released vision-language model, or a language model alone.
 
     A released model becomes one of our parts, its own modules: its vision tower, its decoder with
@@ -162,6 +166,7 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     Args:
         source: "hf:REPO", "asset:NAME" or a folder of Transformers.
         dtype: Precision in which a released model is read.
+        image_options: Options of how its images are opened, as in `load`.
 
     Raises:
         CheckpointError: If it cannot be read, or a folder that stands for a whole model holds a
@@ -181,13 +186,15 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     if not known:
         source = f"hf:{Path(source).resolve()}"
         place = source.partition(":")[2]
+    if image_options and (scheme == "asset" or family_of(place) is None):
+        media_with((), image_options)
     if scheme == "asset":
         return bare_language_model(source)
     refuse_code(source)
     refuse_others(source)
     refuse_whole_name(source)
     if family_of(place) is not None:
-        return _released(source, dtype)
+        return _released(source, dtype, image_options or {})
     if not known:
         raise CheckpointError(
             f'"{place}" holds no vision-language model of a family that is known here '
@@ -197,7 +204,9 @@ def named_model(source: str, dtype: torch.dtype = torch.float32) -> VisionLangua
     return bare_language_model(source)
 
 
-def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
+def _released(
+    name: str, dtype: torch.dtype, image_options: Mapping[str, Any]
+) -> VisionLanguageModel:
     with read_together(dtype):
         encoder, lm = load_vision(name), load_language(name)
         whole = read(name)
@@ -212,8 +221,12 @@ def _released(name: str, dtype: torch.dtype) -> VisionLanguageModel:
         language=lm.config,
         connector=plan.connector,
         fusion=fusion,
-        media=plan.media,
+        media=media_with(plan.media, image_options),
         template=plan.template or ("chat" if lm.tokenizer.chat_template else "plain"),
         tokens=plan.tokens(lm.tokenizer),
     )
-    return VisionLanguageModel(encoder, lm, strip, config).eval()
+    model = VisionLanguageModel(encoder, lm, strip, config).eval()
+    if whole.medium:
+        medium: Any = model.media[0]  # the plan's, which is asked first
+        medium.load_state_dict(dict(whole.medium), assign=True)
+    return model

@@ -34,6 +34,7 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
+    image_options: Mapping[str, Any] | None = None,
     **parts: Any,
 ) -> Any:
     """Loads a model by its name or from a folder.
@@ -51,6 +52,8 @@ def load(
             float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
             that is faster in it, the language model of a vision-language model computes in int8
             where no gradient is wanted (`model.backbones.int8_map`).
+        image_options: Options of how images are opened, in place of the released or saved ones,
+            where they are cut into tiles: `{"max_tiles": 4}`.
         **parts: Parts that were handed in as objects when the model was made, as `vision=`. Of a
             vision-language model also `connector=`, `language=` and `tokenizer=`; of a dual
             encoder `text=`, and for a model of another library `tokenizer=`, `preprocess=` and
@@ -61,8 +64,8 @@ def load(
         parts are not known here a `WholeModel`, which generates and scores closed answers.
 
     Raises:
-        ConfigError: If a part is none of this kind of model, or a released model is of an unknown
-            family.
+        ConfigError: If a part is none of this kind of model, images have no such option, or a
+            released model is of an unknown family.
         CheckpointError: If there is no such model, it is damaged, or its frozen parts are others
             than those that it was trained between.
 
@@ -79,7 +82,11 @@ def load(
             what = "a vision-language model" if kind == "vlm" else "a dual encoder"
             raise ConfigError(f'"{source}" is {what}, which has no part "{name}": leave it out')
     if kind == "vlm":
-        return load_answering(source, device=device, dtype=dtype, **parts)
+        return load_answering(
+            source, device=device, dtype=dtype, image_options=image_options, **parts
+        )
+    if image_options:
+        raise ConfigError(f'"{source}" is a dual encoder and has no image options: leave them out')
     return load_clip(source, device=device, dtype=dtype, **parts)
 
 

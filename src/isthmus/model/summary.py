@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.config.registry import FUSIONS
+from isthmus.model.layout import Layout
+from isthmus.model.media.base import Ranging
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,18 @@ class Summary:
 
     Attributes:
         parts: The parts in the order an image meets them.
-        visual_tokens: Visual tokens M that an image becomes.
-        text_positions: Positions of the language model's sequence that an image takes.
-        flops: Floating-point operations per image by part (a multiply-add counts as two).
-            The fusion's are those of projecting an image's K and V.
+        visual_tokens: Visual tokens M that an image becomes, at most.
+        text_positions: Positions of the language model's sequence that an image takes, at most.
+        flops: Floating-point operations per image by part (a multiply-add counts as two), of one
+            that becomes so many tokens. The fusion's are those of projecting an image's K and V.
+        usual_tokens: Visual tokens of an image of 640 x 480 pixels, where images differ.
     """
 
     parts: tuple[Part, ...]
     visual_tokens: int
     text_positions: int
     flops: dict[str, int]
+    usual_tokens: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -63,8 +67,9 @@ class Summary:
         trained = sum(p.trained for p in self.parts)
         total = sum(self.flops.values()) / 1e9
         lines.append(f"{'total':<16}{frozen:>12,}{trained:>12,}{total:>16.3f}")
+        most = "" if self.usual_tokens is None else f"at most, {self.usual_tokens} mostly, "
         lines.append(
-            f"an image becomes {self.visual_tokens} visual tokens and takes "
+            f"an image becomes {self.visual_tokens} visual tokens {most}and takes "
             f"{self.text_positions} position(s) of the text"
         )
         return "\n".join(lines)
@@ -84,6 +89,18 @@ def flops_of(module: Callable[..., Any], *inputs: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
+def largest_layout(model: Any) -> Layout:
+    """The longest layout that an image can have: that of the medium that is asked first."""
+    ranging = [medium for medium in model.media if isinstance(medium, Ranging)]
+    layout: Layout = ranging[0].largest(model) if ranging else model.layout
+    return layout
+
+
+def passes(model: Any) -> int:
+    """How often the encoder and the connector run for an image, at most: once a tile."""
+    return max(1, largest_layout(model).holes // int(model.connector.num_tokens))
+
+
 def summary_of(model: Any) -> Summary:
     """What a `VisionLanguageModel` is made of, and what an image costs in it."""
     height, width = model.vision.image_size
@@ -99,6 +116,11 @@ def summary_of(model: Any) -> Summary:
         visual = model.connector(connected)
     if cost := flops_of(model.fusion.project, visual):
         flops["fusion"] = cost
+    layout, usual = largest_layout(model), None
+    tokens = int(model.connector.num_tokens)
+    if ranging := [m for m in model.media if isinstance(m, Ranging)]:
+        flops |= {name: cost * passes(model) for name, cost in flops.items()}
+        tokens, usual = layout.holes or tokens * passes(model), ranging[0].usual(model).holes
     names = ", ".join(model.special_tokens.names)
     described = {
         "vision": (model.vision, model.config.vision.name),
@@ -111,4 +133,4 @@ def summary_of(model: Any) -> Summary:
         if isinstance(medium, torch.nn.Module):
             described[str(medium.name)] = (medium, type(medium).__name__)
     parts = tuple(Part(name, what, *count(m)) for name, (m, what) in described.items())
-    return Summary(parts, int(model.connector.num_tokens), len(model.layout), flops)
+    return Summary(parts, tokens, len(layout), flops, usual)

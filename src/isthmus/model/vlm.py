@@ -44,6 +44,7 @@ from isthmus.model.media.base import (
     layouts_of,
     medium_of,
     stacked,
+    together,
     visual_of,
 )
 from isthmus.model.media.image import ClipMedium, ImageMedium
@@ -211,7 +212,7 @@ class VisionLanguageModel(nn.Module):
         return Batch(
             input_ids=ids,
             attention_mask=mask,
-            pixels=stacked(opened) if opened else None,
+            pixels=together(opened) if opened else None,
             layouts=None if fixed else tuple(layouts),
         ).to(self.device)
 
@@ -229,7 +230,8 @@ class VisionLanguageModel(nn.Module):
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features (P, N, D_vision) of images, or (P, T, N, D_vision) of clips."""
-        return medium_of(self, pixels[0]).features(self, pixels)
+        medium = ImageMedium() if pixels.ndim == 4 else ClipMedium()
+        return medium.features(self, pixels)
 
     def visual_tokens(self, batch: Batch) -> Visual | None:
         """Visual tokens (P, M, D_visual) of the batch's images; None without images.

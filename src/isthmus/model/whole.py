@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig
+from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig, media_with
 from isthmus.errors import CheckpointError, ConfigError, PromptError, loading
 from isthmus.machine import device_for, dtype_for
 from isthmus.media.file_ref import FileRef
@@ -299,6 +299,7 @@ def load_answering(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
+    image_options: Mapping[str, Any] | None = None,
     **parts: Any,
 ) -> VisionLanguageModel | WholeModel:
     """Loads a model that answers questions: one of ours, or a released one in whole.
@@ -308,6 +309,7 @@ def load_answering(
             "hf:REPO" or its folder. "hf+code:REPO" runs the code that comes with it.
         device: As for `load_vlm`.
         dtype: As for `load_vlm`.
+        image_options: As for `load_vlm`; a model in whole has none.
         **parts: As for `load_vlm`.
 
     Raises:
@@ -324,7 +326,8 @@ def load_answering(
         place = name if is_transformers_folder(name) else ""
     trusted = scheme == CODE
     if not place or parts or not (trusted or whole_class(place)):
-        return load_vlm(source, device=device, dtype=dtype, **parts)
+        return load_vlm(source, device=device, dtype=dtype, image_options=image_options, **parts)
+    media_with((), image_options or {})
     where = device_for(device)
     return _read(name, place, dtype_for(dtype, where), trusted).to(device=where)
 

@@ -7,7 +7,10 @@ The strategy "default" drops the first token, CLIP's class token; "full" keeps a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor, nn
 
 from isthmus.config.registry import RELEASED
 from isthmus.errors import ConfigError
@@ -24,6 +27,70 @@ LOGIT_OPTIONS = (
     "output_multiplier",
 )
 """What causal language models of Transformers do behind their head, and LLaVA's class does not."""
+
+
+def read_layer(config: Any, name: str) -> int:
+    """The one layer of the vision tower that a model reads.
+
+    Args:
+        config: Its configuration.
+        name: What messages call it.
+
+    Raises:
+        ConfigError: If it reads several side by side.
+    """
+    layers = config.vision_feature_layer
+    if not isinstance(layers, int):
+        if len(layers) != 1:
+            raise ConfigError(
+                f"this {name} reads the layers {list(layers)} of its vision tower side by side: "
+                "expected one layer, since a vision encoder here reads one"
+            )
+        [layers] = layers
+    return int(layers)
+
+
+def refuse_other_projector(config: Any, name: str) -> None:
+    """Refuses a projector with another activation than our connectors have.
+
+    Raises:
+        ConfigError: If it has another.
+    """
+    if config.projector_hidden_act != "gelu":
+        raise ConfigError(
+            f'this {name}\'s projector has the activation "{config.projector_hidden_act}": '
+            'expected "gelu", which the connector mlp has'
+        )
+
+
+def refuse_logit_options(config: Any, name: str, architecture: str) -> None:
+    """Refuses a language model that changes logits behind its head.
+
+    Raises:
+        ConfigError: If it does.
+    """
+    for option in LOGIT_OPTIONS:
+        value = getattr(config.text_config, option, None)
+        if value not in (None, 1):
+            raise ConfigError(
+                f"this {name}'s language model ({config.text_config.model_type}) has {option} = "
+                f"{value}, which changes its logits and which {architecture} leaves out: "
+                "expected a language model whose logits are those of its head"
+            )
+
+
+def named(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Tensors of modules by the names that our connector has for these.
+
+    Example:
+        >>> list(named({"layers.0": nn.Linear(2, 2)}))
+        ['layers.0.weight', 'layers.0.bias']
+    """
+    return {
+        f"{place}.{name}": tensor
+        for place, layer in layers.items()
+        for name, tensor in layer.state_dict().items()
+    }
 
 
 @RELEASED.register("llava")
@@ -48,30 +115,12 @@ class Llava:
                 f'this LLaVA has the vision tower "{tower}": expected one of {", ".join(TOWERS)}, '
                 "whose images are all of one size"
             )
-        layers = config.vision_feature_layer
-        if not isinstance(layers, int):
-            if len(layers) != 1:
-                raise ConfigError(
-                    f"this LLaVA reads the layers {list(layers)} of its vision tower side by side: "
-                    "expected one layer, since a vision encoder here reads one"
-                )
-            [layers] = layers
-        if config.projector_hidden_act != "gelu":
-            raise ConfigError(
-                f'this LLaVA\'s projector has the activation "{config.projector_hidden_act}": '
-                'expected "gelu", which the connector mlp has'
-            )
-        for option in LOGIT_OPTIONS:
-            value = getattr(config.text_config, option, None)
-            if value not in (None, 1):
-                raise ConfigError(
-                    f"this LLaVA's language model ({config.text_config.model_type}) has {option} = "
-                    f"{value}, which changes its logits and which {Llava.architecture} leaves out: "
-                    "expected a language model whose logits are those of its head"
-                )
+        layer = read_layer(config, "LLaVA")
+        refuse_other_projector(config, "LLaVA")
+        refuse_logit_options(config, "LLaVA", Llava.architecture)
         dropped = config.vision_feature_select_strategy == "default"
         return Plan(
-            feature_layer=layers,
+            feature_layer=layer,
             keep_cls=not dropped,
             prefix=1 if dropped else None,  # SigLIP has no class token: its first patch goes
             connector=MLP(depth=2, bias=config.multimodal_projector_bias),
@@ -82,15 +131,10 @@ class Llava:
     def parts(model: Any) -> Modules:
         """See `Family.parts`."""
         inner = model.model
-        layers = {"0": inner.multi_modal_projector.linear_1}
-        layers["2"] = inner.multi_modal_projector.linear_2
+        projector = inner.multi_modal_projector
         return Modules(
             tower=inner.vision_tower,
             decoder=inner.language_model,
             head=model.get_output_embeddings(),
-            connector={
-                f"layers.{place}.{name}": tensor
-                for place, layer in layers.items()
-                for name, tensor in layer.state_dict().items()
-            },
+            connector=named({"layers.0": projector.linear_1, "layers.2": projector.linear_2}),
         )

@@ -22,7 +22,7 @@ from isthmus.reasoning.method import Reasoning, reasoning_for
 from isthmus.reasoning.question import Question
 from isthmus.reasoning.vote import program_for
 from isthmus.serving.conversation import Conversations, Turn
-from isthmus.serving.media import ImageReader
+from isthmus.serving.media import ImageReader, opened
 from isthmus.serving.metrics import Metrics
 from isthmus.serving.refusals import Refusal
 from isthmus.serving.schemas import OTHER_FORMS, UNSERVED, ChatRequest, ReasoningOptions
@@ -153,8 +153,10 @@ class Service:
     async def _read(self, asked: ChatRequest) -> tuple[list[Turn], list[Example]]:
         """Turns and demonstrations, their images read."""
         places: list[tuple[str, str]] = []
+        details: list[str | None] = []
         for i, shot in enumerate(asked.shots):
             places += [(f"shots.{i}.images.{j}", url) for j, url in enumerate(shot.images)]
+            details += [None] * len(shot.images)
         for i, message in enumerate(asked.messages):
             if isinstance(message.content, str) or message.content is None:
                 if message.content is None and message.role != "assistant":
@@ -173,7 +175,8 @@ class Service:
                             400, "images go into the user's messages", "invalid_value", place
                         )
                     places.append((place, part.image_url.url))
-        images = iter(await self._images(places))
+                    details.append(part.image_url.detail)
+        images = iter(await self._images(places, details))
         shots = [
             Example(tuple(next(images) for _ in s.images), s.question, s.answer, s.rationale)
             for s in asked.shots
@@ -188,7 +191,9 @@ class Service:
             turns.append(Turn(role, parts))
         return turns, shots
 
-    async def _images(self, places: Sequence[tuple[str, str]]) -> list[Any]:
+    async def _images(
+        self, places: Sequence[tuple[str, str]], details: Sequence[str | None]
+    ) -> list[Any]:
         if not places:
             return []
         if not self.sees:
@@ -198,7 +203,8 @@ class Service:
                 "unsupported_value",
                 places[0][0],
             )
-        return await self.images.read(places)
+        model = self.engine.model
+        return await self.images.read(places, [partial(opened, model, own) for own in details])
 
     def _question(
         self, asked: ChatRequest, turns: Sequence[Turn], shots: Sequence[Example]
@@ -324,7 +330,7 @@ def make_service(
         )
     fetcher = fetcher or Fetcher(settings.media_domains, settings.media_timeout, settings.max_media)
     sees = not model.text_only
-    prepare: Any = model.vision.preprocess if sees else lambda image: image
+    prepare: Any = partial(opened, model, None) if sees else lambda image: image
     reader = ImageReader(
         prepare, fetcher, max_images=settings.max_images, max_pixels=settings.max_pixels
     )

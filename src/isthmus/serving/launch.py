@@ -6,13 +6,13 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isthmus.errors import MissingExtraError
+from isthmus.errors import ConfigError, MissingExtraError
 from isthmus.machine import device_for, set_threads
 from isthmus.model.checkpoint import load_vlm
 from isthmus.model.clip.checkpoint import load_clip
@@ -33,6 +33,7 @@ def serve(
     replicas: int = 1,
     max_replicas: int | None = None,
     log_level: str = "warning",
+    image_options: Mapping[str, Any] | None = None,
     ready: Callable[[int], object] | None = None,
 ) -> None:
     """Serves a model to every client of OpenAI's API, until SIGTERM or Ctrl-C.
@@ -47,6 +48,7 @@ def serve(
         replicas: Copies of the model, each a process (Ray Serve).
         max_replicas: More are started under load, up to so many.
         log_level: "debug", "info", "warning" or "error".
+        image_options: Options of how images are opened, as in `load`.
         ready: Is told the port once it is listened on.
 
     Raises:
@@ -67,7 +69,14 @@ def serve(
     chosen = settings or ServerSettings()
     place = device_for(device)
     build = functools.partial(
-        application, _placed(model), _placed(dual_encoder), chosen, str(device), dtype, threads
+        application,
+        _placed(model),
+        _placed(dual_encoder),
+        chosen,
+        str(device),
+        dtype,
+        threads,
+        image_options,
     )
     if replicas > 1 or max_replicas is not None:
         gpus = 1 if place.type == "cuda" else 0
@@ -87,15 +96,18 @@ def application(
     device: str = "auto",
     dtype: str | torch.dtype | None = "auto",
     threads: int | None = None,
+    image_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Loads what is named, and makes the ASGI application that answers; `serve` runs it."""
     from isthmus.serving.app import create_app
 
     set_threads(threads)
     refuse_whole(model, "serving")
+    if image_options and isinstance(model, VisionLanguageModel):
+        raise ConfigError("got a model and image_options: pass them to load, or its name here")
     loaded = model
     if not isinstance(model, VisionLanguageModel):
-        loaded = load_vlm(model, device=device, dtype=dtype)
+        loaded = load_vlm(model, device=device, dtype=dtype, image_options=image_options)
     second = None if not dual_encoder else load_clip(dual_encoder, device=device)
     return create_app(loaded, dual_encoder=second, settings=settings)
 

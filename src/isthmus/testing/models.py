@@ -15,8 +15,9 @@ from isthmus.data.samples import Sample, collate
 from isthmus.generation.decode import generate
 from isthmus.model.backbones.added_tokens import AddedTokens
 from isthmus.model.batch import Batch
-from isthmus.model.checkpoint import STRIP, load_vlm, save_vlm
+from isthmus.model.checkpoint import load_vlm, save_vlm, strip_state
 from isthmus.model.layout import expand
+from isthmus.model.media.base import Attachment, layouts_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.testing.connectors import check_gradients, close
 
@@ -222,6 +223,7 @@ def check_decoding(model: VisionLanguageModel, new_tokens: int = 6) -> None:
             input_ids=torch.cat([grown.input_ids, chosen[:, None]], 1),
             attention_mask=torch.cat([grown.attention_mask, torch.ones_like(chosen[:, None])], 1),
             pixels=batch.pixels,
+            layouts=batch.layouts,
         )
     text = model.prepare(["no image here"])
     bare = model.language.model.generate(
@@ -242,7 +244,7 @@ def check_training_step(model: VisionLanguageModel) -> None:
     """
     open_gates(model)
     trained = model.trained_parameters()
-    loose = [n for n in trained if not n.startswith(STRIP) and "lora_" not in n]
+    loose = [n for n in trained if n not in strip_state(model)]
     assert not loose, f"not frozen, and no part of the strip: {', '.join(loose)}"
     frozen = {
         n: t.detach().clone()
@@ -318,25 +320,26 @@ def check_packing(model: VisionLanguageModel) -> None:
     open_gates(model)
     encode, image = model.special_tokens.encode, model.special_tokens.image_id
     samples: list[Sample] = []
-    images: list[Tensor] = []
+    images: list[list[Attachment]] = []
     first = f"<image>a bc<image>{'de ' * 20}<|endofchunk|>"  # longer than all others together
     for text in (first, "efg hi", "<image>jk", "l mnop", "<image>q"):
-        layouts = (model.layout,) * text.count("<image>")
+        pixels = torch.randn(text.count("<image>"), 3, *model.vision.image_size)
+        images.append([medium_of(model, own).open(model, own) for own in pixels])
+        layouts = tuple(layouts_of(model, images[-1]))
         ids = expand(encode(text), layouts, image)
         learned = [at > 0 and i != image for at, i in enumerate(ids)]
         samples.append(Sample(ids, learned, layouts))
-        images.append(torch.randn(len(layouts), 3, *model.vision.image_size))
     lengths = [len(s.ids) for s in samples]
     found = []
     for row_length in (sum(lengths), max(lengths)):
-        packed = collate(model, samples, list(torch.cat(images)), pack=row_length)
+        packed = collate(model, samples, [own for each in images for own in each], pack=row_length)
         assert packed.batch.positions is not None
         found.append((packed.owner, model(packed.batch).token_losses, len(packed.batch.input_ids)))
     rows = [count for *_, count in found]
     assert rows[0] == 1, "samples that fit one row are in several"
     assert 1 < rows[1] < len(samples), "nothing was packed"
     for number, (sample, own) in enumerate(zip(samples, images, strict=True)):
-        alone = collate(model, [sample], list(own))
+        alone = collate(model, [sample], own)
         expected = model(alone.batch).token_losses
         assert expected is not None
         for owner, together, _ in found:

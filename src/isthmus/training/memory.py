@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from isthmus.config.model import TrainConfig
 from isthmus.model.checkpoint import STRIP
+from isthmus.model.summary import passes
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.precision import decided
 
@@ -97,7 +98,7 @@ def memory(
         "AdamW's moments": 2 * trained * FP32 // shards,
         "trained weights in half precision": trained * 2 if value == 2 else 0,
         "vision encoder, without gradients": 0 if load.cached else _vision(model, load),
-        "connector's activations": _connector(model, value) * load.images,
+        "connector's activations": _connector(model, value) * load.images * passes(model),
         **_language(model, config, load, value),
     }
     return {name: count for name, count in items.items() if count}
@@ -121,7 +122,8 @@ def _language(
         layer += heads * load.tokens * (FP32 + value)
     if model.language.config.lora_rank or model.fusion.adapter is not None:
         layer += value * (2 * width + mlp)
-    visual = int(model.connector.num_tokens) * load.images  # type: ignore[arg-type]
+    each = int(model.connector.num_tokens) * passes(model)  # type: ignore[arg-type]
+    visual = each * load.images
     blocks = model.fusion.activation_bytes(tokens, visual, value)
     rows = model.language.vocab_rows + len(model.special_tokens.names)
     logits = 3 * value * load.labelled * rows
@@ -171,7 +173,8 @@ def _vision(model: VisionLanguageModel, load: Load) -> int:
     """A frozen encoder's pass: the pixels, and the largest tensors of the layer that is run."""
     height, width = model.vision.image_size
     shape = model.vision.shape
-    return load.images * FP32 * (3 * height * width + 12 * shape.tokens * shape.width)
+    tile = 3 * height * width + 12 * shape.tokens * shape.width
+    return load.images * passes(model) * FP32 * tile
 
 
 def _connector(model: VisionLanguageModel, value: int) -> int:

@@ -17,9 +17,10 @@ import isthmus as im
 from isthmus import testing
 from isthmus.errors import ConfigError, PromptError
 from isthmus.generation.engine import Engine
+from isthmus.generation.images import content_of
 from isthmus.generation.server import GenerationRequest, ServingEngine
 from isthmus.model.layout import HOLE, IMAGE, Layout, expand, starts
-from isthmus.model.media.base import Medium, Parts, connected
+from isthmus.model.media.base import Medium, Opened, Parts, connected
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Prompt
 
@@ -66,6 +67,48 @@ class Page:
         place = (HOLE,) * TOKENS if parts.fusion.in_text else (IMAGE,)
         tiles = len(opened) if parts.fusion.in_text else 1
         return Layout(((COMMA, *place) * tiles) + (NEWLINE,))
+
+
+class Board:
+    """Images in rows and columns of tiles: a newline after each row.
+
+    Six tiles are two rows or three, which their number does not tell.
+    """
+
+    name = "board"
+    varies = True
+
+    def takes(self, source: Any) -> bool:
+        return isinstance(source, Image.Image)
+
+    def open(self, parts: Parts, source: Any) -> Opened:
+        if isinstance(source, Opened):
+            return source
+        columns, rows = source.width // 32, source.height // 32
+        corners = [(32 * c, 32 * r) for r in range(rows) for c in range(columns)]
+        tiles = [source.crop((x, y, x + 32, y + 32)) for x, y in corners]
+        pixels = torch.stack([parts.vision.preprocess(tile) for tile in tiles])
+        return Opened(self.name, pixels, (rows, columns))
+
+    def encoding(self, parts: Parts) -> None:
+        return None
+
+    def features(self, parts: Parts, opened: Opened) -> Tensor:
+        features: Tensor = parts.vision(opened.values.flatten(0, 1))
+        return features.unflatten(0, opened.values.shape[:2])
+
+    def connect(self, parts: Parts, features: Opened) -> Tensor:
+        rows, columns = features.told
+        assert features.values.shape[1] == rows * columns
+        tokens = connected(parts, features.values.flatten(0, 1))
+        grid: Any = tokens.unflatten(0, (-1, rows, columns))
+        return grid.transpose(1, 2).flatten(1, 3)  # column by column, which the grid alone tells
+
+    def layout(self, parts: Parts, opened: Opened) -> Layout:
+        rows, columns = opened.told
+        place = (HOLE,) * TOKENS if parts.fusion.in_text else (IMAGE,)
+        each = columns if parts.fusion.in_text else 1
+        return Layout(((*place * each, NEWLINE) * rows) if parts.fusion.in_text else place)
 
 
 class Sound(nn.Module):
@@ -122,15 +165,22 @@ def paged(request: pytest.FixtureRequest) -> VisionLanguageModel:
 
 
 @pytest.fixture(scope="module", params=FUSIONS)
+def tiled(request: pytest.FixtureRequest) -> VisionLanguageModel:
+    model = made(request.param)
+    model.add_medium(Board())
+    return model
+
+
+@pytest.fixture(scope="module", params=FUSIONS)
 def heard(request: pytest.FixtureRequest) -> VisionLanguageModel:
     model = made(request.param)
     model.add_medium(Sound(model.fusion.visual_width))
     return model
 
 
-def page(tiles: int, seed: int) -> Image.Image:
+def page(tiles: int, seed: int, rows: int = 1) -> Image.Image:
     noise = torch.randint(
-        0, 256, (32, 32 * tiles, 3), generator=torch.Generator().manual_seed(seed)
+        0, 256, (32 * rows, 32 * tiles, 3), generator=torch.Generator().manual_seed(seed)
     )
     return Image.fromarray(noise.to(torch.uint8).numpy())
 
@@ -140,6 +190,7 @@ def sound(samples: int, seed: int) -> Tensor:
 
 
 PAGES = [page(1, 0), page(2, 1), page(3, 2), page(2, 3)]
+BOARDS = [page(3, 0, rows=2), page(2, 1, rows=3), page(1, 2), page(2, 3, rows=3)]
 SOUNDS = [sound(8, 0), sound(16, 1), sound(40, 2)]
 MIXED = [*SOUNDS, torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(4))]
 
@@ -204,6 +255,28 @@ def test_a_row_of_pages_equals_the_row_alone(paged: VisionLanguageModel) -> None
 
 def test_a_row_of_sounds_equals_the_row_alone(heard: VisionLanguageModel) -> None:
     check_rows_alone(heard, SOUNDS)
+
+
+def test_a_row_of_boards_equals_the_row_alone(tiled: VisionLanguageModel) -> None:
+    check_rows_alone(tiled, BOARDS)
+
+
+def test_boards_of_as_many_tiles_are_told_apart() -> None:
+    model = made("inline")
+    model.add_medium(Board())
+    wide, tall = (model.media[0].open(model, board) for board in BOARDS[:2])
+    assert isinstance(wide, Opened)
+    assert isinstance(tall, Opened)
+    assert wide.values.shape == tall.values.shape
+    batch = model.prepare(["<image>x<image>y"], [[wide, tall]]).to("cpu")
+    newlines = [i for i, token in enumerate(batch.input_ids[0].tolist()) if token == NEWLINE]
+    assert newlines == [9, 19, 27, 34, 41]
+    # what is told is part of what an image is to a cache
+    turned = replace(wide, told=(3, 2))
+    assert len({content_of(own)[0] for own in (wide, turned, tall)}) == 3
+    assert content_of(wide)[1] is wide
+    with pytest.raises(PromptError, match='an Opened of "page" is of no known medium'):
+        model.prepare(["<image>"], [[replace(wide, medium="page")]])
 
 
 def test_sounds_and_images_stand_in_one_prompt(heard: VisionLanguageModel) -> None:
@@ -304,6 +377,11 @@ def check_engines(model: VisionLanguageModel, sources: Sequence[Any]) -> None:
 
 def test_both_engines_say_of_pages_what_the_model_says(paged: VisionLanguageModel) -> None:
     check_engines(paged, PAGES)
+
+
+def test_both_engines_say_of_boards_what_the_model_says(tiled: VisionLanguageModel) -> None:
+    check_engines(tiled, BOARDS)
+    check_engines(tiled, [tiled.media[0].open(tiled, board) for board in BOARDS])
 
 
 def test_both_engines_say_of_sounds_what_the_model_says(heard: VisionLanguageModel) -> None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -39,6 +39,9 @@ class Plan:
         connector: Configuration of the connector.
         image_id: Id of the token that stands for an image.
         final_norm: Whether features have gone through the tower's own final norm.
+        media: Configurations of media besides images and clips, as in `ModelConfig`.
+        preprocess: What the tower takes for its image processor, of the repository's; None for
+            that itself.
         before: Ids of tokens that stand before what an image fills.
         after: Ids of tokens that stand behind it.
         images_first: Whether images that head a prompt stand before the token that begins texts.
@@ -46,7 +49,6 @@ class Plan:
         processed: The plan with what the repository's processor tells besides; None for nothing.
         deepstack: Whether features of earlier layers stand beside them.
         fusion: Configuration of the fusion; None for tokens in the text and nothing else.
-        media: Configurations of media besides images of one size.
         reading: Who sees what comes later, and where positions begin.
         around: What is written before and behind the token of an image as text, in texts and ids.
         template: The template of its prompts; None for its chat template, or "plain" without one.
@@ -58,6 +60,8 @@ class Plan:
     connector: Any
     image_id: int
     final_norm: bool = False
+    media: tuple[Any, ...] = ()
+    preprocess: Callable[[Any], Any] | None = None
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     images_first: bool = False
@@ -65,7 +69,6 @@ class Plan:
     processed: Callable[[Plan, Any], Plan] | None = None
     deepstack: bool = False
     fusion: Any = None
-    media: tuple[Any, ...] = ()
     reading: Reading = CAUSAL
     around: tuple[tuple[str | int, ...], tuple[str | int, ...]] = ((), ())
     template: str | None = None
@@ -95,6 +98,7 @@ class Modules:
         decoder: The decoder, without its head.
         head: The head.
         connector: The connector's tensors, by the names that our connector has for them.
+        medium: Those of the plan's medium likewise.
         generation_config: How it generates; None for what the whole model says of it.
     """
 
@@ -102,6 +106,7 @@ class Modules:
     decoder: nn.Module
     head: nn.Module
     connector: Mapping[str, Tensor]
+    medium: Mapping[str, Tensor] = field(default_factory=dict)
     generation_config: Any = None
 
 
@@ -138,7 +143,8 @@ class Released:
         tower: The vision tower.
         language: The decoder with its head, a causal language model of Transformers.
         connector: The connector's tensors by name.
-        image_processor: The repository's preprocessing of images.
+        medium: The medium's tensors by name.
+        image_processor: The repository's preprocessing of images, as the tower takes it.
         tokenizer: Its tokenizer, with the repository's chat template.
     """
 
@@ -146,6 +152,7 @@ class Released:
     tower: nn.Module
     language: nn.Module
     connector: Mapping[str, Tensor]
+    medium: Mapping[str, Tensor]
     image_processor: Any
     tokenizer: Any
 
@@ -261,7 +268,7 @@ def read(name: str, *, pretrained: bool = True) -> Released:
 
 
 def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     place = name.partition(":")[2]
     family = family_of(place)
@@ -270,13 +277,12 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     config = config_of(name, place)
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-        tokenizer = processor.tokenizer
+        whole, images, tokenizer, template = _processors(place)
         if plan.processed is not None:
-            plan = plan.processed(plan, processor)
-        if processor.chat_template:  # which older repositories keep beside the tokenizer's files
+            plan = plan.processed(plan, whole)
+        if template:  # which older repositories keep beside the tokenizer's files
             words = "{{ " + json.dumps(plan.heading) + " }}" if plan.heading else ""
-            tokenizer.chat_template = words + processor.chat_template
+            tokenizer.chat_template = words + template
         if pretrained:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
@@ -292,9 +298,27 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
         tower=modules.tower,
         language=language,
         connector=modules.connector,
-        image_processor=processor.image_processor,
+        medium=modules.medium,
+        image_processor=images if plan.preprocess is None else plan.preprocess(images),
         tokenizer=tokenizer,
     )
+
+
+def _processors(place: str) -> tuple[Any, Any, Any, str | None]:
+    """A repository's processor, its image processor, its tokenizer, and its chat template.
+
+    Without a package that it needs for videos there is no processor, but the rest.
+    """
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+
+    try:
+        whole = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+    except ImportError:
+        images = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        template = ProcessorMixin.get_processor_dict(place)[0].get("chat_template")
+        return None, images, tokenizer, template
+    return whole, whole.image_processor, whole.tokenizer, whole.chat_template
 
 
 def refuse_missing(name: str, missing: list[str]) -> None:

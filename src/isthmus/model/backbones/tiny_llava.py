@@ -6,20 +6,12 @@ and the chat template of LLaVA-1.5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from isthmus.errors import ConfigError, suggestion
-from isthmus.model.backbones.tiny import (
-    END,
-    PAD,
-    VOCABULARY,
-    byte_tokenizer,
-    tiny_language_config,
-)
+from isthmus.model.backbones.tiny import VOCABULARY, byte_tokenizer, tiny_language_config
+from isthmus.model.backbones.tiny_repository import write_repository
 
 IMAGE = VOCABULARY
 """Id of `<image>`, inside the embedding."""
@@ -35,32 +27,6 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-
-
-def random_model(
-    architecture: str, config: Any, *, seed: int, never: Sequence[int], end: Any = END
-) -> Any:
-    """A vision-language model of Transformers with random weights.
-
-    Args:
-        architecture: Its class.
-        config: Its configuration, over the byte vocabulary.
-        seed: Seed of the weights; the global generator is left alone.
-        never: Tokens that it does not say, such as that of an image.
-        end: Id of the token that ends a text, or ids.
-    """
-    import transformers
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = getattr(transformers, architecture)(config)
-        with torch.no_grad():
-            for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mix-ups
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            model.get_output_embeddings().weight[list(never)] = 0  # no released model says them
-    model.generation_config.eos_token_id = end
-    model.generation_config.pad_token_id = PAD
-    return model
 
 
 def write_tiny_llava(
@@ -117,7 +83,6 @@ def write_tiny_llava(
         image_seq_length=(SIZE // PATCH) ** 2,
         **options,
     )
-    model = random_model("LlavaForConditionalGeneration", config, seed=seed, never=[IMAGE])
     if tokenizer is None:
         tokenizer = byte_tokenizer()
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
@@ -134,6 +99,5 @@ def write_tiny_llava(
         num_additional_image_tokens=int(vision == "clip"),
         chat_template=CHAT_TEMPLATE,
     )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
+    kind = transformers.LlavaForConditionalGeneration
+    return write_repository(folder, kind, config, processor, image_id=IMAGE, seed=seed)

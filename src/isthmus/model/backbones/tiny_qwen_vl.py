@@ -11,7 +11,7 @@ from typing import Any
 
 from isthmus.errors import ConfigError, suggestion
 from isthmus.model.backbones.tiny import END, PAD, START, VOCABULARY, byte_tokenizer
-from isthmus.model.backbones.tiny_llava import random_model
+from isthmus.model.backbones.tiny_repository import random_model
 
 SPECIAL = (
     "<|im_start|>",
@@ -146,7 +146,9 @@ def write_tiny_qwen_vl(
     )
     silent = [IMAGE, VIDEO, VISION_START, VISION_END]
     architecture = f"{name}ForConditionalGeneration"
-    model = random_model(architecture, config, seed=seed, never=silent, end=[IM_END, END])
+    model = random_model(
+        getattr(transformers, architecture), config, seed=seed, never=silent, end=[IM_END, END]
+    )
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     tokenizer.eos_token = "<|im_end|>"

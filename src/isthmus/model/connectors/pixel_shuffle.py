@@ -24,19 +24,40 @@ def space_to_depth(features: Tensor, grid: tuple[int, int], factor: int) -> Tens
     """Squares of factor x factor patches as one vector each, in Idefics3's channel order.
 
     Args:
-        features: (B, rows * columns, D).
+        features: (..., rows * columns, D).
         grid: (rows, columns), both divisible by `factor`.
         factor: Side of a square.
 
     Returns:
-        (B, rows * columns / factor^2, factor^2 * D); within a vector the patches of a square
+        (..., rows * columns / factor^2, factor^2 * D); within a vector the patches of a square
         follow each other row by row.
     """
     rows, columns = grid
-    x = features.unflatten(1, (rows // factor, factor, columns // factor, factor))  # type: ignore[no-untyped-call]
-    x = x.permute(0, 1, 3, 2, 4, 5)  # (B, r, c, row in square, column in square, D)
-    merged: Tensor = x.flatten(3).flatten(1, 2)
+    x = features.unflatten(-2, (rows // factor, factor, columns // factor, factor))  # type: ignore[no-untyped-call]
+    x = x.transpose(-4, -3)  # (..., r, c, row in square, column in square, D)
+    merged: Tensor = x.flatten(-3).flatten(-3, -2)
     return merged
+
+
+def grid_of_squares(grid: tuple[int, int] | None, factor: int, name: str) -> tuple[int, int]:
+    """The grid of patches, which squares of a side divide.
+
+    Args:
+        grid: (rows, columns); None if there is none.
+        factor: Side of a square.
+        name: The connector's, for messages.
+
+    Raises:
+        ConfigError: If there is no grid, or the factor does not divide it.
+    """
+    grid = require_grid(grid, name)
+    if grid[0] % factor or grid[1] % factor:
+        fits = [f for f in range(1, min(grid) + 1) if grid[0] % f == 0 and grid[1] % f == 0]
+        raise ConfigError(
+            f"{name}: factor={factor} does not divide the grid {grid[0]} x {grid[1]}; "
+            f"these do: {', '.join(map(str, fits))}"
+        )
+    return grid
 
 
 def squares_of(shape: FeatureShape, factor: int, connector: str) -> tuple[int, int] | None:
@@ -58,17 +79,7 @@ def squares_of(shape: FeatureShape, factor: int, connector: str) -> tuple[int, i
                 f"{shape.native.merge}"
             )
         return None
-    return _divided(require_grid(shape.grid, connector), factor, connector)
-
-
-def _divided(grid: tuple[int, int], factor: int, connector: str) -> tuple[int, int]:
-    if grid[0] % factor or grid[1] % factor:
-        fits = [f for f in range(1, min(grid) + 1) if grid[0] % f == 0 and grid[1] % f == 0]
-        raise ConfigError(
-            f"{connector}: factor={factor} does not divide the grid {grid[0]} x {grid[1]}; "
-            f"these do: {', '.join(map(str, fits))}"
-        )
-    return grid
+    return grid_of_squares(shape.grid, factor, connector)
 
 
 def squares(features: Tensor, grid: tuple[int, int] | None, factor: int) -> Tensor:
@@ -113,7 +124,7 @@ class PixelShuffleConnector(nn.Module):
     ) -> None:
         super().__init__()
         if patches is None:
-            grid = _divided(require_grid(grid, "pixel_shuffle"), factor, "pixel_shuffle")
+            grid = grid_of_squares(grid, factor, "pixel_shuffle")
             patches = grid[0] * grid[1]
         self.grid, self.factor = grid, factor
         self.num_tokens = patches // factor**2

@@ -13,7 +13,7 @@ Letters: P attachments of one shape, T frames, N patches and M visual tokens eac
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from isthmus.config.model import ModelConfig
 from isthmus.errors import PromptError
 from isthmus.media.file_ref import FileRef
+from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.special_tokens import SpecialTokens
 from isthmus.model.backbones.vision import VisionEncoder
 from isthmus.model.features import Encoding
 from isthmus.model.fusion import Fusion
@@ -33,6 +35,8 @@ class Parts(Protocol):
 
     config: ModelConfig
     vision: VisionEncoder
+    language: LanguageModel
+    special_tokens: SpecialTokens
     connector: nn.Module
     fusion: Fusion
     media: list[Medium]
@@ -69,8 +73,10 @@ class Medium(Protocol):
         """
         ...
 
-    def open(self, parts: Parts, source: Any) -> Tensor:
-        """What the encoder reads; a tensor that was opened before is returned as it is.
+    def open(self, parts: Parts, source: Any) -> Tensor | Opened:
+        """What the encoder reads; what was opened before is returned as it is.
+
+        An `Opened` says besides what the shape of a tensor does not tell, such as a grid of tiles.
 
         Raises:
             MediaError: If it cannot be read.
@@ -84,17 +90,58 @@ class Medium(Protocol):
         """
         ...
 
-    def features(self, parts: Parts, opened: Tensor) -> Tensor:
-        """Features (P, ...) of attachments of one shape, (P, ...)."""
+    def features(self, parts: Parts, opened: Any) -> Tensor:
+        """Features (P, ...) of attachments of one shape, (P, ...).
+
+        If `open` makes an `Opened`, they come as one, of those of which the same is told.
+        """
         ...
 
-    def connect(self, parts: Parts, features: Tensor) -> Tensor:
-        """Visual tokens (P, M, D_visual) of features."""
+    def connect(self, parts: Parts, features: Any) -> Tensor:
+        """Visual tokens (P, M, D_visual) of features, which come as an `Opened` likewise."""
         ...
 
-    def layout(self, parts: Parts, opened: Tensor | None) -> Layout:
+    def layout(self, parts: Parts, opened: Any) -> Layout:
         """Where an attachment stands in the text; of all alike if not `varies`, from None."""
         ...
+
+
+@runtime_checkable
+class Cheaper(Protocol):
+    """A medium that can show an attachment at less cost, as an image that is not cut into tiles."""
+
+    def open_low(self, parts: Parts, source: Any) -> Tensor | Opened:
+        """As `Medium.open`, at the least cost; what was opened before is returned as it is."""
+        ...
+
+
+@runtime_checkable
+class Ranging(Protocol):
+    """A medium that varies and knows between which bounds."""
+
+    def usual(self, parts: Parts) -> Layout:
+        """The layout of an attachment as they mostly are."""
+        ...
+
+    def largest(self, parts: Parts) -> Layout:
+        """The longest layout that an attachment can have."""
+        ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a medium opened an attachment to, where the shape alone does not tell its layout.
+
+    Attributes:
+        medium: The name of its medium.
+        values: What the encoder reads of one attachment; or of P that agree, (P, ...), or their
+            features.
+        told: What else has to be known of it, such as rows and columns of tiles.
+    """
+
+    medium: str
+    values: Tensor
+    told: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +157,7 @@ class Features:
     values: Tensor
 
 
-Attachment = Tensor | Features
+Attachment = Tensor | Opened | Features
 """An attachment on its way into a batch: opened, or with its features known."""
 
 
@@ -144,17 +191,20 @@ def medium_of(parts: Parts, source: Any) -> Medium:
     Raises:
         PromptError: If there is none.
     """
-    if isinstance(source, Features):
+    if isinstance(source, Features | Opened):
         named = [medium for medium in parts.media if medium.name == source.medium]
         if named:
             return named[0]
-    for medium in parts.media:
-        if medium.takes(source):
-            return medium
+    else:
+        for medium in parts.media:
+            if medium.takes(source):
+                return medium
     shape = f" {tuple(source.shape)}" if isinstance(source, Tensor) else ""
+    shape = f' of "{source.medium}"' if isinstance(source, Features | Opened) else shape
     shape = f" of the kind {source.kind}" if isinstance(source, FileRef) else shape
     names = ", ".join(medium.name for medium in parts.media)
-    raise PromptError(f"a {type(source).__name__}{shape} is of no known medium ({names})")
+    article = "an" if isinstance(source, Opened) else "a"
+    raise PromptError(f"{article} {type(source).__name__}{shape} is of no known medium ({names})")
 
 
 def layouts_of(parts: Parts, sources: Sequence[Any]) -> list[Layout]:
@@ -174,23 +224,32 @@ def layouts_of(parts: Parts, sources: Sequence[Any]) -> list[Layout]:
 
 def features_of(
     parts: Parts, attachments: Iterable[Attachment]
-) -> list[tuple[Medium, list[int], Tensor]]:
-    """Features of attachments, those of one medium and shape in one pass.
+) -> list[tuple[Medium, list[int], Any]]:
+    """Features of attachments, those of one medium that agree in one pass.
 
     Returns:
-        For each such group its medium, the numbers of its attachments, and features (P, ...).
+        For each such group its medium, the numbers of its attachments, and features (P, ...) as
+        `Medium.connect` takes them.
     """
-    groups: dict[tuple[int, bool, torch.Size], list[tuple[int, Tensor]]] = {}
+    groups: dict[tuple[int, bool, torch.Size, tuple[int, ...] | None], list[tuple[int, Tensor]]]
+    groups = {}
     for number, own in enumerate(attachments):
+        medium = medium_of(parts, own)
         known = isinstance(own, Features)
-        values = own.values if isinstance(own, Features) else own
-        key = (parts.media.index(medium_of(parts, own)), known, values.shape)
+        if isinstance(own, Tensor):  # pixels that nobody opened, if its medium says more of them
+            own = medium.open(parts, own)
+        values = own if isinstance(own, Tensor) else own.values
+        told = own.told if isinstance(own, Opened) else None
+        key = (parts.media.index(medium), known, values.shape, told)
         groups.setdefault(key, []).append((number, values))
-    found = []
-    for (place, known, _), members in groups.items():
+    found: list[tuple[Medium, list[int], Any]] = []
+    for (place, known, _, told), members in groups.items():
         medium = parts.media[place]
-        together = torch.stack([values for _, values in members]).to(parts.device)
-        features = together if known else medium.features(parts, together)
+        stack = torch.stack([values for _, values in members]).to(parts.device)
+        opened = stack if told is None else Opened(medium.name, stack, told)
+        features: Any = stack if known else medium.features(parts, opened)
+        if isinstance(opened, Opened):
+            features = replace(opened, values=features)
         found.append((medium, [number for number, _ in members], features))
     return found
 
@@ -213,3 +272,14 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
     if len({t.shape for t in tensors}) == 1:
         return torch.stack(list(tensors))
     return tuple(tensors)
+
+
+def together(attachments: Sequence[Attachment]) -> Tensor | tuple[Attachment, ...]:
+    """Attachments as a batch holds them: one tensor, if all are tensors of one shape.
+
+    Example:
+        >>> together([torch.zeros(2), Opened("tiles", torch.zeros(2), (1, 2))])[1].told
+        (1, 2)
+    """
+    plain = [own for own in attachments if isinstance(own, Tensor)]
+    return stacked(plain) if len(plain) == len(attachments) else tuple(attachments)

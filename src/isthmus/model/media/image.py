@@ -17,6 +17,17 @@ from isthmus.model.layout import Layout
 from isthmus.model.media.base import Parts, connected, fixed_layout
 
 
+def picture_of(source: Any) -> Image.Image:
+    """An image of a file, its bytes, or whatever else `open_image` reads.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    if isinstance(source, FileRef):
+        source = decode(source, source.read())
+    return source if isinstance(source, Image.Image) else open_image(source)
+
+
 class ImageMedium:
     """Images: anything that `open_image` reads, or pixels (3, H, W)."""
 
@@ -35,10 +46,7 @@ class ImageMedium:
         """Pixels (3, H, W)."""
         if isinstance(source, Tensor):
             return source
-        if isinstance(source, FileRef):
-            source = decode(source, source.read())
-        image = source if isinstance(source, Image.Image) else open_image(source)
-        return parts.vision.preprocess(image)
+        return parts.vision.preprocess(picture_of(source))
 
     def encoding(self, parts: Parts) -> Encoding | None:
         """The features of the vision encoder; None where their number varies with the image."""

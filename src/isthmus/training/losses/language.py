@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.data.samples import Sample, collate
 from isthmus.errors import ConfigError
-from isthmus.model.media.base import Attachment, Features, medium_of
+from isthmus.model.media.base import Attachment, layouts_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import TrainingItem
 
@@ -70,11 +70,12 @@ class LanguageLoss:
                     "images, or all clips of one length"
                 )
             if not attachments:
-                layout = model.layout
+                blank = torch.zeros(3, *model.vision.image_size)
+                attachments.append(medium_of(model, blank).open(model, blank))
+                [layout] = layouts_of(model, attachments)
                 image = layout.written(model.special_tokens.image_id)
                 nothing = [False] * (len(image) + 1)
                 samples.append(Sample([*image, model.pad_id], nothing, (layout,)))
-                attachments.append(torch.zeros(3, *model.vision.image_size))
         collated = collate(model, samples, attachments, pack=self.pack)
         output = model(collated.weighted([*weights, 0.0]).to(model.device))
         assert output.token_losses is not None
@@ -84,6 +85,6 @@ class LanguageLoss:
 
 def _kind(attachment: Attachment) -> tuple[str, tuple[int, ...]]:
     """Attachments of one kind go through the same modules in one pass."""
-    if isinstance(attachment, Features):
-        return attachment.medium, tuple(attachment.values.shape)
-    return "", tuple(attachment.shape)
+    if isinstance(attachment, Tensor):
+        return "", tuple(attachment.shape)
+    return attachment.medium, tuple(attachment.values.shape)
