@@ -12,18 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import processors
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    BlipImageProcessor,
     OPTConfig,
     T5Config,
 )
@@ -35,56 +29,15 @@ from isthmus.data.records import Record
 from isthmus.data.samples import tokenize
 from isthmus.errors import ConfigError
 from isthmus.generation.decode import generate
-from isthmus.model.backbones.tiny import END, byte_tokenizer, tiny_language_config
+from isthmus.model.backbones.tiny_blip2 import IMAGE, LINE, QUERIES, START
+from isthmus.model.backbones.tiny_blip2 import write_tiny_blip2 as write
 from isthmus.prompts.templates import blip2
 from isthmus.released.blip2 import Blip2
 
 from .reference import TOLERANCE
 
-IMAGE, ROWS, QUERIES, NEW = 259, 264, 4, 8
-START, LINE = 257, 10
+NEW = 8
 EXAMPLES = Path(__file__).parents[2] / "examples"
-"""Ids of the token that begins every text, and of the line break that ends one."""
-
-
-def tokenizer() -> Any:
-    """Bytes, `<s>` before every text, and `<image>`."""
-    made = byte_tokenizer()
-    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", START)]
-    )
-    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return made
-
-
-def write(folder: Path, **changes: Any) -> Path:
-    """A BLIP-2 with random weights, as its repositories are."""
-    text = tiny_language_config("opt", vocab=ROWS)
-    text.eos_token_id = LINE
-    vision: dict[str, Any] = {"image_size": 32, "patch_size": 8, "num_attention_heads": 2}
-    vision |= {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2}
-    reader: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 2}
-    reader |= {"hidden_size": 16, "intermediate_size": 64}
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(**vision),
-        qformer_config=Blip2QFormerConfig(**{**reader, **changes}),
-        text_config=text,
-        num_query_tokens=QUERIES,
-        image_token_index=IMAGE,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: Any = Blip2ForConditionalGeneration(config)
-        with torch.no_grad():
-            for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mix-ups
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            model.get_output_embeddings().weight[IMAGE] = 0
-    model.generation_config.eos_token_id = END  # the class asks its language model's own
-    square = {"height": 32, "width": 32}
-    processor = Blip2Processor(BlipImageProcessor(size=square), tokenizer(), QUERIES)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @dataclass

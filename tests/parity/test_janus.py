@@ -18,11 +18,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     JanusConfig,
-    JanusForConditionalGeneration,
-    JanusImageProcessor,
-    JanusProcessor,
-    JanusVisionConfig,
-    JanusVQVAEConfig,
 )
 
 import isthmus as im
@@ -33,81 +28,15 @@ from isthmus.data.samples import tokenize
 from isthmus.errors import ConfigError
 from isthmus.generation.decode import generate
 from isthmus.generation.server import GenerationRequest, ServingEngine
-from isthmus.model.backbones.tiny import END, PAD, byte_tokenizer, tiny_language_config
+from isthmus.model.backbones.tiny_janus import BEGIN, IMAGE, PATCHES, STOP
+from isthmus.model.backbones.tiny_janus import write_tiny_janus as write
 from isthmus.prompts.templates import template_named
 from isthmus.released.janus import Janus
 
 from .reference import TOLERANCE
 
-IMAGE, BEGIN, STOP, ROWS, PATCHES, NEW = 259, 260, 261, 264, 16, 8
+NEW = 8
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'][0]['text'] + '\n\n' }}{% else %}"
-    "{{ '<|' + message['role'].capitalize() + '|>: ' }}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image_placeholder>\n' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% if message['role'] == 'user' %}{{ '\n\n' }}{% else %}{{ '</s>' }}{% endif %}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|>:' }}{% endif %}"
-)
-
-
-def write(folder: Path, *, system: bool = True, depth: int = 2, **vision: Any) -> Path:
-    """A Janus with random weights, as its repositories are."""
-    config = JanusConfig(
-        vision_config=JanusVisionConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-            projection_dim=64,
-            num_image_tokens=PATCHES,
-            depth=depth,
-            **vision,
-        ),
-        vq_config=JanusVQVAEConfig(
-            base_channels=32,
-            channel_multiplier=[1],
-            latent_channels=32,
-            num_embeddings=8,
-            num_res_blocks=1,
-            projection_dim=64,
-            image_token_embed_dim=64,
-        ),
-        text_config=tiny_language_config("llama", vocab=ROWS),
-        image_token_id=IMAGE,
-        tie_word_embeddings=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: Any = JanusForConditionalGeneration(config)
-        with torch.no_grad():
-            for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mix-ups
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            model.get_output_embeddings().weight[IMAGE] = 0
-    model.generation_config.eos_token_id = END
-    model.generation_config.pad_token_id = PAD
-    tokens = {
-        "image_token": "<image_placeholder>",
-        "boi_token": "<begin_of_image>",
-        "eoi_token": "<end_of_image>",
-    }
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens.values())})
-    tokenizer.save_pretrained(folder)
-    tokenizer = type(tokenizer).from_pretrained(folder, extra_special_tokens=tokens)
-    processor = JanusProcessor(
-        JanusImageProcessor(size={"height": 32, "width": 32}, min_size=8),
-        tokenizer,
-        chat_template=CHAT_TEMPLATE,
-        use_default_system_prompt=system,
-        num_image_tokens=PATCHES,
-    )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @dataclass

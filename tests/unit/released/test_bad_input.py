@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ import isthmus as im
 from isthmus.cli import main
 from isthmus.config.registry import RELEASED
 from isthmus.errors import IsthmusError
+from isthmus.model.backbones import tiny_qwen_vl as qwen_vl
+from isthmus.model.backbones import tiny_tiles as tiles
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model, tiny_text_model
+from isthmus.model.backbones.tiny_blip2 import write_tiny_blip2
 from isthmus.model.backbones.tiny_gemma import write_tiny_gemma3, write_tiny_paligemma
+from isthmus.model.backbones.tiny_janus import write_tiny_janus
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
+from isthmus.model.backbones.tiny_qwen_vl import write_tiny_qwen_vl
+from isthmus.model.backbones.tiny_tiles import write_tiny_tiles
 from isthmus.model.backbones.tiny_whole import write_tiny_whole
 
 QUESTION = "What is it?"
@@ -29,6 +36,10 @@ FAMILIES: dict[str, Callable[[Path], object]] = {
     "llava": write_tiny_llava,
     "gemma3": write_tiny_gemma3,
     "paligemma": write_tiny_paligemma,
+    "blip-2": write_tiny_blip2,
+    "janus": write_tiny_janus,
+    **{family: partial(write_tiny_qwen_vl, family=family) for family in qwen_vl.FAMILIES},
+    **{family: partial(write_tiny_tiles, family=family) for family in tiles.FAMILIES},
 }
 """What writes a tiny repository, for each family that is taken apart."""
 WRITERS = FAMILIES | {
