@@ -222,6 +222,9 @@ def told_by(place: str) -> dict[str, Any]:
     return dict(told)
 
 
+FEWEST = 16
+"""A tokenizer with fewer tokens has no vocabulary."""
+
 # --- reading --------------------------------------------------------------------------------------
 
 _Kept = dict[tuple[str, bool], Released]
@@ -278,6 +281,11 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
         whole, images, tokenizer, template = _processors(place)
+        if len(tokenizer) < FEWEST:  # Transformers makes an empty one where its files are missing
+            raise CheckpointError(
+                f'"{name}" has a tokenizer of {len(tokenizer)} tokens: its files, such as '
+                "tokenizer.json, are missing; fetch them"
+            )
         if plan.processed is not None:
             plan = plan.processed(plan, whole)
         if template:  # which older repositories keep beside the tokenizer's files
