@@ -1,8 +1,9 @@
-"""What MkDocs calls while it builds the site (`hooks` in mkdocs.yml); the work is in `site_pages`."""
+"""What MkDocs calls while it builds the site (`hooks` in mkdocs.yml)."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from site_pages import api, commands, configuration, figure, links
+from site_pages import api, commands, configuration, figure, links  # noqa: E402
 
-MADE = {
+MADE: dict[str, Callable[[], str]] = {
     "<!-- made: configuration -->": configuration.pages,
     "<!-- made: commands -->": commands.pages,
     "<!-- made: figure -->": lambda: f'<div class="drawing">\n{figure.drawing()}</div>',
@@ -41,11 +42,11 @@ def on_files(files: Files, config: Any) -> None:
         if not file.generated_by
     }
     starts["mkdocs.yml"] = "\n".join(f"[]({place})" for place in outside(config["nav"]))
-    for place, text in links.reachable(starts, root).items():
-        if text is None:
+    for place, page in links.reachable(starts, root).items():
+        if page is None:
             files.append(File.generated(config, place, abs_src_path=str(root / place)))
         else:
-            files.append(File.generated(config, place, content=text))
+            files.append(File.generated(config, place, content=page))
 
 
 def outside(nav: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, asks no other host, and is searched in Korean."""
+"""The documentation site: it builds without a warning, asks no other host, is searched."""
 
 from __future__ import annotations
 

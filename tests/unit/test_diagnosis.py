@@ -38,7 +38,8 @@ def test_it_says_what_is_installed_and_what_auto_takes() -> None:
     assert found.machine["build"] == torch.__version__
     assert found.machine["auto"] == probe().as_dict()["auto"]
     assert set(found.assets) == set(ASSETS)
-    assert found.free_gb is not None and found.free_gb > 0
+    assert found.free_gb is not None
+    assert found.free_gb > 0
     assert str(probe()) in str(found)  # the lines of `isthmus info`, and no others
 
 

@@ -1,4 +1,4 @@
-"""Docstrings as Griffe reads them: a section "Example:" is its "Examples:", which holds doctests."""
+"""Docstrings as Griffe reads them: a section "Example:" is its "Examples:", with doctests."""
 
 from __future__ import annotations
 

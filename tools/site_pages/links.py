@@ -1,8 +1,8 @@
 """Links that leave docs/, and the files of the repository that the site shows because of them.
 
-The pages are read in the repository too, so their links are relative to their place there. A link to
-a Markdown file, a configuration or an image outside of docs/ makes that file a part of the site, at
-the same path. A link to anything else becomes its text.
+The pages are read in the repository too, so their links are relative to their place there. A link
+to a Markdown file, a configuration or an image outside of docs/ makes that file a part of the site,
+at the same path. A link to anything else becomes its text.
 """
 
 from __future__ import annotations

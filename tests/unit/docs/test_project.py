@@ -1,4 +1,4 @@
-"""The habits of the project: workflow, issue forms, version, and links of what a reader sees first."""
+"""The habits of the project: workflow, issue forms, version, links of what is read first."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def test_the_oldest_transformers_is_read_off_the_project() -> None:
 @pytest.mark.parametrize("path", FORMS, ids=lambda p: p.stem)
 def test_every_issue_form_asks_for_the_doctor(path: Path) -> None:
     form = read_yaml(path)
-    assert form["name"] and form["description"]
+    assert form["name"]
+    assert form["description"]
     fields = {field["id"]: field for field in form["body"] if "id" in field}
     assert "isthmus doctor" in fields["doctor"]["attributes"]["label"]
     assert fields["doctor"].get("validations", {}).get("required", False) == (path.stem == "bug")
