@@ -93,6 +93,8 @@ def parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
     hints = typing.get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints[name]
+        if hint is typer.Context:
+            continue
         annotation, info = hint, None
         if typing.get_origin(hint) is typing.Annotated:
             annotation, *more = typing.get_args(hint)
@@ -116,6 +118,7 @@ def _parameter(
         # In `Annotated`, Typer takes the first name for a default and puts it right later
         named = (info.default, *(info.param_decls or ()))
         decls = [d for d in named if isinstance(d, str) and d.startswith("-")]
+        decls = [" / ".join(part.strip() for part in d.split("/")) for d in decls]
         if kind is bool and not decls:
             decls = [f"{own} / --no-{own[2:]}"]
         word = info.metavar or _word(kind)

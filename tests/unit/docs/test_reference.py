@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import isthmus
 from isthmus.cli import app
@@ -64,6 +65,13 @@ def test_every_verb_and_option_is_there() -> None:
     page = commands.pages()
     for name in found:
         assert f"## isthmus {name} {{" in page
+    for name, function in found.items():  # what Typer itself offers, and nothing else
+        command = typer.main.get_command(app)
+        for word in name.split():
+            command = command.commands[word]
+        offered = {p.opts[0] for p in command.params if p.opts[0].startswith("--")} - {"--help"}
+        told = {p.name.split()[0] for p in commands.parameters(function) if p.is_option}
+        assert told == offered, name
     ask = {p.name for p in commands.parameters(found["ask"])}
     assert {"IMAGE... QUESTION", "--model TEXT", "--json", "--shots PATH"} <= ask
     check = {p.name: p for p in commands.parameters(found["data check"])}
