@@ -20,6 +20,10 @@ MADE: dict[str, Callable[[], str]] = {
     "<!-- made: figure -->": lambda: f'<div class="drawing">\n{figure.drawing()}</div>',
 }
 """Marks in pages, and what takes their place."""
+HISTORY = ("decisions.md", "CHANGELOG.md", "results.md", "recipes/tiny/LOG.md")
+WEIGHTS = {**dict.fromkeys(HISTORY, 0.02), "reference/commands.md": 2.0}
+"""What a page counts for in a search: history mentions everything and explains little, and an
+option is looked up where its command is."""
 
 
 def on_config(config: Any) -> None:
@@ -62,6 +66,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     if not page.file.generated_by:
         root = Path(config["config_file_path"]).parent
         markdown, _ = links.rewritten(markdown, f"docs/{page.file.src_uri}", root)
+    if page.file.src_uri in WEIGHTS:
+        page.meta["search"] = {"boost": WEIGHTS[page.file.src_uri]}
     for mark, make in MADE.items():
         if mark in markdown:
             markdown = markdown.replace(mark, make())

@@ -148,8 +148,11 @@ def browser(address: str) -> Iterator[Any]:
     [
         ("비전 인코더", "lecture/ko/"),
         ("교차 어텐션", "lecture/ko/"),
-        ("언어 모델", "lecture/ko/"),  # in the text with a particle: 언어 모델은
+        ("언어 모델", "lecture/ko/"),  # the page has it with a particle: 언어 모델은
+        ("인코더를", "lecture/ko/"),  # a particle that the page has not
+        ("이중 인코더에서", "lecture/ko/"),
         ("resampler", "reference/configuration/"),
+        ("--dual-encoder", "reference/commands/"),
     ],
 )
 def test_a_search_finds_its_page_and_asks_no_other_host(
