@@ -20,7 +20,7 @@ LAYERS = [
     {"errors"},
     {"files", "cpu", "machine", "config"},
     {"media", "prompts", "assets"},
-    {"reports"},
+    {"reports", "diagnosis"},
     {"model"},
     {"generation", "data", "released"},
     {"classification", "search", "reasoning"},
@@ -201,6 +201,7 @@ TWINS = {
     "serve": "serve",
     "data": "check_data",
     "export": "export",
+    "doctor": "diagnose",
 }
 
 
@@ -230,7 +231,7 @@ def test_one_meaning_of_device_and_dtype() -> None:
         assert command.callback is not None
         found = inspect.signature(command.callback).parameters
         name = command.name or command.callback.__name__
-        if name in ("list", "assets"):  # no model
+        if name in ("list", "assets", "doctor"):  # no model
             continue
         for option in ("device", "dtype"):
             assert found[option].default == "auto", name

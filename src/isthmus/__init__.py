@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from isthmus.data.sources import read_data, read_records
     from isthmus.demonstrations.example_file import read_examples, write_examples
     from isthmus.demonstrations.rationale_file import write_rationales
+    from isthmus.diagnosis import Diagnosis, diagnose
     from isthmus.errors import (
         AssetError,
         CheckpointError,
@@ -138,6 +139,7 @@ _HOMES = {
     "isthmus.serving.chat.launch": ("open_chat",),
     "isthmus.machine": ("Machine", "probe"),
     "isthmus.catalogue": ("available",),
+    "isthmus.diagnosis": ("Diagnosis", "diagnose"),
     "isthmus.assets.registry": ("asset_status", "fetch_asset"),
     "isthmus.classification.calibration": ("Calibration",),
     "isthmus.classification.classify": ("Classified", "classify_images"),
@@ -202,6 +204,7 @@ __all__ = [
     "CrossAttention",
     "DataConfig",
     "DataSet",
+    "Diagnosis",
     "DualEncoder",
     "DualEncoderConfig",
     "Engine",
@@ -258,6 +261,7 @@ __all__ = [
     "classify_images",
     "compose",
     "compute_features",
+    "diagnose",
     "evaluate",
     "export",
     "fetch_asset",

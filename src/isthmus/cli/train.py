@@ -50,7 +50,7 @@ def train(
 ) -> None:
     """Train the strip between two frozen parts, or a CLIP; a stopped run goes on where it was.
 
-    A CONFIG with a table [dual_encoder] trains a dual encoder on images and their names.
+    A CONFIG with a table `dual_encoder` trains a dual encoder on images and their names.
 
     Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 143 stopped by SIGTERM after saving.
     """

@@ -28,9 +28,9 @@ class ContrastiveConfig(Config):
     lr_encoder: Amount = 1e-5
     """Peak learning rate of joined encoders that are not locked."""
     least_scale: Positive = 1.0
+    """Least factor on similarities, which is trained."""
     most_scale: Positive = 100.0
-    """Bounds of the factor on similarities: CLIP clips it at 100 (Radford et al. 2021, section
-    2.5)."""
+    """Largest factor on similarities: CLIP clips it at 100 (Radford et al. 2021, section 2.5)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,8 +58,12 @@ class DualEncoderConfig(Config):
     image_hidden: NotNegative = 1024
     """Hidden units of the image head's network; 0 leaves its linear map alone."""
     text_hidden: NotNegative = 0
+    """The same of the text head."""
     dropout: Share = 0.0
     """Share of hidden units dropped in training."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
+    """InfoNCE over the batch (CLIP), or a decision about each pair (SigLIP)."""
     lock_image: bool = True
+    """Whether the vision encoder stays frozen (LiT, Zhai et al. 2022)."""
     lock_text: bool = True
+    """Whether the text encoder stays frozen."""

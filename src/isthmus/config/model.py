@@ -100,7 +100,9 @@ class ModelConfig(Config):
     """A vision-language model: two frozen parts, a connector, a fusion; and other media."""
 
     vision: VisionConfig
+    """The vision encoder."""
     language: LanguageConfig
+    """The language model."""
     connector: Any
     """The configuration of a connector; None for a module of the user's own."""
     fusion: Any = field(default_factory=_inline)
@@ -223,6 +225,7 @@ class TrainConfig(Config):
     """
 
     steps: Count = 1000
+    """Optimiser steps of the whole run."""
     batch_size: Count = 32
     """Samples of one optimiser step, over all processes."""
     micro_batch_size: Count | None = None
@@ -252,6 +255,7 @@ class TrainConfig(Config):
     clip: Positive = 1.0
     """Largest norm of the gradient."""
     seed: NotNegative = 0
+    """Seed of everything that is drawn."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the frozen parts and of activations; trained parameters stay fp32. "auto" takes
     the fastest that the machine computes well in, and the run says which that is."""
@@ -259,6 +263,7 @@ class TrainConfig(Config):
     """Implementation of the language model's attention, by Transformers' name. "auto" takes the
     faster one on this machine in this precision."""
     gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, for less memory."""
     augment: bool = False
     """Random crops and mirror images. Features are then computed anew for every sample."""
     feature_cache: bool = True
@@ -276,6 +281,7 @@ class TrainConfig(Config):
     keep: Count = 2
     """Checkpoints that are kept, the newest ones; the best by evaluation is kept besides."""
     log_every: Count = 20
+    """Steps between lines of the log."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: every process holds all parameters, or each a shard (FSDP2)."""
     init: str | None = None
@@ -285,6 +291,7 @@ class TrainConfig(Config):
     """Beginnings of the names of parameters that stay as they are. Freezing
     "special_tokens.input_rows" ends the backward pass at the lowest gated block."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """What only the training of a dual encoder needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,5 +299,8 @@ class RunConfig(Config):
     """All of a configuration file."""
 
     model: ModelConfig | DualEncoderConfig
+    """What is trained."""
     train: TrainConfig
+    """How."""
     data: tuple[DataConfig, ...]
+    """On what."""

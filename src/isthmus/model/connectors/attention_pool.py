@@ -72,6 +72,7 @@ class AttentionPool(Config):
     tokens: Count = 16
     """Number of learned queries, that is visual tokens M."""
     heads: Count = 8
+    """Attention heads."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None

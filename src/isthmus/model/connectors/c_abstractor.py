@@ -182,6 +182,7 @@ class CAbstractor(Config):
     depth: Count = 3
     """ResNet blocks before and again after the pooling."""
     hidden: Count = 1024
+    """Channels of the convolutions."""
 
     def build(
         self, shape: FeatureShape, width: int, embeddings: Tensor | None = None

@@ -127,7 +127,9 @@ class QFormer(Config):
     queries: Count = 32
     """Number of queries, that is visual tokens M."""
     depth: Count = 12
+    """Number of layers."""
     heads: Count = 12
+    """Attention heads of each layer."""
     width: Count = 768
     """Hidden width inside the Q-Former."""
     cross_every: Count = 2

@@ -157,9 +157,13 @@ class Resampler(Config):
     latents: Count = 64
     """Number of latents, that is visual tokens M."""
     depth: Count = 6
+    """Number of layers."""
     heads: Count = 8
+    """Attention heads of each layer."""
     head_dim: Count = 64
+    """Width of a head."""
     ffw_mult: Count = 4
+    """Hidden width of the feed-forward, as a multiple of the layer's."""
     activation: Activation = "gelu"
     """Flamingo used squared_relu; OpenFlamingo gelu."""
     max_frames: NotNegative = 0

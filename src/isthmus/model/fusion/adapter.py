@@ -44,6 +44,7 @@ class Adapter(Config):
     """Low-rank adapters on linear maps of the language model's layers (Hu et al. 2021)."""
 
     rank: Count = 16
+    """Rank of each adapter."""
     alpha: Positive | None = None
     """The second term is multiplied by alpha / rank; None is twice the rank."""
     start: NotNegative = 0

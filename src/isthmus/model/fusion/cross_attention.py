@@ -55,9 +55,13 @@ class CrossAttention(Config):
     start: NotNegative = 0
     """The first layer that may have a block; a later start shortens the backward pass."""
     heads: Count = 8
+    """Attention heads of a block."""
     head_dim: Count = 64
+    """Width of a head."""
     ffw_mult: Count = 4
+    """Hidden width of the feed-forward, as a multiple of the language model's."""
     activation: Activation = "gelu"
+    """Of the feed-forward."""
     sees: Literal["last", "previous"] = "last"
     """A token attends to the last image before it, or to all images before it."""
     gate: Annotated[float, Range()] = 0.0
