@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     )
     from isthmus.evaluation.runner import evaluate
     from isthmus.evaluation.task import Item, Task
+    from isthmus.explaining.explanation import Explanation
+    from isthmus.explaining.run import explain
     from isthmus.exporting.exported import Exported
     from isthmus.exporting.run import export
     from isthmus.generation.decode import generate
@@ -117,6 +119,8 @@ _HOMES = {
     "isthmus.auditing.run": ("audit", "Audit"),
     "isthmus.auditing.data": ("LabelledImages",),
     "isthmus.evaluation.task": ("Task", "Item"),
+    "isthmus.explaining.run": ("explain",),
+    "isthmus.explaining.explanation": ("Explanation",),
     "isthmus.training.loop": ("train",),
     "isthmus.exporting.run": ("export",),
     "isthmus.exporting.exported": ("Exported",),
@@ -198,6 +202,7 @@ __all__ = [
     "DualEncoderConfig",
     "Engine",
     "Example",
+    "Explanation",
     "ExportError",
     "Exported",
     "FileRef",
@@ -248,6 +253,7 @@ __all__ = [
     "compose",
     "compute_features",
     "evaluate",
+    "explain",
     "export",
     "fetch_asset",
     "generate",

@@ -72,7 +72,7 @@ def covered(
             found.append(None)
             continue
         copies = cover(pixels.cpu(), by[number], side)
-        changed = [own for some in copies.split(ROWS) for own in visual_of(model, some)]
+        changed = [own for some in torch.split(copies, ROWS) for own in visual_of(model, some)]
         rows = [[*visual[:number], own, *visual[number + 1 :]] for own in changed]
         logprobs, given = scored(model, inputs, rows)
         found.append(Covered(logprobs - whole, tuple(given.tolist()), side))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -66,7 +67,8 @@ def overlaid(
     kind = "over small" if small else "over"
     return (
         f'<figure class="{kind}"><div class="seen seen-{number}" role="img" '
-        f'aria-label="{escape(_told(values))}"><i style="background-image:url({png(values, largest)})"></i>'
+        f'aria-label="{escape(_told(values))}">'
+        f'<i style="background-image:url({png(values, largest)})"></i>'
         f"</div><figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -81,8 +83,8 @@ def _told(values: Tensor) -> str:
 
 
 def strip(values: Tensor, largest: float) -> str:
-    """Values (K,) side by side, as cells of one row."""
-    return f'<i class="strip" style="background-image:url({png(values[None], largest)})"></i>'
+    """Values (rows, K) as small cells."""
+    return f'<i class="strip" style="background-image:url({png(values, largest)})"></i>'
 
 
 def bar(share: float, most: float) -> str:
@@ -150,3 +152,37 @@ def gate_chart(layers: Sequence[int], gates: Sequence[Mapping[str, float]]) -> s
 
 NAMES = {"attention": "attention", "ffw": "feed-forward"}
 """What the kinds of gates are called."""
+
+
+def word(word: str) -> str:
+    r"""A word with its white space in sight.
+
+    Example:
+        >>> word(" cat\n"), word("\t")
+        ('\u2423cat\u21b5', '\u21e5')
+    """
+    for space, sign in ((" ", "\u2423"), ("\n", "\u21b5"), ("\t", "\u21e5")):
+        word = word.replace(space, sign)
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in word) or "\u2205"
+
+
+def times(change: float) -> str:
+    """How many times as likely, of a change of a logarithm.
+
+    Example:
+        >>> times(0.0), times(-4.6)
+        ('1 times as likely', '0.01 times as likely')
+    """
+    return f"{math.exp(change):.2g} times as likely"
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Numbers from 0 to count, at most so many, evenly spread.
+
+    Example:
+        >>> spread(3, 5), spread(30, 4)
+        ([0, 1, 2], [0, 10, 19, 29])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(k * (count - 1) / (most - 1)) for k in range(most)]

@@ -63,7 +63,7 @@ class ShownImage:
         """
         if self.shares is None or self.grid is None:
             return None
-        return (weights @ self.shares).unflatten(-1, self.grid)  # type: ignore[no-untyped-call,no-any-return]
+        return (weights @ self.shares).unflatten(-1, self.grid)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,14 @@ class Explanation:
             "has"
         )
 
+    def heads(self, image: int = 0, kind: str = "text") -> Tensor | None:
+        """As `attention`, by head (T, K, H, M); None if the heads were not asked for."""
+        if kind == "blocks":
+            kept = None if self.blocks is None else self.blocks.heads
+            return None if kept is None else kept[image]
+        kept_text = None if self.text is None else self.text.heads
+        return None if kept_text is None else kept_text[..., list(self.images[image].text)]
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """Which kinds of attention to images there are: "text", "blocks"."""
@@ -237,34 +245,12 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: the pictures left out, numbers with five digits."""
-        shown = [
-            {
-                "name": image.name,
-                "labels": list(image.labels),
-                "grid": image.grid,
-                "positions": list(image.text),
-                "text_attention": _listed(self.attention(n, "text"))
-                if "text" in self.kinds and image.text
-                else None,
-                "block_attention": _listed(self.attention(n, "blocks")) if self.blocks else None,
-                "patch_shares": None if image.shares is None else _listed(image.shares),
-                "words": None if (near := self.words[n]) is None else vars(near),
-                "covered": None
-                if (covered := self.covered[n]) is None
-                else {
-                    "side": covered.side,
-                    "change": _listed(covered.change),
-                    "answer_stays": list(covered.stays),
-                },
-            }
-            for n, image in enumerate(self.images)
-        ]
         return {
             "question": self.question,
             "answer": self.answer,
             "prompt": self.prompt,
             "tokens": [vars(token) for token in self.tokens],
-            "images": shown,
+            "images": [self._image(number) for number in range(len(self.images))],
             "layers": None if self.text is None else list(self.text.layers),
             "blocks": None
             if self.blocks is None
@@ -278,10 +264,33 @@ class Explanation:
             "notes": list(self.notes),
         }
 
+    def _image(self, number: int) -> dict[str, Any]:
+        """An image as JSON holds it."""
+        image, near, covered = self.images[number], self.words[number], self.covered[number]
+        there = [kind for kind in self.kinds if kind == "blocks" or image.text]
+        heads = {kind: _listed(self.heads(number, kind)) for kind in there}
+        return {
+            "name": image.name,
+            "labels": list(image.labels),
+            "grid": image.grid,
+            "positions": list(image.text),
+            "attention": {kind: _listed(self.attention(number, kind)) for kind in there},
+            "heads": {kind: values for kind, values in heads.items() if values is not None},
+            "patch_shares": _listed(image.shares),
+            "words": None if near is None else vars(near),
+            "covered": None
+            if covered is None
+            else {
+                "side": covered.side,
+                "change": _listed(covered.change),
+                "answer_stays": list(covered.stays),
+            },
+        }
 
-def _listed(values: Tensor) -> Any:
+
+def _listed(values: Tensor | None) -> Any:
     """Nested lists of numbers, rounded: more digits than five are noise."""
-    return _rounded(values.to(torch.float64).tolist())
+    return None if values is None else _rounded(values.to(torch.float64).tolist())
 
 
 def _rounded(value: Any) -> Any:

@@ -6,34 +6,22 @@ import math
 from html import escape
 from pathlib import Path
 
-from torch import Tensor
-
 from isthmus.explaining.drawing import (
-    bar,
     gate_chart,
     overlaid,
     picture_uri,
-    png,
-    stacked_shares,
-    strip,
+    spread,
+    times,
+    word,
 )
 from isthmus.explaining.explanation import Explanation, NearWords, ShownImage
+from isthmus.explaining.panels import panel
 from isthmus.explaining.style import STYLE, picking
 from isthmus.files import write_text
-from isthmus.reports.html import folded, note, percent, text
+from isthmus.reports.html import folded, note, text
 from isthmus.reports.page import page
 
-MOST_LAYERS = 12
-"""Small maps of a token, at most: others between them are left out."""
-MOST_BARS = 160
-"""Visual tokens that are listed, at most; of more, those that were looked at most."""
 MOST_LATENTS = 64
-LEAST_CHANGE = 0.1
-"""A change of a log-probability that is dense in a map, at least: a smaller one is hardly any."""
-LEADS = {
-    "text": "Attention from the text to the image",
-    "blocks": "Attention of the gated blocks to the image",
-}
 
 
 def write_page(found: Explanation, path: Path) -> None:
@@ -59,7 +47,7 @@ def explained_page(found: Explanation) -> str:
         for n, token in enumerate(picks)
     )
     labels = "".join(_label(found, n, token) for n, token in enumerate(picks))
-    panels = "".join(_panel(found, n, token) for n, token in enumerate(picks))
+    panels = "".join(panel(found, n, token) for n, token in enumerate(picks))
     body = [
         f"<h1>{escape(found.answer or '(an empty answer)')}</h1>",
         f'<p class="asked">{escape(found.question or "A caption was asked for.")}</p>',
@@ -95,7 +83,7 @@ def _label(found: Explanation, number: int, token: int | None) -> str:
     if token is None:
         shown, logprob = "whole answer", sum(token.logprob for token in found.tokens)
     else:
-        shown, logprob = _word(found.tokens[token].text), found.tokens[token].logprob
+        shown, logprob = word(found.tokens[token].text), found.tokens[token].logprob
     return f'<label for="t{number}">{escape(shown)}<small>{_chance(logprob)}</small></label>'
 
 
@@ -103,187 +91,6 @@ def _chance(logprob: float) -> str:
     """A probability, of a logarithm."""
     share = math.exp(min(0.0, logprob))
     return f"{100 * share:.1f}%" if share >= 0.001 else f"{share:.0e}"
-
-
-def _panel(found: Explanation, number: int, token: int | None) -> str:
-    """All that is shown of a token; None is the whole answer, the mean of its tokens."""
-    parts = [_where(found, token)]
-    for place, image in enumerate(found.images):
-        heading = f"<h3>{escape(image.name)}</h3>" if len(found.images) > 1 else ""
-        parts.append(heading + _figures(found, place, token))
-        for kind in found.kinds:
-            if kind == "blocks" or image.text:
-                parts.append(_by_layer(found, place, token, kind))
-    return f'<div class="panel p{number}">{"".join(parts)}</div>'
-
-
-def _attention(found: Explanation, image: int, token: int | None, kind: str) -> Tensor:
-    """(K, M) of a token, or the mean of all."""
-    weights = found.attention(image, kind)
-    return weights.mean(dim=0) if token is None else weights[token]
-
-
-def _where(found: Explanation, token: int | None) -> str:
-    """Where the decoder's attention goes, in shares."""
-    if found.text is None:
-        return ""
-    weights = found.text.weights.mean(dim=1)  # (T, L)
-    own = weights.mean(dim=0) if token is None else weights[token]
-    shares, left = {}, own.clone()
-    for image in found.images:
-        if image.text:
-            shares[image.name] = float(own[list(image.text)].sum())
-            left[list(image.text)] = 0
-    if float(left[0]):
-        shares["first token"] = float(left[0])
-    answer = len(own) - len(found.tokens) + 1
-    shares["rest of the prompt"] = float(left[1:answer].sum())
-    if len(found.tokens) > 1:
-        shares["answer so far"] = float(left[answer:].sum())
-    return "<h3>Where attention goes, mean of all layers</h3>" + stacked_shares(shares)
-
-
-def _figures(found: Explanation, place: int, token: int | None) -> str:
-    """The picture, the map of attention, and the map of what happens when a part is covered."""
-    image, figures = found.images[place], []
-    if image.picture is None:
-        return ""
-    figures.append(
-        f'<figure class="over"><div class="seen plain seen-{place}" role="img" '
-        f'aria-label="{escape(image.name)}"></div><figcaption>As the model sees it.</figcaption>'
-        "</figure>"
-    )
-    for kind in found.kinds:
-        if kind == "text" and not image.text:
-            continue
-        own = _attention(found, place, token, kind).mean(dim=0)
-        values = image.on_grid(own)
-        if values is not None:
-            figures.append(
-                overlaid(place, values, f"{LEADS[kind]}, mean of all{_share(found, kind, own)}.")
-            )
-    covered = found.covered[place]
-    if covered is not None:
-        change = covered.map(token)
-        most = float(change.min())
-        stays = sum(covered.stays)
-        figures.append(
-            overlaid(
-                place,
-                -change,
-                largest=max(float(change.abs().max()), LEAST_CHANGE),
-                "Each part covered by itself. Orange: without it less likely, down to "
-                f"{_times(most)}. Blue: more likely. "
-                f"The answer stays with {stays} of {len(covered.stays)} covered.",
-            )
-        )
-    return f'<div class="figures">{"".join(figures)}</div>'
-
-
-def _times(change: float) -> str:
-    """How many times as likely, of a change of a logarithm.
-
-    Example:
-        >>> _times(0.0), _times(-4.6)
-        ('1 times as likely', '0.01 times as likely')
-    """
-    return f"{math.exp(change):.2g} times as likely"
-
-
-def _by_layer(found: Explanation, place: int, token: int | None, kind: str) -> str:
-    """Attention by layer: small maps, or bars where visual tokens are no parts of the image."""
-    image = found.images[place]
-    source = found.text if kind == "text" else found.blocks
-    assert source is not None
-    own = _attention(found, place, token, kind)
-    maps = image.on_grid(own)
-    if maps is None or image.picture is None:
-        return _bars(found, place, own, source.layers)
-    kept = _spread(len(source.layers), MOST_LAYERS)
-    small = "".join(
-        overlaid(
-            place,
-            maps[k],
-            f"{_layer(found, kind, k)}{_share(found, kind, own[k])}",
-            small=True,
-        )
-        for k in kept
-    )
-    return (
-        f"<h3>{LEADS[kind]}, by layer</h3>"
-        + note(
-            "Each map has a scale of its own, from 0 to its largest value: where all is orange, "
-            "all was read alike."
-        )
-        + f'<div class="figures">{small}</div>'
-    )
-
-
-def _layer(found: Explanation, kind: str, number: int) -> str:
-    """What a layer, or a block with its gate, is called."""
-    if kind == "text" or found.blocks is None:
-        assert found.text is not None
-        return f"layer {found.text.layers[number]}"
-    gate = found.blocks.gates[number].get("attention")
-    told = "" if gate is None else f", gate {gate:.2g}"
-    return f"before layer {found.blocks.layers[number]}{told}"
-
-
-def _share(found: Explanation, kind: str, weights: Tensor) -> str:
-    """The share of attention that goes to an image, where it could go elsewhere."""
-    alone = kind == "blocks" and len(found.images) == 1
-    return "" if alone else f": {percent(float(weights.sum()))} of it"
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Numbers from 0 to count, at most so many, evenly spread.
-
-    Example:
-        >>> _spread(3, 5), _spread(30, 4)
-        ([0, 1, 2], [0, 10, 19, 29])
-    """
-    if count <= most:
-        return list(range(count))
-    return [round(k * (count - 1) / (most - 1)) for k in range(most)]
-
-
-def _bars(found: Explanation, place: int, own: Tensor, layers: tuple[int, ...]) -> str:
-    """Attention (K, M) to visual tokens as bars, with a strip of the layers."""
-    image, near = found.images[place], found.words[place]
-    means, largest = own.mean(dim=0), float(own.max())
-    most = float(means.max())
-    listed = range(len(means))
-    if len(means) > MOST_BARS:
-        listed = sorted(means.topk(MOST_BARS).indices.tolist())  # type: ignore[assignment]
-    rows = []
-    for m in listed:
-        word = escape(_word(near.words[0][m][0][0])) if near else ""
-        rows.append(
-            f'<tr><td>{escape(image.labels[m])}</td><td class="word">{word}</td>'
-            f"<td>{bar(float(means[m]), most)}</td><td>{percent(float(means[m]), 2)}</td>"
-            f"<td>{strip(own[:, m], largest)}</td></tr>"
-        )
-    span = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
-    left = len(means) - len(rows)
-    return (
-        "<h3>Attention to visual tokens</h3>"
-        f'<div class="table"><table class="bars"><thead><tr><th>visual token</th>'
-        f"<th>{'nearest word' if near else ''}</th><th>attention</th><th></th><th>{span}</th></tr>"
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-        + note(f"{left} more that were looked at less are left out." if left else "")
-    )
-
-
-def _word(word: str) -> str:
-    """A word with its white space in sight.
-
-    Example:
-        >>> _word(" cat\\n"), _word("\\t")
-        ('\u2423cat\u21b5', '\u21e5')
-    """
-    for space, sign in ((" ", "\u2423"), ("\n", "\u21b5"), ("\t", "\u21e5")):
-        word = word.replace(space, sign)
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in word) or "\u2205"
 
 
 def _without(found: Explanation) -> str:
@@ -302,7 +109,7 @@ def _without(found: Explanation) -> str:
     return (
         f"<section><h2>Without {images}</h2>"
         f'<p class="callout">{escape(sentence)} '
-        f"The answer above is then {_times(change)}.</p></section>"
+        f"The answer above is then {times(change)}.</p></section>"
     )
 
 
@@ -330,7 +137,7 @@ def _made_of(found: Explanation) -> str:
         maps = image.shares.unflatten(-1, image.grid)  # type: ignore[no-untyped-call]
         small = "".join(
             overlaid(number, maps[m], image.labels[m], small=True)
-            for m in _spread(len(maps), MOST_LATENTS)
+            for m in spread(len(maps), MOST_LATENTS)
         )
         heading = f"<h3>{escape(image.name)}</h3>" if len(found.images) > 1 else ""
         parts.append(f'{heading}<div class="figures">{small}</div>')
@@ -363,9 +170,9 @@ def _words(found: Explanation) -> str:
 
 def _near(words: tuple[tuple[str, float], ...]) -> str:
     """A cell: the nearest word, its number, and the next ones for whoever points at it."""
-    (word, value), *_ = words
-    others = ", ".join(f"{_word(w)} {v:.2f}" for w, v in words)
-    return f'<td title="{escape(others)}">{escape(_word(word))}<small>{value:.2f}</small></td>'
+    (nearest, value), *_ = words
+    others = ", ".join(f"{word(w)} {v:.2f}" for w, v in words)
+    return f'<td title="{escape(others)}">{escape(word(nearest))}<small>{value:.2f}</small></td>'
 
 
 def _listed(image: ShownImage, near: NearWords) -> str:
@@ -414,6 +221,3 @@ def _reading(found: Explanation) -> str:
         + notes
         + "</section>"
     )
-
-
-__all__ = ["explained_page", "png", "write_page"]

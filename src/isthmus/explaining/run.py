@@ -82,22 +82,13 @@ def explain(
 
     Example:
         >>> import isthmus as im
+        >>> from PIL import Image
         >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
         >>> found = im.explain(model, Image.new("RGB", (32, 32)), "What is it?", max_new_tokens=2)
         >>> found.map(0).shape, found.covered[0].map().shape
         (torch.Size([4, 4]), torch.Size([4, 4]))
     """
-    for name, value, least, most in (
-        ("side", side, 0, MOST_SIDE),
-        ("words", words, 0, None),
-        ("max_new_tokens", max_new_tokens, 1, None),
-    ):
-        if value < least or (most is not None and value > most):
-            raise ConfigError(
-                f"{name} is {value}: expected {least} or more"
-                if most is None
-                else f"{name} is {value}: expected {least} to {most}"
-            )
+    check_options(side, words, max_new_tokens)
     engine = model if isinstance(model, Engine) else Engine(model)
     model = engine.model
     prompt = question_of(model, images, question, stop=stop).prompt()
@@ -122,6 +113,25 @@ def explain(
     if out is not None:
         write_page(found, Path(out))
     return found
+
+
+def check_options(side: int, words: int, max_new_tokens: int) -> None:
+    """Says what is wrong with options of `explain`, before a model is loaded.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+    for name, value, least, most in (
+        ("side", side, 0, MOST_SIDE),
+        ("words", words, 0, None),
+        ("max_new_tokens", max_new_tokens, 1, None),
+    ):
+        if value < least or (most is not None and value > most):
+            raise ConfigError(
+                f"{name} is {value}: expected {least} or more"
+                if most is None
+                else f"{name} is {value}: expected {least} to {most}"
+            )
 
 
 def _told(token: TokenLogprob) -> str:
@@ -215,7 +225,10 @@ def _text(recorded: Recorded, heads: bool) -> TextAttention | None:
         return None
     # families may have layers that differ in their number of heads
     means = torch.stack([recorded.attention[number].mean(dim=1) for number in layers], dim=1)
-    each = torch.stack([recorded.attention[n] for n in layers], dim=1) if heads else None
+    alike = len({recorded.attention[number].shape[1] for number in layers}) == 1
+    each = None
+    if heads and alike:
+        each = torch.stack([recorded.attention[number] for number in layers], dim=1)
     return TextAttention(layers, means, each)
 
 

@@ -41,7 +41,7 @@ def nearest_inputs(language: LanguageModel, states: Tensor) -> list[Words]:
     table = language.input_embedding.weight.detach()
     norms = table.float().norm(dim=-1).clamp(min=1e-12)
     found = []
-    for some in states.split(AT_ONCE):
+    for some in torch.split(states, AT_ONCE):
         cosine = F.normalize(some.float(), dim=-1) @ table.float().T / norms
         found += _words(language, cosine)
     return found
@@ -51,7 +51,7 @@ def lens(language: LanguageModel, recorded: Recorded, states: Tensor) -> list[Wo
     """The words that the head would write for hidden states (S, D), with their probability."""
     found = []
     head = language.output_embedding
-    for some in states.split(AT_ONCE):
+    for some in torch.split(states, AT_ONCE):
         logits = F.linear(through_tail(recorded, some), head.weight, head.bias)
         found += _words(language, logits.float().softmax(dim=-1))
     return found

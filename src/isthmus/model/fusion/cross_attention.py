@@ -224,26 +224,26 @@ class GatedCrossAttentionBlock(nn.Module):
         """
         rows, length = hidden.shape[:2]
         heads, (images, tokens) = self.attention.heads, sight.visual.shape[:2]
-        found = hidden.new_zeros(rows * length, heads, images, tokens, dtype=torch.float32)
+        shape = (rows, length, heads, images, tokens)
+        found = hidden.new_zeros(shape, dtype=torch.float32)
         segments = sight.segments
         if segments is None:
-            return found.unflatten(0, (rows, length))
+            return found
         keys, _ = self._keys_values(sight, key)
         if self.sees == "last":
             mask = None if sight.valid is None else sight.valid[segments.image][:, None, None]
             queries = self.norm(hidden.flatten(0, 1)[segments.index])
             own = self.attention.weights(queries, keys[segments.image], mask).transpose(1, 2)
             which = segments.image[:, None].expand_as(segments.valid)[segments.valid]
-            found[segments.index[segments.valid], :, which] = own[segments.valid]
-            return found.unflatten(0, (rows, length))
+            found.flatten(0, 1)[segments.index[segments.valid], :, which] = own[segments.valid]
+            return found
         image, mask, blind = self._previous(sight, tokens)
         own = self.attention.weights(self.norm(hidden), row_context(keys, image), mask)
-        own = own.masked_fill(blind[:, None, :, None], 0).unflatten(3, (-1, tokens))
-        by_row = found.unflatten(0, (rows, length))
+        own = own.masked_fill(blind[:, None, :, None], 0).view(*own.shape[:3], -1, tokens)
         for row in range(rows):
             # the numbers of images that a row does not have are clamped: nothing is read there
-            by_row[row].index_add_(2, image[row], own[row].transpose(0, 1))
-        return by_row
+            found[row].index_add_(2, image[row], own[row].transpose(0, 1))
+        return found
 
 
 def row_context(states: Tensor, image: Tensor) -> Tensor:
