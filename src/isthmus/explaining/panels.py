@@ -90,7 +90,7 @@ def _figures(found: Explanation, place: int, token: int | None) -> str:
                 -change,
                 "Each part covered by itself. Orange: without it less likely, down to "
                 f"{times(most)}. Blue: more likely. "
-                f"The answer stays with {stays} of {len(covered.stays)} covered.",
+                f"The answer stays the same for {stays} of {len(covered.stays)} parts.",
                 largest=max(float(change.abs().max()), LEAST_CHANGE),
             )
         )

@@ -24,7 +24,8 @@ summary { cursor: pointer; font-size: .9rem; margin: 6px 0; }
 figure { margin: 0; } figcaption { font-size: .82rem; overflow-wrap: anywhere; margin-top: 4px; }
 .over { width: min(300px, 100%); } .over.small { width: 104px; }
 .over.small figcaption { font-size: .74rem; margin-top: 2px; }
-.seen { position: relative; border-radius: 6px; overflow: hidden; background: var(--soft); }
+.seen { position: relative; border-radius: 6px; overflow: hidden; background: var(--soft);
+  outline: 1px solid var(--line); outline-offset: -1px; }
 .seen::before { content: ""; position: absolute; inset: 0; background: var(--picture) 0 0/100% 100%;
   filter: grayscale(1) brightness(.82); }
 .seen.plain::before { filter: none; }
@@ -47,7 +48,7 @@ figure { margin: 0; } figcaption { font-size: .82rem; overflow-wrap: anywhere; m
 .callout { border-left: 4px solid #d9622b; background: var(--soft); padding: 10px 14px;
   border-radius: 0 8px 8px 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 600px) { .over { width: 100%; } .over.small { width: 30%; }
+@media (max-width: 600px) { .over { width: calc(50% - 7px); } .over.small { width: 30%; }
   .gates text { font-size: 12px; } .strip { width: 130px; } .bar-of { width: 80px; } }
 @media print { .panel { display: block; } .tokens { position: static; } }
 """

@@ -299,8 +299,9 @@ class NamesConnector(nn.Module):
         read = [False] * len(features)
         if self.reader is not None:
             read = self.words_in(features)[0].tolist()
-        sizes = (self.names.shape[1], self.others, self.region_pieces, self.region_others)
-        return [token_labels(*sizes, len(self.queries), letters=letters) for letters in read]
+        whole, part = (self.names.shape[1], self.others), (self.region_pieces, self.region_others)
+        sizes = (self.shape.count - 1, *whole, *part, len(self.queries))
+        return [token_labels(*sizes, letters=letters) for letters in read]
 
     @torch.no_grad()
     def words_in(self, features: Tensor) -> tuple[Tensor, Tensor]:

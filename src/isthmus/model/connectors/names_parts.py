@@ -29,6 +29,7 @@ class Seen:
 
 
 def token_labels(
+    regions: int,
     pieces: int,
     others: int,
     region_pieces: int,
@@ -40,6 +41,7 @@ def token_labels(
     """A label for each visual token, in their order.
 
     Args:
+        regions: Regions beside the whole image.
         pieces: Word pieces of the likeliest name.
         others: Next likeliest names.
         region_pieces: Word pieces of a region's name.
@@ -48,22 +50,22 @@ def token_labels(
         letters: Whether a printed word stands in place of the regions.
 
     Example:
-        >>> token_labels(2, 1, 1, 0, 1)[:6]
+        >>> token_labels(5, 2, 1, 1, 0, 1)[:6]
         ['name, piece 1', 'name, piece 2', 'how sure', 'next likeliest 1', 'top left: place', \
 'top left: name']
     """
     found = [f"name, {_piece(n, pieces)}" if pieces > 1 else "name" for n in range(pieces)]
     found += ["how sure", *(f"next likeliest {n + 1}" for n in range(others))]
-    regions = []
-    for region in REGIONS[1:]:
+    places = []
+    for region in REGIONS[1 : regions + 1]:
         names = [_piece(n, region_pieces) for n in range(region_pieces)]
         own = ["name"] if region_pieces == 1 else [f"name, {piece}" for piece in names]
         more = [f"next likeliest {n + 1}" for n in range(region_others)]
-        regions += [f"{region}: {part}" for part in ("place", *own, *more)]
+        places += [f"{region}: {part}" for part in ("place", *own, *more)]
     if letters:
-        regions = [f"printed word, piece {n + 1}" for n in range(len(regions))]
+        places = [f"printed word, piece {n + 1}" for n in range(len(places))]
     free = [f"gathered {n + 1}" for n in range(gathered)]
-    return [*found, *regions, "analysis", *free]
+    return [*found, *places, "analysis", *free]
 
 
 def _piece(number: int, of: int) -> str:
