@@ -81,12 +81,13 @@ def parts_of(
         labels = tuple(connector.token_labels(features)[0])
     if len(labels) != count:
         labels = tuple(f"visual token {number + 1}" for number in range(count))
-    if features is None:
+    grid = model.vision.shape.grid
+    if features is None or grid is None:
         return labels, None
     if hasattr(connector, "patch_shares"):
-        return labels, connector.patch_shares(features)[0].to("cpu", torch.float32)
-    grid = model.vision.shape.grid
-    one_each = grid is not None and grid[0] * grid[1] == count == features.shape[1]
+        shares: Tensor = connector.patch_shares(features)[0].to("cpu", torch.float32)
+        return labels, shares if shares.shape == (count, grid[0] * grid[1]) else None
+    one_each = grid[0] * grid[1] == count == features.shape[1]
     return labels, torch.eye(count) if one_each else None
 
 

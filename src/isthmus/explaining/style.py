@@ -25,7 +25,7 @@ figure { margin: 0; } figcaption { font-size: .82rem; overflow-wrap: anywhere; m
 .over { width: min(300px, 100%); } .over.small { width: 104px; }
 .over.small figcaption { font-size: .74rem; margin-top: 2px; }
 .seen { position: relative; border-radius: 6px; overflow: hidden; background: var(--soft);
-  outline: 1px solid var(--line); outline-offset: -1px; }
+  border: 1px solid var(--line); }
 .seen::before { content: ""; position: absolute; inset: 0; background: var(--picture) 0 0/100% 100%;
   filter: grayscale(1) brightness(.82); }
 .seen.plain::before { filter: none; }
