@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     BloomConfig,
     FalconConfig,
     GPTJConfig,
@@ -32,6 +36,7 @@ from isthmus.model.backbones.tiny import (
     tiny_language_config,
     tiny_language_model,
 )
+from isthmus.model.backbones.tiny_llava import write_tiny_llava
 from isthmus.model.connectors.patch_shares import rollout
 from isthmus.model.connectors.qformer import QFormerConnector
 from isthmus.model.connectors.resampler import PerceiverResampler
@@ -133,6 +138,37 @@ def test_text_attention_is_that_of_transformers(family: str) -> None:
         logprobs = model(batch, last=len(answer)).logits[0].log_softmax(dim=-1)
     got = torch.tensor([token.logprob for token in found.tokens])
     torch.testing.assert_close(got, logprobs[range(len(answer)), answer], rtol=1e-4, atol=TOLERANCE)
+
+
+def test_a_released_model_s_attention_is_its_own_class_s(tmp_path: Path) -> None:
+    """A LLaVA that was taken apart, against the whole of it."""
+    write_tiny_llava(tmp_path)
+    theirs: Any = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation="eager")
+    processor: Any = AutoProcessor.from_pretrained(tmp_path)
+    noise = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8)
+    images = [Image.fromarray(noise.numpy()), Image.new("RGB", (40, 40), "red")]
+    found = im.explain(im.load(tmp_path), images, "Which?", max_new_tokens=4, heads=True, side=0)
+    inputs = processor(images=images, text=[found.prompt], return_tensors="pt")
+    answer = torch.tensor([[token.id for token in found.tokens]])
+    prompt_tokens = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        outputs = theirs(
+            input_ids=torch.cat([inputs["input_ids"], answer[:, :-1]], dim=1),
+            pixel_values=inputs["pixel_values"],
+            output_attentions=True,
+        )
+    assert found.text is not None
+    assert found.text.heads is not None
+    for layer, expected in enumerate(outputs.attentions):
+        close(found.text.heads[:, layer], expected[0, :, prompt_tokens - 1 :].transpose(0, 1))
+    logprobs = outputs.logits[0, prompt_tokens - 1 :].log_softmax(dim=-1)
+    close(
+        torch.tensor([token.logprob for token in found.tokens]),
+        logprobs.gather(1, answer.T)[:, 0],
+    )
+    is_image = (inputs["input_ids"][0] == theirs.config.image_token_id).nonzero()[:, 0].tolist()
+    assert [*found.images[0].text, *found.images[1].text] == is_image
+    assert found.images[0].cells == found.images[0].grid
 
 
 def test_the_implementation_is_put_back_after_an_error() -> None:

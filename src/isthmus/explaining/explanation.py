@@ -41,8 +41,8 @@ class ShownImage:
         picture: After preprocessing, so that maps lie on it; None for what is no image.
         labels: (M,) what each visual token is.
         grid: (rows, columns) of the patches; None where they are no grid.
-        shares: (M, N) how much each visual token has from each patch, rows that sum to 1; None
-            where visual tokens are no parts of the image.
+        shares: (M, N) how much each visual token has from each patch; None where visual tokens are
+            no parts of the image. Rows sum to 1, or less where something is of a class token.
         cells: (rows, columns) of the visual tokens themselves where they lie on a grid, else None.
         text: What stands in the prompt for it: the positions of its visual tokens among those of
             the prompt, empty where they do not stand in the text.
@@ -57,9 +57,10 @@ class ShownImage:
     text: tuple[int, ...]
 
     def on_grid(self, weights: Tensor) -> Tensor | None:
-        """Weights (..., M) of visual tokens as maps (..., rows, columns) with the same sum.
+        """Weights (..., M) of visual tokens as maps (..., rows, columns).
 
-        None where visual tokens are no parts of the image, or patches no grid.
+        Their sum is the same but for what is of class tokens. None where visual tokens are no parts
+        of the image, or patches no grid.
         """
         if self.shares is None or self.grid is None:
             return None

@@ -42,7 +42,7 @@ def shown_images(
         count, own = len(visual[number]), features.get(number)
         layout = inputs.layouts[number].ids
         labels, shares = parts_of(model, own, count)
-        grid = None if own is None else model.vision.shape.grid
+        grid = None if own is None else model.vision.patch_grid[1]
         found.append(
             ShownImage(
                 name=f"image {number + 1}",
@@ -70,6 +70,8 @@ def parts_of(
 ) -> tuple[tuple[str, ...], Tensor | None]:
     """What visual tokens are called, and how much each has from each patch (M, N).
 
+    What it has from class and register tokens, which are of no place, is left out.
+
     Args:
         model: The model.
         features: (1, N, D) of an image; None for what is no image.
@@ -81,14 +83,16 @@ def parts_of(
         labels = tuple(connector.token_labels(features)[0])
     if len(labels) != count:
         labels = tuple(f"visual token {number + 1}" for number in range(count))
-    grid = model.vision.shape.grid
+    front, grid = model.vision.patch_grid
     if features is None or grid is None:
         return labels, None
+    patches = grid[0] * grid[1]
     if hasattr(connector, "patch_shares"):
         shares: Tensor = connector.patch_shares(features)[0].to("cpu", torch.float32)
-        return labels, shares if shares.shape == (count, grid[0] * grid[1]) else None
-    one_each = grid[0] * grid[1] == count == features.shape[1]
-    return labels, torch.eye(count) if one_each else None
+        fits = shares.shape == (count, front + patches)
+        return labels, shares[:, front:] if fits else None
+    one_each = count == features.shape[1] == front + patches
+    return labels, torch.eye(count)[:, front:] if one_each else None
 
 
 def cells_of(shares: Tensor | None, grid: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -149,6 +149,23 @@ def test_connectors_that_merge_patches_share_attention_among_them() -> None:
         torch.testing.assert_close(got, expected)
 
 
+def test_a_class_token_is_of_no_place() -> None:
+    vision = im.VisionConfig(name="tiny-vit", keep_cls=True)
+    model = scrambled(im.compose(vision, "tiny-lm", im.Linear(), im.Inline()))
+    assert model.vision.patch_grid == (1, (4, 4))
+    found = im.explain(model, pictures(), QUESTION, max_new_tokens=1, side=0)
+    got = found.map(0, layer=1)
+    assert got is not None
+    torch.testing.assert_close(got.flatten(), found.attention()[0, 1, 1:])
+    queries = im.QFormer(queries=3, depth=1, heads=2, width=16)
+    model = scrambled(im.compose(vision, "tiny-lm", queries, im.Inline()))
+    found = im.explain(model, pictures(), QUESTION, max_new_tokens=1, side=0)
+    shares = found.images[0].shares
+    assert shares is not None
+    assert shares.shape == (3, 16)
+    assert (shares.sum(dim=1) < 1).all()
+
+
 @pytest.mark.parametrize("sees", ["last", "previous"])
 def test_gated_blocks_show_the_weights_that_they_read_with(sees: str) -> None:
     model, images = gated(sees), pictures(2)
