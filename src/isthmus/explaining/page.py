@@ -49,7 +49,7 @@ def explained_page(found: Explanation) -> str:
     labels = "".join(_label(found, n, token) for n, token in enumerate(picks))
     panels = "".join(panel(found, n, token) for n, token in enumerate(picks))
     body = [
-        f"<h1>{escape(found.answer or '(an empty answer)')}</h1>",
+        f"<h1>{escape(found.answer or '(no text)')}</h1>",
         f'<p class="asked">{escape(found.question or "A caption was asked for.")}</p>',
         inputs,
         f'<div class="tokens">{labels}</div>',

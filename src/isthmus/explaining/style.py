@@ -22,7 +22,7 @@ summary { cursor: pointer; font-size: .9rem; margin: 6px 0; }
 .panel { display: none; }
 .figures { display: flex; flex-wrap: wrap; gap: 14px; margin: 10px 0; align-items: flex-start; }
 figure { margin: 0; } figcaption { font-size: .82rem; overflow-wrap: anywhere; margin-top: 4px; }
-.over { width: min(300px, 100%); } .over.small { width: 104px; }
+.over { width: clamp(200px, calc(33.3% - 10px), 300px); } .over.small { width: 104px; }
 .over.small figcaption { font-size: .74rem; margin-top: 2px; }
 .seen { position: relative; border-radius: 6px; overflow: hidden; background: var(--soft);
   border: 1px solid var(--line); }
