@@ -26,7 +26,7 @@ LAYERS = [
     {"classification", "search", "reasoning"},
     {"demonstrations"},
     {"training", "testing", "evaluation", "exporting", "catalogue"},
-    {"auditing", "serving"},
+    {"auditing", "explaining", "serving"},
     {"cli"},
 ]
 LAYER_OF = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -202,6 +202,7 @@ TWINS = {
     "data": "check_data",
     "export": "export",
     "doctor": "diagnose",
+    "explain": "explain",
 }
 
 

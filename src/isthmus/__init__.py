@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     )
     from isthmus.evaluation.runner import evaluate
     from isthmus.evaluation.task import Item, Task
+    from isthmus.explaining.explanation import Explanation
+    from isthmus.explaining.run import explain
     from isthmus.exporting.exported import Exported
     from isthmus.exporting.run import export
     from isthmus.generation.decode import generate
@@ -123,6 +125,8 @@ _HOMES = {
     "isthmus.auditing.run": ("audit", "Audit"),
     "isthmus.auditing.data": ("LabelledImages",),
     "isthmus.evaluation.task": ("Task", "Item"),
+    "isthmus.explaining.run": ("explain",),
+    "isthmus.explaining.explanation": ("Explanation",),
     "isthmus.training.loop": ("train",),
     "isthmus.exporting.run": ("export",),
     "isthmus.exporting.exported": ("Exported",),
@@ -209,6 +213,7 @@ __all__ = [
     "DualEncoderConfig",
     "Engine",
     "Example",
+    "Explanation",
     "ExportError",
     "Exported",
     "FileRef",
@@ -263,6 +268,7 @@ __all__ = [
     "compute_features",
     "diagnose",
     "evaluate",
+    "explain",
     "export",
     "fetch_asset",
     "from_pretrained",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +67,13 @@ def ask(
     threads: Threads = None,
 ) -> None:
     """Ask a question about one or several images; prints the answer and nothing else."""
-    from isthmus.cli.options import check_machine, check_text, image_options, use_machine
+    from isthmus.cli.options import (
+        check_machine,
+        check_text,
+        image_options,
+        open_source,
+        use_machine,
+    )
     from isthmus.cli.output import print_json
     from isthmus.errors import InputError
     from isthmus.prompts.answers.closed import closed_answers
@@ -102,7 +107,7 @@ def ask(
     }
     more: dict[str, Any] = {"samples": samples, "max_rationale_tokens": max_rationale_tokens}
     planned = _planned(reasoning, trigger, demonstrations, {**options, **more})
-    images = [_open(source, allow_url) for source in sources]  # before the model: fail early
+    images = [open_source(source, allow_url) for source in sources]  # before the model: fail early
 
     from dataclasses import asdict
 
@@ -143,22 +148,3 @@ def _planned(way: str, trigger: str, shots: list[Any], options: dict[str, Any]) 
     if trigger:
         trigger_named(trigger)
     return reasoning_for(way, shots, trigger=trigger or None, **options)
-
-
-def _open(source: str, allow_url: bool) -> Any:
-    """An image from a path, stdin or, if allowed, an address; or a file of another kind."""
-    from isthmus.errors import InputError
-    from isthmus.media.fetch import Fetcher, is_url
-    from isthmus.media.image import open_image
-    from isthmus.media.kinds import kinds, reference
-
-    if is_url(source):
-        if not allow_url:
-            raise InputError(
-                f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
-            )
-        return open_image(Fetcher(None, plain=True).fetch(source))
-    if source != "-" and (file := reference(Path(source))).kind != "image":
-        kinds()[file.kind].open(file.read())
-        return file
-    return open_image(sys.stdin.buffer if source == "-" else source)

@@ -7,7 +7,9 @@ of this machine found (`isthmus info` prints it). `--threads` is PyTorch's numbe
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -91,3 +93,31 @@ def check_text(text: str, what: str) -> None:
         raise InputError(
             f'{what} "{shown}" is no UTF-8 at character {error.start + 1}: expected text in UTF-8'
         ) from None
+
+
+def open_source(source: str, allow_url: bool) -> Any:
+    """An image from a path, stdin or, if allowed, an address; or a file of another kind.
+
+    Args:
+        source: A path, "-" for stdin, or an address.
+        allow_url: Whether it may be an address.
+
+    Raises:
+        InputError: If it is an address and may not be.
+        MediaError: If it cannot be read.
+    """
+    from isthmus.errors import InputError
+    from isthmus.media.fetch import Fetcher, is_url
+    from isthmus.media.image import open_image
+    from isthmus.media.kinds import kinds, reference
+
+    if is_url(source):
+        if not allow_url:
+            raise InputError(
+                f"{source} is an address: pass --allow-url to fetch it, or a file on this machine"
+            )
+        return open_image(Fetcher(None, plain=True).fetch(source))
+    if source != "-" and (file := reference(Path(source))).kind != "image":
+        kinds()[file.kind].open(file.read())
+        return file
+    return open_image(sys.stdin.buffer if source == "-" else source)

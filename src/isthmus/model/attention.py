@@ -111,6 +111,32 @@ class MultiHeadAttention(nn.Module):
         out: Tensor = self.out_projection(read.transpose(1, 2).flatten(2))
         return out
 
+    def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How much of each part of a context the queries read, softmax(Q K^T / sqrt(d)).
+
+        `attend` never holds these weights: they are computed again for whoever wants to see them.
+
+        Args:
+            queries: As in `attend`.
+            keys: As in `attend`.
+            mask: As in `attend`.
+
+        Returns:
+            (B, H, Q, C) in float32, rows that sum to 1.
+
+        Example:
+            >>> import torch
+            >>> attention = MultiHeadAttention(8, 6, heads=2, head_dim=4)
+            >>> keys, _ = attention.project_context(torch.randn(1, 5, 6))
+            >>> attention.weights(torch.randn(1, 3, 8), keys).sum(dim=-1).shape
+            torch.Size([1, 2, 3])
+        """
+        q = self._split(self.query_projection(queries))
+        scores = (q @ keys.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(dim=-1)
+
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Projects the context and attends to it; shapes as in `attend`."""
         return self.attend(queries, *self.project_context(context), mask)

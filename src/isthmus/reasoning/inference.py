@@ -93,7 +93,9 @@ def ask(
         max_rationale_tokens=max_rationale_tokens,
     )
     engine = model if isinstance(model, Engine) else Engine(model)
-    made = _question(engine.model, images, question, shots, kind, choices, stop)
+    made = question_of(
+        engine.model, images, question, shots=shots, kind=kind, choices=choices, stop=stop
+    )
     [answer] = run(engine, [program_for(made, how)])
     return answer
 
@@ -136,20 +138,21 @@ def stream(
         max_new_tokens=max_new_tokens,
     )
     engine = model if isinstance(model, Engine) else Engine(model)
-    made = _question(engine.model, images, question, shots, "text", (), stop)
+    made = question_of(engine.model, images, question, shots=shots, stop=stop)
     yield from streamed(engine, program_for(made, how))
 
 
-def _question(
+def question_of(
     model: VisionLanguageModel | WholeModel,
     images: Any,
     question: str,
-    shots: Sequence[Example],
-    kind: AnswerKind,
-    choices: Sequence[str],
-    stop: Sequence[str],
+    *,
+    shots: Sequence[Example] = (),
+    kind: AnswerKind = "text",
+    choices: Sequence[str] = (),
+    stop: Sequence[str] = STOPS,
 ) -> Question:
-    """The question in the model's own template."""
+    """The question in the model's own template; arguments as for `ask`."""
     tokenizer = model.language.tokenizer
     closed = tuple(choices) if kind in ("choice", "label") else ()
     if kind in ("choice", "label") and not closed:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from isthmus.auditing.report.html import (
+from isthmus.reports.charts import Line, chart
+from isthmus.reports.html import (
     Renderer,
     Shown,
     figure,
@@ -17,7 +18,6 @@ from isthmus.auditing.report.html import (
     table,
     text,
 )
-from isthmus.reports.charts import Line, chart
 
 NAMES = {
     "fgsm": "FGSM",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from isthmus.auditing.report.html import (
+from isthmus.evaluation.results import p_value
+from isthmus.reports.charts import Line, chart
+from isthmus.reports.html import (
     Renderer,
     Shown,
     figure,
@@ -17,8 +19,6 @@ from isthmus.auditing.report.html import (
     table,
     text,
 )
-from isthmus.evaluation.results import p_value
-from isthmus.reports.charts import Line, chart
 
 MOST_ROWS = 12
 

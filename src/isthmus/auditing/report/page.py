@@ -9,7 +9,8 @@ from typing import Any
 
 from isthmus.auditing.bench import IMAGES
 from isthmus.auditing.report import attacks, bias, confidence, prompts
-from isthmus.auditing.report.html import (
+from isthmus.files import write_text
+from isthmus.reports.html import (
     Renderer,
     Shown,
     embedded,
@@ -19,7 +20,6 @@ from isthmus.auditing.report.html import (
     table,
     text,
 )
-from isthmus.files import write_text
 from isthmus.reports.page import page
 
 REPORT = "report.html"

@@ -72,6 +72,7 @@ class VisionEncoder(nn.Module):
         self._traced: dict[Features, Features | None] = {}
         self.requires_grad_(False)
         self.eval()
+        self._in_front: tuple[int, tuple[int, int] | None] | None = None
         self._dropped, self.shape = self._probe(backbone)
 
     @torch.no_grad()
@@ -98,6 +99,7 @@ class VisionEncoder(nn.Module):
         if grid is None or grid[0] * grid[1] != patches:  # models that merge patches on the way
             grid = _grid(patches, backbone.size)
         if self.config.keep_cls and prefix:
+            self._in_front = prefix, grid
             return 0, FeatureShape(width, tokens, None)
         return prefix, FeatureShape(width, patches, grid)
 
@@ -142,6 +144,14 @@ class VisionEncoder(nn.Module):
     def normalisation(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
         """Mean and standard deviation of its pixels, per channel; None if they are not known."""
         return self._normalisation
+
+    @property
+    def patch_grid(self) -> tuple[int, tuple[int, int] | None]:
+        """How many tokens stand before the patches, and (rows, columns) of the patches, or None.
+
+        The shape's own grid is None where class and register tokens are kept.
+        """
+        return self._in_front or (0, self.shape.grid)
 
     @property
     def convolutional(self) -> bool:

@@ -3,7 +3,8 @@
 A file holds the module, and its configuration: a frozen dataclass that is registered by name,
 with `build(shape, width, embeddings)`, which makes the module, and `toy()`, the same at a size for
 trials. A module whose parameters are positions or queries names them in `no_weight_decay()`, as
-timm's modules do. Nothing else needs to know of it.
+timm's modules do; what its tokens are made of it may tell in methods that `patch_shares` names.
+Nothing else needs to know of it.
 
 A connector of your own is any module that fits `Connector`; run it through
 `isthmus.testing.check_connector` and pass it to `compose`. With such a configuration, in any

@@ -63,6 +63,12 @@ class AttentionPoolConnector(nn.Module):
         tokens: Tensor = self.mlp(self.attention(queries, self.norm(features)))
         return tokens
 
+    def patch_shares(self, features: Tensor) -> Tensor:
+        """The attention weights of each query over the patches, mean of the heads: (B, M, N)."""
+        queries = self.queries.expand(features.shape[0], -1, -1)
+        keys, _ = self.attention.project_context(self.norm(features))
+        return self.attention.weights(queries, keys).mean(dim=1)
+
 
 @CONNECTORS.register("attention_pool")
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from isthmus.config.base import Config, Count
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
+from isthmus.model.connectors.patch_shares import pooled
 from isthmus.model.connectors.pool import require_grid, square_side
 
 if TYPE_CHECKING:
@@ -170,6 +171,19 @@ class CAbstractorConnector(nn.Module):
         cells = self.after(self.pool(self.before(grid + positions.to(features.dtype))))
         tokens: Tensor = self.mlp(cells.flatten(2).transpose(1, 2))
         return tokens
+
+    def patch_shares(self, features: Tensor) -> Tensor:
+        """The patches that the cell of each token is pooled from: (B, M, N).
+
+        The convolutions around the pooling see a little beyond them.
+
+        Raises:
+            ConfigError: As `position_map`.
+        """
+        rows, columns = self.position_map(features.shape[1]).shape[2:]
+        side = square_side(self.num_tokens, "c_abstractor")
+        shares = pooled((rows, columns), (side, side)).to(features.device)
+        return shares.expand(features.shape[0], -1, -1)
 
 
 @CONNECTORS.register("c_abstractor")

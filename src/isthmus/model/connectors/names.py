@@ -35,6 +35,7 @@ from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
 from isthmus.model.analysis import UNUSED, Discriminant, Presence, moved, spread
 from isthmus.model.attention import MultiHeadAttention
+from isthmus.model.connectors.names_parts import Seen, token_labels
 from isthmus.model.connectors.reading import Pieces, Reader, as_text
 from isthmus.model.trust import trust
 
@@ -43,25 +44,6 @@ if TYPE_CHECKING:
 
 SURE = 0.5
 """How likely there must be text in an image for it to be handed over."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What is in images.
-
-    Attributes:
-        vector: (B, width), where the whole image lies in the analysis.
-        shares: (B, R, C), how likely each concept is in each region, the whole image first; each
-            row sums to 1.
-        trusted: (B,), trust in the analysis; the rest of it is the classifier's.
-        there: (B, R - 1), how likely there is anything in each region. Of photographs nobody knows,
-            and it is taken to be so.
-    """
-
-    vector: Tensor
-    shares: Tensor
-    trusted: Tensor
-    there: Tensor
 
 
 class NamesConnector(nn.Module):
@@ -311,6 +293,15 @@ class NamesConnector(nn.Module):
         others = others + self.other_sureness(likely[..., 1:, None].to(dtype))
         name = words[:, :, 0, : self.region_pieces]
         return torch.cat([t.to(words.dtype) for t in (told, name, others)], dim=2).flatten(1, 2)
+
+    def token_labels(self, features: Tensor) -> list[list[str]]:
+        """What each visual token is, in words, for each image; features as in `forward`."""
+        read = [False] * len(features)
+        if self.reader is not None:
+            read = self.words_in(features)[0].tolist()
+        whole, part = (self.names.shape[1], self.others), (self.region_pieces, self.region_others)
+        sizes = (self.shape.count - 1, *whole, *part, len(self.queries))
+        return [token_labels(*sizes, letters=letters) for letters in read]
 
     @torch.no_grad()
     def words_in(self, features: Tensor) -> tuple[Tensor, Tensor]:

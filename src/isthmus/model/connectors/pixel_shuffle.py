@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from isthmus.config.base import Config, Count
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
+from isthmus.model.connectors.patch_shares import pooled
 from isthmus.model.connectors.pool import require_grid
 
 if TYPE_CHECKING:
@@ -139,6 +140,12 @@ class PixelShuffleConnector(nn.Module):
         """Visual tokens (B, N / factor^2, D) of features (B, N, D_vision)."""
         tokens: Tensor = self.projection(squares(features, self.grid, self.factor))
         return tokens
+
+    def patch_shares(self, features: Tensor) -> Tensor:
+        """The patches of each square, in equal shares: (B, M, N)."""
+        assert self.grid is not None  # only patches on a grid are asked for their shares
+        squares = (self.grid[0] // self.factor, self.grid[1] // self.factor)
+        return pooled(self.grid, squares).to(features.device).expand(features.shape[0], -1, -1)
 
 
 @CONNECTORS.register("pixel_shuffle")

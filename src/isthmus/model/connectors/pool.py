@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from isthmus.config.base import Config, Count
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
+from isthmus.model.connectors.patch_shares import pooled
 
 if TYPE_CHECKING:
     from isthmus.model.backbones.feature_shape import FeatureShape
@@ -92,6 +93,11 @@ class PoolConnector(nn.Module):
         cells = F.adaptive_avg_pool2d(grid, self.side).flatten(2).transpose(1, 2)
         tokens: Tensor = self.mlp(cells)
         return tokens
+
+    def patch_shares(self, features: Tensor) -> Tensor:
+        """The patches of each cell, in equal shares: (B, M, N)."""
+        shares = pooled(self.grid, (self.side, self.side)).to(features.device)
+        return shares.expand(features.shape[0], -1, -1)
 
 
 @CONNECTORS.register("pool")

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from isthmus.config.base import Config, Count
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention
+from isthmus.model.connectors.patch_shares import rollout
 
 if TYPE_CHECKING:
     from isthmus.model.backbones.feature_shape import FeatureShape
@@ -38,6 +40,11 @@ class Sublayer(nn.Module):
         """Queries (B, M, D) after reading a context (B, C, D_context)."""
         out: Tensor = self.norm(queries + self.attention(queries, context))
         return out
+
+    def weights(self, queries: Tensor, context: Tensor) -> Tensor:
+        """The attention weights (B, M, C), mean of the heads."""
+        keys, _ = self.attention.project_context(context)
+        return self.attention.weights(queries, keys).mean(dim=1)
 
 
 class QFormerLayer(nn.Module):
@@ -117,6 +124,25 @@ class QFormerConnector(nn.Module):
             queries = layer(queries, features)
         tokens: Tensor = self.projection(queries)
         return tokens
+
+    def patch_shares(self, features: Tensor) -> Tensor:
+        """How much each query has from each patch, through all layers: (B, M, N).
+
+        See `patch_shares.rollout`: a layer's attention over the queries, and where it has one, its
+        attention over the patches.
+        """
+        patches, found = features.shape[1], []
+        queries = self.input_norm(self.queries).expand(features.shape[0], -1, -1)
+        for layer in self.layers:
+            assert isinstance(layer, QFormerLayer)
+            own = layer.self_attention
+            among = own.weights(queries, queries)
+            found.append(F.pad(among, (patches, 0)))
+            if layer.cross_attention is not None:
+                across = layer.cross_attention.weights(own(queries, queries), features)
+                found.append(F.pad(across, (0, queries.shape[1])))
+            queries = layer(queries, features)
+        return rollout(found)
 
 
 @CONNECTORS.register("qformer")

@@ -21,6 +21,7 @@ from isthmus.config.model import Activation
 from isthmus.config.registry import CONNECTORS
 from isthmus.errors import ConfigError
 from isthmus.model.attention import MultiHeadAttention, feed_forward
+from isthmus.model.connectors.patch_shares import rollout
 
 if TYPE_CHECKING:
     from isthmus.model.backbones.feature_shape import FeatureShape
@@ -45,6 +46,12 @@ class ResamplerLayer(nn.Module):
         latents = latents + self.attention(queries, context)
         out: Tensor = latents + self.ffw(latents)
         return out
+
+    def weights(self, latents: Tensor, patches: Tensor) -> Tensor:
+        """The attention weights (B, H, M, N + M) of latents over patches, then latents."""
+        queries = self.latent_norm(latents)
+        context = torch.cat([self.patch_norm(patches), queries], dim=1)
+        return self.attention.weights(queries, self.attention.project_context(context)[0])
 
 
 class PerceiverResampler(nn.Module):
@@ -139,14 +146,41 @@ class PerceiverResampler(nn.Module):
         Raises:
             ConfigError: If it is a clip, and the resampler has no temporal embedding.
         """
-        if features.ndim == 4:
-            embedding = self.frame_embedding(features.shape[1])
-            features = (features + embedding[:, None].to(features.dtype)).flatten(1, 2)
-        latents = self.latents.expand(features.shape[0], -1, -1)
+        patches = self._patches(features)
+        latents = self.latents.expand(patches.shape[0], -1, -1)
         for layer in self.layers:
-            latents = layer(latents, features)
+            latents = layer(latents, patches)
         tokens: Tensor = self.projection(self.norm(latents))
         return tokens
+
+    def _patches(self, features: Tensor) -> Tensor:
+        """Patches (B, N, D_vision); of clips those of all frames (B, T * N, D_vision)."""
+        if features.ndim == 3:
+            return features
+        embedding = self.frame_embedding(features.shape[1])
+        return (features + embedding[:, None].to(features.dtype)).flatten(1, 2)
+
+    def attention_weights(self, features: Tensor) -> list[Tensor]:
+        """Each layer's attention weights (B, H, M, N + M): over the patches, then the latents.
+
+        Args:
+            features: As in `forward`.
+        """
+        patches, found = self._patches(features), []
+        latents = self.latents.expand(patches.shape[0], -1, -1)
+        for layer in self.layers:
+            assert isinstance(layer, ResamplerLayer)
+            found.append(layer.weights(latents, patches))
+            latents = layer(latents, patches)
+        return found
+
+    def patch_shares(self, features: Tensor) -> Tensor:
+        """How much each latent has from each patch, through all layers: (B, M, N).
+
+        Args:
+            features: As in `forward`.
+        """
+        return rollout([weights.mean(dim=1) for weights in self.attention_weights(features)])
 
 
 @CONNECTORS.register("resampler")

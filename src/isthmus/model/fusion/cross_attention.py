@@ -180,6 +180,21 @@ class GatedCrossAttentionBlock(nn.Module):
 
     def _read_previous(self, hidden: Tensor, sight: Sight, keys: Tensor, values: Tensor) -> Tensor:
         """Each token attends to all images of its row up to its own, as one sequence."""
+        image, mask, blind = self._previous(sight, keys.shape[2])
+        keys, values = row_context(keys, image), row_context(values, image)
+        return torch.where(blind[..., None], hidden, self._gated(hidden, keys, values, mask))
+
+    @staticmethod
+    def _previous(sight: Sight, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The images (B, K) of each row, what each token sees of them, and which see nothing.
+
+        Args:
+            sight: Who sees what.
+            tokens: Visual tokens M of each image, padding included.
+
+        Returns:
+            Numbers of images (B, K), a mask (B, 1, L, K * M), and (B, L) bool.
+        """
         seen, begin = sight.seen, sight.seen_from
         assert seen is not None
         assert begin is not None
@@ -188,20 +203,56 @@ class GatedCrossAttentionBlock(nn.Module):
         ordinal = seen - first  # (B, L): 0 for the row's first image
         depth = int(ordinal.max()) + 1
         numbers = torch.arange(depth, device=seen.device)
-        image = (first + numbers).clamp(max=keys.shape[0] - 1)  # (B, K)
-
-        def row_context(t: Tensor) -> Tensor:  # (P, H, M, d) -> (B, H, K * M, d)
-            return t[image].transpose(1, 2).flatten(2, 3)
-
+        image = (first + numbers).clamp(max=len(sight.visual) - 1)
         allowed = numbers <= ordinal[..., None]  # (B, L, K)
         allowed &= numbers >= (begin - first)[..., None]
         blind = seen < 0
-        allowed = allowed | blind[..., None]  # never an empty softmax; undone below
-        mask = allowed.repeat_interleave(keys.shape[2], dim=2)[:, None]
+        allowed = allowed | blind[..., None]  # never an empty softmax; undone by the caller
+        mask = allowed.repeat_interleave(tokens, dim=2)[:, None]
         if sight.valid is not None:
             mask = mask & sight.valid[image].flatten(1)[:, None, None]
-        states = self._gated(hidden, row_context(keys), row_context(values), mask)
-        return torch.where(blind[..., None], hidden, states)
+        return image, mask, blind
+
+    def weights(self, hidden: Tensor, sight: Sight, key: int) -> Tensor:
+        """The attention weights with which `forward` reads the images.
+
+        Args:
+            hidden: As in `forward`.
+            sight: As in `forward`.
+            key: As in `forward`.
+
+        Returns:
+            (B, L, H, P, M) in float32: of every token's head over the visual tokens of all images.
+            They sum to 1 over the last two where a token sees an image, and to 0 where it sees
+            none.
+        """
+        rows, length = hidden.shape[:2]
+        heads, (images, tokens) = self.attention.heads, sight.visual.shape[:2]
+        shape = (rows, length, heads, images, tokens)
+        found = hidden.new_zeros(shape, dtype=torch.float32)
+        segments = sight.segments
+        if segments is None:
+            return found
+        keys, _ = self._keys_values(sight, key)
+        if self.sees == "last":
+            mask = None if sight.valid is None else sight.valid[segments.image][:, None, None]
+            queries = self.norm(hidden.flatten(0, 1)[segments.index])
+            own = self.attention.weights(queries, keys[segments.image], mask).transpose(1, 2)
+            which = segments.image[:, None].expand_as(segments.valid)[segments.valid]
+            found.flatten(0, 1)[segments.index[segments.valid], :, which] = own[segments.valid]
+            return found
+        image, mask, blind = self._previous(sight, tokens)
+        own = self.attention.weights(self.norm(hidden), row_context(keys, image), mask)
+        own = own.masked_fill(blind[:, None, :, None], 0).view(*own.shape[:3], -1, tokens)
+        for row in range(rows):
+            # the numbers of images that a row does not have are clamped: nothing is read there
+            found[row].index_add_(2, image[row], own[row].transpose(0, 1))
+        return found
+
+
+def row_context(states: Tensor, image: Tensor) -> Tensor:
+    """Keys or values (P, H, M, d) of the images (B, K) of each row, as one: (B, H, K * M, d)."""
+    return states[image].transpose(1, 2).flatten(2, 3)
 
 
 class CrossAttentionFusion(nn.Module):

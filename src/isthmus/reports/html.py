@@ -1,4 +1,4 @@
-"""Pieces of the page: numbers, tables, images, gauges. Pure: no torch."""
+"""Pieces of pages: numbers, tables, images, gauges. Pure: no torch."""
 
 from __future__ import annotations
 
