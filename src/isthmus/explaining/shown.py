@@ -15,7 +15,7 @@ from isthmus.explaining.inputs import Inputs
 from isthmus.explaining.pixels import picture_of
 from isthmus.model.connectors.patch_shares import pooled
 from isthmus.model.layout import HOLE, starts
-from isthmus.model.media.base import features_of
+from isthmus.model.media.base import Attachment, features_of
 from isthmus.model.vlm import VisionLanguageModel
 
 
@@ -46,9 +46,7 @@ def shown_images(
         found.append(
             ShownImage(
                 name=f"image {number + 1}",
-                picture=_picture(model, pixels)
-                if isinstance(pixels, Tensor) and own is not None
-                else None,
+                picture=None if own is None else _picture(model, pixels),
                 labels=labels,
                 grid=grid,
                 shares=shares,
@@ -59,8 +57,10 @@ def shown_images(
     return tuple(found), [visual[number] for number in range(len(visual))]
 
 
-def _picture(model: VisionLanguageModel, pixels: Tensor) -> Image.Image | None:
+def _picture(model: VisionLanguageModel, pixels: Attachment) -> Image.Image | None:
     """The picture; None where the encoder has no preprocessing that could tell."""
+    if not isinstance(pixels, Tensor):
+        return None
     try:
         return picture_of(model.vision, pixels)
     except ConfigError:
