@@ -151,7 +151,7 @@ def browser(address: str) -> Iterator[Any]:
         ("언어 모델", "lecture/ko/"),  # the page has it with a particle: 언어 모델은
         ("인코더를", "lecture/ko/"),  # a particle that the page has not
         ("이중 인코더에서", "lecture/ko/"),
-        ("resampler", "reference/configuration/"),
+        ("resampler", "reference/api/settings/Resampler/"),
         ("--dual-encoder", "reference/commands/"),
     ],
 )

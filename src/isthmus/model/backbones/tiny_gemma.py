@@ -75,7 +75,7 @@ def write_tiny_gemma3(
     Example:
         >>> import isthmus as im, tempfile
         >>> model = im.load(write_tiny_gemma3(tempfile.mkdtemp()))
-        >>> model.config.connector.tokens, model.config.tokens.before
+        >>> model.config.connector.tokens, model.config.tokens.text_before
         (4, '\n\n<start_of_image>')
     """
     import transformers
