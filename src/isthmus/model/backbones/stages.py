@@ -50,9 +50,11 @@ def part_of(grid: Tensor, region: str) -> Tensor:
 def timm_regions(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The last map; of each region what all stages see and the classifier's scores; all maps."""
     last, stages = model.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last))
-    found = []
+    found, heads = [], []
     for region in REGIONS:
-        parts = [part_of(stage, region) for stage in stages]
-        pooled = [each for part in parts for each in _mean_and_most(part)]
-        found.append(torch.cat([*pooled, model.forward_head(part_of(last, region))], dim=1))
-    return last, torch.stack(found, dim=1), stages
+        pooled = [each for stage in stages for each in _mean_and_most(part_of(stage, region))]
+        found.append(torch.cat(pooled, dim=1))
+        heads.append(model.forward_head(part_of(last, region), pre_logits=True))
+    # in one product: the classifier is large, and is read once for all regions
+    scores = model.get_classifier()(torch.stack(heads, dim=1))
+    return last, torch.cat([torch.stack(found, dim=1), scores], dim=-1), stages
