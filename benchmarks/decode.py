@@ -124,23 +124,26 @@ def shipped(tokens: int, repeats: int) -> list[float]:
         features=model.vision(pixels),
     )
     plain = batch.input_ids.masked_fill(batch.input_ids >= model.special_tokens.image_id, 1)
+
+    def ours(n: int) -> object:
+        return im.generate(model, batch, max_new_tokens=n, min_new_tokens=n)
+
+    def bare(n: int) -> object:
+        return model.language.model.generate(
+            input_ids=plain,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+            pad_token_id=model.pad_id,
+        )
+
+    for way in (ours, bare):  # int8 is packed at the first call
+        way(1)
     ratios = []
     for _ in range(repeats):
-        ours, bare = (
-            decoding_time(way, tokens)
-            for way in (
-                lambda n: im.generate(model, batch, max_new_tokens=n, min_new_tokens=n),
-                lambda n: model.language.model.generate(
-                    input_ids=plain,
-                    attention_mask=batch.attention_mask,
-                    max_new_tokens=n,
-                    min_new_tokens=n,
-                    do_sample=False,
-                    pad_token_id=model.pad_id,
-                ),
-            )
-        )
-        ratios.append(bare / ours)
+        mine, other = (decoding_time(way, tokens) for way in (ours, bare))
+        ratios.append(other / mine)
     return ratios
 
 
