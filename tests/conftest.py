@@ -1,9 +1,10 @@
-"""What every test shares: idle threads that sleep, a fixed seed, no network."""
+"""What every test shares: idle threads that sleep, a fixed seed, no network, the command line."""
 
 from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,3 +28,19 @@ def _logs_reach_the_test(request: pytest.FixtureRequest) -> None:
         logger = logging.getLogger("isthmus")
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process: exit code, stdout, stderr."""
+    from isthmus.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()  # what libraries said before
+        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call

@@ -186,8 +186,7 @@ def dtype_for(
     """The data type of a loaded model's weights.
 
     Args:
-        dtype: "auto", "float32", "bfloat16", "float16", "int8" or a `torch.dtype`; None is float32.
-            For "int8" it is float32, which the weights stay in beside what `int8_for` says.
+        dtype: "auto", "float32", "bfloat16", "float16" or a `torch.dtype`; None is float32.
         device: Where the weights will be.
 
     Raises:
@@ -207,8 +206,11 @@ def dtype_for(
         if dtype == AUTO:
             fast = kind == "cuda" and "bfloat16" in probe().half[kind]
             return torch.bfloat16 if fast else torch.float32
-        if dtype == "int8":
-            return torch.float32
+        if dtype == "int8":  # `int8_for` is asked first, by those who have it
+            raise ConfigError(
+                'dtype is "int8", in which only the language model of a vision-language model '
+                "computes, and only without gradients: expected auto, float32, bfloat16 or float16"
+            )
         dtype = getattr(torch, dtype)
     assert isinstance(dtype, torch.dtype)
     _warn_where_slow(dtype, kind)

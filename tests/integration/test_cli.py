@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.cli import main
 from isthmus.model import checkpoint
 
 QUESTION = "What is it?"
@@ -35,20 +34,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.linear_gradient("L").convert("RGB").save(path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:

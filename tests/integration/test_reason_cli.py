@@ -12,7 +12,6 @@ from PIL import Image
 from torch.nn import functional
 
 import isthmus as im
-from isthmus.cli import main
 from isthmus.demonstrations.example_file import read_worked
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 
@@ -74,20 +73,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image(tmp_path: Path) -> Path:
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     return tmp_path / "image.png"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def refused(result: tuple[int, str, str], *parts: str) -> None:

@@ -62,11 +62,12 @@ def train(
         raise ConfigError("expected --out FOLDER for the model, its checkpoints and its log")
     use_machine(device, dtype, threads)
     from isthmus.cli.output import print_json
-    from isthmus.machine import PRECISIONS
+    from isthmus.machine import PRECISIONS, dtype_for
     from isthmus.training.run import job, plan_of, work
 
     overrides = list(set_ or ())
     if dtype != "auto":  # the data type of the frozen parts is the run's precision
+        dtype_for(dtype, device)  # says what cannot be trained in
         precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
         overrides.append(f"train.precision={precision}")
     chosen = job(config, data, overrides, smoke=smoke, episodes=episodes, device=device)

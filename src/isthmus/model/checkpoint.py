@@ -264,7 +264,8 @@ def load_vlm(
         16
     """
     place = device_for(device)  # said before anything is read
-    kind, int8 = dtype_for(dtype, place), int8_for(dtype, place)
+    int8 = int8_for(dtype, place)
+    kind = torch.float32 if int8 else dtype_for(dtype, place)
     source = fetched(source)
     reader = reader_of(source)
     named = str(source).startswith(("hf:", f"{CODE}:", "asset:")) or is_transformers_folder(source)

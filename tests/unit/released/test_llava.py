@@ -18,7 +18,6 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 import isthmus as im
-from isthmus.cli import main
 from isthmus.config.file import read_run
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError
@@ -49,21 +48,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.png"
     Image.linear_gradient("L").convert("RGB").save(path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()  # what libraries said before
-        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def edit(folder: Path, **changes: Any) -> None:

@@ -15,7 +15,6 @@ from transformers import MptConfig, MptForCausalLM
 
 import isthmus as im
 from isthmus import testing
-from isthmus.cli import main
 from isthmus.errors import CheckpointError, ConfigError
 from isthmus.model.backbones.tiny import byte_tokenizer
 from isthmus.model.join import reader_of
@@ -77,21 +76,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.png"
     Image.linear_gradient("L").convert("RGB").save(path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()  # what libraries said before
-        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def logits(model: im.VisionLanguageModel) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 import isthmus as im
-from isthmus.cli import main
 from isthmus.config.file import read_run
 from isthmus.errors import ConfigError
 from isthmus.generation.encode import PromptEncoder
@@ -31,21 +30,6 @@ def image(tmp_path: Path) -> Path:
     noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "image.png")
     return tmp_path / "image.png"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()  # what libraries said before
-        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def test_the_command_line_takes_the_most_tiles(run: Any, whole: Path, image: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import isthmus as im
-from isthmus.cli import main
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
 from isthmus.model.backbones.tiny_whole import write_tiny_whole
 
@@ -25,21 +24,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.png"
     Image.linear_gradient("L").convert("RGB").save(path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        monkeypatch.setattr("sys.argv", ["isthmus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def test_ask(run: Any, folder: Path, image: Path) -> None:

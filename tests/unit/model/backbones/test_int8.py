@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from isthmus.model.backbones import int8_layers, int8_map
 from isthmus.model.backbones.int8_layers import Int8Linear, exactly, to_int8
 from isthmus.model.backbones.int8_map import Int8Map
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
+
+EXAMPLES = Path(__file__).parents[4] / "examples"
 
 needs_kernel = pytest.mark.skipif(kernel() is None, reason="float32 is as fast on this CPU")
 
@@ -312,6 +315,32 @@ def test_auto_on_a_cpu_is_int8_for_a_vision_language_model() -> None:
     assert im.load("tiny", device="cpu", dtype="bfloat16").language.computes_in == "bfloat16"
     assert machine.probe().as_dict()["auto"]["dtype"] == "int8"
     assert f"int8 by: {kernel().name}" in str(machine.probe())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--data", ".", "--out", "run"),
+        ("classify", "--labels", "cat,dog", str(EXAMPLES / "cat.jpg")),
+    ],
+)
+def test_where_int8_is_nothing_is_one_line(command: tuple[str, ...], run: Any) -> None:
+    code, _, said = run(*command, "--dtype", "int8")
+    assert code == 2
+    assert said.count("\n") == 1
+    assert 'dtype is "int8"' in said
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: im.compose("tiny-vit", "tiny-lm", im.Linear(), dtype="int8"),
+        lambda: im.load("tiny-clip", dtype="int8"),
+    ],
+)
+def test_parts_that_do_not_compute_in_it_are_refused(make: Any) -> None:
+    with pytest.raises(ConfigError, match='dtype is "int8", in which only the language model'):
+        make()
 
 
 def test_a_gpu_has_no_int8() -> None:
