@@ -80,10 +80,12 @@ def test_a_large_input_does_not_take_the_steps_of_the_others(by: Kernel) -> None
     weight, states = torch.randn(256, 512), torch.randn(4, 512)
     weight[:, 7], states[:, 7] = 0, 100
     expected = F.linear(states, weight)
-    assert away(Int8Map(weight, None, by)(states), expected) < 0.07
+    found = away(Int8Map(weight, None, by)(states), expected)
+    assert found < 0.07 * 127 / by.largest  # a CPU with fewer levels has wider steps
     steps = states.abs().amax(1, keepdim=True) / by.largest
     without = F.linear((states / steps).round() * steps, weight)
-    assert away(without, expected) > 0.15  # what it would be without turning
+    # what it would be without turning
+    assert away(without, expected) > max(0.15, 3 * found)
 
 
 @pytest.mark.parametrize("by", KERNELS[1:], ids=lambda k: k.name)
