@@ -36,6 +36,8 @@ DTYPES = (AUTO, "float32", "bfloat16", "float16", "int8")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Precision = Literal["fp32", "bf16", "fp16"]
 Attention = Literal["sdpa", "eager"]
+MEASURED_LEVELS = 127
+"""What int8 changes was measured with so many levels; with fewer it is not taken unasked."""
 FAR_SLOWER = 1.5
 """A choice that takes so many times as long as float32 is warned about."""
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -56,6 +58,8 @@ class Machine:
             `generation.packed`); empty where PyTorch lacks the operators.
         int8: Library that multiplies int8 on the CPU, faster than float32 and without an error (see
             `cpu.int8_kernel`); empty where there is none.
+        int8_levels: The largest number that activations are rounded to, 127 or 63 (see
+            `cpu.Kernel`); 0 without such a library.
     """
 
     devices: tuple[str, ...]
@@ -66,6 +70,7 @@ class Machine:
     half: dict[str, tuple[str, ...]]
     packed: tuple[str, ...]
     int8: str
+    int8_levels: int = 0
 
     @property
     def device(self) -> str:
@@ -125,6 +130,7 @@ def probe() -> Machine:
         half=half,
         packed=cpu.packed_types(),
         int8="" if kernel is None else kernel.name,
+        int8_levels=0 if kernel is None else kernel.largest,
     )
 
 
@@ -221,7 +227,8 @@ def int8_for(dtype: str | torch.dtype | None = AUTO, device: str | torch.device 
     """Whether a loaded model's language model computes in int8.
 
     Args:
-        dtype: As for `dtype_for`; "auto" does so on a CPU that is faster in it.
+        dtype: As for `dtype_for`, or "int8"; "auto" does so on a CPU that is faster in it and has
+            all levels.
         device: Where the weights will be.
 
     Raises:
@@ -231,7 +238,7 @@ def int8_for(dtype: str | torch.dtype | None = AUTO, device: str | torch.device 
         return False
     kind = device_for(device).type
     if dtype == AUTO:
-        return kind == "cpu" and bool(probe().int8)
+        return kind == "cpu" and probe().int8_levels == MEASURED_LEVELS
     if kind != "cpu" or not probe().int8:
         where = "is computed on a CPU alone" if kind != "cpu" else "is no faster on this machine"
         raise ConfigError(

@@ -191,3 +191,12 @@ def test_a_containers_quota(tmp_path: Path, files: dict[str, str], cores: float 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert machine._quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("levels", "auto"), [(127, True), (63, False)])
+def test_int8_is_taken_unasked_with_all_levels_alone(
+    levels: int, auto: bool, pretend: pytest.MonkeyPatch
+) -> None:
+    pretend.setattr(machine, "probe", lambda: replace(PLAIN, int8="fbgemm", int8_levels=levels))
+    assert machine.int8_for("auto", "cpu") is auto
+    assert machine.int8_for("int8", "cpu")
