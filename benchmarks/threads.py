@@ -1,11 +1,11 @@
-"""How idle OpenMP threads wait: spinning (the default) against sleeping, alone and beside others.
+"""How idle OpenMP threads wait: spinning (the default), briefly or asleep; alone and beside others.
 
     python benchmarks/threads.py [--quick] [--threads 2] [--rows 64]
 
 Each figure is a product of rows x 576 by 576 x 1536 in a loop, as a small language model decodes,
 in a fresh process, since the policy is read when torch is loaded. `beside` runs as many busy
-processes as there are threads. The command line sets OMP_WAIT_POLICY=PASSIVE; the ratios say what
-that costs alone and gains beside others.
+processes as there are threads. The command line sets GOMP_SPINCOUNT=10000 (`briefly`); the ratios
+say what it and sleeping at once (OMP_WAIT_POLICY=PASSIVE) cost alone and gain beside others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ import statistics
 import subprocess
 import sys
 
-POLICIES = {"spinning": "", "sleeping": "PASSIVE"}
+POLICIES: dict[str, dict[str, str]] = {
+    "spinning": {},
+    "briefly": {"GOMP_SPINCOUNT": "10000"},
+    "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
 WORK = """
 import sys, time, torch
 threads, rows, count, repeats = map(int, sys.argv[1:])
@@ -33,12 +37,10 @@ for _ in range(repeats):
 BUSY = "while True: pass"
 
 
-def seconds(policy: str, threads: int, rows: int, count: int, repeats: int) -> float:
+def seconds(policy: dict[str, str], threads: int, rows: int, count: int, repeats: int) -> float:
     """Median seconds of a product in a fresh process."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
-    environment = {k: v for k, v in os.environ.items() if k not in names}
-    if policy:
-        environment["OMP_WAIT_POLICY"] = policy
+    environment = {k: v for k, v in os.environ.items() if k not in names} | policy
     told = subprocess.run(
         [sys.executable, "-c", WORK, *map(str, (threads, rows, count, repeats))],
         env=environment,
@@ -61,7 +63,7 @@ def measured(
 
 
 def main() -> None:
-    """Prints a table and two `ratio` lines."""
+    """Prints a table and four `ratio` lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--threads", type=int, default=2)
@@ -81,11 +83,12 @@ def main() -> None:
                 f"{where:8}{name:10}{1e3 * statistics.median(times):8.3f} ms "
                 f"({1e3 * min(times):.3f} to {1e3 * max(times):.3f})"
             )
-        ratios = [a / b for a, b in zip(found["spinning"], found["sleeping"], strict=True)]
-        print(
-            f"ratio {where} spinning/sleeping {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        for name in list(POLICIES)[1:]:
+            ratios = [a / b for a, b in zip(found["spinning"], found[name], strict=True)]
+            print(
+                f"ratio {where} spinning/{name} {statistics.median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
 
 
 if __name__ == "__main__":

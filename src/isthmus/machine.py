@@ -41,6 +41,8 @@ MEASURED_LEVELS = 127
 FAR_SLOWER = 1.5
 """A choice that takes so many times as long as float32 is warned about."""
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+BRIEFLY = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+"""How idle threads wait: turns in libgomp, milliseconds in LLVM's and Intel's OpenMP."""
 
 
 @dataclass(frozen=True)
@@ -310,15 +312,17 @@ def _name(dtype: str | torch.dtype) -> str:
 # --- Threads ------------------------------------------------------------------------------------
 
 
-def wait_passively() -> None:
-    """Lets OpenMP's idle threads sleep. Has an effect only before torch is loaded.
+def wait_briefly() -> None:
+    """Lets OpenMP's idle threads sleep soon. Has an effect only before torch is loaded.
 
-    libgomp's threads wait by spinning. Beside another busy process they take the cores from the
-    ones that still work, and everything with two threads is several times slower. What the user
-    set is left alone. `benchmarks/threads.py` measures both sides.
+    They wait by spinning, some milliseconds in libgomp. Beside another busy process they then take
+    the cores from the ones that still work, and everything with two threads is several times
+    slower. To wake one that sleeps takes longer than a small product, so to sleep at once makes
+    decoding twice as slow. Ten thousand turns, some 0.1 ms, last from one product to the next.
+    What the user set is left alone. `benchmarks/threads.py` measures all three.
     """
     if not any(name in os.environ for name in _WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.update(BRIEFLY)
 
 
 def set_threads(threads: int | None = None) -> int:

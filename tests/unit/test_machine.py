@@ -152,15 +152,17 @@ def test_a_dual_encoder_in_half_precision_keeps_its_temperature() -> None:
 # --- Threads ------------------------------------------------------------------------------------
 
 
-def test_idle_threads_sleep_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_threads_sleep_soon_unless_the_user_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in machine._WAITING:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.environ", environment := {})
-    machine.wait_passively()
-    assert environment == {"OMP_WAIT_POLICY": "PASSIVE"}
+    machine.wait_briefly()
+    assert environment == machine.BRIEFLY
     for name, value in (("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "9")):
         monkeypatch.setattr("os.environ", environment := {name: value})
-        machine.wait_passively()
+        machine.wait_briefly()
         assert environment == {name: value}
 
 

@@ -55,9 +55,9 @@ _add_verbs()
 def main() -> None:
     """Runs the command line; the console script."""
     from isthmus.cli.output import prepare_streams
-    from isthmus.machine import wait_passively
+    from isthmus.machine import wait_briefly
 
-    wait_passively()  # before anything loads torch
+    wait_briefly()  # before anything loads torch
     prepare_streams()
     raise SystemExit(_run())
 

@@ -68,9 +68,13 @@ class LaneLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         lanes, places = self.at
-        self.keys[lanes, :, places] = key_states[:, :, 0]
-        self.values[lanes, :, places] = value_states[:, :, 0]
         rows = len(lanes)
+        if rows == 1:  # it is the longest one
+            self.keys[:1, :, self.length - 1 : self.length] = key_states
+            self.values[:1, :, self.length - 1 : self.length] = value_states
+        else:
+            self.keys[lanes, :, places] = key_states[:, :, 0]
+            self.values[lanes, :, places] = value_states[:, :, 0]
         return self.keys[:rows, :, : self.length], self.values[:rows, :, : self.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.machine import device_for, dtype_for, int8_for
 from isthmus.model.analysis import fitted_names
+from isthmus.model.backbones.fast_path import take_fast_path
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.int8_layers import to_int8
 from isthmus.model.backbones.precision import refuse_conversion
@@ -326,6 +327,7 @@ def _placed(
     model = model.to(device=place, dtype=dtype)
     for part in (model.language.model, *model.fusion.blocks.values()) if int8 else ():
         to_int8(part)
+        take_fast_path(part)
     return model
 
 

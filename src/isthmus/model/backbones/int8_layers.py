@@ -91,6 +91,8 @@ class Together:
     def _forget(self) -> None:
         self._maps: dict[bool, Int8Map | None] = {}
         self._packed_of: dict[bool, list[tuple[int, int]]] = {}
+        self._tensors_of: dict[bool, list[Any]] = {}
+        self._terms_of: dict[nn.Module, LowRankTerm] | None = None
         self._states: Tensor | None = None
         self._left: dict[nn.Module, Tensor] = {}
 
@@ -118,30 +120,68 @@ class Together:
             self._states = None
         return mine
 
-    def _computed(self, states: Tensor) -> Tensor | None:
+    def all(self, states: Tensor, over: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """Outputs (M, N) of all layers, side by side.
+
+        Args:
+            states: (M, K) inputs.
+            over: (M, 1) what each token's inputs are to be divided by.
+            onto: (M, N) what the outputs are added to.
+        """
+        found = None if _exactly.get() else self._computed(states, over, onto)
+        if found is not None:
+            return found
+        if over is not None:
+            states = states / over
+        parts = [layer(states) for layer in self.layers]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return found if onto is None else found.add_(onto)
+
+    def _computed(
+        self, states: Tensor, over: Tensor | None = None, onto: Tensor | None = None
+    ) -> Tensor | None:
         sight = self.adapters.sight
         terms = self.adapters.terms
         if sight is None or not sight.some or not any(each in terms for each in self.layers):
-            return self._by(False, states)
+            return self._by(False, states, over, onto)
         if sight.elsewhere is None:
-            return self._by(True, states)
+            return self._by(True, states, over, onto)
         away = sight.elsewhere[:, 0]
-        bare, adapted = self._by(False, states[away]), self._by(True, states[~away])
-        if bare is None or adapted is None:
-            return None
-        found = bare.new_empty(len(states), bare.shape[1])
-        found[away], found[~away] = bare, adapted
+        parts = []
+        for adapted, rows in ((False, away), (True, ~away)):
+            its = [None if t is None else t[rows] for t in (over, onto)]
+            parts.append((rows, self._by(adapted, states[rows], *its)))
+        found: Tensor | None = None
+        for rows, part in parts:
+            if part is None:
+                return None
+            if found is None:
+                found = part.new_empty(len(states), part.shape[1])
+            found[rows] = part
         return found
 
-    def _by(self, adapted: bool, states: Tensor) -> Tensor | None:
-        terms = [self.adapters.terms.get(each) if adapted else None for each in self.layers]
-        weights = [each.weight for each in self.layers]
-        parts = [w for t in terms if t is not None for w in (t.lora_A.weight, t.lora_B.weight)]
-        own = [_version(weight) for weight in (*weights, *parts)]
+    def _by(
+        self, adapted: bool, states: Tensor, over: Tensor | None, onto: Tensor | None
+    ) -> Tensor | None:
+        seen = self.adapters.terms if adapted else None
+        if adapted not in self._tensors_of or self._terms_of is not seen is not None:
+            self._look(adapted)
+        own = [version(place["weight"]) for place in self._tensors_of[adapted]]
         if self._packed_of.get(adapted) != own:
-            self._maps[adapted], self._packed_of[adapted] = self._packed(terms), own
+            self._maps[adapted], self._packed_of[adapted] = self._packed(self._terms(adapted)), own
         found = self._maps[adapted]
-        return None if found is None else found(states)
+        return None if found is None else found(states, over, onto)
+
+    def _terms(self, adapted: bool) -> list[LowRankTerm | None]:
+        return [self.adapters.terms.get(each) if adapted else None for each in self.layers]
+
+    def _look(self, adapted: bool) -> None:
+        """Notes where the weights are: to ask each module for its own is slow."""
+        terms = [term for term in self._terms(adapted) if term is not None]
+        modules = [*self.layers, *(part for t in terms for part in (t.lora_A, t.lora_B))]
+        self._tensors_of[adapted] = [module._parameters for module in modules]
+        if adapted:
+            self._terms_of = self.adapters.terms
 
     def _packed(self, terms: Sequence[LowRankTerm | None]) -> Int8Map | None:
         by = int8_kernel()
@@ -161,9 +201,12 @@ class Together:
         return Int8Map(torch.cat(weights) if len(weights) > 1 else weights[0], bias, by)
 
 
-def _version(weight: Tensor) -> tuple[int, int]:
+def version(weight: Tensor) -> tuple[int, int]:
     """Differs for other values, and for those that were changed in place."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    try:
+        return weight.data_ptr(), weight._version
+    except RuntimeError:  # it was made in inference mode, and counts no changes
+        return weight.data_ptr(), 0
 
 
 class Int8Linear(nn.Linear):

@@ -16,6 +16,7 @@ Which operators of PyTorch multiply is found out by trying (`cpu.int8_kernel`).
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from isthmus.cpu import Kernel
 BLOCK = 64
 """Most inputs that are turned together; a power of two."""
 _TINY = torch.finfo(torch.float32).tiny
+_FEW = 4
 
 
 @functools.cache
@@ -57,7 +59,7 @@ class Int8Map:
         self._outputs, self._inputs = weight.shape
         block = min(self._inputs & -self._inputs, BLOCK)  # the first is a power of two
         self._turn = _hadamard(block)
-        self._step = 1 / by.largest
+        self._step = torch.tensor(1 / by.largest)
         self._bias = bias
         turned = self._turned(weight)
         scales = turned.abs().amax(dim=1).clamp(min=_TINY) / 127
@@ -67,12 +69,30 @@ class Int8Map:
     def _turned(self, states: Tensor) -> Tensor:
         return (states.reshape(-1, len(self._turn)) @ self._turn).view(-1, self._inputs)
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """Outputs (M, N) of inputs (M, K), float32."""
+    def __call__(
+        self, states: Tensor, over: Tensor | None = None, onto: Tensor | None = None
+    ) -> Tensor:
+        """Outputs (M, N) of inputs (M, K), float32.
+
+        Args:
+            states: The inputs.
+            over: (M, 1) what each token's inputs are to be divided by, which costs nothing here.
+            onto: (M, N) what the outputs are added to.
+        """
         turned = self._turned(states)
-        # a norm of infinity says the same in ten times the time
-        scales = turned.abs().amax(dim=1, keepdim=True).mul_(self._step).add_(_TINY)
-        found = self._product(turned.div_(scales)).mul_(scales)
+        if len(states) > _FEW:
+            # a norm of infinity says the same in ten times the time, but is one call
+            steps = turned.abs().amax(dim=1, keepdim=True)
+        else:
+            steps = torch.linalg.vector_norm(turned, math.inf, dim=1, keepdim=True)
+        steps.mul_(self._step).clamp_min_(_TINY)
+        found = self._product(turned.div_(steps))
+        if over is not None:
+            steps.div_(over)
         if self._bias is not None:
-            found += self._bias
-        return found
+            found = torch.addcmul(self._bias, found, steps)
+        elif onto is not None:
+            return torch.addcmul(onto, found, steps)
+        else:
+            found.mul_(steps)
+        return found if onto is None else found.add_(onto)

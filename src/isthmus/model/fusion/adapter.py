@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -232,22 +233,15 @@ class SightAdapter(nn.Module):
         """
         if not bool(adapted.prompt.any()) and not bool(adapted.then.any()):
             return []
-        layers = language.layers
         first = partial(_follow, adapted)
         handles: list[Any] = [language.model.register_forward_pre_hook(first, with_kwargs=True)]
-        inside: dict[nn.Module, Any] = {}  # layers that add the term themselves
-        adapters: dict[int, Adapters] = {}
-        for key, low in self.maps.items():
-            number, *path = key.split("/")
-            owner: nn.Module = layers[int(number)]
-            for part in path:
-                owner = owner._modules[part]  # type: ignore[assignment]
-            if isinstance(owner, Int8Linear):
-                inside[owner] = low
-                adapters[id(owner.together.adapters)] = owner.together.adapters
-            else:
-                handles.append(owner.register_forward_hook(partial(_add, low, adapted)))
-        handles += [each.act(inside, adapted) for each in adapters.values()]
+        placed = _PLACED.get(self)
+        if placed is None or not placed.holds(language):
+            placed = _PLACED[self] = _Placed(self.maps, language)
+        for owner, low in placed.outside:
+            handles.append(owner.register_forward_hook(partial(_add, low, adapted)))
+        for layers, terms in placed.within:
+            handles.append(layers.act(terms, adapted))
         return handles
 
     # --- PEFT -----------------------------------------------------------------------------------
@@ -305,6 +299,47 @@ class SightAdapter(nn.Module):
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
+
+
+class _Placed:
+    """Which modules of a language model the terms belong to: to find out takes 1 ms in each pass.
+
+    Attributes:
+        within: Terms that layers in int8 add by themselves.
+        outside: Modules whose outputs they are added to by hooks.
+    """
+
+    def __init__(self, maps: nn.ModuleDict, language: LanguageModel) -> None:
+        self.layers = language.layers
+        self.outside: list[tuple[nn.Module, LowRank]] = []
+        self._places: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
+        terms: dict[nn.Module, Any] = {}
+        adapters: dict[int, Adapters] = {}
+        for key, low in maps.items():
+            assert isinstance(low, LowRank)
+            number, *path = key.split("/")
+            owner: nn.Module = self.layers[int(number)]
+            for part in path:
+                parent = owner._modules
+                owner = parent[part]  # type: ignore[assignment]
+            self._places.append((parent, part, owner))
+            if isinstance(owner, Int8Linear):
+                terms[owner] = low
+                adapters[id(owner.together.adapters)] = owner.together.adapters
+            else:
+                self.outside.append((owner, low))
+        self.within = [(each, terms) for each in adapters.values()]
+
+    def holds(self, language: LanguageModel) -> bool:
+        """Whether nothing was put in a place of theirs since."""
+        return (
+            language.layers is self.layers
+            and all(parent[part] is owner for parent, part, owner in self._places)
+            and not any(isinstance(owner, Int8Linear) for owner, _ in self.outside)
+        )
+
+
+_PLACED: weakref.WeakKeyDictionary[SightAdapter, _Placed] = weakref.WeakKeyDictionary()
 
 
 def linear_maps(layer: nn.Module) -> dict[str, tuple[int, int]]:
