@@ -203,10 +203,8 @@ class Together:
 
 def version(weight: Tensor) -> tuple[int, int]:
     """Differs for other values, and for those that were changed in place."""
-    try:
-        return weight.data_ptr(), weight._version
-    except RuntimeError:  # it was made in inference mode, and counts no changes
-        return weight.data_ptr(), 0
+    # what was made in inference mode counts no changes
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 class Int8Linear(nn.Linear):
