@@ -17,6 +17,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Annotated
 
 import typer
 
@@ -32,6 +33,26 @@ app = typer.Typer(
 FIRST = ("ask", "chat", "classify", "search", "train", "eval")
 """What a newcomer looks for, and so the head of the help."""
 NO_VERBS = {"__main__", "options", "output"}
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"isthmus {version('isthmus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _add_verbs() -> None:

@@ -70,6 +70,7 @@ def ask(
     from isthmus.cli.options import (
         check_machine,
         check_text,
+        for_few_images,
         image_options,
         open_source,
         use_machine,
@@ -118,6 +119,7 @@ def ask(
     loaded = whole.load_answering(
         model, device=device, dtype=dtype, image_options=image_options(max_tiles)
     )
+    for_few_images(loaded)
     if stream:
         pieces = inference.stream(loaded, images, question, shots=demonstrations, **options)
         for piece in pieces:

@@ -39,7 +39,13 @@ def explain(
 
     isthmus explain cat.jpg "What is in the picture?" --out page.html
     """
-    from isthmus.cli.options import check_machine, check_text, open_source, use_machine
+    from isthmus.cli.options import (
+        check_machine,
+        check_text,
+        for_few_images,
+        open_source,
+        use_machine,
+    )
     from isthmus.cli.output import print_json, printable
     from isthmus.errors import InputError, OutputError
 
@@ -62,6 +68,7 @@ def explain(
     check_options(side, words, max_new_tokens)
     use_machine(device, dtype, threads)
     loaded = checkpoint.load_vlm(model, device=device, dtype=dtype)
+    for_few_images(loaded)
     found = run(
         loaded,
         images,

@@ -69,6 +69,15 @@ def use_machine(device: str, dtype: str = "auto", threads: int | None = None) ->
     machine.device_for(device)
 
 
+def for_few_images(model: Any) -> None:
+    """Lets a model that will see a few images not trace its encoders, which takes a second."""
+    from isthmus.model.backbones.vision import VisionEncoder
+
+    for encoder in model.modules():
+        if isinstance(encoder, VisionEncoder):
+            encoder.traces = False
+
+
 def image_options(max_tiles: int | None) -> dict[str, int]:
     """Options of how images are opened, those that are given."""
     return {} if max_tiles is None else {"max_tiles": max_tiles}

@@ -26,7 +26,7 @@ from isthmus.cpu import Kernel
 BLOCK = 64
 """Most inputs that are turned together; a power of two."""
 _TINY = torch.finfo(torch.float32).tiny
-_FEW = 4
+_FEW, _ROWS = 4, 4096
 
 
 @functools.cache
@@ -61,9 +61,13 @@ class Int8Map:
         self._turn = _hadamard(block)
         self._step = torch.tensor(1 / by.largest)
         self._bias = bias
-        turned = self._turned(weight)
-        scales = turned.abs().amax(dim=1).clamp(min=_TINY) / 127
-        whole = turned.div_(scales[:, None]).round_().to(torch.int8)
+        whole = torch.empty(weight.shape, dtype=torch.int8)
+        scales = torch.empty(len(weight))
+        for begin in range(0, len(weight), _ROWS):  # a vocabulary's would take three times its size
+            here = slice(begin, begin + _ROWS)
+            turned = self._turned(weight[here])
+            scales[here] = turned.abs().amax(dim=1).clamp_(min=_TINY) / 127
+            whole[here] = turned.div_(scales[here, None]).round_()
         self._product = by.pack(whole, scales)
 
     def _turned(self, states: Tensor) -> Tensor:

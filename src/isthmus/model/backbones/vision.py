@@ -45,6 +45,8 @@ class VisionEncoder(nn.Module):
         shape: Shape of one image's features.
         image_size: (H, W) of the pixels, of a typical image where `shape.native` is set.
         processor: Transformers' image processor, where the encoder's own preprocessing is one.
+        traces: Whether a CPU runs it as one traced graph where it is convolutional. To trace it
+            takes as long as some hundred images gain by it.
     """
 
     def __init__(self, backbone: Backbone, config: VisionConfig) -> None:
@@ -68,6 +70,7 @@ class VisionEncoder(nn.Module):
         self.processor = backbone.processor
         self._normalisation = (backbone.mean, backbone.std)
         self._convolutional = backbone.convolutional
+        self.traces = True
         # What was traced, to its graph; None: it cannot be traced.
         self._traced: dict[Features, Features | None] = {}
         self.requires_grad_(False)
@@ -231,7 +234,7 @@ class VisionEncoder(nn.Module):
         A CPU runs a convolutional network several times faster as one graph with its
         normalisation folded into its convolutions.
         """
-        if not self._convolutional or pixels.device.type != "cpu":
+        if not self._convolutional or not self.traces or pixels.device.type != "cpu":
             return function
         if pixels.dtype != torch.float32 or tuple(pixels.shape[2:]) != self.image_size:
             return function
