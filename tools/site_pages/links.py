@@ -18,7 +18,7 @@ LINK = re.compile(
     r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^()\s#]+)(#[^()\s]*)?\)"
 )
 CODE = re.compile(r"^(`{3,}).*?^\1`*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
-IMG = re.compile(r'<img src="([^"]+)" width="(\d+)" alt="([^"]*)">')
+IMG = re.compile(r'<img src="([^"]+)" ((?:width|height)="\d+") alt="([^"]*)">')
 SHOWN = (".md", ".toml", ".jpg", ".png", ".svg")
 """Endings of the files that become a part of the site."""
 
@@ -58,7 +58,7 @@ def rewritten(text: str, place: str, root: Path) -> tuple[str, set[str]]:
         return f"{image}[{words}]({new}{anchor or ''})"
 
     def change(part: str) -> str:
-        return LINK.sub(replace, IMG.sub(r'![\3](\1){ width="\2" }', part))
+        return LINK.sub(replace, IMG.sub(r"![\3](\1){ \2 }", part))
 
     return _outside_code(text, change), shown
 

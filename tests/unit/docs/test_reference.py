@@ -108,9 +108,9 @@ def test_a_station_that_is_gone_is_an_error() -> None:
         ("[a](../README.md)", "docs/faq.md", "[a](index.md)"),
         ("[a](README.md)", "README.ko.md", "[a](index.md)"),
         (
-            '| <img src="examples/cat.jpg" width="90" alt="a cat"> |',
+            '| <img src="examples/cat.jpg" height="60" alt="a cat"> |',
             "README.ko.md",
-            '| ![a cat](examples/cat.jpg){ width="90" } |',
+            '| ![a cat](examples/cat.jpg){ height="60" } |',
         ),
         (
             '<img src="images/chat.png" width="640" alt="the page">',
