@@ -209,7 +209,7 @@ def _number(text: str, option: str) -> int:
     from isthmus.errors import ConfigError
 
     if not text.isdecimal():
-        raise ConfigError(f'{option}: "{text}" is no number; expected such as 0,4,8')
+        raise ConfigError(f'{option}: "{text}" is not a number; expected a list such as 0,4,8')
     return int(text)
 
 

@@ -91,7 +91,8 @@ def check_text(text: str, what: str) -> None:
     except UnicodeEncodeError as error:
         shown = text.encode("utf-8", "backslashreplace").decode()
         raise InputError(
-            f'{what} "{shown}" is no UTF-8 at character {error.start + 1}: expected text in UTF-8'
+            f'{what} "{shown}" is not valid UTF-8 at character {error.start + 1}: '
+            "expected text in UTF-8"
         ) from None
 
 

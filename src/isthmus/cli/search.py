@@ -123,7 +123,7 @@ def _updated(index: ImageIndex, folder: Path, quiet: bool) -> IndexReport:
             return index.add(folder, progress=progress.advance)
         except KeyboardInterrupt:
             kept = f"{progress.done} images are kept"
-    print(f"{kept}: say the same again to go on", file=sys.stderr)
+    print(f"{kept}: run the same command again to resume", file=sys.stderr)
     raise KeyboardInterrupt
 
 
