@@ -136,7 +136,7 @@ class MissingExtraError(IsthmusError, ImportError):
 _UNREADABLE = {
     "UnpicklingError": "its weights are a pickle with more than tensors, which may run code and "
     "is not read: take its safetensors",
-    "SafetensorError": "a file of its weights is damaged or cut short: fetch it anew",
+    "SafetensorError": "a file of its weights is damaged or cut short: fetch it again",
 }
 """What errors of other libraries mean, by their names."""
 

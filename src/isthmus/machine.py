@@ -242,7 +242,7 @@ def int8_for(dtype: str | torch.dtype | None = AUTO, device: str | torch.device 
     if dtype == AUTO:
         return kind == "cpu" and probe().int8_levels == MEASURED_LEVELS
     if kind != "cpu" or not probe().int8:
-        where = "is computed on a CPU alone" if kind != "cpu" else "is no faster on this machine"
+        where = "runs only on a CPU" if kind != "cpu" else "is no faster on this machine"
         raise ConfigError(
             f'dtype is "int8" on {kind}, and int8 {where}: expected auto, float32 or bfloat16'
         )

@@ -70,7 +70,7 @@ def shell(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-# --- Text that is no UTF-8 ----------------------------------------------------------------------
+# --- Text that is not valid UTF-8 -----------------------------------------------------------------
 
 
 def test_a_question_in_another_encoding_is_one_line(model: Path, folder: Path) -> None:
@@ -78,7 +78,8 @@ def test_a_question_in_another_encoding_is_one_line(model: Path, folder: Path) -
     assert (ended.returncode, ended.stdout) == (2, b"")
     told = ended.stderr.decode()
     assert told == (
-        'error: the question "caf\\udce9?" is no UTF-8 at character 4: expected text in UTF-8\n'
+        'error: the question "caf\\udce9?" is not valid UTF-8 at character 4: '
+        "expected text in UTF-8\n"
     )
 
 
@@ -96,7 +97,7 @@ def test_its_siblings(run: Any, folder: Path, arguments: tuple[str, ...]) -> Non
     places = {"PICTURE": str(folder / "a.jpg"), "FOLDER": str(folder)}
     code, out, err = run(*(places.get(a, a) for a in arguments))
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "no UTF-8" in err
+    assert "not valid UTF-8" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")

@@ -87,7 +87,7 @@ def test_gguf(run: Any, model: Path, tmp_path: Path) -> None:
         (["nothing", "--out", "NEW"], 'no model "nothing"'),
         (["tiny", "--out", "NEW"], '"tiny" cannot be exported: its fusion adds adapters'),
         (["MODEL", "--out", "NEW", "--dtype", "int3"], "int3"),
-        (["MODEL", "--out", "caf\udce9"], '--out "caf\\udce9" is no UTF-8'),
+        (["MODEL", "--out", "caf\udce9"], '--out "caf\\udce9" is not valid UTF-8'),
     ],
 )
 def test_bad_input_is_one_line(

@@ -165,7 +165,7 @@ def test_a_log_gets_lines_and_sigterm_ends_with_its_code(photos: Path, tmp_path:
     assert process.returncode == 143
     assert re.match(r"training in \w+ \(.+\) on the CPU with 1 thread, attention \w+\n", said[0])
     assert re.match(r"Training: [\d,]+ of 100,000, loss [\d.]+, [\d.]+ samples/s, ", said[-1])
-    assert "the same command goes on from here" in errors
+    assert "the same command resumes from here" in errors
     assert im.load(out).trained_parameters()
 
 

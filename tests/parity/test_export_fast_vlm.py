@@ -118,5 +118,5 @@ def test_a_network_without_a_name_in_timm_is_refused(tmp_path: Path) -> None:
     vision = im.load_vision("tiny-cnn")
     vision.config = im.VisionConfig(name="timm:mine")
     model = im.compose(vision, "tiny-lm", im.MLP())
-    with pytest.raises(im.ExportError, match="no network that timm makes by name"):
+    with pytest.raises(im.ExportError, match="not a network that timm makes by name"):
         im.export(model, tmp_path / "out")

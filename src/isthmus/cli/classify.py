@@ -21,9 +21,9 @@ def classify(
         list[str],
         typer.Argument(metavar="IMAGE...", help="Images or folders of them, or - for stdin."),
     ],
-    labels: Annotated[str, typer.Option(help="The labels, with commas between.")] = "",
+    labels: Annotated[str, typer.Option(help="The labels, separated by commas.")] = "",
     labels_file: Annotated[
-        Path | None, typer.Option(help="A file of labels, one a line, in place of --labels.")
+        Path | None, typer.Option(help="A file with one label per line, in place of --labels.")
     ] = None,
     templates: Annotated[
         str,
@@ -32,11 +32,13 @@ def classify(
             "a .txt file of templates, or a .json file of label to descriptions."
         ),
     ] = "imagenet-7",
-    top: Annotated[int, typer.Option(min=1, help="How many labels are shown.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 5,
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help='Below it an image is "none of these"; with --multi-label, 0.5.'
+            min=0,
+            max=1,
+            help='An image below it is "none of these" (default with --multi-label: 0.5).',
         ),
     ] = None,
     multi_label: Annotated[
@@ -52,12 +54,12 @@ def classify(
     ] = None,
     json_: Json = False,
     quiet: Quiet = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Sort images into any classes that can be named, without training.
+    """Classify images with any labels, without training.
 
     isthmus classify photos/ --labels "cat,dog,great white shark"
 

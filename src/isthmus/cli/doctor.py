@@ -6,7 +6,7 @@ from isthmus.cli.options import Json
 
 
 def doctor(json_: Json = False) -> None:
-    """Print versions, the machine and what is cached, for a report of a problem.
+    """Print versions, the machine and what is cached, for a bug report.
 
     No model is loaded. User names, folders of the user and secrets are left out.
     """

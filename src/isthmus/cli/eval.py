@@ -19,7 +19,7 @@ def eval_(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Tasks, with commas between: counting,gsm8k:FOLDER,exam.jsonl,package.module:make."
+            help="Tasks, separated by commas: counting,gsm8k:FOLDER,exam.jsonl,package.module:make."
         ),
     ] = None,
     config: Annotated[
@@ -30,38 +30,44 @@ def eval_(
         Path | None,
         typer.Option(help="The folder that the paths of tasks are relative to (default: here)."),
     ] = None,
-    shots: Annotated[str, typer.Option(help="Numbers of demonstrations.")] = "0,4,8",
+    shots: Annotated[
+        str, typer.Option(help="Numbers of demonstrations, separated by commas.")
+    ] = "0,4,8",
     reasoning: Annotated[
-        str, typer.Option(help="none, cot, zero-cot, auto-cot, least-to-most; also several.")
+        str,
+        typer.Option(
+            help="Ways to reason: none, cot, zero-cot, auto-cot, least-to-most; one or several."
+        ),
     ] = "none",
     samples: Annotated[
-        int, typer.Option(min=1, help="Answers drawn for each question; most votes win.")
+        int, typer.Option(min=1, help="Answers sampled per question; the majority wins.")
     ] = 1,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
     task_seed: Annotated[
-        int, typer.Option(min=0, help="Seed of generated tasks; another one makes other items.")
+        int,
+        typer.Option(min=0, help="Seed of generated tasks; another seed makes other questions."),
     ] = 0,
     select: Annotated[str, typer.Option(help="How demonstrations are chosen.")] = "random",
-    order: Annotated[str, typer.Option(help="In which order they stand.")] = "similar-last",
+    order: Annotated[str, typer.Option(help="Order of the demonstrations.")] = "similar-last",
     calibrate: Annotated[str, typer.Option(help="How closed answers are calibrated.")] = "none",
     controls: Annotated[
-        str, typer.Option(help="blank, blank-shots, shuffled, filler, answer-first.")
+        str, typer.Option(help="Controls: blank, blank-shots, shuffled, filler, answer-first.")
     ] = "",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most questions of each task (default: all).")
+        int | None, typer.Option(min=1, help="Maximum number of questions per task (default: all).")
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="Template (default: the task's or the model's).")
     ] = None,
     trigger: Annotated[
-        str, typer.Option(help="What zero-cot begins with: a published trigger's name, or a text.")
+        str, typer.Option(help="Trigger of zero-cot: a published name, or a text.")
     ] = "step-by-step",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for records, results and report; a stopped run goes on there."),
+        typer.Option(help="Folder for records, results and report; a stopped run resumes there."),
     ] = None,
     list_: Annotated[
-        bool, typer.Option("--list", help="List tasks and choices, and leave.")
+        bool, typer.Option("--list", help="List tasks and choices, and exit.")
     ] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -69,7 +75,7 @@ def eval_(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Measure a model: arms with intervals, baselines, controls and paired tests."""
+    """Evaluate a model, with intervals, baselines, controls and paired tests."""
     from isthmus.cli.options import check_machine, check_text, use_machine
     from isthmus.cli.output import print_json
     from isthmus.errors import ConfigError
@@ -203,7 +209,7 @@ def _number(text: str, option: str) -> int:
     from isthmus.errors import ConfigError
 
     if not text.isdecimal():
-        raise ConfigError(f'{option}: "{text}" is no number; expected such as 0,4,8')
+        raise ConfigError(f'{option}: "{text}" is not a number; expected a list such as 0,4,8')
     return int(text)
 
 

@@ -21,21 +21,23 @@ def explain(
     model: Model = "tiny",
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explained.html"),
     json_: Json = False,
-    allow_url: Annotated[bool, typer.Option(help="Let images be http(s) addresses.")] = False,
+    allow_url: Annotated[
+        bool, typer.Option(help="Allow images given as http(s) addresses.")
+    ] = False,
     side: Annotated[
         int,
-        typer.Option(help="Parts in a row that are covered one at a time; 0 for none."),
+        typer.Option(help="Cover SIDE x SIDE parts of the image, one at a time; 0 for none."),
     ] = 4,
     words: Annotated[
-        int, typer.Option(help="Behind how many layers visual tokens are shown as words.")
+        int, typer.Option(help="Number of layers whose visual tokens are shown as words.")
     ] = 5,
-    heads: Annotated[bool, typer.Option(help="Show the heads beside their means.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
+    heads: Annotated[bool, typer.Option(help="Show each attention head beside the mean.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of the answer.")] = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Show what a model looked at for each token of its answer. Writes a page.
+    """Write a page that shows what a model looked at for each token of its answer.
 
     isthmus explain cat.jpg "What is in the picture?" --out page.html
     """

@@ -24,12 +24,12 @@ def export(
     dtype: Annotated[
         str,
         typer.Option(
-            help="Of the files: auto, float32, bfloat16 or float16; of GGUF f16, f32 or q8_0."
+            help="Data type: auto, float32, bfloat16 or float16; for GGUF f16, f32 or q8_0."
         ),
     ] = "auto",
     threads: Threads = None,
 ) -> None:
-    """Write a model as a folder that Transformers or llama.cpp loads with its own classes.
+    """Export a model to a folder that Transformers or llama.cpp loads with its own classes.
 
     isthmus export runs/mine --to transformers --out mine-llava
 

@@ -33,19 +33,21 @@ def features(
     ] = None,
     resize: Annotated[
         Literal["own", "pad", "squash"] | None,
-        typer.Option(help="The encoder's own crop, padded, or squeezed (default: own)."),
+        typer.Option(help="The encoder's own crop, padding, or squashing (default: own)."),
     ] = None,
     feature_layer: Annotated[
         int | None,
-        typer.Option(help="Which block's output (default: -1, the last)."),
+        typer.Option(help="The block whose output is used (default: -1, the last)."),
     ] = None,
     regions: Annotated[
         bool,
-        typer.Option("--regions", help="Regions behind the patches, for connectors like names."),
+        typer.Option("--regions", help="Append features of regions, for connectors such as names."),
     ] = False,
     fine: Annotated[
         int | None,
-        typer.Option(min=1, help="Stride of an early map behind the regions, for a reader."),
+        typer.Option(
+            min=1, help="Stride of an early feature map to append, for reading printed words."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A run's TOML file: its encoder and its data sets.")
@@ -58,14 +60,14 @@ def features(
     workers: Annotated[
         int, typer.Option(min=0, help="Threads that open images; with --ray, encoders.")
     ] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
     json_: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Compute the frozen features of data sets' images, once, for all runs that need them.
+    """Compute the frozen features of data sets' images once, for every run that needs them.
 
     An image that cannot be read is named on stderr, and the exit code is 1; the others are kept.
     """

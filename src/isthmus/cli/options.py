@@ -23,7 +23,7 @@ Dtype = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads (default: all that may be used)."),
+    typer.Option("--threads", min=1, help="CPU threads (default: all available)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
@@ -35,8 +35,8 @@ MaxTiles = Annotated[
     typer.Option(
         "--max-tiles",
         min=1,
-        help="Most tiles that an image is cut into, of models that do so; 1 leaves images whole "
-        "(default: as released).",
+        help="Maximum tiles per image, for models that cut images into tiles; 1 leaves images "
+        "whole (default: as released).",
     ),
 ]
 DualEncoder = Annotated[
@@ -100,7 +100,8 @@ def check_text(text: str, what: str) -> None:
     except UnicodeEncodeError as error:
         shown = text.encode("utf-8", "backslashreplace").decode()
         raise InputError(
-            f'{what} "{shown}" is no UTF-8 at character {error.start + 1}: expected text in UTF-8'
+            f'{what} "{shown}" is not valid UTF-8 at character {error.start + 1}: '
+            "expected text in UTF-8"
         ) from None
 
 

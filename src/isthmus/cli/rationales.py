@@ -17,43 +17,45 @@ def rationales(
     ],
     out: Annotated[Path, typer.Option(help="The file of demonstrations to write (.toml).")],
     model: Model = "tiny",
-    k: Annotated[int, typer.Option("--k", min=1, help="How many demonstrations.")] = 8,
+    k: Annotated[int, typer.Option("--k", min=1, help="Number of demonstrations.")] = 8,
     kind: Annotated[
         str, typer.Option(help="What the answers are: text, number, yes_no, choice, label.")
     ] = "text",
     choices: Annotated[
         str,
         typer.Option(
-            help="The answers of a choice or label, with commas between; a choice may have "
+            help="The answers of a choice or label, separated by commas; a choice may have "
             '"choices" of its own in the data instead.'
         ),
     ] = "",
     trigger: Annotated[
         str,
         typer.Option(
-            help="What makes the model reason: a published name, or a text (default: step by step, "
-            "in the question's language)."
+            help="Text that makes the model reason: a published name, or a text (default: "
+            "step by step, in the question's language)."
         ),
     ] = "",
     ignore_answers: Annotated[
         bool, typer.Option(help="Cluster and filter (Auto-CoT) even where answers are known.")
     ] = False,
     attempts: Annotated[
-        int, typer.Option(min=1, help="Chains for each labelled question; all but one sampled.")
+        int, typer.Option(min=1, help="Chains per labelled question; all but one are sampled.")
     ] = 4,
     hint: Annotated[
         bool, typer.Option(help="Ask once more with the answer as a hint, and say so in the file.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of clusters and samples.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, help="Most questions to read.")] = 1000,
-    max_rationale_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a chain.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the clustering and the sampling.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of questions.")] = 1000,
+    max_rationale_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum tokens of a chain.")
+    ] = 256,
     json_: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Let the model write worked demonstrations, and keep those that hold up.
+    """Have the model write demonstrations with steps, and keep those that pass the checks.
 
     Where the questions have answers, a chain is kept if it reaches them (STaR's filter); where
     they have none, questions are clustered and simple tests decide (Auto-CoT).

@@ -20,25 +20,25 @@ def search(
         str, typer.Argument(metavar="[QUERY]", help='What to look for: "a red car".')
     ] = "",
     like: Annotated[
-        Path | None, typer.Option(help="An image to look for the like of, in place of words.")
+        Path | None, typer.Option(help="Search for images like this one, in place of words.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, max=10_000, help="How many images.")] = 10,
+    top: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images to show.")] = 10,
     index: Annotated[
         Path | None, typer.Option(help="Folder of the index (default: in Isthmus's cache).")
     ] = None,
-    update: Annotated[bool, typer.Option(help="Look for new and changed images first.")] = True,
+    update: Annotated[bool, typer.Option(help="Index new and changed images first.")] = True,
     model: DualEncoder = "tiny-clip",
     sheet: Annotated[
         Path | None, typer.Option(help="Write the images that were found as one PNG.")
     ] = None,
     json_: Json = False,
     quiet: Quiet = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Find images of a folder by what is in them, with words or with an image.
+    """Find images in a folder by what they show, given words or another image.
 
     isthmus search photos/ "a dog on a beach"
 
@@ -123,7 +123,7 @@ def _updated(index: ImageIndex, folder: Path, quiet: bool) -> IndexReport:
             return index.add(folder, progress=progress.advance)
         except KeyboardInterrupt:
             kept = f"{progress.done} images are kept"
-    print(f"{kept}: say the same again to go on", file=sys.stderr)
+    print(f"{kept}: run the same command again to resume", file=sys.stderr)
     raise KeyboardInterrupt
 
 

@@ -29,7 +29,9 @@ def serve(
     ] = False,
     dual_encoder: Annotated[
         str,
-        typer.Option(help='Embeddings and labels: "tiny-clip", open_clip:..., hf:..., a folder.'),
+        typer.Option(
+            help='For embeddings and labels: "tiny-clip", open_clip:..., hf:..., a folder.'
+        ),
     ] = "",
     name: Annotated[str, typer.Option(help="What clients call the model.")] = "",
     template: Annotated[
@@ -38,14 +40,14 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Requests decoded together.")] = 16,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
     memory: Annotated[
-        int, typer.Option(min=1, help="Megabytes that known prefixes and images may take.")
+        int, typer.Option(min=1, help="Megabytes for cached prefixes and images.")
     ] = 1024,
-    max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = 32,
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum images per request.")] = 32,
     allow_media_domain: Annotated[
-        list[str] | None, typer.Option(help="A host that https image addresses may name.")
+        list[str] | None, typer.Option(help="A host that images may be fetched from over https.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A further name of this server on loopback.")
+        list[str] | None, typer.Option(help="Another host name for this server on loopback.")
     ] = None,
     max_tiles: MaxTiles = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 300.0,
@@ -56,11 +58,11 @@ def serve(
         int, typer.Option(min=1, help="Copies of the model, each a process (Ray Serve).")
     ] = 1,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="More are started under load, up to so many.")
+        int | None, typer.Option(min=1, help="Maximum number of replicas started under load.")
     ] = None,
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "warning",
 ) -> None:
-    """Serve a model to every client of OpenAI's API.
+    """Serve a model through an OpenAI-compatible API.
 
     isthmus serve tiny --port 8000
     """

@@ -13,9 +13,7 @@ from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads, use_machine
 def train(
     config: Annotated[
         Path | None,
-        typer.Argument(
-            help="A TOML configuration file (without: the shipped default learns more)."
-        ),
+        typer.Argument(help="A TOML configuration file (default: fine-tune the shipped model)."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model, its checkpoints and its log.")
@@ -23,23 +21,26 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Images with captions, or a file of records; with CONFIG the folder that its "
-            "data sets' paths are relative to (default: the config's)."
+            help="Images with captions, or a file of records; with CONFIG, the folder that its "
+            "data sets' paths are relative to (default: that of CONFIG)."
         ),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override.")
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of CONFIG."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and train nothing.")
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="CONFIG on tiny parts and made-up data, in seconds.")
+        bool,
+        typer.Option("--smoke", help="Run CONFIG with tiny parts and generated data, in seconds."),
     ] = False,
     episodes: Annotated[
         bool,
         typer.Option(
-            "--episodes", help="Without CONFIG: learn from examples in the prompt, told by DATA."
+            "--episodes",
+            help="Without CONFIG: train the model to learn from demonstrations, made from DATA.",
         ),
     ] = False,
     device: Device = "auto",
@@ -48,7 +49,7 @@ def train(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the strip between two frozen parts, or a CLIP; a stopped run goes on where it was.
+    """Train the strip between two frozen models, or a dual encoder, or resume a stopped run.
 
     A CONFIG with a table `dual_encoder` trains a dual encoder on images and their names.
 

@@ -59,7 +59,7 @@ def part_from_mapping(
     cls = registry.find(str(values["type"]), untrusted=untrusted)
     if not dataclasses.is_dataclass(cls):
         raise ConfigError(
-            f'"{values["type"]}" is no configuration of a {kind}: expected a dataclass with a '
+            f'"{values["type"]}" is not the configuration of a {kind}: expected a dataclass with a '
             f'method "{registry.method}"'
         )
     return from_mapping(cls, {k: v for k, v in values.items() if k != "type"}, kind)  # type: ignore[arg-type]

@@ -241,7 +241,7 @@ def look(image: FileRef, *, decode: bool = True) -> tuple[str, tuple[int, int] |
             array = np.load(io.BytesIO(data), allow_pickle=False)
             sound = array.ndim == 2 and bool(np.isfinite(array).all())
         except (OSError, ValueError, TypeError, EOFError) as error:
-            raise ImageError(f"{image} is no array of numbers: {error}") from error
+            raise ImageError(f"{image} is not an array of numbers: {error}") from error
         if not sound:
             raise ImageError(f"{image} is {array.shape}: expected finite (N, D_vision)")
         return plain, None

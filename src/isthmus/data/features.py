@@ -156,7 +156,7 @@ class FeatureCache:
             old = np.lib.format.read_array_header_1_0
             shape = (old if version == (1, 0) else np.lib.format.read_array_header_2_0)(head)[0]
         except ValueError as error:
-            raise ImageError(f"{image} is no array of NumPy's: {error}") from error
+            raise ImageError(f"{image} is not a NumPy array: {error}") from error
         self._check_shape(image, shape)
         return None
 
@@ -164,7 +164,7 @@ class FeatureCache:
         try:
             array = np.load(io.BytesIO(image.read()), allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise ImageError(f"{image} is no array of NumPy's: {error}") from error
+            raise ImageError(f"{image} is not a NumPy array: {error}") from error
         self._check_shape(image, array.shape)
         return array
 

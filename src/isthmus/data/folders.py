@@ -212,7 +212,7 @@ def _captioned(image: Path, text: Path) -> Record:
             json.loads(content) if text.suffix.lower() == ".json" else {"text": content.strip()}
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{text} is no record: {error}") from error
+        raise ConfigError(f"{text} is not a record: {error}") from error
     if isinstance(row, str):
         row = {"text": row}
     if isinstance(row, dict):
@@ -236,4 +236,4 @@ def _named(image: Path, root: Path) -> Record:
     try:
         return Record.of(reference(image), "", plain(name, "its folder's name"), origin=str(image))
     except ValueError as error:
-        raise ConfigError(f"{image} is no record ({error}): rename the folder") from error
+        raise ConfigError(f"{image} is not a record ({error}): rename the folder") from error

@@ -1,8 +1,8 @@
 """Text files of a user's, read line by line, and the JSON in them. Pure: no torch.
 
 A file is UTF-8, with or without a byte order mark. Lines end at line feeds and carriage returns
-alone: U+2028, U+0085 and the like are characters of a text. A line that is no UTF-8 costs that
-line, and not the file.
+alone: U+2028, U+0085 and the like are characters of a text. A line that is not valid UTF-8 costs
+that line, and not the file.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(row, ConfigError):
             raise ConfigError(f"{where} is {row}: expected {EXPECTED}")
         if not isinstance(row, dict):
-            raise ConfigError(f"{where} is no object: expected {EXPECTED}")
+            raise ConfigError(f"{where} is not an object: expected {EXPECTED}")
         place, wrong = surrogate_in(row)
         if wrong:
             named = ".".join(map(str, place))

@@ -108,7 +108,7 @@ class LazyRecords(Sequence[Record]):
         """The record of a number from 0 to below the length.
 
         Raises:
-            ConfigError: If what stands there is no record.
+            ConfigError: If what stands there is not a record.
         """
 
     def media(self) -> Iterator[Medium]:

@@ -73,14 +73,14 @@ def to_record(values: Any, find: Find, origin: str) -> Record:
         'a dog'
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{origin} is no record: expected an object, {EXPECTED}")
+        raise ConfigError(f"{origin} is not a record: expected an object, {EXPECTED}")
     try:
         return _record(dict(values), find, origin)
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
         has = ", ".join(str(key) for key in values) or "no key"
         raise ConfigError(
-            f"{origin} is no record ({why}): it has {has:.200}; expected {EXPECTED}"
+            f"{origin} is not a record ({why}): it has {has:.200}; expected {EXPECTED}"
         ) from error
 
 
@@ -234,7 +234,9 @@ def to_clip(value: Any, read: Callable[[Any], FileRef]) -> tuple[FileRef, ...]:
     else:
         folder = read(value).path
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder of frames: extract the video's frames first")
+            raise ValueError(
+                f"{folder} is not a folder of frames: extract the video's frames first"
+            )
         frames = tuple(FileRef(p) for p in sorted(folder.iterdir(), key=natural) if is_image(p))
     if not frames:
         raise ValueError("a clip without frames")

@@ -136,7 +136,7 @@ class _Index:
 class Shards(LazyRecords):
     """The records of tar shards, in the shards' order.
 
-    `shards[i]` raises ConfigError if a sample's text is no record; it names shard and sample.
+    `shards[i]` raises ConfigError if a sample's text is not a record; it names shard and sample.
 
     Args:
         paths: The shards.
@@ -177,7 +177,7 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
                     texts[_kind(ending)] = file.read(size).decode("utf-8-sig")
         row: Any = json.loads(texts.get(".json", "{}"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{origin} is no record: {error}") from error
+        raise ConfigError(f"{origin} is not a record: {error}") from error
     own = [key + ending for ending in members if _is_medium(ending)]
     extra: dict[str, Any] | None = None
     if ".txt" in texts:
@@ -196,7 +196,7 @@ def _record(shard: _Index, key: str, members: Group) -> Record:
     record = to_record(row, lambda name: shard.image(name, key, members), origin)
     if shard.pairs and not own and not record.images and not _is_document(row):
         raise ConfigError(
-            f"{origin} is no record (no image): expected {key}.jpg, or the like, as the shard's "
+            f"{origin} is not a record (no image): expected {key}.jpg, or the like, as the shard's "
             "other samples have"
         )
     return record if extra is None else replace(record, extra=extra)
@@ -331,6 +331,6 @@ def _members(path: Path) -> tuple[list[tuple[str, Span]], str]:
                 end = file.read(BLOCK)
                 return found, "" if end == bytes(BLOCK) else f" at byte {tar.offset}"
     except tarfile.ReadError as error:
-        raise ConfigError(f"{path} is no tar: {error}") from error
+        raise ConfigError(f"{path} is not a tar file: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error

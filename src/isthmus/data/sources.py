@@ -106,7 +106,7 @@ def read_records(path: str | Path, root: str | Path | None = None) -> list[Recor
         root: What the images' paths are relative to; None is the file's own folder.
 
     Raises:
-        ConfigError: If the file is missing, or a line is no record; the message names the line.
+        ConfigError: If the file is missing, or a line is not a record; the message names the line.
     """
     file = Path(path)
     if not file.is_file():
@@ -166,7 +166,7 @@ def _read(rows: Iterable[tuple[str, Any]], path: Path, root: Path) -> Sequence[R
     entries: list[Record | str] = []
     for origin, row in rows:
         if isinstance(row, ConfigError):
-            entries.append(f"{origin} is no record ({row}): expected {EXPECTED}")
+            entries.append(f"{origin} is not a record ({row}): expected {EXPECTED}")
             continue
         try:
             entries.append(to_record(row, _finder(root), origin))

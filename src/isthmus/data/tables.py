@@ -25,7 +25,7 @@ class Table(Protocol):
 class TableRows(LazyRecords):
     """The records of a table, each made when it is asked for.
 
-    `rows[i]` raises ConfigError if a row is no record; it names the row, counted from 1.
+    `rows[i]` raises ConfigError if a row is not a record; it names the row, counted from 1.
 
     Args:
         table: The rows.
@@ -104,7 +104,7 @@ def from_parquet(path: Path, root: Path) -> TableRows:
     try:
         table = parquet.read_table(path, memory_map=True)
     except (OSError, ValueError) as error:  # pyarrow's own errors are these
-        raise ConfigError(f"{path} is no Parquet file: {error}") from error
+        raise ConfigError(f"{path} is not a Parquet file: {error}") from error
     return TableRows(_Arrow(table), str(path), root)
 
 

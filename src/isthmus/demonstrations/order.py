@@ -333,7 +333,7 @@ def write_probes(
     """
     if not shots or not all(shot.question for shot in shots):
         raise InputError(
-            "the model can only go on from shots with questions: pass probes=, some queries"
+            "the model can only continue shots with questions: pass probes=, some queries"
         )
     found: dict[tuple[str, int], Example] = {}
     for number, order in enumerate(orders):

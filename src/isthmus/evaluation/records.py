@@ -142,8 +142,8 @@ def read(path: Path) -> list[Answered]:
             rows.append(Answered(**values))
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
-                f"{path}, line {number} is no record ({error}): remove the line, or choose another "
-                "--out"
+                f"{path}, line {number} is not a record ({error}): remove the line, or choose "
+                "another --out"
             ) from error
     return rows
 

@@ -277,9 +277,9 @@ def _notes(
         )
     for image in shown:
         if image.picture is None:
-            yield f"{image.name} is no picture with known preprocessing: nothing was covered."
+            yield f"{image.name} is not an image with known preprocessing: nothing was covered."
         elif image.shares is None or image.grid is None:
             yield (
-                f"The visual tokens of {image.name} are no parts of it, so that attention to them "
+                f"The visual tokens of {image.name} are not parts of it, so that attention to them "
                 "is shown as bars, and where it matters by what is covered."
             )

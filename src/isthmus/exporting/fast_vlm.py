@@ -73,7 +73,7 @@ def refuse_others(model: VisionLanguageModel) -> None:
     own = network.state_dict()
     if not made or any(n not in own or own[n].shape != made[n].shape for n in made):
         raise ExportError(
-            f"{name} is no network that timm makes by name (got {told!r}), and {ARCHITECTURE} "
+            f"{name} is not a network that timm makes by name (got {told!r}), and {ARCHITECTURE} "
             f"makes it so: expected timm:NAME; {INSTEAD}"
         )
     _patch_size(model)

@@ -185,7 +185,7 @@ class ServingEngine:
             raise EngineClosed("the engine has been closed and takes no more requests")
         if len(self._queue) >= self.max_queue:
             raise QueueFull(
-                f"{len(self._queue)} requests wait, as many as may: ask again a little later"
+                f"{len(self._queue)} requests are waiting, which is the limit: try again later"
             )
 
     def _left(self, ticket: Ticket) -> None:

@@ -140,7 +140,7 @@ class Fetcher:
             )
         if self.domains is not None and host not in {d.lower().rstrip(".") for d in self.domains}:
             raise FetchError(
-                f"images may be fetched from {', '.join(self.domains)} alone: send the image "
+                f"images may be fetched only from {', '.join(self.domains)}: send the image "
                 "as a data URI",
                 refused=True,
             )

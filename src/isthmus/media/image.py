@@ -68,7 +68,7 @@ def open_image(source: Source) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
             raise ImageError(
-                f"{name} is no image of a known format, or damaged: expected one of "
+                f"{name} is not an image of a known format, or it is damaged: expected one of "
                 f"{', '.join(FORMATS)}"
             ) from None
         except Image.DecompressionBombError as error:  # Pillow looks at the header, as we do

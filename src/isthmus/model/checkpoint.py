@@ -109,7 +109,7 @@ def save_vlm(
 def description_of(model: VisionLanguageModel) -> dict[str, Any]:
     """What `isthmus.json` says of a model: its configuration and what it was trained between."""
     if model.text_only:
-        raise CheckpointError("a language model alone has no strip to save: keep its name")
+        raise CheckpointError("a language model by itself has no strip to save: keep its name")
     config = to_mapping(model.config)
     if model.config.connector is None:  # one of the user's own: the name says whose it was
         own = type(model.connector)
@@ -169,9 +169,10 @@ def locate(source: str | Path) -> Path:
     folder = Path(source)
     if (folder / DESCRIPTION).is_file():
         return folder
-    what = "holds no isthmus.json and no config.json" if folder.is_dir() else "is no folder"
+    what = "holds no isthmus.json and no config.json" if folder.is_dir() else "is not a folder"
     raise CheckpointError(
-        f'no model "{source}": it {what} and no shipped model ({suggestion(str(source), SHIPPED)})'
+        f'no model "{source}": it {what}, and it is not the name of a shipped model '
+        f"({suggestion(str(source), SHIPPED)})"
     )
 
 

@@ -158,7 +158,7 @@ class VisionLanguageModel(nn.Module):
         layouts = [self.layout] * images if isinstance(images, int) else images
         if layouts and self.text_only:
             raise PromptError(
-                f"{self.config.language.name} is a language model alone and sees no images: "
+                f"{self.config.language.name} is only a language model and sees no images: "
                 "leave them out, or join it to a vision encoder with im.compose"
             )
         ids = self.special_tokens.encode(text)

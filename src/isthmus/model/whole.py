@@ -120,7 +120,7 @@ class WholeModel(nn.Module):
             )
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise CheckpointError(
-                f'"{name}" has no vocabulary: its tokenizer\'s files are missing; fetch it anew'
+                f'"{name}" has no vocabulary: its tokenizer\'s files are missing; fetch it again'
             )
         if getattr(processor, "chat_template", None):
             tokenizer.chat_template = processor.chat_template
@@ -252,7 +252,7 @@ class WholeModel(nn.Module):
             isinstance(source, FileRef) and source.kind != "image"
         ):
             raise PromptError(
-                f"{self.config.language.name} takes images alone: expected files or PIL images"
+                f"{self.config.language.name} takes only images: expected files or PIL images"
             )
         return open_image(source.read() if isinstance(source, FileRef) else source)
 

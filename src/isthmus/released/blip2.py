@@ -39,13 +39,13 @@ class Blip2:
         if not config.use_decoder_only_language_model:
             raise ConfigError(
                 f'this BLIP-2 has the language model "{text.model_type}", an encoder and a '
-                "decoder: expected a decoder alone; take one with OPT, such as "
+                "decoder: expected a decoder only; take one with OPT, such as "
                 "Salesforce/blip2-opt-2.7b"
             )
         if config.image_token_id is None:
             raise ConfigError(
                 "this BLIP-2 names no token for images (image_token_index): expected one, as its "
-                "repository has today; fetch it anew"
+                "repository has today; fetch it again"
             )
         for name, expected in {
             "hidden_act": "gelu",

@@ -46,7 +46,7 @@ class InternVL:
         if config.vision_feature_select_strategy != "default":
             raise ConfigError(
                 "this InternVL keeps the class token (vision_feature_select_strategy = "
-                f'"{config.vision_feature_select_strategy}"), with which patches are no grid: '
+                f'"{config.vision_feature_select_strategy}"), with which patches form no grid: '
                 'expected "default"'
             )
         factor = round(1 / config.downsample_ratio)

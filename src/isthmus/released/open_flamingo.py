@@ -139,7 +139,7 @@ def _named(beside: Path) -> dict[str, Any]:
     kinds: dict[str, Any] = {"vision": VisionConfig, "language": LanguageConfig}
     if unknown := sorted(told.keys() - kinds.keys()):
         raise ConfigError(
-            f"{beside} has {unknown[0]}: expected the tables [vision] and [language] alone; the "
+            f"{beside} has {unknown[0]}: expected only the tables [vision] and [language]; the "
             "rest is read off the checkpoint"
         )
     return {name: from_mapping(kinds[name], values, name) for name, values in told.items()}

@@ -68,7 +68,7 @@ class Found:
         vision: Tensors of the vision encoder, by its own names.
 
     Raises:
-        CheckpointError: If it is no checkpoint of OpenFlamingo's.
+        CheckpointError: If it is not a checkpoint of OpenFlamingo's.
     """
 
     def __init__(self, path: Path, state: Mapping[str, Tensor], layers: str) -> None:
@@ -103,7 +103,7 @@ class Found:
         )
         if "latents" not in self.strip or not self.blocks:
             raise CheckpointError(
-                f"{path} is no checkpoint of OpenFlamingo for this language model: expected "
+                f"{path} is not a checkpoint of OpenFlamingo for this language model: expected "
                 f"perceiver.latents and lang_encoder.{layers}.*.gated_cross_attn_layer.*, got "
                 f"{', '.join(list(state)[:3]) or 'nothing'}"
             )

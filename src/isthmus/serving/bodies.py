@@ -87,7 +87,7 @@ def _no_json(body: bytes) -> Refusal:
         why = f"{error.msg} at line {error.lineno}, column {error.colno}"
         return Refusal(400, f"the body is no JSON: {why}", "invalid_json")
     except UnicodeDecodeError as error:
-        why = f"byte {error.start + 1} is no UTF-8"
+        why = f"byte {error.start + 1} is not valid UTF-8"
         return Refusal(400, f"the body is no JSON: {why}", "invalid_json")
     except (RecursionError, ValueError):  # of a number with thousands of digits
         return Refusal(400, "the body is no JSON, or too deep", "invalid_json")

@@ -199,7 +199,7 @@ class Service:
         if not self.sees:
             raise Refusal(
                 400,
-                f"{self.settings.model_name} is a language model alone and sees no images",
+                f"{self.settings.model_name} is only a language model and sees no images",
                 "unsupported_value",
                 places[0][0],
             )

@@ -235,7 +235,7 @@ class Feed:
         data = self.data[draw.data]
         try:
             item = TrainingItem(draw, data.record(draw.index))
-        except InputError as error:  # a line of a shard that is no record
+        except InputError as error:  # a line of a shard that is not a record
             nothing = Record(text=" ", origin=f"{data.name}, record {draw.index}")
             return TrainingItem(draw, nothing, why_not=_line(error))
         try:

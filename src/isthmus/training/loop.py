@@ -203,7 +203,7 @@ def run_steps(
             if result.stop and not last:
                 raise TrainingStopped(
                     f"stopped after step {step} of {config.steps}, as asked; the same command "
-                    "goes on from here"
+                    "resumes from here"
                 )
     if processes.is_main:
         write_report(folder, trainee.files[-1])

@@ -47,7 +47,7 @@ def write_report(folder: Path, description: str = DESCRIPTION) -> Path:
         chart("Learning rate by step", {"largest": _line(steps, "lr")}),
         *_gates(steps),
         "<h2>Speed</h2>",
-        chart("Samples a second", {"samples/s": _line(steps, "samples_per_second")}),
+        chart("Samples per second", {"samples/s": _line(steps, "samples_per_second")}),
         *_answers([e for e in entries if "answers" in e], folder),
         *_broken([e for e in entries if "broken" in e]),
         "<h2>Configuration</h2><details><summary>all of it</summary><pre>",

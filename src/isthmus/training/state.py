@@ -172,7 +172,7 @@ def load_state(
             return Reached(**json.loads(metadata["progress"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise TrainingError(
-            f"{path} cannot be read ({error}): remove its folder to go on from the checkpoint "
+            f"{path} cannot be read ({error}): remove its folder to resume from the checkpoint "
             "before, or choose another --out"
         ) from error
 
@@ -208,6 +208,6 @@ def _refuse_other(folder: Path, saved: dict[str, Any], own: dict[str, Any]) -> N
     if not changed:
         return
     raise TrainingError(
-        f"{folder} holds a run that differs in: {changed}. Choose another --out, go on with the "
-        "configuration it was started with, or remove the folder to start anew"
+        f"{folder} holds a run that differs in: {changed}. Choose another --out, resume with the "
+        "configuration it was started with, or remove the folder to start again"
     )

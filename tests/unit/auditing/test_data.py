@@ -120,7 +120,7 @@ def test_a_column_of_classes_and_a_split(tmp_path: Path, ending: str) -> None:
         read_labelled(path, label="fine", split="vall")
     with pytest.raises(InputError, match=r'in the column "coarse": .*fine'):
         read_labelled(path, label="coarse")
-    with pytest.raises(InputError, match="is no JSONL or CSV file"):
+    with pytest.raises(InputError, match="is not a JSONL or CSV file"):
         read_labelled(tmp_path, label="fine")
 
 

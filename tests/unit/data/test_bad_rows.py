@@ -45,7 +45,7 @@ def test_a_file_with_three_bad_lines_has_three_findings(folder: Path) -> None:
     path = write(folder / "r.jsonl", *rows)
     report = check_data(path)
     assert (report.records, report.usable, report.exit_code) == (13, 10, 1)
-    assert [t.why.partition(" is no record")[0] for t in report.broken_records] == [
+    assert [t.why.partition(" is not a record")[0] for t in report.broken_records] == [
         f"{path}, line 5",
         f"{path}, line 12",
     ]
@@ -113,7 +113,7 @@ def test_a_class_whose_name_is_no_unicode(tmp_path: Path) -> None:
 
 def test_no_line_at_all_is_one_error(folder: Path) -> None:
     path = write(folder / "r.jsonl", {"image": "0.png"}, {"image": "1.png"})
-    with pytest.raises(ConfigError, match=r"line 1 is no record .*None of the other 1 can be read"):
+    with pytest.raises(ConfigError, match=r"line 1 is not a record .*None of the other 1 can be"):
         read_data(path)
     assert len(check_data(path).broken_records) == 2
     assert check_data(path).exit_code == 2
@@ -153,7 +153,7 @@ def test_a_text_beside_a_image_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("a dog")
     report = check_data(tmp_path)
     assert (report.records, report.usable) == (2, 1)
-    assert "a.json is no record" in report.broken_records[0].why
+    assert "a.json is not a record" in report.broken_records[0].why
 
 
 # --- Text files as people have them --------------------------------------------------------------
@@ -166,12 +166,12 @@ def test_the_line_of_a_byte_that_is_no_utf_8(folder: Path) -> None:
     )
     path = write(folder / "r.jsonl", *rows)
     (trouble,) = check_data(path, decode=False).broken_records
-    assert f"{path}, line 401 is no record (not UTF-8 text: got the byte 0xE9" in trouble.why
+    assert f"{path}, line 401 is not a record (not UTF-8 text: got the byte 0xE9" in trouble.why
     table = folder / "t.csv"
     table.write_bytes(b"image,text\n0.png,a\n0.png,caf\xe9\n")
     (trouble,) = check_data(table).broken_records
     assert (
-        f"{table}, line 3 is no record (not UTF-8 text: got the byte 0xE9 after 'caf'"
+        f"{table}, line 3 is not a record (not UTF-8 text: got the byte 0xE9 after 'caf'"
         in trouble.why
     )
 
@@ -244,8 +244,8 @@ def test_a_row_of_another_length_and_quotes_that_never_end(folder: Path) -> None
     report = check_data(folder / "t.csv")
     assert (report.records, report.usable) == (4, 2)
     why = [t.why for t in report.broken_records]
-    assert "line 3 is no record (expected 2 columns, image, text; got 1)" in why[0]
-    assert "line 5 is no record (no CSV: unexpected end of data)" in why[1]
+    assert "line 3 is not a record (expected 2 columns, image, text; got 1)" in why[0]
+    assert "line 5 is not a record (no CSV: unexpected end of data)" in why[1]
 
 
 def test_features_of_what_can_be_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,5 +253,5 @@ def test_features_of_what_can_be_read(folder: Path, caplog: pytest.LogCaptureFix
     for data in (path, read_data(path), [path, read_data(path)]):
         done = im.compute_features(data, folder / "features", "tiny-vit")
         assert (done.report.computed + done.report.present > 2, done.report.broken) == (True, ())
-        assert "line 1 is no record" in caplog.text
+        assert "line 1 is not a record" in caplog.text
         caplog.clear()

@@ -137,7 +137,7 @@ def test_unreadable_samples_of_a_shard_are_named_and_the_rest_counted(tmp_path: 
     assert (report.records, report.usable, report.images) == (3, 2, 1)
     (trouble,) = report.broken_records
     assert trouble.what == "record 2"
-    assert "0.tar, sample 1 is no record" in trouble.why
+    assert "0.tar, sample 1 is not a record" in trouble.why
     assert report.exit_code == 1
     assert "only without 1 unreadable record" in report.verdict
 

@@ -172,7 +172,7 @@ def test_arrays_are_read_as_they_are(
     assert (report.computed, report.present) == (8, 1)
     whys = dict(report.broken)
     assert "(16, 33), expected (16, 32)" in whys[str(wide.path)]
-    assert "no array" in whys[str(text.path)]
+    assert "not a NumPy array" in whys[str(text.path)]
     mixed = cache.get([images[0], good])
     assert torch.equal(mixed[1], torch.from_numpy(array))
     assert torch.equal(mixed[:1], cache.get(images[:1]))
@@ -180,7 +180,7 @@ def test_arrays_are_read_as_they_are(
     assert wide not in cache
     with pytest.raises(ImageError, match=r"wide\.npy is \(16, 33\), expected \(16, 32\)"):
         cache.get([wide])
-    with pytest.raises(ImageError, match=r"text\.npy is no array"):
+    with pytest.raises(ImageError, match=r"text\.npy is not a NumPy array"):
         cache.get([text])
 
 

@@ -204,7 +204,7 @@ def test_a_bad_sample_is_named_when_it_is_read(
     tmp_path: Path, members: dict[str, Any], message: str
 ) -> None:
     records = read_data(shard(tmp_path / "0.tar", members))
-    with pytest.raises(ConfigError, match=rf"0\.tar, sample 0 is no record.*{message}"):
+    with pytest.raises(ConfigError, match=rf"0\.tar, sample 0 is not a record.*{message}"):
         records[0]
 
 
@@ -218,7 +218,7 @@ def test_compressed_shards_are_refused(tmp_path: Path, mode: str) -> None:
 
 def test_what_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(ConfigError, match=r"0\.tar is no tar"):
+    with pytest.raises(ConfigError, match=r"0\.tar is not a tar file"):
         read_data(tmp_path / "0.tar")
     shard(tmp_path / "0.tar", {"a.jpg": b"", "b.cls": b"1"})
     with pytest.raises(ConfigError, match="no samples in"):
@@ -311,5 +311,5 @@ def test_json_that_lost_its_image_is_no_record(tmp_path: Path) -> None:
     records = read_data(shard(tmp_path / "0.tar", members))
     assert (len(records), records[0].answer, records[2].answer) == (4, "a cat", "I")
     assert records[3].text == "Only words."
-    with pytest.raises(ConfigError, match=r"0\.tar, sample 1 is no record \(no image\)"):
+    with pytest.raises(ConfigError, match=r"0\.tar, sample 1 is not a record \(no image\)"):
         records[1]

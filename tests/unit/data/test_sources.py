@@ -84,7 +84,7 @@ def test_each_kind_of_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match=r"r\.jsonl, line 2 is no record"):
+    with pytest.raises(ConfigError, match=r"r\.jsonl, line 2 is not a record"):
         list(read_data(write(tmp_path / "r.jsonl", '{"image": "a.jpg", "text": "a"}', line)))
 
 
@@ -96,7 +96,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is empty"):
         read_records(write(tmp_path / "r.jsonl", ""))
     (tmp_path / "latin.jsonl").write_bytes('{"text": "\xe9"}'.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"line 1 is no record \(not UTF-8 text"):
+    with pytest.raises(ConfigError, match=r"line 1 is not a record \(not UTF-8 text"):
         read_data(tmp_path / "latin.jsonl")
 
 
@@ -152,7 +152,7 @@ def test_a_list_in_one_json_file_as_llava_has_it(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"image": "cat.jpg", "conversations": LLAVA}] * 2))
     assert len(read_data(path)) == 2
     path.write_text(json.dumps([{"image": "cat.jpg", "text": "a"}, {"conversations": LLAVA}]))
-    with pytest.raises(ConfigError, match=r"llava\.json, entry 2 is no record \(<image> stands 1"):
+    with pytest.raises(ConfigError, match=r"llava\.json, entry 2 is not a record \(<image> stands"):
         list(read_data(path))
 
 
@@ -195,7 +195,7 @@ def test_typed_parts(tmp_path: Path) -> None:
 def test_chats_that_do_not_fit(
     tmp_path: Path, chat: list[Any], images: list[str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"line 1 is no record.*{message}"):
+    with pytest.raises(ConfigError, match=rf"line 1 is not a record.*{message}"):
         one(tmp_path, {"conversations": chat, "images": images})
 
 
@@ -244,8 +244,8 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,text\na.jpg,a,b\n", "line 2 is no record .expected 2 columns, image, text"),
-        ("image,text\na.jpg\n", "line 2 is no record .expected 2 columns"),
+        ("image,text\na.jpg,a,b\n", "line 2 is not a record .expected 2 columns, image, text"),
+        ("image,text\na.jpg\n", "line 2 is not a record .expected 2 columns"),
         (
             "image,words\na.jpg,b\n",
             r"columns image, words: expected .*\(answer, name, text",
@@ -341,7 +341,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert records[0].images[0].read() == b"x"
     assert records[1].images == (FileRef(tmp_path / "b.jpg"),)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ConfigError, match="is no Parquet file"):
+    with pytest.raises(ConfigError, match="is not a Parquet file"):
         read_data(tmp_path / "t.parquet")
 
 

@@ -14,7 +14,7 @@ import isthmus
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
-LINKING = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+LINKING = ["README.md", "README.ko.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 
 
 def read_yaml(path: Path) -> Any:

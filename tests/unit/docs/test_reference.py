@@ -105,6 +105,18 @@ def test_a_station_that_is_gone_is_an_error() -> None:
     [
         ("[a](classify.md#x)", "docs/audit.md", "[a](classify.md#x)"),
         ("[a](../CONTRIBUTING.md)", "docs/faq.md", "[a](CONTRIBUTING.md)"),
+        ("[a](../README.md)", "docs/faq.md", "[a](index.md)"),
+        ("[a](README.md)", "README.ko.md", "[a](index.md)"),
+        (
+            '| <img src="examples/cat.jpg" height="60" alt="a cat"> |',
+            "README.ko.md",
+            '| ![a cat](examples/cat.jpg){ height="60" } |',
+        ),
+        (
+            '<img src="images/chat.png" width="640" alt="the page">',
+            "docs/explain.md",
+            '![the page](images/chat.png){ width="640" }',
+        ),
         ("[a](../../architecture.md)", "docs/lecture/ko/x.md", "[a](../../architecture.md)"),
         ("[a](../../docs/results.md)", "recipes/tiny/README.md", "[a](../../results.md)"),
         ("[a](../src/isthmus/errors.py)", "docs/faq.md", "a"),

@@ -146,7 +146,7 @@ def test_a_damaged_record_is_named(engine: Engine, tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
     first, second = records.read_text().splitlines()
     records.write_text(f'{first}\n{{"no": 1}}\n{second}\n')
-    with pytest.raises(ConfigError, match="line 2 is no record"):
+    with pytest.raises(ConfigError, match="line 2 is not a record"):
         im.evaluate(engine, task, shots=[0], out=tmp_path)
 
 

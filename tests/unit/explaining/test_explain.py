@@ -356,7 +356,7 @@ def test_names_are_labelled_by_what_they_are() -> None:
     found = im.explain(model, image, QUESTION, max_new_tokens=1, side=2)
     assert list(found.images[0].labels) == labels
     assert found.map(0) is None
-    assert "no parts of it" in found.notes[0]
+    assert "not parts of it" in found.notes[0]
 
 
 def test_a_clip_has_bars_and_no_picture() -> None:

@@ -474,7 +474,7 @@ def test_a_full_queue_says_so(model: VisionLanguageModel) -> None:
         tickets = [engine.submit(request("a"))]
         assert gate.reached.wait(30)
         tickets += [engine.submit(request("b")), engine.submit(request("c"))]
-        with pytest.raises(QueueFull, match="2 requests wait"):
+        with pytest.raises(QueueFull, match="2 requests are waiting"):
             engine.submit(request("d"))
         assert engine.statistics().queued == 2
         gate.go.set()

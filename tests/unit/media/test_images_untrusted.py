@@ -275,7 +275,7 @@ def test_what_is_not_there_or_not_a_image_is_named(tmp_path: Path) -> None:
     assert "no file at" in refused(tmp_path / "none.png")
     assert refused(tmp_path).startswith(f"{tmp_path} is a folder")
     assert "empty.png is empty (0 bytes)" in refused(tmp_path / "empty.png")
-    assert "words.png is no image" in refused(tmp_path / "words.png")
+    assert "words.png is not an image" in refused(tmp_path / "words.png")
     assert "the 0 bytes given is empty" in refused(b"")
     assert "JPEG" in refused(b"an image of a cat")
     assert "cannot read" in refused("zero\0byte.png")

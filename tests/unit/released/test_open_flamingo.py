@@ -293,7 +293,7 @@ def frozen() -> State:
 CONTENTS: dict[str, tuple[Callable[[State], Any], str]] = {
     "a list": (lambda s: [1, 2], "holds no tensors by name"),
     "another model": (lambda s: {"fc.weight": torch.ones(2)}, "fc.weight is unexpected"),
-    "nothing": (lambda s: {}, "is no checkpoint of OpenFlamingo.*got nothing"),
+    "nothing": (lambda s: {}, "is not a checkpoint of OpenFlamingo.*got nothing"),
     "no resampler": (
         lambda s: {n: t for n, t in s.items() if not n.startswith("perceiver")},
         "expected perceiver.latents",

@@ -138,7 +138,7 @@ def test_what_is_no_image_is_named_and_not_tried_again(
         assert report.added == 9
         ((path, why),) = report.broken
         assert path == photos / "bad.JPG"
-        assert "no image" in why
+        assert "not an image" in why
         assert index.add(photos).broken == []
         paint(photos / "bad.png", 60).rename(photos / "bad.JPG")
         assert index.add(photos).added == 1

@@ -107,7 +107,7 @@ def test_an_address_alone_is_an_image_url() -> None:
         ),
         (b'{"messages": [], "\\ud83d": 1}', "invalid_unicode", None, "half of a surrogate pair"),
         (b'{"messages": [}', "invalid_json", None, "line 1, column 15"),
-        (b'{"messages": "\xff"}', "invalid_json", None, "byte 15 is no UTF-8"),
+        (b'{"messages": "\xff"}', "invalid_json", None, "byte 15 is not valid UTF-8"),
         (b"[" * 100_000, "invalid_json", None, "too deep"),
         (b"9" * 10_000, "invalid_json", None, "no JSON"),
     ],

@@ -23,7 +23,7 @@ def _read_json(file: Path, what: str) -> Any:
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}; expected {what}") from error
     except ValueError as error:
-        raise ConfigError(f"{file} is no JSON ({error}): expected {what}") from error
+        raise ConfigError(f"{file} is not JSON ({error}): expected {what}") from error
 
 
 def easy_vqa(path: str | Path) -> Task:

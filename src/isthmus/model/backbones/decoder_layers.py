@@ -32,7 +32,9 @@ def find_decoder_layers(model: nn.Module, path: str | None = None) -> nn.ModuleL
     listing = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
     if path is not None:
         if path not in lists:
-            raise ConfigError(f'language.layers = "{path}" is no list of modules. Found: {listing}')
+            raise ConfigError(
+                f'language.layers = "{path}" is not a list of modules. Found: {listing}'
+            )
         return lists[path]
     config: Any = model.config
     expected = config.get_text_config(decoder=True).num_hidden_layers

@@ -45,7 +45,7 @@ def from_object(model: nn.Module, config: VisionConfig, processor: Any = None) -
     if hasattr(model, "visual") or type(model).__module__.startswith("open_clip"):
         return from_open_clip(model, config)
     raise ConfigError(
-        f"{type(model).__name__} is no timm, Transformers or open_clip vision model; give it "
+        f"{type(model).__name__} is not a timm, Transformers or open_clip vision model; give it "
         "the form of isthmus.model.backbones.vision.Backbone and pass "
         "VisionEncoder(backbone, config)"
     )

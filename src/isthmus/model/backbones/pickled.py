@@ -47,15 +47,17 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            raise CheckpointError(f"{path} cannot be read: it is no file of torch.save") from error
+            raise CheckpointError(
+                f"{path} cannot be read: it was not written by torch.save"
+            ) from error
         raise CheckpointError(
-            f"{path} would run {code[1]} when it is read: expected tensors alone, and none of it "
+            f"{path} would run {code[1]} when it is read: expected only tensors, and none of it "
             "was run; take the file from where it was published"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} cannot be read: {reason}; it may be cut short: fetch it anew"
+            f"{path} cannot be read: {reason}; it may be cut short: fetch it again"
         ) from error
     if isinstance(found, dict):
         found = found.get(WRAPPED, found)

@@ -92,7 +92,7 @@ def refuse_others(name: str) -> None:
     if not isinstance(kind, str):
         raise CheckpointError(
             f'"{place}" holds no model of Transformers: its config.json is missing or damaged, or '
-            "has no model_type; fetch it anew"
+            "has no model_type; fetch it again"
         )
     if kind not in transformers.CONFIG_MAPPING:
         raise CheckpointError(

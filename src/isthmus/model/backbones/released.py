@@ -276,7 +276,7 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     place = name.partition(":")[2]
     family = family_of(place)
     if family is None:
-        raise ConfigError(f'"{name}" is no released model of: {", ".join(RELEASED.names())}')
+        raise ConfigError(f'"{name}" is not a released model of: {", ".join(RELEASED.names())}')
     config = config_of(name, place)
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
@@ -340,7 +340,7 @@ def refuse_missing(name: str, missing: list[str]) -> None:
     if missing:
         raise CheckpointError(
             f'"{name}" lacks {len(missing)} of its weights, such as {missing[0]}: a file of it is '
-            "missing, or is another model's; fetch it anew"
+            "missing, or is another model's; fetch it again"
         )
 
 

@@ -122,7 +122,9 @@ def _asset_model(name: str) -> Any:
     settings = folder / "config.json"
     told = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     if "architecture" not in told:
-        raise ConfigError(f'the asset "{name}" is no vision encoder; try asset:efficientnet-lite2')
+        raise ConfigError(
+            f'the asset "{name}" is not a vision encoder; try asset:efficientnet-lite2'
+        )
     with torch.device("meta"):  # no time for random weights that the file's take the place of
         model = timm.create_model(told["architecture"], pretrained_cfg=told["pretrained_cfg"])
     model.to_empty(device="cpu")

@@ -83,7 +83,7 @@ class VocabularyTokens(nn.Module):
             )
         if (before or after) and written[IMAGE_TAG] is None:
             raise ConfigError(
-                f"image_id = {image_id} is no token of the tokenizer's: expected one, since "
+                f"image_id = {image_id} is not a token of the tokenizer: expected one, since "
                 f"{before!r} and {after!r} are written around it"
             )
         if written[IMAGE_TAG] is not None:

@@ -129,7 +129,7 @@ def _load_folder(folder: Path, name: str, vision: Any, text: Any, pretrained: bo
             from isthmus.model.clip.transformers_model import load_transformers
 
             return load_transformers(str(folder), name, pretrained=pretrained)
-        raise CheckpointError(f"{folder} holds no {DESCRIPTION}: it is no saved model")
+        raise CheckpointError(f"{folder} holds no {DESCRIPTION}: it is not a saved model")
     told = describe(folder, "clip")
     files = {
         part: weight_files(_part_name(told["config"], part) if given is None else "")

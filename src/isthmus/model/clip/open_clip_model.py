@@ -159,7 +159,7 @@ def wrap_open_clip(
     kind = type(model).__name__
     if not all(hasattr(model, name) for name in ("visual", "encode_text", "logit_scale")):
         raise ConfigError(
-            f"{kind} is no dual encoder of open_clip or Transformers: join a vision encoder and "
+            f"{kind} is not a dual encoder of open_clip or Transformers: join a vision encoder and "
             "a text encoder by DualEncoder.join"
         )
     if tokenizer is None:

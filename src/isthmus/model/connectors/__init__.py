@@ -66,7 +66,7 @@ def _check_own(connector: nn.Module, shape: FeatureShape, width: int) -> None:
     name = type(connector).__name__
     if not isinstance(connector, Connector):
         raise ConfigError(
-            f"{name} is no connector: it needs num_tokens (int), "
+            f"{name} is not a connector: it needs num_tokens (int), "
             "width (int) and forward(features) -> tokens"
         )
     if not isinstance(connector.num_tokens, int) or connector.num_tokens < 1:
@@ -118,7 +118,7 @@ def build_connector(
     """
     if shape.regions is not None and not getattr(options, "reads_regions", False):
         raise ConfigError(
-            f"{type(options).__name__} reads patches alone: leave vision.regions = true out, or "
+            f"{type(options).__name__} reads only patches: leave vision.regions = true out, or "
             "take a connector that reads regions"
         )
     if isinstance(options, nn.Module):
@@ -128,7 +128,7 @@ def build_connector(
     if isinstance(options, type) or is_fusion or not callable(getattr(options, "build", None)):
         known = suggestion(str(options), CONNECTORS.names())
         raise ConfigError(
-            f"{options!r} is no connector: expected its configuration, such as "
+            f"{options!r} is not a connector: expected its configuration, such as "
             f"isthmus.Resampler(), or a module. {known}"
         )
     made: nn.Module = options.build(shape, width, embeddings)

@@ -35,7 +35,7 @@ def square_side(tokens: int, connector: str) -> int:
     side = math.isqrt(tokens)
     if tokens < 1 or side**2 != tokens:
         raise ConfigError(
-            f"{connector}: tokens={tokens} is no square number; near ones: {max(1, side) ** 2}, "
+            f"{connector}: tokens={tokens} is not a square number; near ones: {max(1, side) ** 2}, "
             f"{(side + 1) ** 2}"
         )
     return side

@@ -39,7 +39,7 @@ def fusion_config(options: Any) -> FusionConfig:
     if isinstance(options, type) or not all(methods):
         known = suggestion(str(options), FUSIONS.names())
         raise ConfigError(
-            f"{options!r} is no fusion: expected its configuration, such as "
+            f"{options!r} is not a fusion: expected its configuration, such as "
             f"isthmus.CrossAttention(every=4), with methods width and build. {known}"
         )
     return cast(FusionConfig, options)
@@ -61,7 +61,7 @@ def build_fusion(options: Any, language: LanguageModel, visual_width: int) -> Fu
     if not isinstance(made, nn.Module):
         missing.insert(0, "torch.nn.Module as its base")
     if missing:
-        raise ConfigError(f"{type(made).__name__} is no fusion: it lacks {', '.join(missing)}")
+        raise ConfigError(f"{type(made).__name__} is not a fusion: it lacks {', '.join(missing)}")
     if made.visual_width != visual_width:
         raise ConfigError(
             f"{type(made).__name__}.visual_width is {made.visual_width}: expected {visual_width}, "

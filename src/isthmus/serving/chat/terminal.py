@@ -76,7 +76,7 @@ class Terminal:
         if command in commands:
             commands[command]()
         elif command.startswith("/"):
-            self._tell(f"there is no {command}; what there is:\n{HELP}")
+            self._tell(f"there is no {command}; available:\n{HELP}")
         elif line:
             try:
                 runner.run(self._answer(line))

@@ -348,5 +348,5 @@ def test_parts_that_do_not_compute_in_it_are_refused(make: Any) -> None:
 
 
 def test_a_gpu_has_no_int8() -> None:
-    with pytest.raises(ConfigError, match="int8 is computed on a CPU alone"):
+    with pytest.raises(ConfigError, match="int8 runs only on a CPU"):
         machine.int8_for("int8", torch.device("meta"))

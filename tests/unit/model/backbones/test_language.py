@@ -28,7 +28,7 @@ def test_the_search_fails_with_the_candidates_and_a_path_overrides_it() -> None:
     with pytest.raises(ConfigError, match=r"found 2.*model\.layers \(3\), model\.second \(3\)"):
         find_decoder_layers(model)
     assert find_decoder_layers(model, "model.layers") is model.model.layers
-    with pytest.raises(ConfigError, match=r'"model\.lawyers" is no list of modules'):
+    with pytest.raises(ConfigError, match=r'"model\.lawyers" is not a list of modules'):
         find_decoder_layers(model, "model.lawyers")
 
 

@@ -629,7 +629,7 @@ def test_layers_that_are_not_there(make: Any, layer: int) -> None:
 
 
 def test_an_object_of_no_library_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Linear is no timm, Transformers or open_clip"):
+    with pytest.raises(ConfigError, match="Linear is not a timm, Transformers or open_clip"):
         load_vision(nn.Linear(2, 2))
 
 
@@ -672,5 +672,5 @@ def test_an_asset_that_is_no_vision_encoder(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     monkeypatch.setattr(assets, "fetch_asset", lambda name: tmp_path)
-    with pytest.raises(ConfigError, match="no vision encoder"):
+    with pytest.raises(ConfigError, match="not a vision encoder"):
         load_vision("asset:smollm2-135m-instruct")

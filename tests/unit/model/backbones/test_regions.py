@@ -107,5 +107,5 @@ def test_networks_without_a_classifier_or_stages_are_refused(network: nn.Module)
 
 def test_only_a_connector_that_knows_of_regions_gets_them(network: nn.Module) -> None:
     encoder = encoder_of(network)
-    with pytest.raises(ConfigError, match="Linear reads patches alone"):
+    with pytest.raises(ConfigError, match="Linear reads only patches"):
         im.compose(encoder, "tiny-lm", im.Linear())

@@ -123,7 +123,7 @@ def test_images_of_a_batch_do_not_mix(name: str) -> None:
 
 @pytest.mark.parametrize("options", [Inline(), None, "resampler", Resampler])
 def test_what_is_no_connector(options: Any) -> None:
-    with pytest.raises(ConfigError, match=r"is no connector: .*Choices: attention_pool, c_abst"):
+    with pytest.raises(ConfigError, match=r"is not a connector: .*Choices: attention_pool, c_abst"):
         build_connector(options, SHAPE, WIDTH)
 
 
@@ -195,7 +195,7 @@ def test_a_module_without_parameters() -> None:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (nn.Linear(12, WIDTH), "Linear is no connector: it needs num_tokens"),
+        (nn.Linear(12, WIDTH), "Linear is not a connector: it needs num_tokens"),
         (Own(width=7), "makes tokens of width 7, expected 10"),
         (Own(num_tokens=None), "num_tokens is None, expected 1 or more"),
         (Own(num_tokens=0), "num_tokens is 0, expected 1 or more"),

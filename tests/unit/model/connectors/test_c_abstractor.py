@@ -82,7 +82,7 @@ def test_patches_that_make_no_square_are_refused() -> None:
 
 
 def test_no_square_number_of_tokens_and_no_grid() -> None:
-    with pytest.raises(ConfigError, match="c_abstractor: tokens=6 is no square number"):
+    with pytest.raises(ConfigError, match="c_abstractor: tokens=6 is not a square number"):
         abstractor(tokens=6)
     with pytest.raises(ConfigError, match="c_abstractor needs patches on a grid"):
         abstractor(grid=None)

@@ -47,7 +47,7 @@ def test_as_many_tokens_as_patches_is_the_mlp_alone() -> None:
 @pytest.mark.parametrize(("tokens", "near"), [(10, "9, 16"), (2, "1, 4"), (0, "1, 1")])
 def test_no_square_number(tokens: int, near: str) -> None:
     with pytest.raises(
-        ConfigError, match=f"tokens={tokens} is no square number; near ones: {near}"
+        ConfigError, match=f"tokens={tokens} is not a square number; near ones: {near}"
     ):
         PoolConnector(5, 7, (4, 4), tokens=tokens)
 

@@ -165,7 +165,7 @@ def test_the_engine_with_a_shared_prefix_says_what_the_model_says() -> None:
 
 
 def test_what_is_no_fusion_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is no fusion: expected its configuration"):
+    with pytest.raises(ConfigError, match="is not a fusion: expected its configuration"):
         im.compose("tiny-vit", "tiny-lm", im.Linear(), nn.Linear(2, 2))
 
     @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def test_what_is_no_fusion_is_refused() -> None:
             return nn.Identity()
 
     language = im.load_language("tiny-lm")
-    with pytest.raises(ConfigError, match="Identity is no fusion: it lacks visual_width, in_text"):
+    with pytest.raises(ConfigError, match="Identity is not a fusion: it lacks visual_width, in"):
         build_fusion(Nothing(), language, 64)
 
 
