@@ -249,8 +249,8 @@ class NanoVLM:
         if len(tokenizer) > rows:
             raise ConfigError(
                 f'"{place}" has rows for {rows} tokens (lm_vocab_size), and the tokenizer '
-                f"{source} has {len(tokenizer)} with those of nanoVLM: expected the one that it was "
-                "trained with"
+                f"{source} has {len(tokenizer)} with those of nanoVLM: expected the one that it "
+                "was trained with"
             )
         tokenizer.chat_template = None  # the model was trained with its own or with none
         image_id = rows if image is None else int(tokenizer.convert_tokens_to_ids(image))

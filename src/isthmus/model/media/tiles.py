@@ -3,8 +3,8 @@
 How an image is cut, what its tokens are and in which order they come is a `Cut`, one for each way
 that released models have: a grid with words around each tile (`grid_tiles`), a grid that is one
 large image again (`any_resolution`), tiles one after another (`plain_tiles`), the whole image and
-then a grid with a word before each tile (`placed_tiles`). The medium opens the
-image, runs all tiles through the encoder and the connector, and leaves the rest to the cut.
+then a grid with a word before each tile (`placed_tiles`). The medium opens the image, runs
+all tiles through the encoder and the connector, and leaves the rest to the cut.
 
 Letters: P images of one grid, T tiles of each (the whole image, made small, among them), N patches
 and M visual tokens of a tile.
