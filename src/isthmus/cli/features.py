@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
 
 if TYPE_CHECKING:
-    from isthmus.config.model import VisionConfig
+    from isthmus.config.model import RunConfig, VisionConfig
 
 
 def features(
@@ -75,7 +75,7 @@ def features(
     from isthmus.cli.output import print_json, printable
 
     check_machine(device, dtype)
-    encoder, sources = _wanted(data or [], vision, config)
+    chosen, sources = _wanted(data or [], vision, config)
     place = root or (config.parent if config else None)
     if out is None and config is None:
         from isthmus.errors import ConfigError
@@ -88,7 +88,7 @@ def features(
     done = compute_features(
         sources,
         out or (place or Path()) / "features",
-        encoder,
+        _with_media(chosen, device),
         resize=resize,
         feature_layer=feature_layer,
         regions=regions or None,
@@ -117,8 +117,11 @@ def features(
 
 def _wanted(
     data: list[str], vision: str | None, config: Path | None
-) -> tuple[VisionConfig, list[str]]:
-    """The encoder and the data sets, from the arguments or else from a run's file."""
+) -> tuple[VisionConfig | RunConfig, list[str]]:
+    """The encoder and the data sets, from the arguments or else from a run's file.
+
+    Of a run whose images may come in tiles it is the run, since the model says how they are cut.
+    """
     from dataclasses import replace
 
     from isthmus.config.file import read_run
@@ -140,5 +143,24 @@ def _wanted(
             f"{config} trains a dual encoder, which keeps vectors of its own: pass --vision NAME "
             "and the data sets in place of --config"
         )
+    if run.model.media and vision is None:
+        return run, sources
     chosen = run.model.vision
     return (replace(chosen, name=vision) if vision else chosen), sources
+
+
+def _with_media(chosen: VisionConfig | RunConfig, device: str) -> Any:
+    """The encoder; or the model of a run, if its images come in tiles."""
+    from dataclasses import replace
+
+    from isthmus.config.model import ModelConfig, RunConfig
+    from isthmus.model.media.base import InPieces
+    from isthmus.training.run import build
+
+    if not isinstance(chosen, RunConfig):
+        return chosen
+    assert isinstance(chosen.model, ModelConfig)  # `_wanted` refuses others
+    # where a run starts from changes nothing of its frozen encoder
+    model: Any = build(replace(chosen, train=replace(chosen.train, init=None)), device)
+    tiles = any(isinstance(medium, InPieces) for medium in model.media)
+    return model if tiles else chosen.model.vision

@@ -11,13 +11,16 @@ from typing import Any, Literal
 import torch
 
 from isthmus.data.features import FeatureCache, FillReport
+from isthmus.data.piece_cache import PieceCache
 from isthmus.data.records import LazyRecords, Record, entries_of, frames
 from isthmus.data.sources import read_data
-from isthmus.errors import InputError
+from isthmus.errors import ConfigError, InputError
 from isthmus.machine import device_for, dtype_for
 from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.vision import load_vision
 from isthmus.model.features import PatchFeatures
+from isthmus.model.media.base import InPieces
+from isthmus.model.vlm import VisionLanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,8 @@ def compute_features(
     Args:
         data: One data set or a list of them, in any form that `read_data` takes.
         out: The cache's folder.
-        vision: The vision encoder: a name, a `VisionConfig`, or an object.
+        vision: The vision encoder: a name, a `VisionConfig`, or an object; or a model whose images
+            come in tiles, which are then kept tile by tile.
         resize: "own" (the encoder's crop), "pad" or "squash"; None keeps the configuration's.
         feature_layer: Which block's output; None keeps the configuration's.
         regions: Whether what is seen of regions follows; None keeps the configuration's.
@@ -72,7 +76,8 @@ def compute_features(
 
     Raises:
         InputError: If no data set is given.
-        ConfigError: If a data set or the encoder is unknown.
+        ConfigError: If a data set or the encoder is unknown, or a model is given with options for
+            an encoder, or one without tiles.
         ImageError: If a feature is too large for half precision, or not finite.
 
     Example:
@@ -87,6 +92,10 @@ def compute_features(
     found = [read_data(source, root=root) for source in _listed(data)]  # before the encoder
     if not found:
         raise InputError("got no data sets: expected at least one")
+    if isinstance(vision, VisionLanguageModel):
+        options = {"resize": resize, "feature_layer": feature_layer, "regions": regions}
+        given = [n for n, v in {**options, "fine": fine, "ray": ray or None}.items() if v]
+        return _of_model(vision, found, out, given, workers, quiet)
     encoder = load_vision(
         vision, resize=resize, feature_layer=feature_layer, regions=regions, fine=fine
     )
@@ -101,6 +110,34 @@ def compute_features(
         cache = FeatureCache(out, PatchFeatures(encoder.to(place, kind)))
         report = cache.fill(_images(found), quiet=quiet, batch_size=batch_size, workers=workers)
     return Computed(report, Path(cache.path))
+
+
+def _of_model(
+    model: VisionLanguageModel,
+    data: Iterable[Sequence[Record]],
+    out: str | Path,
+    given: Sequence[str],
+    workers: int,
+    quiet: bool,
+) -> Computed:
+    """The features of a model's images in tiles.
+
+    Raises:
+        ConfigError: If options are given that it has no use for, or its images are in none.
+    """
+    if given:
+        raise ConfigError(
+            f"got {given[0]}: a model's images in tiles are opened by its own image processor, on "
+            "this machine; leave it out"
+        )
+    own = next((medium for medium in model.media if isinstance(medium, InPieces)), None)
+    if own is None:
+        kinds = ", ".join(medium.name for medium in model.media)
+        raise ConfigError(
+            f"the model takes {kinds}, none of which come in pieces: pass its vision encoder"
+        )
+    cache = PieceCache(out, own.pieces(model))
+    return Computed(cache.fill(_images(data), quiet=quiet, workers=workers), cache.path)
 
 
 def _listed(data: Any) -> list[Any]:

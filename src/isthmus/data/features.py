@@ -45,6 +45,38 @@ class FillReport:
     broken: tuple[tuple[str, str], ...] = ()
 
 
+class ContentKeys:
+    """The hashes of images' bytes, by which their features are found."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[Path, str, int], tuple[int, int, str]] = {}
+
+    def __call__(self, image: FileRef) -> str:
+        """SHA-256 of an image's bytes, 32 hexadecimal digits of it.
+
+        A file is hashed again only when its size or time of change is another.
+
+        Raises:
+            ImageError: If it cannot be read, or is too large to be an image.
+        """
+        if image.data is not None:
+            return content_key(image.data)
+        try:
+            state = image.path.stat()
+        except OSError as error:
+            raise ImageError(f"cannot read {image}: {error.strerror or error}") from error
+        place = (image.path, image.member, image.start)
+        size, changed, key = self._keys.get(place, (-1, -1, ""))
+        if (size, changed) == (state.st_size, state.st_mtime_ns):
+            return key
+        if (state.st_size if image.size is None else image.size) > MOST_FILE_BYTES:
+            limit = MOST_FILE_BYTES // 1_000_000
+            raise ImageError(f"{image} has more than {limit} MB: expected an image")
+        key = content_key(image.read())
+        self._keys[place] = (state.st_size, state.st_mtime_ns, key)
+        return key
+
+
 class FeatureCache:
     """Rows of images under one encoding, as a memory-mapped array, found by the images' content.
 
@@ -72,7 +104,7 @@ class FeatureCache:
         self.encoding, self.shape = encoding, encoding.shape
         self.path = Path(folder) / encoding.name
         self.store = FeatureStore(self.path, self.shape, encoding.dtype)
-        self._keys: dict[tuple[Path, str, int], tuple[int, int, str]] = {}
+        self.key = ContentKeys()
 
     def __contains__(self, image: FileRef) -> bool:
         """Whether `get` has features of an image; false for one that cannot be read."""
@@ -112,31 +144,6 @@ class FeatureCache:
         if key is None or key not in self.store:
             self.encoding.open(image, image.read(), key or "")  # says what is wrong with it
             raise ImageError(f"no features of {image} in {self.path}: fill the cache first")
-        return key
-
-    def key(self, image: FileRef) -> str:
-        """SHA-256 of an image's bytes, 32 hexadecimal digits of it.
-
-        A file is hashed again only when its size or time of change is another.
-
-        Raises:
-            ImageError: If it cannot be read, or is too large to be an image.
-        """
-        if image.data is not None:
-            return content_key(image.data)
-        try:
-            state = image.path.stat()
-        except OSError as error:
-            raise ImageError(f"cannot read {image}: {error.strerror or error}") from error
-        place = (image.path, image.member, image.start)
-        size, changed, key = self._keys.get(place, (-1, -1, ""))
-        if (size, changed) == (state.st_size, state.st_mtime_ns):
-            return key
-        if (state.st_size if image.size is None else image.size) > MOST_FILE_BYTES:
-            limit = MOST_FILE_BYTES // 1_000_000
-            raise ImageError(f"{image} has more than {limit} MB: expected an image")
-        key = content_key(image.read())
-        self._keys[place] = (state.st_size, state.st_mtime_ns, key)
         return key
 
     def find(self, image: FileRef) -> str | None:

@@ -107,10 +107,11 @@ def compare(
         batch, inputs = _same_inputs(ours, processor, shots, query, added, where)
         if batch.pixels is not None:
             own = torch.stack([p for p in batch.pixels if isinstance(p, Tensor)])
-            pixels = max(pixels, _pixel_difference(own, inputs["pixel_values"] + moved, where))
-            inputs["pixel_values"] = (
-                own - moved
-            )  # so that resamplers do not blur what is compared next
+            told = inputs["pixel_values"]  # (P, 3, H, W), in Idefics3 (1, P, 3, H, W)
+            shown = told.flatten(0, -4) + moved
+            pixels = max(pixels, _pixel_difference(own, shown, where))
+            # so that resamplers do not blur what is compared next
+            inputs["pixel_values"] = (own - moved).view_as(told)
         expected = ours(batch).logits[0]
         got = theirs(**inputs).logits[0]
         logits = max(logits, _logit_difference(got, expected, ours, added, where))
@@ -239,7 +240,7 @@ def _columns(
     logits: Tensor, ours: VisionLanguageModel, added: WrittenTokens
 ) -> Iterator[tuple[int, int]]:
     """Columns of our logits with theirs."""
-    taken = (added.image_id, added.end_id)
+    taken = (added.image_id, added.end_id, *added.renamed.values())
     yield from ((i, i) for i in range(ours.language.vocab_rows) if i not in taken)
     if logits.shape[-1] > ours.special_tokens.end_id:
         yield ours.special_tokens.end_id, added.end_id

@@ -11,7 +11,8 @@ tables are written as they are.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class WrittenTokens:
         shared: Ids below this number mean the same as in the model.
         rows: Rows that the tables need.
         tied: Whether the head is the embedding's own table, as it was.
+        renamed: Ids of other tokens that stand beside images, by the model's own; a negative one
+            stands for a token that the model has not.
     """
 
     tokenizer: Any
@@ -41,6 +44,7 @@ class WrittenTokens:
     shared: int
     rows: int
     tied: bool = False
+    renamed: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def image(self) -> str:
@@ -60,7 +64,10 @@ class WrittenTokens:
         """Token ids of the model as ids of the copy."""
         own = model.special_tokens
         found = ids.masked_fill(ids == own.image_id, self.image_id)
-        return found.masked_fill(ids == own.end_id, self.end_id)
+        found = found.masked_fill(ids == own.end_id, self.end_id)
+        for mine, written in self.renamed.items():
+            found = found.masked_fill(ids == mine, written)
+        return found
 
 
 def add_tokens(model: VisionLanguageModel) -> WrittenTokens:
@@ -94,7 +101,7 @@ def add_tokens(model: VisionLanguageModel) -> WrittenTokens:
         [AddedToken(tag, normalized=False, special=True) for tag in (IMAGE_TAG, END_TAG)],
         special_tokens=True,
     )
-    _pad_left(tokenizer, model)
+    pad_left(tokenizer, model)
     image_id, end_id = tokenizer.convert_tokens_to_ids([IMAGE_TAG, END_TAG])
     rows = max(model.language.vocab_rows, image_id + 1, end_id + 1)
     return WrittenTokens(tokenizer, image_id, end_id, min(shared, image_id), rows)
@@ -109,13 +116,13 @@ def _own_tokens(model: VisionLanguageModel, tokenizer: Any) -> WrittenTokens:
             "stands for an image: expected a tokenizer that knows it; add it with "
             'tokenizer.add_tokens("<image>", special_tokens=True)'
         )
-    _pad_left(tokenizer, model)
+    pad_left(tokenizer, model)
     tied = language.output_embedding.weight is language.input_embedding.weight
     rows = max(language.vocab_rows, own.image_id + 1)
     return WrittenTokens(tokenizer, own.image_id, own.end_id, rows, rows, tied)
 
 
-def _pad_left(tokenizer: Any, model: VisionLanguageModel) -> None:
+def pad_left(tokenizer: Any, model: VisionLanguageModel) -> None:
     """Makes a tokenizer pad as generation needs it."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.pad_id)

@@ -10,7 +10,7 @@ import torch
 
 from isthmus.config.model import ModelConfig
 from isthmus.errors import ExportError
-from isthmus.exporting import fast_vlm, llava
+from isthmus.exporting import fast_vlm, idefics3, llava
 from isthmus.exporting.card import card
 from isthmus.exporting.check import compare
 from isthmus.exporting.exported import Exported
@@ -21,6 +21,7 @@ from isthmus.exporting.language import INSTEAD
 from isthmus.exporting.lora import ADAPTER, refuse_way, write_adapter
 from isthmus.exporting.tokens import WrittenTokens, add_tokens
 from isthmus.files import write_text
+from isthmus.model.connectors.pixel_shuffle import PixelShuffle
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import END_TAG, Span
 from isthmus.prompts.templates import template_named
@@ -36,7 +37,7 @@ def export_vlm(model: VisionLanguageModel, target: Path, lora: str) -> Exported:
     form = form_of(model.config)
     form.refuse_others(model)
     refuse_way(model, lora)
-    added = add_tokens(model)
+    added = idefics3.add_tokens(model) if form is idefics3 else add_tokens(model)
     notes = tuple(form.notes_of(model))
     mode = model.training
     with appearing(target) as folder:
@@ -51,6 +52,8 @@ def export_vlm(model: VisionLanguageModel, target: Path, lora: str) -> Exported:
 
 def form_of(config: ModelConfig) -> Form:
     """The form that a model is written in, if it can be written at all."""
+    if isinstance(config.connector, PixelShuffle):
+        return idefics3
     scheme = config.vision.name.partition(":")[0]
     return fast_vlm if scheme in fast_vlm.SCHEMES else llava
 
@@ -80,7 +83,9 @@ def refuse_unknown(config: ModelConfig, name: str, target: Target | None = None)
             f"it takes media besides images ({kinds}), and {form.ARCHITECTURE} takes images "
             f"alone: expected none; {INSTEAD}"
         )
-    elif (own := config.tokens) is not None and (own.before or own.after or own.images_first):
+    elif (own := config.tokens) is not None and (
+        own.images_first or (form is not idefics3 and (own.before or own.after))
+    ):
         why = (
             f"it has tokens around its images, or images before the first token of a text, which "
             f"{form.ARCHITECTURE} does not write: expected an image's own tokens alone; {INSTEAD}"
@@ -155,7 +160,7 @@ def generation_config(model: VisionLanguageModel, added: WrittenTokens) -> Any:
     config._from_model_config = False  # or Transformers would make another of config.json
     config.eos_token_id = list(dict.fromkeys([*model.language.end_ids(), *_ends(model, added)]))
     config.pad_token_id = added.tokenizer.pad_token_id
-    config.suppress_tokens = [added.image_id]
+    config.suppress_tokens = [added.image_id, *added.renamed.values()]
     return config
 
 

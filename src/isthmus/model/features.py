@@ -62,6 +62,34 @@ class Encoding(Protocol):
         ...
 
 
+class PieceEncoding(Protocol):
+    """What a cache keeps of attachments in pieces, such as images in tiles: a row for each piece.
+
+    Attributes:
+        name, shape, dtype: As in `Encoding`.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: Any
+
+    def open(self, file: FileRef, data: bytes, key: str) -> tuple[Tensor, tuple[int, ...]]:
+        """What the encoder is shown of a file, (T, ...), and what is told of it.
+
+        Raises:
+            MediaError: If it cannot be opened.
+        """
+        ...
+
+    def encode(self, opened: Tensor, files: Sequence[object]) -> Any:
+        """Rows (T, N, D) as an array, of what `open` made of a file.
+
+        Raises:
+            MediaError: If one cannot be kept.
+        """
+        ...
+
+
 class PatchFeatures:
     """A frozen vision encoder's features (N, D_vision) in half precision.
 

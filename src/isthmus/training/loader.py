@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from isthmus.data.features import FeatureCache
+from isthmus.data.piece_cache import PieceCache
 from isthmus.data.records import Medium as Source
 from isthmus.data.records import frames
 from isthmus.errors import ImageError, MediaError
@@ -33,7 +34,7 @@ class MediaLoader:
     def __init__(
         self,
         model: VisionLanguageModel,
-        caches: Mapping[str, FeatureCache] | None = None,
+        caches: Mapping[str, FeatureCache | PieceCache] | None = None,
         seed: int | None = None,
         augment: Augment | None = None,
     ) -> None:
@@ -63,7 +64,11 @@ class MediaLoader:
 
     def _loaded(self, source: Source, number: int, place: int) -> Attachment:
         medium = medium_of(self.model, source)
-        if (cache := self.caches.get(medium.name)) is not None:
+        cache = self.caches.get(medium.name)
+        if isinstance(cache, PieceCache):
+            [file] = frames(source)
+            return Features(medium.name, *cache.get(file))
+        if cache is not None:
             rows = cache.get(frames(source))
             return Features(medium.name, rows if isinstance(source, tuple) else rows[0])
         for file in frames(source):

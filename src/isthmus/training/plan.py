@@ -23,8 +23,8 @@ from isthmus.data.records import Medium, Record, frames, media_of
 from isthmus.errors import ConfigError, InputError
 from isthmus.model.clip.dual_encoder import DualEncoder
 from isthmus.model.clip.joined import JoinedImageTower
-from isthmus.model.features import Encoding
-from isthmus.model.media.base import Features, features_of, medium_of
+from isthmus.model.features import Encoding, PieceEncoding
+from isthmus.model.media.base import Features, Opened, features_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import clock
 from isthmus.training import clip, vlm
@@ -213,7 +213,10 @@ def _plan_samples(
         step_seconds=seconds,
         images=images,
         encode_seconds=images * image_seconds,
-        cache=sum(counts[name] * _bytes(encoding) for name, encoding in kept.items()),
+        cache=sum(
+            round(counts[name] * _pieces(items, name)) * _bytes(encoding)
+            for name, encoding in kept.items()
+        ),
         details={
             "summary": asdict(summary),
             "tokens": tokens,
@@ -260,8 +263,15 @@ def _shown(records: Sequence[Record], places: Iterable[int]) -> Iterator[Medium]
             yield from records[place].images
 
 
-def _bytes(encoding: Encoding) -> int:
-    """What a cache takes for one attachment."""
+def _pieces(items: Sequence[TrainingItem], name: str) -> float:
+    """How many rows a cache has for an attachment of a medium, by those of a step."""
+    known = [a for i in items for a in i.attachments if isinstance(a, Features)]
+    rows = [len(a.values) for a in known if a.medium == name and a.told is not None]
+    return sum(rows) / len(rows) if rows else 1.0
+
+
+def _bytes(encoding: Encoding | PieceEncoding) -> int:
+    """What a cache takes for one row."""
     return int(np.prod(encoding.shape)) * np.dtype(encoding.dtype).itemsize
 
 
@@ -272,8 +282,10 @@ def _encoded(
     found = list(item.attachments)
     kept = [n for n, own in enumerate(found) if medium_of(model, own).name in names]
     for medium, numbers, features in features_of(model, [found[n] for n in kept]):
-        for number, own in zip(numbers, features.cpu(), strict=True):
-            found[kept[number]] = Features(medium.name, own)
+        told = features.told if isinstance(features, Opened) else None
+        values = features.values if isinstance(features, Opened) else features
+        for number, own in zip(numbers, values.cpu(), strict=True):
+            found[kept[number]] = Features(medium.name, own, told)
     return replace(item, attachments=tuple(found))
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from isthmus.config.file import to_mapping
 from isthmus.config.model import TrainConfig
 from isthmus.data.episodes import Episodes
 from isthmus.data.features import FeatureCache
+from isthmus.data.piece_cache import PieceCache
 from isthmus.data.records import Record, frames, media_of
 from isthmus.errors import ConfigError, InputError
 from isthmus.media.file_ref import FileRef
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
-from isthmus.model.features import Encoding
-from isthmus.model.media.base import medium_of
+from isthmus.model.features import Encoding, PieceEncoding
+from isthmus.model.media.base import InPieces, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.evaluate import answers, held_out_losses
 from isthmus.training.feed import DataSet, Feed, TrainingItem, as_sets, parts
@@ -176,13 +177,25 @@ def vision_language_trainee(
     return VisionLanguageTrainee(model, sets, config, processes, media, evaluation)
 
 
-def cached_media(model: VisionLanguageModel) -> dict[str, Encoding]:
+def cached_media(model: VisionLanguageModel) -> dict[str, Encoding | PieceEncoding]:
     """What a feature cache keeps, by the name of the medium.
 
-    Where layouts vary they come from what is opened, so that there would be nothing to gain.
+    Of media whose layouts vary those that come in pieces: the layout is kept beside them.
     """
-    found = {m.name: m.encoding(model) for m in model.media if not m.varies}
-    return {name: encoding for name, encoding in found.items() if encoding is not None}
+    found: dict[str, Encoding | PieceEncoding] = {}
+    for medium in model.media:
+        if isinstance(medium, InPieces):
+            found[medium.name] = medium.pieces(model)
+        elif not medium.varies and (encoding := medium.encoding(model)) is not None:
+            found[medium.name] = encoding
+    return found
+
+
+def cache_of(folder: Path, encoding: Encoding | PieceEncoding) -> FeatureCache | PieceCache:
+    """The cache that keeps an encoding; `takes_arrays` tells one from pieces."""
+    if hasattr(encoding, "takes_arrays"):
+        return FeatureCache(folder, cast(Encoding, encoding))
+    return PieceCache(folder, encoding)
 
 
 def filled_caches(
@@ -192,7 +205,7 @@ def filled_caches(
     processes: Processes,
     folder: Path,
     quiet: bool,
-) -> dict[str, FeatureCache]:
+) -> dict[str, FeatureCache | PieceCache]:
     """A feature cache for each medium that keeps features, filled, by the medium's name.
 
     Media of one encoding, such as images and the frames of clips, share a cache.
@@ -200,11 +213,11 @@ def filled_caches(
     if not config.feature_cache:
         return {}
     model.to(processes.device)
-    by_encoding: dict[str, FeatureCache] = {}
-    caches: dict[str, FeatureCache] = {}
+    by_encoding: dict[str, FeatureCache | PieceCache] = {}
+    caches: dict[str, FeatureCache | PieceCache] = {}
     for name, encoding in cached_media(model).items():
         if encoding.name not in by_encoding:
-            by_encoding[encoding.name] = FeatureCache(folder, encoding)
+            by_encoding[encoding.name] = cache_of(folder, encoding)
         caches[name] = by_encoding[encoding.name]
     for own in by_encoding.values():
         names = {name for name, cache in caches.items() if cache is own}

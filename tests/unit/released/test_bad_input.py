@@ -27,6 +27,7 @@ from isthmus.model.backbones.tiny_blip2 import write_tiny_blip2
 from isthmus.model.backbones.tiny_gemma import write_tiny_gemma3, write_tiny_paligemma
 from isthmus.model.backbones.tiny_janus import write_tiny_janus
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
+from isthmus.model.backbones.tiny_nanovlm import write_tiny_nanovlm
 from isthmus.model.backbones.tiny_qwen_vl import write_tiny_qwen_vl
 from isthmus.model.backbones.tiny_tiles import write_tiny_tiles
 from isthmus.model.backbones.tiny_whole import write_tiny_whole
@@ -42,6 +43,8 @@ FAMILIES: dict[str, Callable[[Path], object]] = {
     **{family: partial(write_tiny_tiles, family=family) for family in tiles.FAMILIES},
 }
 """What writes a tiny repository, for each family that is taken apart."""
+OWN_FORMS: dict[str, Callable[[Path], object]] = {"nanovlm": write_tiny_nanovlm}
+"""Of families whose repositories are in a form that Transformers does not know."""
 WRITERS = FAMILIES | {
     "in whole": write_tiny_whole,
     "in whole, apart": lambda folder: write_tiny_whole(folder, "florence2"),
@@ -49,7 +52,9 @@ WRITERS = FAMILIES | {
 
 
 def test_every_family_is_tried() -> None:
-    assert set(RELEASED.names()) == set(FAMILIES), "a new family needs a tiny repository here"
+    assert set(RELEASED.names()) == {*FAMILIES, *OWN_FORMS}, (
+        "a new family needs a tiny repository here"
+    )
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))
@@ -217,9 +222,72 @@ def test_damage_is_one_line(
     assert not Code.ran.exists()
 
 
+def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
+    """What changes one tensor of a file, adds it or drops it."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        state = load_file(path)
+        found = change(state.pop(name, torch.zeros(2)))
+        save_file(state if found is None else {**state, name: found.contiguous()}, path)
+
+    return damage
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+HEAD = "decoder.head.weight"
+NANOVLM: list[tuple[str, Callable[[Path], None], str]] = [
+    ("code beside tensors", code_beside_tensors, "model.safetensors"),
+    ("code alone", code_alone, "model.safetensors"),
+    ("a file cut short", cut, "damaged or cut short"),
+    ("no weights", lost("*.safetensors"), "model.safetensors"),
+    ("no tokenizer", lost("tokenizer*"), "SmolLM2-360M-Instruct, the tokenizer of"),
+    ("no configuration", lost("config.json"), "no config.json"),
+    ("a configuration cut short", written("{"), "missing or damaged"),
+    ("an empty configuration", written("{}"), "no model_type"),
+    ("no table", tensor(HEAD, lambda t: None), "decoder.token_embedding.weight is missing"),
+    ("a row too few", tensor(HEAD, lambda t: t[:-1]), "is (326, 32), expected (327, 32)"),
+    ("a tensor too many", tensor("decoder.bias", lambda t: t), "decoder.bias is unexpected"),
+    (
+        "no keys",
+        tensor("vision_encoder.blocks.1.attn.qkv_proj.weight", lambda t: t[:64]),
+        "vision_encoder.blocks.1.attn.qkv_proj.weight is (64, 32), expected (96, 32)",
+    ),
+    ("a size of words", edited(lm_n_blocks="two"), "'two' as lm_n_blocks: expected a whole number"),
+    ("a size below 0", edited(vit_patch_size=-8), "-8 as vit_patch_size"),
+    ("a number that is none", edited(lm_rms_eps=None), "None as lm_rms_eps: expected a number"),
+    ("no tokenizer's name", edited(lm_tokenizer=None), "lm_tokenizer = None"),
+    ("tokens in a list", edited(vlm_extra_tokens=["a"]), "expected tokens by name"),
+    ("fewer rows than tokens", edited(lm_vocab_size=300), "327 with those of nanoVLM"),
+    ("heads that do not divide", edited(lm_n_heads=5), "heads (5)"),
+    ("a class token", edited(vit_cls_flag=True), "vit_cls_flag = True: expected False"),
+    ("another model type", edited(model_type="vlm_9000"), 'model_type "vlm_9000", which'),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), [n[1:] for n in NANOVLM], ids=[n[0] for n in NANOVLM])
+def test_damage_to_a_nanovlm_is_one_line(
+    refused: Callable[[object], str], tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    Code.ran = tmp_path / "ran"
+    folder = write_tiny_nanovlm(tmp_path / "model")
+    damage(folder)
+    line = refused(folder)
+    assert words in line
+    assert str(folder) in line
+    assert not Code.ran.exists()
+
+
 def test_unknown_keys_of_another_revision_are_no_matter(folder: Path) -> None:
     edit(folder, an_option_of_the_future=3)
     assert im.load(folder)
+    nano = write_tiny_nanovlm(folder / "nano")
+    edit(nano, an_option_of_the_future=3)
+    assert im.load(nano)
 
 
 def test_other_models_are_told_from_those_that_answer(

@@ -21,7 +21,8 @@ import isthmus as im
 from isthmus.config.file import read_run
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError
-from isthmus.model.backbones.released import causal_model, family_of, plan_of
+from isthmus.model.backbones.causal import causal_model
+from isthmus.model.backbones.released import family_of, plan_of
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
 from isthmus.model.backbones.tiny_qwen_vl import write_tiny_qwen_vl

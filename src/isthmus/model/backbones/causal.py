@@ -1,4 +1,4 @@
-"""A decoder and a head as a causal language model, where Transformers has no class for the two.
+"""A decoder and a head as a causal language model, also where Transformers has no class for it.
 
 Transformers' vision-language models of some families have a decoder of their own that never stands
 alone. This is the part of such a model that `LanguageModel` takes.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from isthmus.errors import ConfigError
 from isthmus.model.backbones.states import as_states
 
 DECODERS = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
@@ -68,3 +70,44 @@ class CausalDecoder(PreTrainedModel, GenerationMixin):
             attentions=out.attentions,
             **{name: getattr(out, name, None)},
         )
+
+
+def causal_model(decoder: Any, head: nn.Module, generation_config: Any) -> nn.Module:
+    """Transformers' causal language model of a decoder and a head that are there.
+
+    Args:
+        decoder: A decoder of Transformers without its head, such as a `LlamaModel`.
+        head: Hidden states to logits.
+        generation_config: Of the released model.
+
+    Raises:
+        ConfigError: If Transformers has no such class for the decoder.
+    """
+    kind = decoder.config.model_type
+    try:
+        with torch.device("meta"):  # no weights: the decoder and the head take their place
+            model: Any = (
+                CausalDecoder(decoder.config)
+                if kind in DECODERS
+                else AutoModelForCausalLM.from_config(decoder.config, trust_remote_code=False)
+            )
+    except ValueError as error:
+        raise ConfigError(
+            f'Transformers has no causal language model of the type "{kind}", whose decoder this '
+            "model has: expected one of Llama, Qwen 2, Mistral or another that stands alone"
+        ) from error
+    inner = getattr(model, model.base_model_prefix)
+    if type(inner) is not type(decoder):
+        raise ConfigError(
+            f"the decoder is a {type(decoder).__name__}: expected {type(inner).__name__}, which "
+            f"{type(model).__name__} has"
+        )
+    setattr(model, model.base_model_prefix, decoder)
+    model.set_output_embeddings(head)
+    model.config, model.generation_config = decoder.config, generation_config
+    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    if left:
+        raise ConfigError(
+            f"{type(model).__name__} has more than a decoder and a head: {', '.join(left[:3])}"
+        )
+    return model.eval()

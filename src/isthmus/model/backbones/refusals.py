@@ -10,6 +10,7 @@ from pathlib import Path
 
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError
+from isthmus.model.backbones.own_form import own_form
 from isthmus.model.backbones.released import told_by
 
 CODE = "hf+code"
@@ -94,6 +95,8 @@ def refuse_others(name: str) -> None:
             f'"{place}" holds no model of Transformers: its config.json is missing or damaged, or '
             "has no model_type; fetch it again"
         )
+    if kind in RELEASED.names() and own_form(RELEASED.find(kind)):
+        return
     if kind not in transformers.CONFIG_MAPPING:
         raise CheckpointError(
             f'"{place}" has the model_type "{kind}", which Transformers {transformers.__version__} '

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from isthmus.config.model import TokensConfig
 from isthmus.config.registry import RELEASED
 from isthmus.errors import CheckpointError, ConfigError, loading
-from isthmus.model.backbones.causal import DECODERS, CausalDecoder
+from isthmus.model.backbones.causal import causal_model
+from isthmus.model.backbones.own_form import own_form
 from isthmus.model.backbones.rotary import converted
 from isthmus.model.backbones.text import no_bar_for_files
 from isthmus.model.reading import CAUSAL, Reading
@@ -191,7 +192,12 @@ def plan_of(name: str) -> Plan | None:
     """
     scheme, _, place = name.partition(":")
     family = family_of(place) if scheme == "hf" and place else None
-    return None if family is None else family.plan(config_of(name, place))
+    return None if family is None else family.plan(_config_of(family, name, place))
+
+
+def _config_of(family: type[Family], name: str, place: str) -> Any:
+    """The configuration that a family's plan is made of."""
+    return family.config(place, told_by(place)) if own_form(family) else config_of(name, place)
 
 
 def config_of(name: str, place: str, trusted: bool = False) -> Any:
@@ -212,14 +218,22 @@ def config_of(name: str, place: str, trusted: bool = False) -> Any:
 
 
 def told_by(place: str) -> dict[str, Any]:
-    """The entries of a `config.json`; none where it cannot be read, which loading reports."""
+    """The entries of a `config.json`; none where it cannot be read, which loading reports.
+
+    In the form of a family of its own, its name stands for the model type that is missing.
+    """
     from transformers import PretrainedConfig
 
     try:
-        told, _ = PretrainedConfig.get_config_dict(place)
+        found, _ = PretrainedConfig.get_config_dict(place)
     except Exception:
         return {}
-    return dict(told)
+    told = dict(found)
+    if told and "model_type" not in told:
+        families = ((name, RELEASED.find(name)) for name in RELEASED.names())
+        own = [name for name, family in families if own_form(family) and family.has_form(told)]
+        told |= {"model_type": own[0]} if own else {}
+    return told
 
 
 FEWEST = 16
@@ -277,10 +291,12 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
     family = family_of(place)
     if family is None:
         raise ConfigError(f'"{name}" is not a released model of: {", ".join(RELEASED.names())}')
-    config = config_of(name, place)
+    config = _config_of(family, name, place)
     plan = family.plan(config)
     with loading(name, "a folder with its weights and its processor"), no_bar_for_files(place):
-        whole, images, tokenizer, template = _processors(place)
+        form = family if own_form(family) else None
+        found = _processors(place) if form is None else _parts(form.processor(place, config))
+        whole, images, tokenizer, template = found
         if len(tokenizer) < FEWEST:  # Transformers makes an empty one where its files are missing
             raise CheckpointError(
                 f'"{name}" has a tokenizer of {len(tokenizer)} tokens: its files, such as '
@@ -291,7 +307,9 @@ def _read(name: str, pretrained: bool, dtype: torch.dtype) -> Released:
         if template:  # which older repositories keep beside the tokenizer's files
             words = "{{ " + json.dumps(plan.heading) + " }}" if plan.heading else ""
             tokenizer.chat_template = words + template
-        if pretrained:
+        if form is not None:
+            model = converted(form.model(place, config, tokenizer, pretrained), dtype)
+        elif pretrained:
             model, report = AutoModelForImageTextToText.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
@@ -326,6 +344,10 @@ def _processors(place: str) -> tuple[Any, Any, Any, str | None]:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         template = ProcessorMixin.get_processor_dict(place)[0].get("chat_template")
         return None, images, tokenizer, template
+    return _parts(whole)
+
+
+def _parts(whole: Any) -> tuple[Any, Any, Any, str | None]:
     return whole, whole.image_processor, whole.tokenizer, whole.chat_template
 
 
@@ -342,46 +364,3 @@ def refuse_missing(name: str, missing: list[str]) -> None:
             f'"{name}" lacks {len(missing)} of its weights, such as {missing[0]}: a file of it is '
             "missing, or is another model's; fetch it again"
         )
-
-
-def causal_model(decoder: Any, head: nn.Module, generation_config: Any) -> nn.Module:
-    """Transformers' causal language model of a decoder and a head that are there.
-
-    Args:
-        decoder: A decoder of Transformers without its head, such as a `LlamaModel`.
-        head: Hidden states to logits.
-        generation_config: Of the released model.
-
-    Raises:
-        ConfigError: If Transformers has no such class for the decoder.
-    """
-    from transformers import AutoModelForCausalLM
-
-    kind = decoder.config.model_type
-    try:
-        with torch.device("meta"):  # no weights: the decoder and the head take their place
-            model: Any = (
-                CausalDecoder(decoder.config)
-                if kind in DECODERS
-                else AutoModelForCausalLM.from_config(decoder.config, trust_remote_code=False)
-            )
-    except ValueError as error:
-        raise ConfigError(
-            f'Transformers has no causal language model of the type "{kind}", whose decoder this '
-            "model has: expected one of Llama, Qwen 2, Mistral or another that stands alone"
-        ) from error
-    inner = getattr(model, model.base_model_prefix)
-    if type(inner) is not type(decoder):
-        raise ConfigError(
-            f"the decoder is a {type(decoder).__name__}: expected {type(inner).__name__}, which "
-            f"{type(model).__name__} has"
-        )
-    setattr(model, model.base_model_prefix, decoder)
-    model.set_output_embeddings(head)
-    model.config, model.generation_config = decoder.config, generation_config
-    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
-    if left:
-        raise ConfigError(
-            f"{type(model).__name__} has more than a decoder and a head: {', '.join(left[:3])}"
-        )
-    return model.eval()

@@ -25,7 +25,7 @@ from isthmus.media.file_ref import FileRef
 from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.special_tokens import SpecialTokens
 from isthmus.model.backbones.vision import VisionEncoder
-from isthmus.model.features import Encoding
+from isthmus.model.features import Encoding, PieceEncoding
 from isthmus.model.fusion import Fusion
 from isthmus.model.layout import Layout
 
@@ -128,6 +128,15 @@ class Ranging(Protocol):
         ...
 
 
+@runtime_checkable
+class InPieces(Protocol):
+    """A medium that varies, of whose attachments a cache keeps piece by piece, such as tiles."""
+
+    def pieces(self, parts: Parts) -> PieceEncoding:
+        """What it keeps."""
+        ...
+
+
 @dataclass(frozen=True)
 class Opened:
     """What a medium opened an attachment to, where the shape alone does not tell its layout.
@@ -150,11 +159,13 @@ class Features:
 
     Attributes:
         medium: The name of its medium.
-        values: (N, D), or for clips (T, N, D).
+        values: (N, D), or for clips and pieces (T, N, D).
+        told: As in `Opened`; None where nothing is.
     """
 
     medium: str
     values: Tensor
+    told: tuple[int, ...] | None = None
 
 
 Attachment = Tensor | Opened | Features
@@ -217,7 +228,8 @@ def layouts_of(parts: Parts, sources: Sequence[Any]) -> list[Layout]:
     found = []
     for source in sources:
         medium = medium_of(parts, source)
-        opened = medium.open(parts, source) if medium.varies else None
+        known = isinstance(source, Features)
+        opened = (source if known else medium.open(parts, source)) if medium.varies else None
         found.append(medium.layout(parts, opened))
     return found
 
@@ -239,7 +251,7 @@ def features_of(
         if isinstance(own, Tensor):  # pixels that nobody opened, if its medium says more of them
             own = medium.open(parts, own)
         values = own if isinstance(own, Tensor) else own.values
-        told = own.told if isinstance(own, Opened) else None
+        told = None if isinstance(own, Tensor) else own.told
         key = (parts.media.index(medium), known, values.shape, told)
         groups.setdefault(key, []).append((number, values))
     found: list[tuple[Medium, list[int], Any]] = []

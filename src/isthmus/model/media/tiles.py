@@ -2,8 +2,9 @@
 
 How an image is cut, what its tokens are and in which order they come is a `Cut`, one for each way
 that released models have: a grid with words around each tile (`grid_tiles`), a grid that is one
-large image again (`any_resolution`), tiles one after another (`plain_tiles`). The medium opens the
-image, runs all tiles through the encoder and the connector, and leaves the rest to the cut.
+large image again (`any_resolution`), tiles one after another (`plain_tiles`), the whole image and
+then a grid with a word before each tile (`placed_tiles`). The medium opens the image, runs
+all tiles through the encoder and the connector, and leaves the rest to the cut.
 
 Letters: P images of one grid, T tiles of each (the whole image, made small, among them), N patches
 and M visual tokens of a tile.
@@ -11,15 +12,20 @@ and M visual tokens of a tile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from isthmus.errors import ConfigError
-from isthmus.media.image import open_image
+from isthmus.media.file_ref import FileRef
+from isthmus.media.image import decode, open_image
+from isthmus.model.backbones.vision import VisionEncoder
+from isthmus.model.features import cache_key, in_half
 from isthmus.model.layout import Layout
 from isthmus.model.media.base import Opened, Parts, connected
 from isthmus.model.media.image import ImageMedium, picture_of
@@ -105,13 +111,16 @@ class TileMedium(nn.Module):
         return Opened(self.name, whole[None], self.cut.unsplit)
 
     def encoding(self, parts: Parts) -> None:
-        """Features of images that differ in number are not kept."""
+        """Features of images that differ in number are kept tile by tile; see `pieces`."""
+
+    def pieces(self, parts: Parts) -> TileFeatures:
+        """The vision encoder's features of each tile."""
+        return TileFeatures(parts.vision, self.cut)
 
     def features(self, parts: Parts, opened: Opened) -> Tensor:
         """Features (P, T, N, D_vision) of tiles (P, T, 3, H, W)."""
         images, count = opened.values.shape[:2]
-        tiles = torch.split(opened.values.flatten(0, 1), TILES_AT_ONCE)
-        found = torch.cat([parts.vision(own) for own in tiles])
+        found = _encoded(parts.vision, opened.values.flatten(0, 1))
         return found.view(images, count, *found.shape[1:])
 
     def connect(self, parts: Parts, features: Opened) -> Tensor:
@@ -132,6 +141,51 @@ class TileMedium(nn.Module):
     def largest(self, parts: Parts) -> Layout:
         """That of the image that takes most of the text."""
         return self.cut.layout(self.cut.largest())
+
+
+def _encoded(encoder: VisionEncoder, tiles: Tensor) -> Tensor:
+    """Features (K, N, D_vision) of tiles (K, 3, H, W)."""
+    return torch.cat([encoder(own) for own in torch.split(tiles, TILES_AT_ONCE)])
+
+
+class TileFeatures:
+    """A frozen vision encoder's features (N, D_vision) of each tile, in half precision.
+
+    Args:
+        encoder: The encoder, on any device.
+        cut: How images are cut.
+
+    Attributes:
+        name, shape, dtype: As in `Encoding`. The name tells any other encoder, cut or image
+            processor from these.
+    """
+
+    def __init__(self, encoder: VisionEncoder, cut: Cut) -> None:
+        self.encoder, self.cut = encoder, cut
+        self.name = f"tiles-{self._key()}.f16"
+        self.shape = (encoder.shape.tokens, encoder.shape.width)
+        self.dtype: Any = np.float16
+
+    def _key(self) -> str:
+        whole: Any = getattr(self.encoder.processor, "whole", None)
+        settings = whole.to_dict() if hasattr(whole, "to_dict") else whole
+        told = f"{cache_key(self.encoder)} {type(self.cut).__name__} {settings}"
+        digest = hashlib.sha256(f"{told} {self.cut.unsplit} {self.cut.largest()}".encode())
+        ramp = np.add.outer(np.arange(300), np.arange(500)[:, None] * np.arange(1, 4)) % 256
+        for probe in (ramp, ramp.transpose(1, 0, 2)):
+            tiles, grid = self.cut.cut(Image.fromarray(np.ascontiguousarray(probe, np.uint8)))
+            digest.update(f"{grid}".encode())
+            digest.update(tiles.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def open(self, file: FileRef, data: bytes, key: str) -> tuple[Tensor, tuple[int, ...]]:
+        """Tiles (T, 3, H, W) and what is told of their grid."""
+        return self.cut.cut(decode(file, data))
+
+    def encode(self, opened: Tensor, files: Sequence[object]) -> Any:
+        """Features (T, N, D_vision) of tiles (T, 3, H, W)."""
+        place = next(self.encoder.parameters()).device
+        return in_half(_encoded(self.encoder, opened.to(place)), files)
 
 
 class Unsplit:
