@@ -217,7 +217,7 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
         if config.train.init is not None:
             load_strip(model, locate(config.train.init), partly=True)
     elif m.name is not None:
-        model = load_clip(m.name, device=device)
+        model = load_clip(m.name, device=device).to(device_for(device))
     else:
         assert m.vision is not None
         assert m.text is not None
@@ -232,7 +232,8 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
             lock_image=m.lock_image,
             lock_text=m.lock_text,
         )
-    return model.to(device_for(device))
+        model = model.to(device_for(device))
+    return model
 
 
 @dataclass(frozen=True)

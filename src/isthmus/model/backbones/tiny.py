@@ -119,6 +119,34 @@ class _Sizes:
         """With the width of a head told, which some families do not derive."""
         return {**self.grouped, "head_dim": self.width // self.heads}
 
+    @property
+    def experts(self) -> dict[str, int]:
+        """Four narrow experts of which a token meets two."""
+        return {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": self.width // 2,
+        }
+
+
+def _deepseek(sizes: _Sizes) -> dict[str, Any]:
+    half = sizes.width // sizes.heads // 2
+    return {
+        **sizes.plain,
+        **sizes.experts,
+        "num_key_value_heads": sizes.heads,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "q_lora_rank": sizes.width // 2,
+        "kv_lora_rank": sizes.width // 4,
+        "qk_rope_head_dim": half,
+        "qk_nope_head_dim": half,
+        "v_head_dim": 2 * half,
+    }
+
 
 def _gpt2(sizes: _Sizes) -> dict[str, int]:
     return {
@@ -167,6 +195,19 @@ FAMILIES: dict[str, Callable[[_Sizes], Any]] = {
     "gpt_neox": _family("GPTNeoXConfig", lambda s: s.plain),
     "olmo2": _family("Olmo2Config", lambda s: s.grouped),
     "smollm3": _family("SmolLM3Config", lambda s: s.grouped),
+    "qwen3_moe": _family("Qwen3MoeConfig", lambda s: {**s.headed, **s.experts}),
+    "glm4_moe": _family(
+        "Glm4MoeConfig",
+        lambda s: {
+            **s.headed,
+            **s.experts,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": True,
+        },
+    ),
+    "deepseek_v3": _family("DeepseekV3Config", _deepseek),
     "gpt2": _family("GPT2Config", _gpt2),
     "opt": _family("OPTConfig", _opt),
 }
