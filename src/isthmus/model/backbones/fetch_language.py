@@ -9,7 +9,12 @@ from torch import nn
 
 from isthmus.config.model import LanguageConfig
 from isthmus.errors import ConfigError, loading, suggestion
-from isthmus.model.backbones.placement import loading_options, quiet_dispatch, refuse_incomplete
+from isthmus.model.backbones.placement import (
+    dispatched,
+    loading_options,
+    quiet_dispatch,
+    refuse_incomplete,
+)
 from isthmus.model.backbones.refusals import refuse_code, refuse_no_language, refuse_others
 from isthmus.model.backbones.released import family_of, read, refuse_missing
 from isthmus.model.backbones.text import no_bar_for_files
@@ -38,7 +43,8 @@ def fetch_language(
     if name in TINY:
         from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 
-        return tiny_language_model(TINY[name]), byte_tokenizer(), CAUSAL
+        tiny = tiny_language_model(TINY[name])
+        return dispatched(tiny, config) if placed else tiny, byte_tokenizer(), CAUSAL
     scheme, _, rest = name.partition(":")
     if scheme not in ("hf", "asset") or not rest:
         raise ConfigError(f'unknown language model "{name}": {suggestion(name, PREFIXES)}')

@@ -187,6 +187,46 @@ def meta_model(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
 
 
+def found_map(model: Any, config: LanguageConfig) -> dict[str, int | str]:
+    """Where Accelerate puts each module of a model; it may be one without weights.
+
+    Devices that `max_memory` names need not be in this machine.
+
+    Args:
+        model: A causal language model of Transformers.
+        config: The map, or how one is found.
+    """
+    import logging
+
+    from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
+
+    if isinstance(config.device_map, Mapping):
+        return dict(config.device_map)
+    logger = logging.getLogger("accelerate.utils.modeling")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of each device that this machine lacks
+    whole = tuple(model._no_split_modules or ())
+    memory = None if config.max_memory is None else dict(config.max_memory)
+    try:
+        if config.device_map != "sequential":
+            low = config.device_map == "balanced_low_0"
+            memory = get_balanced_memory(model, memory, whole, low_zero=low)
+        found: dict[str, int | str] = infer_auto_device_map(
+            model, max_memory=memory, no_split_module_classes=whole
+        )
+    finally:
+        logger.setLevel(before)
+    return found
+
+
+def dispatched(model: Any, config: LanguageConfig) -> Any:
+    """A model that is in memory, laid over devices as `from_pretrained` would lay it."""
+    from accelerate import dispatch_model
+
+    with quiet_dispatch():
+        return dispatch_model(model, found_map(model, config), offload_dir=config.offload_folder)
+
+
 @contextmanager
 def quiet_dispatch() -> Iterator[None]:
     """Keeps Accelerate from telling that weights lie beside the device, which was asked for."""

@@ -131,7 +131,7 @@ def test_it_answers_saves_and_loads(moe: Path, tmp_path: Path) -> None:
     assert fingerprint(split.language.model) == fingerprint(whole.language.model)
     asked = [m.prepare(["<image> what?"], [[image(0)]]) for m in (split, whole)]
     first, second = (im.generate(m, b, 4) for m, b in zip((split, whole), asked, strict=True))
-    assert first == second
+    assert torch.equal(first, second)
     saved = im.save(split, tmp_path / "saved")
     assert "offloaded" not in (saved / "isthmus.json").read_text(encoding="utf-8")
     again = im.load(saved, device="cpu", dtype=None)
@@ -197,7 +197,5 @@ def test_maps_that_do_not_fit(moe: Path, tmp_path: Path) -> None:
         joined(moe, {**LATE_ON_DISK, "model.blocks.3": "cpu"})
     with pytest.raises(ConfigError, match="loaded already"):
         im.compose("tiny-vit", tiny_language_model(), im.MLP(), device_map="auto")
-    with pytest.raises(ConfigError, match='expected device="auto"|no device "mps"|mps'):
-        im.compose("tiny-vit", f"hf:{moe}", im.MLP(), device_map="cpu", device="mps")
     with pytest.raises(CheckpointError, match="offload"):  # experts are fused as they are read
         joined(moe, LATE_ON_DISK)
