@@ -7,14 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from accelerate import dispatch_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from transformers import AutoModelForCausalLM
 
 import isthmus as im
 from isthmus.config.file import run_from_mapping
 from isthmus.errors import CheckpointError, ConfigError
+from isthmus.model.backbones.added_tokens import AddedTokens
 from isthmus.model.backbones.fingerprint import fingerprint
+from isthmus.model.backbones.language import LanguageModel
 from isthmus.model.backbones.placement import held_tensors, meta_model, offloaded
-from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
+from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_config, tiny_language_model
 from isthmus.model.vlm import VisionLanguageModel
 
 LAYERS = 4
@@ -130,8 +136,8 @@ def test_it_answers_saves_and_loads(moe: Path, tmp_path: Path) -> None:
     whole = joined(moe)
     assert fingerprint(split.language.model) == fingerprint(whole.language.model)
     asked = [m.prepare(["<image> what?"], [[image(0)]]) for m in (split, whole)]
-    first, second = (im.generate(m, b, 4) for m, b in zip((split, whole), asked, strict=True))
-    assert torch.equal(first, second)
+    first = im.generate(split, asked[0], max_new_tokens=4)
+    assert torch.equal(first, im.generate(whole, asked[1], max_new_tokens=4))
     saved = im.save(split, tmp_path / "saved")
     assert "offloaded" not in (saved / "isthmus.json").read_text(encoding="utf-8")
     again = im.load(saved, device="cpu", dtype=None)
@@ -151,6 +157,39 @@ def test_every_weight_can_be_read_wherever_it_lies(moe: Path, tmp_path: Path) ->
     assert all(torch.equal(held[name](), tensor) for name, tensor in whole.items())
     with pytest.raises(ConfigError, match="has no weights"):
         held_tensors(meta_model(f"hf:{moe}"))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")
+def test_each_tensor_is_where_it_is_needed_on_three_gpus() -> None:
+    """PyTorch's fake tensors know their device and refuse to meet others, without any GPU."""
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0}
+    places |= {"model.layers.1": 1, "model.layers.2": 1, "model.layers.3": 1}
+    places |= {"model.norm": 1, "lm_head": 2}
+    with FakeTensorMode(shape_env=ShapeEnv(allow_dynamic_output_shape_ops=True)):
+        model = AutoModelForCausalLM.from_config(tiny_language_config("llama"))
+        for name, place in places.items():
+            for module in model.get_submodule(name).modules():
+                for own in (module._parameters, module._buffers):
+                    for key in [k for k, value in own.items() if value is not None]:
+                        moved = torch.empty(own[key].shape, device=f"cuda:{place}")
+                        parameter = own is module._parameters
+                        own[key] = nn.Parameter(moved, False) if parameter else moved
+        model = dispatch_model(model, places)
+        language = LanguageModel(model, byte_tokenizer(), im.LanguageConfig(name="hf:object"))
+        assert language.device == torch.device("cuda:0")
+        tokens = AddedTokens(language)
+        assert tokens.output_rows.device == torch.device("cuda:0")
+        given = torch.ones(2, 7, dtype=torch.long, device="cuda:0")
+        for chosen in (None, given > 0):
+            with tokens.used(given[:, 0] > 0, chosen), torch.no_grad():
+                logits = model(
+                    inputs_embeds=torch.zeros(2, 7, 64, device="cuda:0"),
+                    attention_mask=given,
+                    position_ids=given.cumsum(-1) - 1,
+                    use_cache=False,
+                ).logits
+            assert logits.device == torch.device("cuda:0")
+            assert logits.shape[-1] == language.vocab_rows + 2
 
 
 def test_moving_leaves_it_where_it_is(moe: Path, tmp_path: Path) -> None:
