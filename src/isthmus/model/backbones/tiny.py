@@ -195,6 +195,12 @@ FAMILIES: dict[str, Callable[[_Sizes], Any]] = {
     "gpt_neox": _family("GPTNeoXConfig", lambda s: s.plain),
     "olmo2": _family("Olmo2Config", lambda s: s.grouped),
     "smollm3": _family("SmolLM3Config", lambda s: s.grouped),
+    "gpt2": _family("GPT2Config", _gpt2),
+    "opt": _family("OPTConfig", _opt),
+}
+"""Language-model families by name: sizes to a Transformers configuration."""
+
+MIXTURES: dict[str, Callable[[_Sizes], Any]] = {
     "qwen3_moe": _family("Qwen3MoeConfig", lambda s: {**s.headed, **s.experts}),
     "glm4_moe": _family(
         "Glm4MoeConfig",
@@ -208,10 +214,8 @@ FAMILIES: dict[str, Callable[[_Sizes], Any]] = {
         },
     ),
     "deepseek_v3": _family("DeepseekV3Config", _deepseek),
-    "gpt2": _family("GPT2Config", _gpt2),
-    "opt": _family("OPTConfig", _opt),
 }
-"""Language-model families by name: sizes to a Transformers configuration."""
+"""Likewise, families of mixtures of experts."""
 
 
 def tiny_language_config(
@@ -225,7 +229,7 @@ def tiny_language_config(
     """The Transformers configuration of a tiny causal LM.
 
     Args:
-        family: One of `FAMILIES`.
+        family: One of `FAMILIES` or `MIXTURES`.
         width: Hidden width.
         layers: Number of decoder layers.
         heads: Attention heads.
@@ -238,11 +242,12 @@ def tiny_language_config(
         >>> tiny_language_config("qwen3", layers=2).num_hidden_layers
         2
     """
-    if family not in FAMILIES:
-        raise ConfigError(f'unknown family "{family}": {suggestion(family, FAMILIES)}')
+    known = {**FAMILIES, **MIXTURES}
+    if family not in known:
+        raise ConfigError(f'unknown family "{family}": {suggestion(family, known)}')
     if vocab < VOCABULARY:
         raise ConfigError(f"vocab is {vocab}: expected at least {VOCABULARY}, all bytes and tokens")
-    return FAMILIES[family](_Sizes(width, layers, heads, vocab))
+    return known[family](_Sizes(width, layers, heads, vocab))
 
 
 def tiny_language_model(
@@ -257,7 +262,7 @@ def tiny_language_model(
     """A Transformers causal LM with random weights, by default over the byte vocabulary.
 
     Args:
-        family: One of `FAMILIES`.
+        family: One of `FAMILIES` or `MIXTURES`.
         width: Hidden width.
         layers: Number of decoder layers.
         heads: Attention heads.
