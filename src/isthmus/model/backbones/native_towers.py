@@ -82,9 +82,7 @@ def _last_normed(tower: Any, norm: nn.Module, patches: Tensor, grid: Tensor) -> 
 
 def takes(processor: Any) -> bool:
     """Whether a processor is Pixtral's or Kimi's, whose images are laid out in another way."""
-    return isinstance(getattr(processor, "patch_size", None), dict) or hasattr(
-        processor, "max_patches"
-    )
+    return hasattr(processor, "max_patches") or not hasattr(processor, "merge_size")
 
 
 def tower_pixels(

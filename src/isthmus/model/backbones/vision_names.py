@@ -22,7 +22,7 @@ from isthmus.model.backbones.libraries import (
     open_clip_library,
 )
 from isthmus.model.backbones.native import from_native, is_native
-from isthmus.model.backbones.refusals import refuse_code, refuse_whole_name
+from isthmus.model.backbones.refusals import refuse_code, refuse_whole_name, whole_class
 from isthmus.model.backbones.released import plan_of, read
 from isthmus.model.backbones.tower_alone import read_tower, tower_type
 
@@ -50,7 +50,7 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
         raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')
     refuse_code(config.name)
-    if tower_type(config.name) is not None and plan_of(config.name) is None:
+    if scheme == "hf" and whole_class(rest) and tower_type(config.name):
         tower, own = read_tower(config.name, pretrained=pretrained)
         make = from_native if is_native(tower) else from_transformers
         return make(tower, config, processor or own)
