@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.errors import CheckpointError, ConfigError
-from isthmus.model.backbones.native import native_pixels
+from isthmus.model.backbones.native import native_pixels, patches_of
 from isthmus.model.backbones.tower_alone import tower_type
 from isthmus.model.backbones.vision import load_vision
 
@@ -168,6 +168,33 @@ def test_glm_4v_before_it_merges() -> None:
     own = encoder(encoder.preprocess(image)[None])
     squares = own.reshape(-1, 2, 2, 32).permute(0, 3, 1, 2)
     merged = model.merger(model.downsample(squares).flatten(1))
+    assert torch.allclose(merged, theirs.pooler_output, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("qwen3_vl_moe", "Qwen3VLMoeVisionModel"),
+        ("qwen3_5", "Qwen3_5VisionModel"),
+        ("qwen3_5_moe", "Qwen3_5MoeVisionModel"),
+        ("glm4v_moe", "Glm4vMoeVisionModel"),
+    ],
+)
+@torch.no_grad()
+def test_what_a_tower_merges_is_what_we_give(family: str, name: str) -> None:
+    sizes = {k: v for k, v in GLM.items() if k != "image_size" or family == "glm4v_moe"}
+    indexes = {} if family == "glm4v_moe" else {"deepstack_visual_indexes": [0]}
+    model = tower(family, name, {**sizes, **indexes})
+    encoder = load_vision(model)
+    native, pixels = encoder.shape.native, noise(48, 64)
+    assert native is not None
+    own = encoder(pixels)
+    theirs = model(patches_of(pixels, native, 2), grid_thw=torch.tensor([[1, 6, 8]] * 2))
+    if family == "glm4v_moe":
+        squares = own.reshape(-1, 2, 2, 32).permute(0, 3, 1, 2)
+        merged = model.merger(model.downsample(squares).flatten(1))
+    else:
+        merged = model.merger(own.reshape(-1, 32))
     assert torch.allclose(merged, theirs.pooler_output, atol=1e-4)
 
 
