@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from isthmus.config.base import Amount, Config, Count, NotNegative, Positive, Share
 from isthmus.config.clip import ContrastiveConfig, DualEncoderConfig
+from isthmus.config.placement import checked_map, checked_memory
 from isthmus.config.registry import CONNECTORS, FUSIONS, Registry
 from isthmus.errors import ConfigError, suggestion
 
@@ -65,6 +66,30 @@ class LanguageConfig(Config):
     """Dotted path of the decoder layers, where they cannot be found by structure."""
     lora_rank: NotNegative = 0
     """Rank of LoRA adapters on the language model through PEFT; 0 keeps it frozen."""
+    device_map: Any = None
+    """Where its layers are put: "auto" (also "balanced", "balanced_low_0", "sequential"), or a
+    table of names of modules to devices (0, "cpu", "disk"). None keeps it on one device. Not saved
+    with a model: where layers lay is no part of it."""
+    max_memory: Any = None
+    """With a device_map that is found: how much of each device weights may fill, a table of
+    devices (0, "cpu") to sizes ("120GiB"). None is all that is free."""
+    offload_folder: str | None = None
+    """Where weights are written that a device_map puts on "disk" and no file has as they are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "device_map", checked_map(self.device_map))
+        object.__setattr__(self, "max_memory", checked_memory(self.max_memory))
+        if self.device_map is None and (self.max_memory or self.offload_folder):
+            raise ConfigError(
+                "language.max_memory and language.offload_folder are for a language model that is "
+                'placed by a map: expected language.device_map = "auto" beside them'
+            )
+        if self.device_map is not None and self.lora_rank:
+            raise ConfigError(
+                f"language.lora_rank = {self.lora_rank} trains weights of the language model, and "
+                "language.device_map places a frozen one: leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

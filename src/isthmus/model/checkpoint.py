@@ -35,9 +35,8 @@ from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
 from isthmus.machine import device_for, dtype_for, int8_for
 from isthmus.model.analysis import fitted_names
-from isthmus.model.backbones.fast_path import take_fast_path
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
-from isthmus.model.backbones.int8_layers import to_int8
+from isthmus.model.backbones.placement import in_memory
 from isthmus.model.backbones.precision import refuse_conversion
 from isthmus.model.backbones.refusals import CODE
 from isthmus.model.backbones.released import read_together
@@ -46,6 +45,7 @@ from isthmus.model.fusion import fusion_config
 from isthmus.model.join import named_model, reader_of
 from isthmus.model.saved_parts import (
     frozen_parts,
+    placed,
     refuse_other_part,
     saved_encoder,
     saved_language,
@@ -232,6 +232,7 @@ def load_vlm(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
+    device_map: Any = None,
 ) -> VisionLanguageModel:
     """Loads a saved vision-language model.
 
@@ -251,6 +252,7 @@ def load_vlm(
             float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
             that is faster in it, the language model computes in int8 where no gradient is wanted.
         image_options: As in `load`.
+        device_map: As in `load`.
 
     Raises:
         ConfigError: If this machine has no such device, or a released model is of an unknown
@@ -266,8 +268,9 @@ def load_vlm(
         16
     """
     place = device_for(device)  # said before anything is read
-    int8 = int8_for(dtype, place)
+    int8 = device_map is None and int8_for(dtype, place)
     kind = torch.float32 if int8 else dtype_for(dtype, place)
+    own = None if dtype in (None, "auto") else kind  # of a language model that a map places
     source = fetched(source)
     reader = reader_of(source)
     named = str(source).startswith(("hf:", f"{CODE}:", "asset:")) or is_transformers_folder(source)
@@ -277,15 +280,22 @@ def load_vlm(
                 f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '
                 "leave it out, or join parts with im.compose"
             )
-        return _placed(named_model(str(source), kind, image_options), place, kind, int8)
+        alone = {"device_map": device_map, "language_dtype": own}
+        model = named_model(str(source), kind, image_options, **alone)
+        return placed(model, device, kind, int8)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
     if reader is not None:
         if connector is not None:
             raise ConfigError(f'"{source}" brings its own connector: leave connector= out')
         media_with((), image_options or {})
+        if device_map is not None:
+            raise ConfigError(
+                f'device_map: "{source}" is a checkpoint of another project, which is read on one '
+                "device: save it with im.save, and load that"
+            )
         parts = {"vision": vision, "language": language, "tokenizer": tokenizer}
-        return _placed(reader.load(str(source), **parts), place, kind, int8)
+        return placed(reader.load(str(source), **parts), device, kind, int8)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])
@@ -307,29 +317,19 @@ def load_vlm(
     }
     with read_together():
         encoder = saved_encoder(vision, config.vision, folder)
-        lm = saved_language(language, config.language, tokenizer, folder)
+        lm = saved_language(language, config.language, tokenizer, folder, device_map, own)
     for part, module in (("vision", encoder.model), ("language", lm.model)):
         refuse_other_part(folder, description, part, files[part].fingerprint(module), config)
     width = fusion_config(config.fusion).width(lm.width, encoder.shape.width)
     options = connector if connector is not None else config.connector
-    strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
+    with in_memory(lm.input_embedding):
+        strip = build_connector(options, encoder.shape, width, lm.input_embedding.weight)
     model = VisionLanguageModel(encoder, lm, strip, config).eval()
     for part, module in frozen_parts(model).items():
         if part not in files:
             refuse_other_part(folder, description, part, fingerprint(module), config)
     load_strip(model, folder)
-    return _placed(model, place, kind, int8)
-
-
-def _placed(
-    model: VisionLanguageModel, place: torch.device, dtype: torch.dtype, int8: bool
-) -> VisionLanguageModel:
-    """The model, moved and converted; in int8 its language model and the blocks inside of it."""
-    model = model.to(device=place, dtype=dtype)
-    for part in (model.language.model, *model.fusion.blocks.values()) if int8 else ():
-        to_int8(part)
-        take_fast_path(part)
-    return model
+    return placed(model, device, kind, int8)
 
 
 def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool = False) -> None:

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from isthmus.config.model import ModelConfig, TokensConfig, media_with
+from isthmus.config.model import LanguageConfig, ModelConfig, TokensConfig, media_with
 from isthmus.config.registry import CHECKPOINTS, RELEASED
-from isthmus.errors import CheckpointError
+from isthmus.errors import CheckpointError, ConfigError
 from isthmus.machine import device_for, dtype_for
-from isthmus.model.backbones.language import load_language
+from isthmus.model.backbones.language import LanguageModel, load_language
+from isthmus.model.backbones.placement import computing_device, in_memory, is_dispatched
 from isthmus.model.backbones.precision import refuse_conversion
 from isthmus.model.backbones.refusals import CODE, refuse_code, refuse_others, refuse_whole_name
 from isthmus.model.backbones.released import family_of, read, read_together
@@ -38,6 +39,7 @@ def compose(
     tokenizer: Any = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
 ) -> VisionLanguageModel:
     """Joins a vision encoder and a language model.
 
@@ -57,33 +59,41 @@ def compose(
             is), "cpu", "cuda", "mps" or a `torch.device`.
         dtype: Data type of all weights; None keeps that of the parts, float32 where they are named.
             A strip that is to be trained needs float32; training has a precision of its own.
+        device_map: Where the layers of a named language model are put, by Transformers and
+            Accelerate: "auto", or a mapping of names of modules to devices (0, "cpu", "disk").
+            The encoder and the strip are then where its input embedding is computed; `dtype` is
+            that of its file where None.
 
     Returns:
         The model in evaluation mode; training switches its mode itself.
 
     Raises:
-        ConfigError: If a part is unknown, the parts do not fit, there is no such device, or `dtype`
-            would convert a `LanguageModel` or `VisionEncoder` that may be in use elsewhere.
+        ConfigError: If a part is unknown, the parts do not fit, there is no such device, `dtype`
+            would convert a `LanguageModel` or `VisionEncoder` that may be in use elsewhere, or a
+            device_map comes with `device` or with a fusion that acts between layers.
 
     Example:
         >>> import isthmus as im
         >>> im.compose("tiny-vit", "tiny-lm", im.MLP()).connector.num_tokens
         16
     """
-    if isinstance(language, nn.Module) and device == "auto":
-        device = next(language.parameters()).device
     place = device_for(device)  # said before anything is loaded
+    if isinstance(language, nn.Module) and device == "auto" and not is_dispatched(language):
+        place = next(language.parameters()).device
     kind = None if dtype is None else dtype_for(dtype, place)
     for part in (vision, language):
         refuse_conversion(part, kind)
     with read_together():
         encoder = load_vision(vision)
-        lm = load_language(language, tokenizer=tokenizer)
+        lm = _language(language, tokenizer, kind, device_map)
+    options = Inline() if fusion is None else fusion
+    if lm.placed:
+        place = strip_device(lm, device, options)
     if encoder.shape.native is not None and not any(isinstance(m, NativeImages) for m in media):
         media = (NativeImages(), *media)
-    options = Inline() if fusion is None else fusion
     width = fusion_config(options).width(lm.width, encoder.shape.width)
-    strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
+    with in_memory(lm.input_embedding):
+        strip = build_connector(connector, encoder.shape, width, lm.input_embedding.weight)
     config = ModelConfig(
         vision=encoder.config,
         language=lm.config,
@@ -97,12 +107,57 @@ def compose(
     return model.to(device=place, dtype=kind)
 
 
-def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLanguageModel:
+def _language(
+    source: Any, tokenizer: Any, dtype: torch.dtype | None, device_map: Any
+) -> LanguageModel:
+    """The language model; one that a map places is read in its data type, never converted."""
+    config = isinstance(source, LanguageConfig) and source.device_map is not None
+    kind = dtype if config or device_map is not None else None
+    return load_language(source, tokenizer=tokenizer, dtype=kind, device_map=device_map)
+
+
+def strip_device(language: LanguageModel, device: str | torch.device, fusion: Any) -> torch.device:
+    """Where the encoder and the strip go, beside a language model that a map places.
+
+    Args:
+        language: The language model.
+        device: As for `compose`.
+        fusion: The configuration of the fusion.
+
+    Raises:
+        ConfigError: If another device is asked for, or the strip acts on more than one.
+    """
+    place = language.device
+    if device != "auto" and device_for(device) != place:
+        raise ConfigError(
+            f'device="{device}" came with a language model whose device_map computes the input '
+            f'embedding on {place}, where the strip has to be: expected device="auto"'
+        )
+    places = {computing_device(layer) for layer in language.layers}
+    inside = not isinstance(fusion, Inline) or fusion.adapter is not None or fusion.deepstack
+    if inside and places != {place}:
+        raise ConfigError(
+            f"{type(fusion).__name__} acts between the decoder layers, and device_map computes "
+            f"these on {', '.join(sorted(map(str, places)))}: expected the fusion Inline() without "
+            "options, or one device that computes"
+        )
+    return place
+
+
+def bare_language_model(
+    language: Any,
+    *,
+    tokenizer: Any = None,
+    device_map: Any = None,
+    dtype: torch.dtype | None = None,
+) -> VisionLanguageModel:
     """A language model alone, for prompts, engine and tasks that need no images.
 
     Args:
         language: As for `compose`.
         tokenizer: Likewise.
+        device_map: Likewise.
+        dtype: Likewise.
 
     Returns:
         A model that refuses images. Its strip is a stand-in that nothing goes through: without
@@ -112,7 +167,8 @@ def bare_language_model(language: Any, *, tokenizer: Any = None) -> VisionLangua
         >>> bare_language_model("tiny-lm").text_only
         True
     """
-    model = compose("tiny-vit", language, Linear(), template="qa", tokenizer=tokenizer)
+    parts = {"tokenizer": tokenizer, "device_map": device_map, "dtype": dtype}
+    model = compose("tiny-vit", language, Linear(), template="qa", **parts)
     model.text_only = True
     return model.requires_grad_(False)
 
@@ -157,6 +213,9 @@ def named_model(
     source: str,
     dtype: torch.dtype = torch.float32,
     image_options: Mapping[str, Any] | None = None,
+    *,
+    device_map: Any = None,
+    language_dtype: torch.dtype | None = None,
 ) -> VisionLanguageModel:
     """A model of Transformers: a released vision-language model, or a language model alone.
 
@@ -167,6 +226,8 @@ def named_model(
         source: "hf:REPO", "asset:NAME" or a folder of Transformers.
         dtype: Precision in which a released model is read.
         image_options: Options of how its images are opened, as in `load`.
+        device_map: Where the layers of a language model alone are put, as in `compose`.
+        language_dtype: Its data type then; None is that of its file.
 
     Raises:
         CheckpointError: If it cannot be read, or a folder that stands for a whole model holds a
@@ -188,12 +249,18 @@ def named_model(
         place = source.partition(":")[2]
     if image_options and (scheme == "asset" or family_of(place) is None):
         media_with((), image_options)
+    alone = {"device_map": device_map, "dtype": language_dtype}
     if scheme == "asset":
-        return bare_language_model(source)
+        return bare_language_model(source, **alone)
     refuse_code(source)
     refuse_others(source)
     refuse_whole_name(source)
     if family_of(place) is not None:
+        if device_map is not None:
+            raise ConfigError(
+                f'device_map: "{source}" is a vision-language model, which is taken apart on one '
+                "device: expected a language model alone, or a model that im.compose joined"
+            )
         return _released(source, dtype, image_options or {})
     if not known:
         raise CheckpointError(
@@ -201,7 +268,7 @@ def named_model(
             f'({", ".join(RELEASED.names())}): name a language model alone as "{source}", or join '
             "it to a vision encoder with im.compose"
         )
-    return bare_language_model(source)
+    return bare_language_model(source, **alone)
 
 
 def _released(

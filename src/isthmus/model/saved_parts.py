@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig
 from isthmus.errors import CheckpointError, ConfigError
+from isthmus.machine import device_for
+from isthmus.model.backbones.fast_path import take_fast_path
+from isthmus.model.backbones.int8_layers import to_int8
 from isthmus.model.backbones.language import LanguageModel, load_language
 from isthmus.model.backbones.vision import VisionEncoder, load_vision
+from isthmus.model.join import strip_device
 from isthmus.model.vlm import VisionLanguageModel
 
 
@@ -64,9 +69,23 @@ def saved_encoder(source: Any, config: VisionConfig, folder: Path) -> VisionEnco
 
 
 def saved_language(
-    source: Any, config: LanguageConfig, tokenizer: Any, folder: Path
+    source: Any,
+    config: LanguageConfig,
+    tokenizer: Any,
+    folder: Path,
+    device_map: Any = None,
+    dtype: torch.dtype | None = None,
 ) -> LanguageModel:
-    """The saved language model, or the one handed in, with the adapters that were trained."""
+    """The saved language model, or the one handed in, with the adapters that were trained.
+
+    Args:
+        source: The one handed in; None for the saved one.
+        config: The saved one's.
+        tokenizer: Of the one handed in.
+        folder: Where it was saved, for messages.
+        device_map: As for `load_language`.
+        dtype: That of a language model that a map places; others are converted with the whole.
+    """
     if source is None and config.name == "hf:object":
         raise CheckpointError(
             f"{folder} was trained with a language model that was handed in as an object: pass "
@@ -77,6 +96,8 @@ def saved_language(
         tokenizer=tokenizer,
         layers=config.layers,
         lora_rank=config.lora_rank,
+        dtype=None if device_map is None else dtype,
+        device_map=device_map,
     )
 
 
@@ -92,3 +113,19 @@ def refuse_other_part(
         f'{folder} was trained with the {part} model "{name}" of fingerprint '
         f"{expected}; this one has {got}: other weights, or another model"
     )
+
+
+def placed(
+    model: VisionLanguageModel, device: str | torch.device, dtype: torch.dtype, int8: bool
+) -> VisionLanguageModel:
+    """The model, moved and converted; in int8 its language model and the blocks inside of it.
+
+    A language model that a map places stays as it is, and the rest goes to where it begins.
+    """
+    language = model.language
+    place = strip_device(language, device, model.config.fusion) if language.placed else device
+    model = model.to(device=device_for(place), dtype=dtype)
+    for part in (model.language.model, *model.fusion.blocks.values()) if int8 else ():
+        to_int8(part)
+        take_fast_path(part)
+    return model

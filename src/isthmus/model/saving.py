@@ -35,6 +35,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
+    device_map: Any = None,
     **parts: Any,
 ) -> Any:
     """Loads a model by its name or from a folder.
@@ -54,6 +55,8 @@ def load(
             where no gradient is wanted (`model.backbones.int8_map`).
         image_options: Options of how images are opened, in place of the released or saved ones,
             where they are cut into tiles: `{"max_tiles": 4}`.
+        device_map: Where the layers of a named language model are put, by Transformers and
+            Accelerate, as in `compose`; the rest is where its input embedding is computed.
         **parts: Parts that were handed in as objects when the model was made, as `vision=`. Of a
             vision-language model also `connector=`, `language=` and `tokenizer=`; of a dual
             encoder `text=`, and for a model of another library `tokenizer=`, `preprocess=` and
@@ -83,7 +86,16 @@ def load(
             raise ConfigError(f'"{source}" is {what}, which has no part "{name}": leave it out')
     if kind == "vlm":
         return load_answering(
-            source, device=device, dtype=dtype, image_options=image_options, **parts
+            source,
+            device=device,
+            dtype=dtype,
+            image_options=image_options,
+            device_map=device_map,
+            **parts,
+        )
+    if device_map is not None:
+        raise ConfigError(
+            f'"{source}" is a dual encoder, which is on one device: leave device_map out'
         )
     if image_options:
         raise ConfigError(f'"{source}" is a dual encoder and has no image options: leave them out')

@@ -100,8 +100,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the word embedding is, and so the inputs must be."""
-        return self.language.input_embedding.weight.device
+        """Where the word embedding is computed, and so the inputs must be."""
+        return self.language.device
 
     def train(self, mode: bool = True) -> VisionLanguageModel:
         """Changes the mode of all but the frozen encoders, which stay in evaluation mode."""

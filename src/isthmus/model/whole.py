@@ -300,6 +300,7 @@ def load_answering(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
+    device_map: Any = None,
     **parts: Any,
 ) -> VisionLanguageModel | WholeModel:
     """Loads a model that answers questions: one of ours, or a released one in whole.
@@ -310,6 +311,7 @@ def load_answering(
         device: As for `load_vlm`.
         dtype: As for `load_vlm`.
         image_options: As for `load_vlm`; a model in whole has none.
+        device_map: As for `load_vlm`; a model in whole is on one device.
         **parts: As for `load_vlm`.
 
     Raises:
@@ -326,8 +328,14 @@ def load_answering(
         place = name if is_transformers_folder(name) else ""
     trusted = scheme == CODE
     if not place or parts or not (trusted or whole_class(place)):
-        return load_vlm(source, device=device, dtype=dtype, image_options=image_options, **parts)
+        options = {"image_options": image_options, "device_map": device_map}
+        return load_vlm(source, device=device, dtype=dtype, **options, **parts)
     media_with((), image_options or {})
+    if device_map is not None:
+        raise ConfigError(
+            f'device_map: "{name}" is a vision-language model in whole, which is on one device: '
+            "expected a language model alone, or a model that im.compose joined"
+        )
     where = device_for(device)
     return _read(name, place, dtype_for(dtype, where), trusted).to(device=where)
 

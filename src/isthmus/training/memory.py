@@ -9,6 +9,8 @@ repeated to A), and MLP width F:
     norms           2 * 4 D                 their inputs, fp32
     attention       s (A + 2 K + A)         q, k, v after rotation, and what was read
     MLP             s 3 F                   gate, its activation, and what it is multiplied with
+    experts         k s (3 F + D)           the same of the k experts that a token goes through, and
+                                            what each says, which its share is multiplied with
     with LoRA       s (2 D + F)             the inputs of the adapted maps, which are trained
     eager           (4 + s) heads L         softmax and its copy, where attention is not fused and
                                             L tokens stand in a row
@@ -62,7 +64,11 @@ class Load:
 
 
 def memory(
-    model: VisionLanguageModel, config: TrainConfig, load: Load, processes: int = 1
+    model: VisionLanguageModel,
+    config: TrainConfig,
+    load: Load,
+    processes: int = 1,
+    device: torch.device | None = None,
 ) -> dict[str, int]:
     """Bytes that one process needs for a step, item by item; the module says the formulas.
 
@@ -76,11 +82,13 @@ def memory(
         config: Precision, gradient checkpointing, sharding and `freeze`.
         load: One forward pass.
         processes: Processes that share a sharded model.
+        device: Where it will be trained; None is where it is.
 
     Returns:
         Bytes by item, none of them 0.
     """
-    config = decided(config, model.device)
+    device = device or model.device
+    config = decided(config, device)
     value = FP32 if config.precision == "fp32" else 2
     backbone = strip = trained = 0
     for name, parameter in model.named_parameters():
@@ -99,49 +107,94 @@ def memory(
         "trained weights in half precision": trained * 2 if value == 2 else 0,
         "vision encoder, without gradients": 0 if load.cached else _vision(model, load),
         "connector's activations": _connector(model, value) * load.images * passes(model),
-        **_language(model, config, load, value),
+        **_language(model, config, load, value, device),
     }
     return {name: count for name, count in items.items() if count}
 
 
 def _language(
-    model: VisionLanguageModel, config: TrainConfig, load: Load, value: int
+    model: VisionLanguageModel, config: TrainConfig, load: Load, value: int, device: torch.device
 ) -> dict[str, int]:
     """What the language model and the gated blocks keep for the backward pass."""
     tokens = load.rows * load.tokens
     width, count = model.language.width, len(model.language.layers)
     text: Any = model.language.model.config.get_text_config()
-    heads = int(text.num_attention_heads)
-    head = int(getattr(text, "head_dim", None) or width // heads)
-    attention = heads * head
-    keys = int(getattr(text, "num_key_value_heads", None) or heads) * head
-    mlp = _mlp_width(text, width)
-    layer = 2 * FP32 * width + value * (2 * attention + 2 * keys + 3 * mlp)
+    own = [layer_bytes(layer, text, width, value) for layer in model.language.layers]
+    extra = 0
     unfused = getattr(text, "_attn_implementation", "") == "eager"
-    if unfused or (model.device.type == "cpu" and value == 2):  # as the loop then sets it
-        layer += heads * load.tokens * (FP32 + value)
+    if unfused or (device.type == "cpu" and value == 2):  # as the loop then sets it
+        extra += int(text.num_attention_heads) * load.tokens * (FP32 + value)
     if model.language.config.lora_rank or model.fusion.adapter is not None:
-        layer += value * (2 * width + mlp)
+        extra += value * (2 * width + _mlp_width(text, width))
     each = int(model.connector.num_tokens) * passes(model)  # type: ignore[arg-type]
     visual = each * load.images
     blocks = model.fusion.activation_bytes(tokens, visual, value)
     rows = model.language.vocab_rows + len(model.special_tokens.names)
     logits = 3 * value * load.labelled * rows
     # Blocks below the lowest one that learns, and the layers below them, keep nothing
-    reached = count - _lowest(model, config)
+    lowest = _lowest(model, config)
+    layers = sum(own[lowest:]) + (count - lowest) * extra
     end = (FP32 + value) * width * tokens
     if not config.gradient_checkpointing:
         return {
-            "decoder layers' activations": reached * layer * tokens + end,
+            "decoder layers' activations": layers * tokens + end,
             "gated blocks' activations": blocks,
             "logits": logits,
         }
     return {
-        "decoder layers' inputs": reached * value * width * tokens + end,
+        "decoder layers' inputs": (count - lowest) * value * width * tokens + end,
         "gated blocks' activations": blocks,
         # one layer is computed again when the logits are already gone
-        "logits, or one layer": max(logits, 2 * layer * tokens),
+        "logits, or one layer": max(logits, 2 * (max(own) + extra) * tokens),
     }
+
+
+def layer_bytes(layer: nn.Module, text: Any, width: int, value: int) -> int:
+    """Bytes that autograd keeps of one frozen decoder layer for one token, attention fused.
+
+    Args:
+        layer: A decoder layer; of its modules only the names count.
+        text: The language model's configuration.
+        width: Width of the hidden states.
+        value: Bytes of an activation.
+    """
+    names = {name.rpartition(".")[2] for name, _ in layer.named_modules()}
+    heads = int(text.num_attention_heads)
+    if getattr(text, "kv_lora_rank", None):  # latent attention: DeepSeek-V2, section 2.1
+        query = heads * (int(text.qk_nope_head_dim) + int(text.qk_rope_head_dim))
+        kept = value * 2 * (query + heads * int(text.v_head_dim))
+        kept += FP32 * (int(text.q_lora_rank or 0) + int(text.kv_lora_rank))
+    else:
+        head = int(getattr(text, "head_dim", None) or width // heads)
+        attention = heads * head
+        keys = int(getattr(text, "num_key_value_heads", None) or heads) * head
+        kept = value * (2 * attention + 2 * keys)
+        if "q_norm" in names:
+            kept += FP32 * (attention + keys)
+    kept += 2 * FP32 * width
+    if "experts" not in names:
+        return kept + value * 3 * _mlp_width(text, width)
+    expert = int(getattr(text, "moe_intermediate_size", None) or _mlp_width(text, width))
+    routed, shared = experts_of(text)[1], 0
+    if names & {"shared_experts", "shared_expert"}:
+        found = getattr(text, "shared_expert_intermediate_size", None)
+        shared = int(found or expert * int(getattr(text, "n_shared_experts", None) or 1))
+    return kept + value * (routed * (3 * expert + width) + 3 * shared)
+
+
+def experts_of(text: Any) -> tuple[int, int]:
+    """How many experts a mixture has, and how many of them a token goes through; (1, 1) of none.
+
+    Args:
+        text: The language model's configuration.
+    """
+
+    def first(*names: str) -> int:
+        found = (getattr(text, name, None) for name in names)
+        return next((value for value in found if isinstance(value, int) and value > 0), 1)
+
+    of = first("n_routed_experts", "num_local_experts", "num_experts")
+    return of, min(of, first("num_experts_per_tok", "moe_topk", "top_k_experts"))
 
 
 def _lowest(model: VisionLanguageModel, config: TrainConfig) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from isthmus.config.model import TrainConfig
+from isthmus.config.model import LanguageConfig, TrainConfig
 from isthmus.data.episodes import Episodes
 from isthmus.data.features import FeatureCache
 from isthmus.data.mixture import Mixture
@@ -27,8 +27,8 @@ from isthmus.model.features import Encoding, PieceEncoding
 from isthmus.model.media.base import Features, Opened, features_of, medium_of
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.reports.progress import clock
-from isthmus.training import clip, vlm
-from isthmus.training.feed import DataSet, TrainingItem, WeightedSet, as_sets
+from isthmus.training import clip, placed, vlm
+from isthmus.training.feed import DataSet, Feed, TrainingItem, WeightedSet, as_sets
 from isthmus.training.loader import MediaLoader, augmented
 from isthmus.training.locked import PooledViews, TextCache
 from isthmus.training.memory import Load, memory
@@ -63,6 +63,7 @@ class Plan:
         details: More figures, of one kind of model: parts, visual tokens, memory and tokens of a
             sample; or pairs, names and texts.
         lines: What people read besides.
+        timed: How the time of a step is known.
     """
 
     parameters: int
@@ -76,6 +77,7 @@ class Plan:
     cache: int
     details: dict[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
+    timed: str = "measured on this machine"
 
     @property
     def seconds(self) -> float:
@@ -85,7 +87,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         values = asdict(self)
-        del values["lines"]
+        del values["lines"], values["timed"]
         return {**values, **values.pop("details"), "seconds": self.seconds}
 
     def __str__(self) -> str:
@@ -95,7 +97,7 @@ class Plan:
             f"{'steps':<16}{self.steps:,} of {self.batch_size:,} samples",
             f"{'epochs':<16}{epochs}",
             *self.lines,
-            f"{'step':<16}{self.step_seconds:.3f} s, measured on this machine",
+            f"{'step':<16}{self.step_seconds:.3f} s, {self.timed}",
         ]
         if self.cache:
             texts = f", {self.details['texts']:,} texts" if self.details.get("texts") else ""
@@ -110,6 +112,7 @@ def plan(
     model: VisionLanguageModel | DualEncoder,
     data: Sequence[DataSet] | Sequence[PairSet],
     config: TrainConfig,
+    place: LanguageConfig | None = None,
 ) -> Plan:
     """What a run would cost; takes a few of its steps to find out, and saves nothing.
 
@@ -117,18 +120,24 @@ def plan(
         model: The model; it is trained a few steps, so do not use it afterwards.
         data: The data sets.
         config: The run's configuration.
+        place: Where the language model's layers are put, of a run that does so. No step is taken
+            then, and the language model may have no weights (`placed.without_weights`).
 
     Raises:
         ConfigError: If no sample of the first step can be used.
     """
-    config = decided(config, model.device)
+    if place is None:
+        config = decided(config, model.device)
+    elif config.precision == "auto":
+        config = replace(config, precision="bf16")
     for name, parameter in model.named_parameters():
         if config.freeze and name.startswith(config.freeze):
             parameter.requires_grad_(False)
     processes = Processes(model.device)
     if isinstance(model, DualEncoder):
         return _plan_pairs(model, as_sets(data, PairSet, clip.one_set), config, processes)
-    return _plan_samples(model, as_sets(data, DataSet, vlm.one_set), config, processes)
+    sets = as_sets(data, DataSet, vlm.one_set)
+    return _plan_samples(model, sets, config, processes, place)
 
 
 def _still(config: TrainConfig) -> TrainConfig:
@@ -157,7 +166,7 @@ def _epochs(data: Sequence[WeightedSet], config: TrainConfig, mixture: Mixture) 
     return {d.name: share * drawn[i] / len(d.records) for i, d in enumerate(data)}
 
 
-def _parameters(model: torch.nn.Module) -> Mapping[str, int]:
+def _parameters(model: torch.nn.Module) -> Mapping[str, Any]:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -169,24 +178,25 @@ def _plan_samples(
     data: Sequence[DataSet],
     config: TrainConfig,
     processes: Processes,
+    place: LanguageConfig | None,
 ) -> Plan:
     """Of a vision-language model."""
     vlm.check_options(config)
     vlm.check_episodes(model, data)
     summary = model.summary()
     source = MediaLoader(model)
-    trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)
+    feed = Feed(model, data, config, source)
     started = time.perf_counter()
-    items = [i for i in next(trainee.steps(0, 1)) if not i.why_not]
+    items = [i for i in next(feed.steps(0, 1)) if not i.why_not]
     if not items:
         raise ConfigError("no sample of the first step can be used: see `isthmus data check`")
     shown = sum(len(i.attachments) for i in items)
     cached = config.feature_cache and not config.augment
     kept = vlm.cached_media(model) if cached else {}
-    if cached:
-        items = [_encoded(model, i, kept) for i in items]
-    image_seconds = (time.perf_counter() - started) / max(1, _frames(items))
-    seconds = _step_seconds(trainee, items)
+    tried = items if place is None else items[:TRIED]
+    started = started if place is None else time.perf_counter()
+    encoded = [_encoded(model, i, kept) for i in tried] if cached else tried
+    image_seconds = (time.perf_counter() - started) / max(1, _frames(tried))
     lengths = [len(i.sample.ids) for i in items]
     micro = config.micro_batch_size or len(items)
     rows, length = min(micro, len(lengths)), max(lengths)
@@ -202,14 +212,26 @@ def _plan_samples(
         labelled=sum(sum(i.sample.learned) for i in items[:micro]),
         cached=cached,
     )
-    needed = memory(model, config, load)
     tokens, filled = sum(lengths) / len(lengths), sum(lengths[:micro]) / (rows * length)
-    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in needed.items())
+    details: dict[str, Any] = {"summary": asdict(summary), "tokens": tokens, "filled": filled}
+    timed = "measured on this machine"
+    if place is None:
+        trainee = vlm.VisionLanguageTrainee(model, data, _still(config), processes, source)
+        seconds = _step_seconds(trainee, encoded)
+        details["memory"] = needed = memory(model, config, load)
+        parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in needed.items())
+        lines = [f"{'memory, GB':<16}{sum(needed.values()) / GB:.2f} ({parts})"]
+    else:
+        passes = -(-len(items) // rows)
+        learned = sum(sum(i.sample.learned) for i in items)
+        own = placed.cost(model, config, load, place, {length: passes * rows}, learned)
+        seconds, timed, lines = own.step_seconds, own.timed, own.lines(config.steps)
+        details |= own.details(config.steps)
     return Plan(
         **_parameters(model),
         steps=config.steps,
-        batch_size=trainee.feed.mixture.batch_size,
-        epochs=_epochs(data, config, trainee.feed.mixture),
+        batch_size=feed.mixture.batch_size,
+        epochs=_epochs(data, config, feed.mixture),
         step_seconds=seconds,
         images=images,
         encode_seconds=images * image_seconds,
@@ -217,17 +239,13 @@ def _plan_samples(
             round(counts[name] * _pieces(items, name)) * _bytes(encoding)
             for name, encoding in kept.items()
         ),
-        details={
-            "summary": asdict(summary),
-            "tokens": tokens,
-            "filled": filled,
-            "memory": needed,
-        },
+        details=details,
         lines=(
             f"{'a sample':<16}{tokens:.0f} tokens; rows are {filled:.0%} filled",
-            f"{'memory, GB':<16}{sum(needed.values()) / GB:.2f} ({parts})",
+            *lines,
             *("", str(summary), ""),
         ),
+        timed=timed,
     )
 
 

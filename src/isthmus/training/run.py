@@ -26,6 +26,7 @@ from isthmus.model.vlm import VisionLanguageModel
 from isthmus.training.feed import DataSet, split
 from isthmus.training.loop import train
 from isthmus.training.pairs import PairSet
+from isthmus.training.placed import without_weights
 from isthmus.training.plan import Plan, plan
 from isthmus.training.smoke import smoke as smoke_run
 
@@ -190,12 +191,15 @@ def _refuse(config: DataConfig, keys: Sequence[str], whose: str) -> None:
             raise ConfigError(f"data.{key} is for {whose}: leave it out of {config.path}")
 
 
-def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | DualEncoder:
+def build(
+    config: RunConfig, device: str = "auto", *, weights: bool = True
+) -> VisionLanguageModel | DualEncoder:
     """The model of a run; what is trained is new, or of `train.init`.
 
     Args:
         config: All choices of the run.
         device: Where it is put, as for `load`.
+        weights: Whether a language model that a map places is loaded; else it is one without.
 
     Raises:
         ConfigError: If a name or option is unknown.
@@ -206,7 +210,7 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
     if isinstance(m, ModelConfig):
         model = compose(
             m.vision,
-            m.language,
+            m.language if weights else without_weights(m.language),
             m.connector,
             m.fusion,
             media=m.media,
@@ -217,7 +221,7 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
         if config.train.init is not None:
             load_strip(model, locate(config.train.init), partly=True)
     elif m.name is not None:
-        model = load_clip(m.name, device=device)
+        model = load_clip(m.name, device=device).to(device_for(device))
     else:
         assert m.vision is not None
         assert m.text is not None
@@ -232,7 +236,8 @@ def build(config: RunConfig, device: str = "auto") -> VisionLanguageModel | Dual
             lock_image=m.lock_image,
             lock_text=m.lock_text,
         )
-    return model.to(device_for(device))
+        model = model.to(device_for(device))
+    return model
 
 
 @dataclass(frozen=True)
@@ -326,5 +331,12 @@ def work(job: PreparedRun, out: str | Path, *, quiet: bool = False) -> Path:
 
 
 def plan_of(job: PreparedRun) -> Plan:
-    """What a job would cost, with the time of a step measured here."""
+    """What a job would cost, with the time of a step measured here.
+
+    Where a map places the language model, its weights are not read and the time is computed.
+    """
+    model = job.config.model
+    if isinstance(model, ModelConfig) and model.language.device_map is not None:
+        planned = build(job.config, job.device, weights=False)
+        return plan(planned, job.training, job.config.train, model.language)
     return plan(build(job.config, job.device), job.training, job.config.train)

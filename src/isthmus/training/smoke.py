@@ -102,13 +102,20 @@ def _model(config: ModelConfig) -> ModelConfig:
             feature_layer=layer,
             deepstack=False,
         ),
-        language=LanguageConfig(name="tiny-lm", lora_rank=min(config.language.lora_rank, 2)),
+        language=_language(config.language),
         connector=_toy(config.connector),
         fusion=_toy(config.fusion),
         # the tiny encoders' images are all of one size
         media=tuple(_toy(m) for m in config.media if not isinstance(m, NativeImages)),
         tokens=None,  # the tiny language model's vocabulary has none
     )
+
+
+def _language(config: LanguageConfig) -> LanguageConfig:
+    """The tiny one; a mixture of experts, laid over what is here, where a map places the layers."""
+    if config.device_map is not None:
+        return LanguageConfig(name="tiny-moe", device_map="auto")
+    return LanguageConfig(name="tiny-lm", lora_rank=min(config.lora_rank, 2))
 
 
 def _toy(part: Any) -> Any:

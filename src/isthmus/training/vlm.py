@@ -22,6 +22,7 @@ from isthmus.data.piece_cache import PieceCache
 from isthmus.data.records import Record, frames, media_of
 from isthmus.errors import ConfigError, InputError
 from isthmus.media.file_ref import FileRef
+from isthmus.model.backbones.placement import offloaded
 from isthmus.model.checkpoint import DESCRIPTION, WEIGHTS, description_of, strip_state, write_model
 from isthmus.model.features import Encoding, PieceEncoding
 from isthmus.model.media.base import InPieces, medium_of
@@ -70,6 +71,7 @@ class VisionLanguageTrainee:
         self.files: tuple[str, ...] = (WEIGHTS, DESCRIPTION)
         self.names = [d.name for d in data]
         self.evaluates = bool(evaluation)
+        check_placement(model, config, processes.count)
         model.to(processes.device)
         freeze_in_half(model, config)
         if config.gradient_checkpointing:
@@ -246,6 +248,27 @@ def check_options(config: TrainConfig) -> None:
         )
 
 
+def check_placement(model: VisionLanguageModel, config: TrainConfig, processes: int) -> None:
+    """Refuses what cannot be trained through a language model that a map places.
+
+    Raises:
+        ConfigError: If several processes share the run, or weights lie beside the devices and
+            autograd would hold all of them there.
+    """
+    if not model.language.placed:
+        return
+    if processes > 1:
+        raise ConfigError(
+            f"language.device_map lays one model over the devices, and {processes} processes came: "
+            'start one, or leave device_map out and shard with train.sharding = "fsdp"'
+        )
+    if not config.gradient_checkpointing and offloaded(model.language.model):
+        raise ConfigError(
+            "language.device_map leaves weights in memory or on disk, and the graph of a training "
+            "step would hold all of them on the device: set train.gradient_checkpointing = true"
+        )
+
+
 def check_episodes(model: VisionLanguageModel, data: Sequence[DataSet]) -> None:
     """Refuses episodes in which nobody could know what is asked.
 
@@ -277,13 +300,16 @@ def files_of(
 
 
 def freeze_in_half(model: VisionLanguageModel, config: TrainConfig) -> None:
-    """Puts the frozen language model into the run's precision; what is trained stays fp32."""
+    """Puts the frozen language model into the run's precision; what is trained stays fp32.
+
+    One that a map places keeps the precision that it was loaded in.
+    """
     decided_config = decided(config, model.device)
     dtype = DTYPES[decided_config.precision]
     # what the model came with stays, unless another one is asked for or far faster
     if config.attention != "auto" or decided_config.attention == "eager":
         model.language.model.set_attn_implementation(decided_config.attention)
-    for parameter in model.language.parameters():
+    for parameter in () if model.language.placed else model.language.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
 

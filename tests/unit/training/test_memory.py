@@ -56,7 +56,16 @@ class Held:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("fusion", [im.Inline(), im.CrossAttention(every=2, heads=4, head_dim=32)])
 def test_activations_are_near_to_what_autograd_keeps(fusion: Any, checkpointing: bool) -> None:
-    language = tiny_language_model(width=256, layers=6, heads=4, vocab=259)
+    compare("llama", fusion, checkpointing)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "glm4_moe", "deepseek_v3"])
+def test_activations_of_experts_and_of_latent_attention(family: str) -> None:
+    compare(family, im.Inline(), False)
+
+
+def compare(family: str, fusion: Any, checkpointing: bool) -> None:
+    language = tiny_language_model(family, width=256, layers=6, heads=4, vocab=259)
     lm = LanguageModel(language, byte_tokenizer(), LanguageConfig(name="hf:object"))
     model = im.compose(load_vision(tiny_vit_model(width=64)), lm, im.MLP(), fusion)
     rows, tokens, tags = 4, 128, model.layout.places

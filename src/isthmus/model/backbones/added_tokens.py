@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus.errors import ConfigError
 from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.placement import in_memory
 from isthmus.model.backbones.span_tokens import SpanTokenizer
 from isthmus.model.backbones.special_tokens import at_chosen
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Span
@@ -62,14 +63,17 @@ class AddedTokens(nn.Module):
             )
         self.image_id = language.vocab_rows
         self.end_id = language.vocab_rows + 1
-        table = language.input_embedding.weight.detach().float()
         ends: list[int] = language.end_ids()
+        last = ends[0] if ends else 0
         # From the mean of all words and from the model's own end of text: in distribution
         # from the first step.
-        image, end = table.mean(dim=0), table[ends[0] if ends else 0]
-        self.input_rows = nn.Parameter(torch.stack([image, end]))
-        head = language.output_embedding.weight.detach().float()
-        self.output_rows = nn.Parameter(head[ends[0] if ends else 0][None].clone())
+        with in_memory(language.input_embedding):
+            table = language.input_embedding.weight.detach().float()
+            rows = torch.stack([table.mean(dim=0), table[last]])
+        with in_memory(language.output_embedding):
+            head = language.output_embedding.weight.detach()[last][None].float().clone()
+        self.input_rows = nn.Parameter(_on(rows, language.device))
+        self.output_rows = nn.Parameter(_on(head, language.device))
         self.may_end: Tensor | None = None
         self.chosen: Tensor | None = None
         self._widened: Tensor | None = None
@@ -143,9 +147,9 @@ class AddedTokens(nn.Module):
         """Appends the columns of the two ids to logits (B, L, V), if images are in sight."""
         if self.may_end is None:
             return logits
-        hidden = args[0]
-        end = hidden @ self.output_rows.to(hidden.dtype).T
-        end = end.masked_fill(~self._may_end(logits)[..., None], float("-inf"))
+        hidden = args[0].to(logits.device)  # the last layer may lie on another one than the head
+        end = hidden @ self.output_rows.to(hidden).T
+        end = end.masked_fill(~self._may_end(logits).to(end.device)[..., None], float("-inf"))
         image = torch.full_like(end, float("-inf"))
         self._widened = torch.cat([logits, image, end.to(logits.dtype)], -1)
         return self._widened
@@ -169,4 +173,10 @@ class AddedTokens(nn.Module):
         if self.may_end is None or logits is widened:
             return
         logits[..., self.image_id] = float("-inf")
-        logits[..., self.end_id].masked_fill_(~self._may_end(logits), float("-inf"))
+        may_not = ~self._may_end(logits).to(logits.device)
+        logits[..., self.end_id].masked_fill_(may_not, float("-inf"))
+
+
+def _on(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on a device; of a model without weights they are zeros."""
+    return torch.zeros_like(rows, device=device) if rows.is_meta else rows.to(device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from isthmus.assets import registry as assets
 from isthmus.errors import OutputError
 from isthmus.files import write_json
+from isthmus.model.backbones.placement import held_tensors
 
 PIECE = 1 << 15
 """Values that are hashed at once: so few that torch does not start threads of its own for them."""
@@ -46,15 +47,16 @@ def fingerprint(model: nn.Module, *, exact: bool = False) -> str:
         >>> fingerprint(layer) == fingerprint(layer.bfloat16())
         True
     """
-    state = sorted(model.state_dict().items())
+    state = sorted(held_tensors(model).items())
     if not exact:
-        state = [(name, tensor) for name, tensor in state if "lora_" not in name]
+        state = [(name, held) for name, held in state if "lora_" not in name]
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     workers = max(1, min(8, os.cpu_count() or 1, len(state)))
     with ThreadPoolExecutor(workers, "isthmus-hash") as pool:  # hashing lets other threads run
-        hashes = list(pool.map(lambda entry: _hash(entry[1], exact), state))
+        hashes = list(pool.map(lambda entry: _hash(entry[1](), exact), state))
     digest = hashlib.sha256()
-    for (name, tensor), values in zip(state, hashes, strict=True):
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(tensor.shape)}".encode())
+    for (name, _), values in zip(state, hashes, strict=True):
+        digest.update(f"{name.replace('.base_layer', '')} {shapes[name]}".encode())
         digest.update(values)
     return digest.hexdigest()[:16]
 

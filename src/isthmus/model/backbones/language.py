@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,18 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.config.model import LanguageConfig
-from isthmus.errors import ConfigError, MissingExtraError, loading, suggestion
+from isthmus.errors import ConfigError, MissingExtraError
 from isthmus.model.backbones.decoder_layers import find_decoder_layers
+from isthmus.model.backbones.fetch_language import fetch_language
 from isthmus.model.backbones.hooks import Again, Hooks
 from isthmus.model.backbones.int8_layers import Int8Linear
-from isthmus.model.backbones.refusals import refuse_code, refuse_no_language, refuse_others
-from isthmus.model.backbones.released import family_of, read, refuse_missing
+from isthmus.model.backbones.placement import computing_device, is_dispatched, without_placement
 from isthmus.model.backbones.rotary import converted, exact_frequencies
-from isthmus.model.backbones.text import no_bar_for_files
 from isthmus.model.positions import counted
 from isthmus.model.reading import CAUSAL, Reading, block_mask, mask_of
-
-PREFIXES = ("hf:REPO-OR-FOLDER", "asset:NAME", "tiny-lm")
 
 
 def _silence_dropout(model: nn.Module) -> None:
@@ -54,6 +52,8 @@ class LanguageModel(nn.Module):
         width: Width D of the hidden states.
         vocab_rows: Rows of the input embedding, at least the tokenizer's size.
         axes: How many numbers a token's position has: 3 with M-RoPE (see `positions`), 1 otherwise.
+        placed: Whether a map says where its layers are (see `placement`). Moving and converting the
+            model then leaves it as it is.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class LanguageModel(nn.Module):
         self.reading = reading or CAUSAL
         self.model: Any = model
         self.tokenizer = tokenizer
-        self.config = config
+        self.placed: bool = config.device_map is not None or is_dispatched(model)
+        self.config = without_placement(config)
         found = find_decoder_layers(model, config.layers)
         self.layers_path = next(n for n, m in model.named_modules() if m is found)
         self.vocab_rows: int = self.input_embedding.weight.shape[0]
@@ -83,6 +84,8 @@ class LanguageModel(nn.Module):
         self.eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        if self.placed:
+            return self
         with exact_frequencies(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -97,6 +100,11 @@ class LanguageModel(nn.Module):
     def input_embedding(self) -> nn.Embedding:
         """The token embedding, `weight` of shape (vocab_rows, D)."""
         return self.model.get_input_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go: the device that computes the input embedding."""
+        return computing_device(self.input_embedding)
 
     @property
     def computes_in(self) -> str:
@@ -156,6 +164,8 @@ class LanguageModel(nn.Module):
         if not hasattr(self.model, name):
             name = f"gradient_checkpointing_{verb}"
         options = {"use_reentrant": False, "context_fn": self._recomputed}
+        if self.placed:  # a module that recomputing leaves half-way would keep its weights in place
+            options["early_stop"] = False
         getattr(self.model, name)(*([options] if on else []))
         # Its hook on the embedding is for the reentrant kind, and can be neither copied nor pickled
         if on and hasattr(self.model, "_require_grads_hook"):
@@ -261,7 +271,7 @@ class LanguageModel(nn.Module):
         sliding windows; OPT does not, and would let samples see each other without a word. So it
         is tried: the second sample's logits must not depend on the first, bit for bit.
         """
-        device = self.input_embedding.weight.device
+        device = self.device
         positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
         if self._takes_positions:
             for way, mask in (
@@ -319,26 +329,38 @@ def load_language(
     layers: str | None = None,
     lora_rank: int = 0,
     dtype: torch.dtype | None = None,
+    device_map: Any = None,
 ) -> LanguageModel:
     """Loads a language model by name, or wraps one.
 
     Args:
-        source: "hf:REPO" (a hub name or a folder), "asset:NAME", "tiny-lm", a
+        source: "hf:REPO" (a hub name or a folder), "asset:NAME", "tiny-lm", "tiny-moe", a
             `LanguageConfig`, or a Transformers causal LM (then `tokenizer` is needed). Of a
             released vision-language model it is the decoder with its head.
         tokenizer: The tokenizer of a model that is handed in as an object.
         layers: Dotted path of the decoder layers, where the search fails.
         lora_rank: Rank of LoRA adapters; 0 keeps the model frozen.
-        dtype: Precision of the weights; None keeps fp32.
+        dtype: Precision of the weights; None keeps fp32, or with a device_map that of the file.
+        device_map: Where a named model's layers are put, as in `LanguageConfig`. An object is used
+            as it was dispatched by whoever made it.
 
     Raises:
-        ConfigError: If the name has an unknown form, or a tokenizer is missing.
+        ConfigError: If the name has an unknown form, a tokenizer is missing, or a device_map does
+            not fit.
         CheckpointError: If the weights cannot be fetched.
 
     Example:
         >>> load_language("tiny-lm").width
         64
     """
+    if device_map is not None:
+        if isinstance(source, nn.Module):
+            raise ConfigError(
+                f"device_map came with a {type(source).__name__} that is loaded already: pass "
+                "device_map to its from_pretrained, or its name in place of it"
+            )
+        known = LanguageConfig(name=source) if isinstance(source, str) else source
+        source = replace(known, device_map=device_map)
     if isinstance(source, LanguageModel):
         return source
     if isinstance(source, nn.Module):
@@ -349,36 +371,7 @@ def load_language(
         return LanguageModel(converted(source, dtype), tokenizer, config)
     if isinstance(source, str):
         source = LanguageConfig(name=source, layers=layers, lora_rank=lora_rank)
-    model, tokenizer, reading = _fetch(source.name)
-    return LanguageModel(converted(model, dtype), tokenizer, source, reading)
-
-
-def _fetch(name: str) -> tuple[nn.Module, Any, Reading]:
-    """The causal LM and tokenizer behind a name, in fp32, and how it reads."""
-    if name == "tiny-lm":
-        from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
-
-        return tiny_language_model(), byte_tokenizer(), CAUSAL
-    scheme, _, rest = name.partition(":")
-    if scheme not in ("hf", "asset") or not rest:
-        raise ConfigError(f'unknown language model "{name}": {suggestion(name, PREFIXES)}')
-    if scheme == "asset":
-        from isthmus.assets import registry as assets
-
-        rest = str(assets.fetch_asset(rest))
-    elif family_of(rest) is not None:
-        whole = read(name)
-        return whole.language, whole.tokenizer, whole.plan.reading
-    else:
-        refuse_code(name)
-        refuse_others(name)
-        refuse_no_language(name)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with loading(name, "a folder or a model"), no_bar_for_files(rest):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            rest, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-        refuse_missing(name, sorted(report["missing_keys"]))
-        tokenizer = AutoTokenizer.from_pretrained(rest, trust_remote_code=False)
-    return model, tokenizer, CAUSAL
+    model, tokenizer, reading = fetch_language(source, dtype)
+    if source.device_map is None:
+        model = converted(model, dtype)
+    return LanguageModel(model, tokenizer, source, reading)

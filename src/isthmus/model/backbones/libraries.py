@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, MissingExtraError
 from isthmus.model.backbones.backbone import Backbone, Preprocess
+from isthmus.model.backbones.inner_towers import inner_features
 from isthmus.model.backbones.stages import timm_regions, timm_stages
 
 
@@ -168,16 +169,20 @@ def from_transformers(model: Any, config: VisionConfig, processor: Any = None) -
         std = processor.image_std if normal else (1.0,) * 3
     patch = getattr(tower.config, "patch_size", None)
     rows, columns = _pair(patch) if patch else (0, 0)
+    normed = _normed(config)
+    inner = inner_features(tower, config.feature_layer, normed)
+    if normed:
+        own = partial(_transformers_last, tower)
+    else:
+        own = partial(_transformers_features, tower, config.feature_layer)
+    # behind its norm DINOv3's ConvNeXt has the mean of all places in front of them
+    pooled = normed and tower.config.model_type == "dinov3_convnext"
     return Backbone(
         model=tower,
-        features=(
-            partial(_transformers_last, tower)
-            if _normed(config)
-            else partial(_transformers_features, tower, config.feature_layer)
-        ),
+        features=inner or own,
         preprocess=partial(_process, processor, type(model).__name__),
         size=size,
-        prefix=None,
+        prefix=1 if pooled else None,
         mean=mean,
         std=std,
         grid=(size[0] // rows, size[1] // columns) if patch else None,

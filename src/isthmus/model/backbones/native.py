@@ -6,7 +6,7 @@ that their shape tells the grid, and the tower is shown its patches as its proce
 the patches of a square one behind another, square by square. Features keep this order.
 
 What Qwen's towers do behind their last block, merging each square to one token, is not theirs here:
-that is the connector `merger`. SigLIP 2's are in `naflex`.
+that is the connector `merger`. SigLIP 2's are in `naflex`, other families' in `native_towers`.
 
 Letters: P images of one size, N patches each, D width, m patches to the side of a square.
 """
@@ -23,11 +23,14 @@ from torch import Tensor, nn
 
 from isthmus.config.model import VisionConfig
 from isthmus.errors import ConfigError, ImageError
-from isthmus.model.backbones import naflex
+from isthmus.model.backbones import naflex, native_towers
 from isthmus.model.backbones.backbone import Backbone
 from isthmus.model.backbones.feature_shape import NativeGrid
 
-TOWERS = ("qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision")
+TOWERS = (
+    *("qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision"),
+    *("qwen3_vl_moe_vision", "qwen3_5_vision", "qwen3_5_moe_vision"),
+)
 """Towers of Qwen's, by their model types."""
 TYPICAL = 448
 """Side in pixels of the image that counts as a typical one."""
@@ -36,7 +39,7 @@ TYPICAL = 448
 def is_native(model: nn.Module) -> bool:
     """Whether a model is a tower of native resolution, or has one."""
     kind = getattr(getattr(_tower_of(model), "config", None), "model_type", "")
-    return kind in (*TOWERS, *naflex.TOWERS)
+    return kind in (*TOWERS, *naflex.TOWERS, *native_towers.TOWERS)
 
 
 def _tower_of(model: Any) -> Any:
@@ -69,14 +72,15 @@ def from_native(model: Any, config: VisionConfig, processor: Any = None) -> Back
             f"{name} has none"
         )
     refuse_other_features(tower, config)
-    merge = int(getattr(tower.config, "spatial_merge_size", 1))
-    native = NativeGrid(int(tower.config.patch_size), merge)
+    native = native_towers.grid_of(tower)
     side = TYPICAL // native.multiple * native.multiple
     size = (side, side)
     if processor is not None:
         blank = native_pixels(processor, Image.new("RGB", (TYPICAL, TYPICAL)))
         size = (int(blank.shape[1]), int(blank.shape[2]))
-    if tower.config.model_type in naflex.TOWERS:
+    if tower.config.model_type in native_towers.TOWERS:
+        features = partial(_other_features, tower, native)
+    elif tower.config.model_type in naflex.TOWERS:
         features = partial(naflex.naflex_features, tower, config, native)
     else:
         tower = without_mergers(tower)
@@ -98,10 +102,11 @@ def refuse_other_features(tower: Any, config: VisionConfig) -> None:
     """Refuses features that a tower does not give.
 
     Raises:
-        ConfigError: If class tokens are asked for, or of Qwen's towers another layer than the last.
+        ConfigError: If class tokens are asked for, or another layer than the last of others than
+            NaFlex's.
     """
     other = config.feature_layer != -1 or config.final_norm
-    if config.keep_cls or (other and tower.config.model_type in TOWERS):
+    if config.keep_cls or (other and tower.config.model_type not in naflex.TOWERS):
         raise ConfigError(
             f"{type(tower).__name__} gives the features of its last block, without a class token: "
             "expected feature_layer = -1, final_norm = false and keep_cls = false"
@@ -150,6 +155,11 @@ def _features(tower: Any, native: NativeGrid, deepstack: int, pixels: Tensor) ->
         levels += out.deepstack_features
     patches_each = height * width // native.patch**2
     return torch.cat([level.reshape(count, patches_each, -1) for level in levels], dim=-1)
+
+
+def _other_features(tower: Any, native: NativeGrid, pixels: Tensor) -> Tensor:
+    frames = int(getattr(tower.config, "temporal_patch_size", 1))
+    return native_towers.tower_features(tower, native, patches_of(pixels, native, frames), pixels)
 
 
 def patches_of(pixels: Tensor, native: NativeGrid, frames: int) -> Tensor:
@@ -213,6 +223,9 @@ def native_pixels(
     """
     if hasattr(processor, "max_num_patches"):
         return naflex.naflex_pixels(processor, image, min_pixels=min_pixels, max_pixels=max_pixels)
+    if native_towers.takes(processor):
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        return native_towers.tower_pixels(processor, image, **limits)
     options: dict[str, Any] = {}
     if min_pixels is not None or max_pixels is not None:
         own = processor.size

@@ -79,5 +79,5 @@ def at_chosen(hidden: Tensor, chosen: Tensor | None) -> Tensor:
         torch.Size([1, 2, 4])
     """
     if chosen is not None:
-        hidden = hidden[chosen][None]
+        hidden = hidden[chosen.to(hidden.device)][None]
     return hidden.contiguous()

@@ -119,6 +119,34 @@ class _Sizes:
         """With the width of a head told, which some families do not derive."""
         return {**self.grouped, "head_dim": self.width // self.heads}
 
+    @property
+    def experts(self) -> dict[str, int]:
+        """Four narrow experts of which a token meets two."""
+        return {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": self.width // 2,
+        }
+
+
+def _deepseek(sizes: _Sizes) -> dict[str, Any]:
+    half = sizes.width // sizes.heads // 2
+    return {
+        **sizes.plain,
+        **sizes.experts,
+        "num_key_value_heads": sizes.heads,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "q_lora_rank": sizes.width // 2,
+        "kv_lora_rank": sizes.width // 4,
+        "qk_rope_head_dim": half,
+        "qk_nope_head_dim": half,
+        "v_head_dim": 2 * half,
+    }
+
 
 def _gpt2(sizes: _Sizes) -> dict[str, int]:
     return {
@@ -172,6 +200,23 @@ FAMILIES: dict[str, Callable[[_Sizes], Any]] = {
 }
 """Language-model families by name: sizes to a Transformers configuration."""
 
+MIXTURES: dict[str, Callable[[_Sizes], Any]] = {
+    "qwen3_moe": _family("Qwen3MoeConfig", lambda s: {**s.headed, **s.experts}),
+    "glm4_moe": _family(
+        "Glm4MoeConfig",
+        lambda s: {
+            **s.headed,
+            **s.experts,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": True,
+        },
+    ),
+    "deepseek_v3": _family("DeepseekV3Config", _deepseek),
+}
+"""Likewise, families of mixtures of experts."""
+
 
 def tiny_language_config(
     family: str = "llama",
@@ -184,7 +229,7 @@ def tiny_language_config(
     """The Transformers configuration of a tiny causal LM.
 
     Args:
-        family: One of `FAMILIES`.
+        family: One of `FAMILIES` or `MIXTURES`.
         width: Hidden width.
         layers: Number of decoder layers.
         heads: Attention heads.
@@ -197,11 +242,12 @@ def tiny_language_config(
         >>> tiny_language_config("qwen3", layers=2).num_hidden_layers
         2
     """
-    if family not in FAMILIES:
-        raise ConfigError(f'unknown family "{family}": {suggestion(family, FAMILIES)}')
+    known = {**FAMILIES, **MIXTURES}
+    if family not in known:
+        raise ConfigError(f'unknown family "{family}": {suggestion(family, known)}')
     if vocab < VOCABULARY:
         raise ConfigError(f"vocab is {vocab}: expected at least {VOCABULARY}, all bytes and tokens")
-    return FAMILIES[family](_Sizes(width, layers, heads, vocab))
+    return known[family](_Sizes(width, layers, heads, vocab))
 
 
 def tiny_language_model(
@@ -216,7 +262,7 @@ def tiny_language_model(
     """A Transformers causal LM with random weights, by default over the byte vocabulary.
 
     Args:
-        family: One of `FAMILIES`.
+        family: One of `FAMILIES` or `MIXTURES`.
         width: Hidden width.
         layers: Number of decoder layers.
         heads: Attention heads.

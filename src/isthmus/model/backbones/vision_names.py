@@ -22,8 +22,9 @@ from isthmus.model.backbones.libraries import (
     open_clip_library,
 )
 from isthmus.model.backbones.native import from_native, is_native
-from isthmus.model.backbones.refusals import refuse_code, refuse_whole_name
+from isthmus.model.backbones.refusals import refuse_code, refuse_whole_name, whole_class
 from isthmus.model.backbones.released import plan_of, read
+from isthmus.model.backbones.tower_alone import read_tower, tower_type
 
 PREFIXES = (
     "timm:NAME",
@@ -49,6 +50,10 @@ def fetch(config: VisionConfig, pretrained: bool, processor: Any) -> Backbone:
     if scheme not in ("timm", "asset", "hf", "open_clip") or not rest:
         raise ConfigError(f'unknown vision encoder "{config.name}": {_meant(scheme)}')
     refuse_code(config.name)
+    if scheme == "hf" and whole_class(rest) and tower_type(config.name):
+        tower, own = read_tower(config.name, pretrained=pretrained)
+        make = from_native if is_native(tower) else from_transformers
+        return make(tower, config, processor or own)
     refuse_whole_name(config.name)
     plan = plan_of(config.name)
     if plan is not None:
