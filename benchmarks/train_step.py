@@ -110,12 +110,12 @@ def pairs(rows: int, image: int, end: int, eos: int) -> Samples:
 # --- Ours ---------------------------------------------------------------------------------------
 
 
-def our_model() -> im.VisionLanguageModel:
-    """SmolLM2 behind our resampler and gated blocks, gates open, special tokens frozen."""
+def our_model(language: Any = "asset:smollm2-135m-instruct") -> im.VisionLanguageModel:
+    """A language model behind our resampler and gated blocks, gates open, special tokens frozen."""
     encoder = im.load_vision("tiny-vit")
     encoder.shape = FeatureShape(WIDTH, PATCHES, None)
     fusion = im.CrossAttention(every=EVERY, offset=1, visual_width=WIDTH)
-    model = im.compose(encoder, "asset:smollm2-135m-instruct", im.Resampler(), fusion)
+    model = im.compose(encoder, language, im.Resampler(), fusion)
     for block in model.fusion.blocks.values():
         nn.init.constant_(cast(GatedCrossAttentionBlock, block).attention_gate, GATE)
         nn.init.constant_(cast(GatedCrossAttentionBlock, block).ffw_gate, GATE)
