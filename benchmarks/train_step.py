@@ -36,7 +36,7 @@ The floor is the step's floating-point operations (PyTorch's counter, on ours) o
 large matrix product here, in the same precision. With a GPU everything is done a second time
 there (`..._gpu`), and the share of the measured peak is the model FLOPs utilisation. Without
 open-flamingo 2.0.1 (`pip install --no-deps open-flamingo==2.0.1 einops einops-exts
-open_clip_torch`) only our samples a second are printed.
+open_clip_torch`) only our samples a second are printed. `--phases` tells what bounds pairs.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, cast
 
 import openflamingo
@@ -65,6 +66,7 @@ from openflamingo_step import (
     their_step,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import isthmus as im
@@ -110,12 +112,12 @@ def pairs(rows: int, image: int, end: int, eos: int) -> Samples:
 # --- Ours ---------------------------------------------------------------------------------------
 
 
-def our_model() -> im.VisionLanguageModel:
-    """SmolLM2 behind our resampler and gated blocks, gates open, special tokens frozen."""
+def our_model(language: Any = "asset:smollm2-135m-instruct") -> im.VisionLanguageModel:
+    """A language model behind our resampler and gated blocks, gates open, special tokens frozen."""
     encoder = im.load_vision("tiny-vit")
     encoder.shape = FeatureShape(WIDTH, PATCHES, None)
     fusion = im.CrossAttention(every=EVERY, offset=1, visual_width=WIDTH)
-    model = im.compose(encoder, "asset:smollm2-135m-instruct", im.Resampler(), fusion)
+    model = im.compose(encoder, language, im.Resampler(), fusion)
     for block in model.fusion.blocks.values():
         nn.init.constant_(cast(GatedCrossAttentionBlock, block).attention_gate, GATE)
         nn.init.constant_(cast(GatedCrossAttentionBlock, block).ffw_gate, GATE)
@@ -290,6 +292,45 @@ def compare(device: str, dtype: torch.dtype, rows: int, repeats: int, *, brief: 
     return lines
 
 
+class ProductTime(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """CPU seconds of matrix products."""
+
+    seconds = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operator."""
+        started = time.process_time()
+        found = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.seconds += time.process_time() - started
+        return found
+
+
+def tell_phases(rows: int) -> None:
+    """What bounds a step of pairs in fp32: CPU seconds, which other processes hardly change."""
+    torch.manual_seed(0)
+    model = our_model().train()
+    tokens = model.special_tokens
+    batch = pairs(rows, tokens.image_id, tokens.end_id, model.language.end_ids()[0])
+    trained = list(model.trained_parameters().values())
+    optimizer = optimizer_for(model, model.trained_parameters(), CONFIG)
+    our_step(model, optimizer, nullcontext)([batch])  # makes room, and the optimiser's moments
+    marks = [time.process_time()]
+    with ProductTime() as products:  # type: ignore[no-untyped-call]
+        loss = our_loss(model, batch)
+        marks.append(time.process_time())
+        loss.backward()  # type: ignore[no-untyped-call]
+        marks.append(time.process_time())
+    torch.nn.utils.clip_grad_norm_(trained, CONFIG.clip)
+    marks.append(time.process_time())
+    optimizer.step()
+    marks.append(time.process_time())
+    spent = [b - a for a, b in pairwise(marks)]
+    for name, own in zip(("forward", "backward", "clipping", "AdamW"), spent, strict=True):
+        print(f"{name:<18}{1000 * own:>8.0f} ms")
+    print(f"{'matrix products':<18}{1000 * products.seconds:>8.0f} ms of {1000 * sum(spent):.0f}")
+
+
 def main() -> None:
     """The comparison on this machine's GPU, where there is one, and on its CPU."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -298,8 +339,11 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--phases", action="store_true", help="what bounds pairs, nothing else")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.phases:
+        return tell_phases(options.batch)
     rows, repeats = (1, 1) if options.quick else (options.batch, 7)
     lines = []
     if torch.cuda.is_available():

@@ -18,6 +18,7 @@ from torch import Tensor
 from isthmus.errors import IsthmusError, error_place
 from isthmus.generation.apart import Apart
 from isthmus.generation.decoding import Decoding
+from isthmus.generation.graphs import graphs_for
 from isthmus.generation.job import Job, Observer, counted_as
 from isthmus.generation.prefill import Prefiller
 from isthmus.generation.requests import Delta, Reason, TokenLogprob
@@ -48,6 +49,7 @@ class RunningBatch:
         running: Requests that are decoded, by lane.
         entering: The request whose prompt is being computed.
         shares: Whether rows share a pass; None as long as that was of no matter.
+        graphs: Decoding steps as CUDA graphs; None on other devices.
         prefiller: Computes prompts and keeps what was computed.
         decoded, steps: Tokens generated and steps taken so far.
         ended: Requests by how they ended.
@@ -68,6 +70,7 @@ class RunningBatch:
         self.running: list[Job] = []
         self.entering: Job | None = None
         self.shares: bool | None = takes_lanes(model) if keeps else None
+        self.graphs = graphs_for(model, max_batch)
         self.prefiller = Prefiller(model, memory)
         self.decoded = self.steps = 0
         self.ended = {"completed": 0, "cancelled": 0, "expired": 0, "failed": 0}
@@ -83,7 +86,7 @@ class RunningBatch:
         """Somebody to hold so many rows, and those that join them."""
         if self.shares is None and count > 1:
             self.shares = takes_lanes(self.model)
-        return Tiers(self.model) if self.shares else Apart(self.model)
+        return Tiers(self.model, self.graphs) if self.shares else Apart(self.model)
 
     def sweep(self) -> None:
         """Ends what was cancelled or is late."""

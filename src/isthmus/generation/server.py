@@ -128,6 +128,8 @@ class ServingEngine:
             if not self.model.text_only:
                 blank = Image.new("RGB", (8, 8))
                 self.model(self.model.prepare(["<image>a"], [[blank]]), last=1)
+        if self._batch.graphs is not None and self._batch.shares:
+            self._batch.graphs.warm_up()
 
     # --- the askers' side -----------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isthmus.generation.graph_lanes import GraphLanes
+from isthmus.generation.graphs import Graphs
 from isthmus.generation.lanes import Lanes
 from isthmus.generation.rows import Rows
 from isthmus.model.vlm import VisionLanguageModel
@@ -29,11 +31,12 @@ class Tiers:
 
     Args:
         model: The model.
+        graphs: Recorded steps for the lowest tier; None for none.
     """
 
-    def __init__(self, model: VisionLanguageModel) -> None:
-        self.model = model
-        self._tiers: dict[int, Lanes] = {}
+    def __init__(self, model: VisionLanguageModel, graphs: Graphs | None = None) -> None:
+        self.model, self.graphs = model, graphs
+        self._tiers: dict[int, Lanes | GraphLanes] = {}
         self._places: list[tuple[int, int]] = []  # tier and lane of each row
 
     @property
@@ -51,12 +54,18 @@ class Tiers:
         lengths = rows.lengths.tolist()
         tiers = [_tier(lengths[row]) for row in which]
         for tier in sorted(set(tiers)):
-            lanes = self._tiers.setdefault(tier, Lanes(self.model))
+            lanes = self._tiers.get(tier) or self._tiers.setdefault(tier, self._lanes(tier))
             lanes.join(rows, [row for row, own in zip(which, tiers, strict=True) if own == tier])
         lane = {tier: len(self._tiers[tier].lengths) - tiers.count(tier) for tier in tiers}
         for tier in tiers:
             self._places.append((tier, lane[tier]))
             lane[tier] += 1
+
+    def _lanes(self, tier: int) -> Lanes | GraphLanes:
+        """Lanes for a tier that has none yet."""
+        if self.graphs is not None and tier == SHORT:
+            return GraphLanes(self.graphs)
+        return Lanes(self.model)
 
     def leave(self, row: int) -> None:
         """Lets a row go; the last one takes its number."""

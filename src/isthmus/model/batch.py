@@ -57,9 +57,12 @@ class Batch:
 
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
+        if torch.device(device).type == "cuda" and value.device.type == "cpu":
+            # from pinned memory the copy runs beside what the device still computes
+            return value.pin_memory().to(device, non_blocking=True)
         return value.to(device)
     if isinstance(value, Features | Opened):
-        return replace(value, values=value.values.to(device))
+        return replace(value, values=_moved(value.values, device))
     moved = Tensor | Features | Opened
     return tuple(_moved(v, device) if isinstance(v, moved) else v for v in value)
 

@@ -303,7 +303,11 @@ def _line(error: Exception) -> str:
 
 
 def parts(
-    items: Sequence[TrainingItem], size: int | None, *, by_data: bool = False
+    items: Sequence[TrainingItem],
+    size: int | None,
+    *,
+    by_data: bool = False,
+    by_length: bool = False,
 ) -> list[list[TrainingItem]]:
     """Samples in parts of one forward pass each.
 
@@ -312,9 +316,15 @@ def parts(
         size: Most samples of a part; None for as many as there are.
         by_data: Whether no part has samples of several data sets, whose images may be of several
             kinds.
+        by_length: Whether samples of like length share a part, so that little of it is padding.
+            Only the order within the step changes, which depends on the step's samples alone.
     """
     size = size or max(1, len(items))
     groups = [list(items)]
     if by_data:
         groups = [list(g) for _, g in groupby(items, key=lambda i: i.draw.data)]
+    if by_length:
+        groups = [
+            sorted(g, key=lambda i: len(i.sample.ids)) if len(g) > size else g for g in groups
+        ]
     return [g[i : i + size] for g in groups for i in range(0, len(g), size)]

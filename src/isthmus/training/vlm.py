@@ -107,7 +107,8 @@ class VisionLanguageTrainee:
         weights = token_weights(counts, self.data, self.config)
         sums, total = [0.0] * len(self.data), 0.0
         by_data = self.config.mixture == "accumulate"
-        for part in parts(drawn, self.config.micro_batch_size, by_data=by_data):
+        size, by_length = self.config.micro_batch_size, not self.config.pack
+        for part in parts(drawn, size, by_data=by_data, by_length=by_length):
             kept = [i for i in part if not i.why_not]
             if not kept and not self.loss.always_images:
                 continue

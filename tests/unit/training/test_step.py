@@ -76,3 +76,24 @@ def test_half_precision_learns_and_keeps_what_is_trained_in_fp32(
     assert {p.dtype for p in model.trained_parameters().values()} == {torch.float32}
     half = torch.bfloat16 if precision == "bf16" else torch.float16
     assert model.language.input_embedding.weight.dtype == half
+
+
+def test_parts_by_length_have_little_padding_and_the_same_samples() -> None:
+    """Stable within a data set, so that a run that resumes makes the same parts."""
+    lengths = (5, 1, 4, 1, 3)
+    items = [
+        TrainingItem(
+            SampleRef(i, i // 3, 0, 0),
+            Record(text="x"),
+            Sample([1] * n, [False] + [True] * (n - 1)),
+        )
+        for i, n in enumerate(lengths)
+    ]
+
+    def numbers(**how: bool) -> list[list[int]]:
+        return [[i.draw.number for i in p] for p in parts(items, 2, **how)]
+
+    assert numbers(by_length=True) == [[1, 3], [4, 2], [0]]
+    assert numbers(by_length=True, by_data=True) == [[1, 2], [0], [3, 4]]
+    whole = parts(items, 5, by_length=True)
+    assert [i.draw.number for i in whole[0]] == [0, 1, 2, 3, 4], "one part stays in its order"
