@@ -312,7 +312,7 @@ def test_the_card(tmp_path: Path) -> None:
 def test_rows_that_are_not_interleaved_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language, "interleaved", lambda rows, size: rows)
+    monkeypatch.setattr(llama_cpp, "interleaved", lambda rows, size: rows)
     model = composed(tmp_path)
     with pytest.raises(im.ExportError, match=r"reads other values of layers.0.self_attn.q_proj"):
         exported(model, tmp_path / "out")
