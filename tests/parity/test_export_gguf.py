@@ -18,9 +18,10 @@ from gguf.quants import dequantize
 
 import isthmus as im
 from isthmus.exporting.check import drawn
-from isthmus.exporting.llama_cpp import check, language, projector, tokenizer
+from isthmus.exporting.llama_cpp import check, projector, tokenizer
 from isthmus.exporting.llama_cpp.template import program_of
 from isthmus.exporting.tokens import add_tokens
+from isthmus.model.backbones import llama_cpp
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
 from isthmus.prompts.templates import TEMPLATES, template_named

@@ -103,6 +103,9 @@ class Engine:
         if self._whole is not None:
             return self._whole.statistics
         found = self._core.statistics()
+        if self._scorer is not self._prefiller:
+            both = found.prefill_tokens + self._scorer.computed
+            found = replace(found, prefill_tokens=both)
         return replace(found, scored_tokens=self._scored, seconds=self._seconds)
 
     # --- generating -----------------------------------------------------------------------------

@@ -4,10 +4,8 @@ The binding is `llama-cpp-python`, whose module `llama_cpp.llama_cpp` declares l
 interface. A batch of it may hold embeddings in place of tokens (`llama_batch.embd`), so whatever
 stands before the language model here stands before it there.
 
-The weights are written to a GGUF file for the time of loading. A tensor is written in the smallest
-kind that holds its values as they are: what was read from a Q4_1 file goes back bit by bit. Values
-that no kind holds are rounded to Q8_0. Adapters that act in sight of images are a LoRA of
-llama.cpp's, which is switched on for the tokens that they act on.
+The weights are written to a GGUF file for the time of loading (`llama_file`). Adapters that act in
+sight of images are a LoRA of llama.cpp's, which is switched on for the tokens that they act on.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ import importlib.util
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -29,9 +28,8 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import ConfigError, MissingExtraError, PromptError
-from isthmus.model.backbones.added_tokens import AddedTokens
-from isthmus.model.backbones.llama_cpp import ARCHITECTURES, lacking, named, write_keys
-from isthmus.model.fusion.adapter import LowRank
+from isthmus.generation.llama_file import write_adapter, write_model
+from isthmus.model.backbones.llama_cpp import lacking
 from isthmus.model.vlm import VisionLanguageModel
 
 _log = logging.getLogger(__name__)
@@ -136,20 +134,18 @@ class LlamaCpp:
             raise ConfigError(f'engine "llama": {reason}; expected another model, or no engine')
         if not is_installed():
             raise MissingExtraError('engine "llama"', "llama")
-        self._c: Any = importlib.import_module("llama_cpp.llama_cpp")
+        self._c = _binding()
         config = model.language.model.config
         self.width = int(config.hidden_size)
         self.cells = min(int(config.max_position_embeddings), CELLS) if cells is None else cells
-        self._quiet = self._c.llama_log_callback(lambda level, text, data: None)
-        self._c.llama_log_set(self._quiet, None)
-        self._c.llama_backend_init()
         with tempfile.TemporaryDirectory(prefix="isthmus-") as folder, torch.no_grad():
             self._load(model, Path(folder), exact)
         self.columns = int(self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self._model)))
         self.cell_bytes = self._bytes_of_cell(config, 4 if exact else 2)
         self._memory = self._c.llama_get_memory(self._context)
-        self._embeddings = self._c.llama_batch_init(BATCH, self.width, 1)
-        self._tokens = self._c.llama_batch_init(BATCH, 0, 1)
+        self._most = int(self._c.llama_n_batch(self._context))  # more would end the process
+        self._embeddings = self._c.llama_batch_init(self._most, self.width, 1)
+        self._tokens = self._c.llama_batch_init(self._most, 0, 1)
         self._turn = RLock()
         self._free = deque(range(SEQUENCES))
         self._dropped: deque[int] = deque()
@@ -235,7 +231,7 @@ class LlamaCpp:
         values = embeddings.detach().to("cpu", torch.float32).contiguous()
         last, batch = len(values) - 1, self._embeddings
         with self._turn:
-            for start, end, acts in _pieces(adapted):
+            for start, end, acts in _pieces(adapted, self._most):
                 here = values[start:end]
                 ctypes.memmove(batch.embd, here.data_ptr(), here.numel() * here.element_size())
                 places = [(sequence, past + start + n) for n in range(end - start)]
@@ -253,13 +249,13 @@ class LlamaCpp:
             adapted: Whether the adapters act on them.
         """
         found: list[Tensor] = []
-        for start in range(0, len(ids), BATCH):
-            part = ids[start : start + BATCH]
+        for start in range(0, len(ids), self._most):
+            part, there = (each[start : start + self._most] for each in (ids, places))
             every = list(range(len(part)))
             with self._turn:
                 for n, token in enumerate(part):
                     self._tokens.token[n] = token
-                self._compute(self._tokens, places[start : start + BATCH], adapted, wanted=every)
+                self._compute(self._tokens, there, adapted, wanted=every)
                 found += [self._logits(n) for n in every]
         return found
 
@@ -293,14 +289,26 @@ class LlamaCpp:
             return
         number = int(adapted)
         adapters = (self._c.llama_adapter_lora_p_ctypes * 1)(self._adapter)
-        self._c.llama_set_adapters_lora(
-            self._context, adapters, number, (ctypes.c_float * 1)(1.0)
-        )
+        self._c.llama_set_adapters_lora(self._context, adapters, number, (ctypes.c_float * 1)(1.0))
         self._adapted = adapted
 
     def _logits(self, number: int) -> Tensor:
         found = self._c.llama_get_logits_ith(self._context, number)
         return torch.from_numpy(numpy.ctypeslib.as_array(found, (self.columns,)).copy())
+
+
+@cache
+def _binding() -> Any:
+    """The binding's module, made ready; llama.cpp writes nothing to the terminal."""
+    c: Any = importlib.import_module("llama_cpp.llama_cpp")
+    _KEPT.append(c.llama_log_callback(lambda level, text, data: None))
+    c.llama_log_set(_KEPT[-1], None)
+    c.llama_backend_init()
+    return c
+
+
+_KEPT: list[Any] = []
+"""Functions that llama.cpp may call for as long as the process lives."""
 
 
 def _kinds_of_layers(config: Any) -> Sequence[str]:
@@ -318,133 +326,18 @@ def _close(c: Any, context: Any, model: Any, *batches: Any) -> None:
     c.llama_model_free(model)
 
 
-def _pieces(adapted: Sequence[bool]) -> Iterator[tuple[int, int, bool]]:
-    """Runs of tokens on which adapters act or do not, cut at `BATCH`: from, to, which.
+def _pieces(adapted: Sequence[bool], most: int) -> Iterator[tuple[int, int, bool]]:
+    """Runs of tokens on which adapters act or do not, cut where one has `most`: from, to, which.
 
     Example:
-        >>> list(_pieces([False, True, True]))
+        >>> list(_pieces([False, True, True], most=4))
         [(0, 1, False), (1, 3, True)]
     """
     start = 0
     for n in range(1, len(adapted) + 1):
-        if n == len(adapted) or adapted[n] != adapted[start] or n - start == BATCH:
+        if n == len(adapted) or adapted[n] != adapted[start] or n - start == most:
             yield start, n, adapted[start]
             start = n
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def write_model(model: VisionLanguageModel, path: Path, *, exact: bool = False) -> None:
-    """Writes a model's language model for llama.cpp, without a tokenizer.
-
-    Where the two tokens are rows beside the table, they follow it. The row of `<|endofchunk|>` is
-    that of the head: nothing is decoded behind it, so its embedding is never read.
-
-    Args:
-        model: The model.
-        path: The file.
-        exact: Whether all is float32.
-    """
-    language = model.language
-    table, head = language.input_embedding.weight, language.output_embedding.weight
-    rows = language.vocab_rows
-    tensors = dict(language.model.base_model.state_dict())
-    name = next(n for n, t in tensors.items() if t.data_ptr() == table.data_ptr())
-    tied = table.data_ptr() == head.data_ptr()
-    tokens = model.special_tokens
-    if isinstance(tokens, AddedTokens):
-        more = torch.zeros(2, language.width)
-        more[1] = tokens.output_rows[0]
-        rows += 2
-        tensors[name] = torch.cat([table.float(), more if tied else torch.zeros_like(more)])
-        head = torch.cat([head.float(), more])
-    if not tied:
-        tensors["lm_head.weight"] = head
-
-    def keys(writer: Any) -> None:
-        writer.add_tokenizer_model("no_vocab")
-        write_keys(writer, language.model.config, rows)
-
-    _write(path, _architecture(model), keys, named(language, tensors), _kind_of(exact))
-
-
-def write_adapter(model: VisionLanguageModel, path: Path) -> None:
-    """Writes adapters that act in sight of images as a LoRA of llama.cpp's.
-
-    Args:
-        model: The model, whose fusion has some.
-        path: The file.
-    """
-    from gguf import GGMLQuantizationType as Kind
-
-    adapter, language = model.fusion.adapter, model.language
-    assert adapter is not None
-    first: dict[str, Tensor] = {}
-    second: dict[str, Tensor] = {}
-    scale = 0.0
-    for key, low in adapter.maps.items():
-        assert isinstance(low, LowRank)
-        own, scale = f"layers.{key.replace('/', '.')}.weight", low.scale
-        first[own], second[own] = low.lora_A.weight, low.lora_B.weight
-    outputs = named(language, second)  # whose rows are those of the map
-    outputs.pop("rope_freqs.weight", None)
-    tensors = {f"{name}.lora_b": tensor for name, tensor in outputs.items()}
-    inputs = zip(outputs, first.values(), strict=True)
-    tensors |= {f"{name}.lora_a": tensor for name, tensor in inputs}
-
-    def keys(writer: Any) -> None:
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", scale * adapter.config.rank)
-
-    _write(path, _architecture(model), keys, tensors, lambda name, tensor: Kind.F32)
-
-
-def _write(
-    path: Path,
-    architecture: str,
-    keys: Callable[[Any], None],
-    tensors: Mapping[str, Tensor],
-    kind_of: Callable[[str, Tensor], Any],
-) -> None:
-    from gguf import GGUFWriter
-    from gguf.quants import quantize
-
-    writer = GGUFWriter(path, architecture)
-    try:
-        writer.add_quantization_version(2)
-        keys(writer)
-        for name, tensor in tensors.items():
-            values = tensor.detach().to("cpu", torch.float32).contiguous()
-            kind = kind_of(name, values)
-            writer.add_tensor(name, quantize(values.numpy(), kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
-
-
-def _kind_of(exact: bool) -> Callable[[str, Tensor], Any]:
-    """The kind that a tensor is written in: the smallest that holds it as it is, else Q8_0."""
-    from gguf import GGMLQuantizationType as Kind
-    from gguf.quants import dequantize, quantize
-
-    def choose(name: str, tensor: Tensor) -> Any:
-        if exact or tensor.ndim < 2 or tensor.shape[-1] % 32:
-            return Kind.F32
-        some = tensor[: min(len(tensor), 64)].numpy()
-        for kind in (Kind.Q4_0, Kind.Q4_1):
-            if numpy.array_equal(dequantize(quantize(some, kind), kind), some):
-                return kind
-        return Kind.Q8_0
-
-    return choose
-
-
-def _architecture(model: VisionLanguageModel) -> str:
-    return ARCHITECTURES[model.language.model.config.model_type]
 
 
 def _name(model: VisionLanguageModel) -> str:

@@ -71,11 +71,11 @@ class Prefiller:
         model: VisionLanguageModel,
         memory: int,
         *,
-        rows: Callable[..., Rows] | None = None,
+        rows: Callable[..., Any] | None = None,
         prefixes: int | None = None,
     ) -> None:
         self.model = model
-        self._rows = partial(Rows, model) if rows is None else rows
+        self._rows: Callable[..., Any] = partial(Rows, model) if rows is None else rows
         self.shares = model.language.reading.shares
         self.prefixes = PrefixStore(min(memory // 2, memory if prefixes is None else prefixes))
         self.visual = VisualTokens(model, memory // 2)

@@ -33,7 +33,7 @@ from isthmus.config.file import model_from_mapping, to_mapping
 from isthmus.config.model import SHIPPED, media_with
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
-from isthmus.machine import device_for, dtype_for, int8_for
+from isthmus.machine import check_engine, device_for, dtype_for, int8_for
 from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.int8_layers import to_int8
@@ -230,6 +230,7 @@ def load_vlm(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
+    engine: str = "torch",
 ) -> VisionLanguageModel:
     """Loads a saved vision-language model.
 
@@ -249,6 +250,8 @@ def load_vlm(
             float32, which a model that is trained on needs. With "int8", and with "auto" on a CPU
             that is faster in it, the language model computes in int8 where no gradient is wanted.
         image_options: As in `load`.
+        engine: As in `load`. Under "llama" an "auto" data type is float32, whose values
+            llama.cpp takes as they are.
 
     Raises:
         ConfigError: If this machine has no such device, or a released model is of an unknown
@@ -264,6 +267,9 @@ def load_vlm(
         16
     """
     place = device_for(device)  # said before anything is read
+    check_engine(engine)
+    if engine == "llama" and dtype == "auto":
+        dtype = "float32"
     int8 = int8_for(dtype, place)
     kind = torch.float32 if int8 else dtype_for(dtype, place)
     source = fetched(source)
@@ -275,7 +281,7 @@ def load_vlm(
                 f'"{source}" brings its own parts, and {type(given[0]).__name__} came beside it: '
                 "leave it out, or join parts with im.compose"
             )
-        return _placed(named_model(str(source), kind, image_options), place, kind, int8)
+        return _placed(named_model(str(source), kind, image_options), place, kind, int8, engine)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
     if reader is not None:
@@ -283,7 +289,7 @@ def load_vlm(
             raise ConfigError(f'"{source}" brings its own connector: leave connector= out')
         media_with((), image_options or {})
         parts = {"vision": vision, "language": language, "tokenizer": tokenizer}
-        return _placed(reader.load(str(source), **parts), place, kind, int8)
+        return _placed(reader.load(str(source), **parts), place, kind, int8, engine)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])
@@ -316,16 +322,17 @@ def load_vlm(
         if part not in files:
             refuse_other_part(folder, description, part, fingerprint(module), config)
     load_strip(model, folder)
-    return _placed(model, place, kind, int8)
+    return _placed(model, place, kind, int8, engine)
 
 
 def _placed(
-    model: VisionLanguageModel, place: torch.device, dtype: torch.dtype, int8: bool
+    model: VisionLanguageModel, place: torch.device, dtype: torch.dtype, int8: bool, engine: str
 ) -> VisionLanguageModel:
     """The model, moved and converted; in int8 its language model and the blocks inside of it."""
     model = model.to(device=place, dtype=dtype)
     for part in (model.language.model, *model.fusion.blocks.values()) if int8 else ():
         to_int8(part)
+    model.engine = engine
     return model
 
 

@@ -35,6 +35,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
+    engine: str = "torch",
     **parts: Any,
 ) -> Any:
     """Loads a model by its name or from a folder.
@@ -54,6 +55,8 @@ def load(
             where no gradient is wanted (`model.backbones.int8_map`).
         image_options: Options of how images are opened, in place of the released or saved ones,
             where they are cut into tiles: `{"max_tiles": 4}`.
+        engine: Who runs the language model where texts are generated: "torch", or "llama" for
+            llama.cpp, for models whose images stand in the text (docs/serve.md).
         **parts: Parts that were handed in as objects when the model was made, as `vision=`. Of a
             vision-language model also `connector=`, `language=` and `tokenizer=`; of a dual
             encoder `text=`, and for a model of another library `tokenizer=`, `preprocess=` and
@@ -83,10 +86,19 @@ def load(
             raise ConfigError(f'"{source}" is {what}, which has no part "{name}": leave it out')
     if kind == "vlm":
         return load_answering(
-            source, device=device, dtype=dtype, image_options=image_options, **parts
+            source,
+            device=device,
+            dtype=dtype,
+            image_options=image_options,
+            engine=engine,
+            **parts,
         )
     if image_options:
         raise ConfigError(f'"{source}" is a dual encoder and has no image options: leave them out')
+    if engine != "torch":
+        raise ConfigError(
+            f'"{source}" is a dual encoder, which generates nothing: leave engine out'
+        )
     return load_clip(source, device=device, dtype=dtype, **parts)
 
 
