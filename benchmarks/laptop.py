@@ -7,8 +7,8 @@ instructions for it, and int8 where it is faster; llama.cpp (`pip install xllama
 wheel) on the GGUF file (Q4_1) that those weights were read from; and ours with llama.cpp as its
 engine (`pip install llama-cpp-python`), which reads the same Q4_1 values. Prompts of 16, 64 and 512
 tokens and 64 new ones, greedy. Each side has a process of its own; they take turns, and the one
-whose turn it is not is stopped. Then the shipped default with an image (36 visual tokens): to the first
-token, and to an answer of 16, beside llama.cpp on a text of the same length.
+whose turn it is not is stopped. Then the shipped default with an image (36 visual tokens): to the
+first token, and to an answer of 16, beside llama.cpp on a text of the same length.
 
     ratio int8_T             tokens a second of ours in the fastest mode over ours in float32, T
                              threads, the least of the three lengths

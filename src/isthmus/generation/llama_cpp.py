@@ -150,7 +150,8 @@ class LlamaCpp:
         self._free = deque(range(SEQUENCES))
         self._dropped: deque[int] = deque()
         self._adapted = False
-        finalize(self, _close, self._c, self._context, self._model, self._embeddings, self._tokens)
+        batches = (self._embeddings, self._tokens)
+        finalize(self, _close, self._turn, self._c, self._context, self._model, *batches)
 
     # --- loading ----------------------------------------------------------------------------------
 
@@ -319,7 +320,10 @@ def _kinds_of_layers(config: Any) -> Sequence[str]:
     return ["sliding_attention"] if slides else []
 
 
-def _close(c: Any, context: Any, model: Any, *batches: Any) -> None:
+def _close(turn: Any, c: Any, context: Any, model: Any, *batches: Any) -> None:
+    """Frees everything; the turn is nobody's afterwards, such as a server's thread at the end."""
+    if not turn.acquire(timeout=5):
+        return
     for batch in batches:
         c.llama_batch_free(batch)
     c.llama_free(context)

@@ -40,10 +40,10 @@ def write_model(model: VisionLanguageModel, path: Path, *, exact: bool = False) 
     tokens = model.special_tokens
     if isinstance(tokens, AddedTokens):
         more = torch.zeros(2, language.width)
-        more[1] = tokens.output_rows[0]
+        more[1] = tokens.output_rows[0].detach()
         rows += 2
-        tensors[name] = torch.cat([table.float(), more if tied else torch.zeros_like(more)])
-        head = torch.cat([head.float(), more])
+        tensors[name] = torch.cat([_plain(table), more if tied else torch.zeros_like(more)])
+        head = torch.cat([_plain(head), more])
     if not tied:
         tensors["lm_head.weight"] = head
 
@@ -101,7 +101,7 @@ def _write(
         writer.add_quantization_version(2)
         keys(writer)
         for name, tensor in tensors.items():
-            values = tensor.detach().to("cpu", torch.float32).contiguous()
+            values = _plain(tensor)
             kind = kind_of(name, values)
             writer.add_tensor(name, quantize(values.numpy(), kind), raw_dtype=kind)
         writer.write_header_to_file()
@@ -126,6 +126,11 @@ def _kind_of(exact: bool) -> Callable[[str, Tensor], Any]:
         return Kind.Q8_0
 
     return choose
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor as NumPy takes it."""
+    return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
 def _architecture(model: VisionLanguageModel) -> str:

@@ -65,9 +65,6 @@ class VisionLanguageModel(nn.Module):
         connector: Features to visual tokens; anything that fits `connectors.Connector`.
         config: What the model is made of; written into checkpoints.
 
-    Attributes:
-        engine: Who runs the language model where texts are generated, one of `machine.ENGINES`.
-
     Example:
         >>> import isthmus as im
         >>> model = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
@@ -85,7 +82,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.text_only = False
-        self.engine = "torch"
+        self.engine = "torch"  # who generates texts, of `machine.ENGINES`
         self.vision = vision
         self.language = language
         self.connector = connector

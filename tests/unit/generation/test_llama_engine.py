@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,3 +194,24 @@ def test_a_sequence_too_many_is_refused() -> None:
         take()
     with pytest.raises(im.PromptError, match="sequences already"):
         take()
+
+
+def test_it_is_asked_for_by_name(run: Any, tmp_path: Path) -> None:
+    folder = im.save(inline(), tmp_path / "model")
+    image(4).save(tmp_path / "noise.png")
+    model = im.load(folder, engine="llama")
+    assert isinstance(model, im.VisionLanguageModel)
+    expected = im.ask(model, tmp_path / "noise.png", "What?", max_new_tokens=6).text
+    options = ("--model", folder, "--max-new-tokens", 6, "--engine", "llama")
+    code, out, err = run("ask", tmp_path / "noise.png", "What?", *options)
+    assert (code, out.strip(), err) == (0, expected.strip(), "")
+    code, out, err = run("ask", tmp_path / "noise.png", "What?", "--engine", "vllm")
+    assert code == 2
+    assert 'unknown engine "vllm"' in err
+
+
+def test_an_evaluation_says_by_whom_it_was_computed(tmp_path: Path) -> None:
+    folder = im.save(inline(), tmp_path / "model")
+    options: dict[str, Any] = {"shots": [0], "limit": 2, "engine": "llama"}
+    found = im.evaluate(folder, "parity", out=tmp_path / "out", **options)
+    assert found.config["dtype"] == "float32 by llama"
