@@ -251,7 +251,8 @@ class LlamaCpp:
         """
         found: list[Tensor] = []
         for start in range(0, len(ids), self._most):
-            part, there = (each[start : start + self._most] for each in (ids, places))
+            end = start + self._most
+            part, there = ids[start:end], places[start:end]
             every = list(range(len(part)))
             with self._turn:
                 for n, token in enumerate(part):
