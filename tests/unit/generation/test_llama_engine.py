@@ -196,8 +196,13 @@ def test_a_sequence_too_many_is_refused() -> None:
         take()
 
 
+def named() -> im.VisionLanguageModel:
+    """A model whose parts have names, so that it can be loaded by its folder alone."""
+    return im.compose("tiny-vit", "tiny-lm", im.Linear(), im.Inline())
+
+
 def test_it_is_asked_for_by_name(run: Any, tmp_path: Path) -> None:
-    folder = im.save(inline(), tmp_path / "model")
+    folder = im.save(named(), tmp_path / "model")
     image(4).save(tmp_path / "noise.png")
     model = im.load(folder, engine="llama")
     assert isinstance(model, im.VisionLanguageModel)
@@ -211,7 +216,7 @@ def test_it_is_asked_for_by_name(run: Any, tmp_path: Path) -> None:
 
 
 def test_an_evaluation_says_by_whom_it_was_computed(tmp_path: Path) -> None:
-    folder = im.save(inline(), tmp_path / "model")
+    folder = im.save(named(), tmp_path / "model")
     options: dict[str, Any] = {"shots": [0], "limit": 2, "engine": "llama"}
     found = im.evaluate(folder, "parity", out=tmp_path / "out", **options)
     assert found.config["dtype"] == "float32 by llama"
