@@ -4,19 +4,21 @@
 
 SmolLM2-135M-Instruct as the shipped default has it: ours in float32, bfloat16 where the CPU has
 instructions for it, and int8 where it is faster; llama.cpp (`pip install xllamacpp`, a prebuilt
-wheel) on the GGUF file (Q4_1) that those weights were read from. Prompts of 16, 64 and 512 tokens
-and 64 new ones, greedy. Each side has a process of its own; they take turns, and the one whose turn
-it is not is stopped. Then the shipped default with an image (36 visual tokens): to the first
-token, and to an answer of 16, beside llama.cpp on a text of the same length.
+wheel) on the GGUF file (Q4_1) that those weights were read from; and ours with llama.cpp as its
+engine (`pip install llama-cpp-python`), which reads the same Q4_1 values. Prompts of 16, 64 and 512
+tokens and 64 new ones, greedy. Each side has a process of its own; they take turns, and the one
+whose turn it is not is stopped. Then the shipped default with an image (36 visual tokens): to the
+first token, and to an answer of 16, beside llama.cpp on a text of the same length.
 
     ratio int8_T             tokens a second of ours in the fastest mode over ours in float32, T
                              threads, the least of the three lengths
     ratio decode_int8_T      tokens a second of ours in int8 over llama.cpp's, likewise
     ratio prefill_int8_T     likewise of the prompt
     ratio image_T            llama.cpp's time to 16 tokens over ours, image included
+    ratio engine_T           tokens a second of ours with llama.cpp as its engine over llama.cpp's
 
 The floor of a decoded token is reading the weights once: 135 MB in int8, 84 MB in Q4_1. Without
-xllamacpp its part is left out.
+xllamacpp or llama-cpp-python its part is left out.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from pathlib import Path
 from typing import Any
 
 LENGTHS, NEW, ANSWER = (16, 64, 512), 64, 16
+ENGINE = "engine llama"
+"""The side that is ours with llama.cpp as its engine."""
 IMAGE = Path(__file__).parent.parent / "examples" / "cat.jpg"
 QUESTION = "What is in the picture?"
 
@@ -53,14 +57,16 @@ def ours(threads: int, dtype: str) -> Any:
     from isthmus.prompts.templates import template_named
 
     torch.set_num_threads(threads)
-    model = im.load("tiny", dtype=dtype)
-    if dtype != "int8":
+    model = im.load("tiny", engine="llama") if dtype == ENGINE else im.load("tiny", dtype=dtype)
+    if dtype not in ("int8", ENGINE):
         PackedLinears(model, 2 << 30)
     engine = im.Engine(model)
     image = im.open_image(IMAGE)
     question = template_named(model.config.template)([], im.Example(image, QUESTION)).text
 
     def run(text: str, images: list[Any], new: int) -> float:
+        if dtype == ENGINE:
+            return handed_over(model, text, images, new)
         started = time.perf_counter()
         batch = model.prepare([text], [images])
         im.generate(model, batch, max_new_tokens=new, min_new_tokens=new)
@@ -83,6 +89,31 @@ def ours(threads: int, dtype: str) -> Any:
         return {"prefill": first, "token": (whole - first) / (NEW - 1)}
 
     return measure
+
+
+def handed_over(model: Any, text: str, images: list[Any], new: int) -> float:
+    """Seconds of so many tokens behind an image, as the engine takes them, past any end."""
+    import torch
+
+    import isthmus as im
+    from isthmus.generation.encode import PromptEncoder
+    from isthmus.generation.images import VisualTokens
+    from isthmus.generation.llama_cpp import decoder_of
+    from isthmus.generation.llama_rows import LlamaDecoding, LlamaRows
+
+    llama, started = decoder_of(model), time.perf_counter()
+    assert llama is not None
+    with torch.inference_mode():
+        prompt, shown = PromptEncoder(model)(im.Prompt(text, tuple(images)))
+        visual = VisualTokens(model, 1 << 20).of(list(shown.items()))
+        rows = LlamaRows(llama, model, [prompt], visual)
+        words = model.language.vocab_rows
+        token = int(rows.prefill()[0, :words].argmax())
+        decoding = LlamaDecoding(llama, model)
+        decoding.join(rows, [0])
+        for _ in range(new - 1):
+            token = int(decoding.step([token])[0, :words].argmax())
+    return time.perf_counter() - started
 
 
 def theirs(threads: int, gguf: str) -> Any:
@@ -199,7 +230,7 @@ def tell(name: str, values: dict[str, list[float]], keys: tuple[str, str]) -> No
         ms = [1e3 * v for v in values[key]]
         cells.append(f"{statistics.median(ms):>9.1f} ({min(ms):.1f} to {max(ms):.1f})")
     print(
-        f"  {name:<11}" + "  ".join(f"{c:<30}" for c in cells) + f"{values['peak'][-1] / 1e6:.0f}"
+        f"  {name:<12}" + "  ".join(f"{c:<30}" for c in cells) + f"{values['peak'][-1] / 1e6:.0f}"
     )
 
 
@@ -223,6 +254,9 @@ def main() -> None:
     peer = importlib.util.find_spec("xllamacpp") is not None
     if not peer:
         print("xllamacpp is not installed: llama.cpp is left out (pip install xllamacpp)")
+    modes += [ENGINE] if "llama" in machine.engines() else []
+    if ENGINE not in modes:
+        print("llama-cpp-python is not installed: the engine is left out")
     repeats = 2 if options.quick else 7
     lengths = LENGTHS[:2] if options.quick else LENGTHS
     print(has)
@@ -243,13 +277,17 @@ def measured(sides: dict[str, Side], threads: int, lengths: tuple[int, ...], rep
     decode: list[float] = []
     prefill: list[float] = []
     own: list[float] = []
+    engine: list[float] = []
     for length in lengths:
         found = turns(sides, "text", length, repeats)
         print(f"\n{threads} threads, {length} tokens: prompt ms, a further token ms, peak MB")
         for name, values in found.items():
             tell(name, values, ("prefill", "token"))
-        token = {n: statistics.median(v["token"]) for n, v in found.items() if n != "llama.cpp"}
-        own.append(token["float32"] / min(token.values()))
+        token = {n: statistics.median(v["token"]) for n, v in found.items()}
+        if {ENGINE, "llama.cpp"} <= token.keys():
+            engine.append(token["llama.cpp"] / token[ENGINE])
+        ours_alone = [t for n, t in token.items() if n not in (ENGINE, "llama.cpp")]
+        own.append(token["float32"] / min(ours_alone))
         if {"int8", "llama.cpp"} <= found.keys():
             mine, other = found["int8"], found["llama.cpp"]
             decode.append(statistics.median(other["token"]) / statistics.median(mine["token"]))
@@ -265,6 +303,8 @@ def measured(sides: dict[str, Side], threads: int, lengths: tuple[int, ...], rep
         print(f"ratio decode_int8_{threads} {min(decode):.2f}")
         print(f"ratio prefill_int8_{threads} {min(prefill):.2f}")
         print(f"ratio image_{threads} {whole[0] / whole[1]:.2f}")
+    if engine:
+        print(f"ratio engine_{threads} {min(engine):.2f}")
 
 
 if __name__ == "__main__":

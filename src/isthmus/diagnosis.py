@@ -32,6 +32,7 @@ PACKAGES = (
     "pillow",
     "gradio",
     "fastapi",
+    "llama_cpp_python",
 )
 """Distributions whose versions are told; those of extras may be missing."""
 SWITCHES = (

@@ -15,6 +15,7 @@ Nothing here imports torch until it is asked something.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isthmus import cpu
-from isthmus.errors import ConfigError, suggestion
+from isthmus.errors import ConfigError, MissingExtraError, suggestion
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 DTYPES = (AUTO, "float32", "bfloat16", "float16", "int8")
+ENGINES = ("torch", "llama")
+"""Who may run the language model of inline models where texts are generated."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Precision = Literal["fp32", "bf16", "fp16"]
 Attention = Literal["sdpa", "eager"]
@@ -87,7 +90,7 @@ class Machine:
             "precision": precision_for(AUTO, self.device),
             "attention": attention_for(PRECISIONS[precision_for(AUTO, self.device)], self.device),
         }
-        return {**asdict(self), "auto": chosen}
+        return {**asdict(self), "engines": engines(), "auto": chosen}
 
     def __str__(self) -> str:
         auto = self.as_dict()["auto"]
@@ -97,7 +100,7 @@ class Machine:
         return (
             f"machine: {has}{self.cpu} CPU, {self.cores} cores, {self.threads} threads; "
             f"half precision in hardware: {half}; packed linear layers: {packed}; int8 "
-            f"by: {self.int8 or 'none'}\n"
+            f"by: {self.int8 or 'none'}; engines: {', '.join(engines())}\n"
             f"auto: device {auto['device']}, dtype {auto['dtype']}, training in "
             f"{auto['precision']}, {auto['attention']} attention"
         )
@@ -134,6 +137,33 @@ def probe() -> Machine:
         int8="" if kernel is None else kernel.name,
         int8_levels=0 if kernel is None else kernel.largest,
     )
+
+
+def check_engine(engine: str) -> None:
+    """Refuses the name of no engine, and one whose binding is not installed.
+
+    Raises:
+        ConfigError: If there is none of that name.
+        MissingExtraError: If it is not installed.
+
+    Example:
+        >>> check_engine("torch")
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f'unknown engine "{engine}": {suggestion(engine, ENGINES)}')
+    if engine not in engines():
+        raise MissingExtraError(f'engine "{engine}"', engine)
+
+
+def engines() -> tuple[str, ...]:
+    """The engines that are installed; imports none.
+
+    Example:
+        >>> engines()[0]
+        'torch'
+    """
+    there = importlib.util.find_spec("llama_cpp") is not None
+    return ENGINES if there else ENGINES[:1]
 
 
 # --- Devices and data types ---------------------------------------------------------------------
@@ -315,11 +345,9 @@ def _name(dtype: str | torch.dtype) -> str:
 def wait_briefly() -> None:
     """Lets OpenMP's idle threads sleep soon. Has an effect only before torch is loaded.
 
-    They wait by spinning, some milliseconds in libgomp. Beside another busy process they then take
-    the cores from the ones that still work, and everything with two threads is several times
-    slower. To wake one that sleeps takes longer than a small product, so to sleep at once makes
-    decoding twice as slow. Ten thousand turns, some 0.1 ms, last from one product to the next.
-    What the user set is left alone. `benchmarks/threads.py` measures all three.
+    They wait by spinning. Beside another busy process they then take the cores from the ones that
+    still work; but to wake one that sleeps takes as long as a small product. Ten thousand turns,
+    some 0.1 ms, last from one product to the next (`benchmarks/threads.py`).
     """
     if not any(name in os.environ for name in _WAITING):
         os.environ.update(BRIEFLY)

@@ -18,9 +18,10 @@ from gguf.quants import dequantize
 
 import isthmus as im
 from isthmus.exporting.check import drawn
-from isthmus.exporting.llama_cpp import check, language, projector, tokenizer
+from isthmus.exporting.llama_cpp import check, projector, tokenizer
 from isthmus.exporting.llama_cpp.template import program_of
 from isthmus.exporting.tokens import add_tokens
+from isthmus.model.backbones import llama_cpp
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
 from isthmus.model.backbones.tiny_llava import write_tiny_llava
 from isthmus.prompts.templates import TEMPLATES, template_named
@@ -312,7 +313,7 @@ def test_the_card(tmp_path: Path) -> None:
 def test_rows_that_are_not_interleaved_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language, "interleaved", lambda rows, size: rows)
+    monkeypatch.setattr(llama_cpp, "interleaved", lambda rows, size: rows)
     model = composed(tmp_path)
     with pytest.raises(im.ExportError, match=r"reads other values of layers.0.self_attn.q_proj"):
         exported(model, tmp_path / "out")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isthmus.cli.options import Device, Dtype, Json, MaxTiles, Model, Threads
+from isthmus.cli.options import Device, Dtype, Engine, Json, MaxTiles, Model, Threads
 
 
 def ask(
@@ -68,6 +68,7 @@ def ask(
     max_tiles: MaxTiles = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    engine: Engine = "torch",
     threads: Threads = None,
 ) -> None:
     """Ask a question about one or more images, and print only the answer."""
@@ -83,7 +84,7 @@ def ask(
     from isthmus.errors import InputError
     from isthmus.prompts.answers.closed import closed_answers
 
-    check_machine(device, dtype)
+    check_machine(device, dtype, engine)
     if len(arguments) < 2:
         raise InputError(
             f'got only "{arguments[0]}": expected at least one image and then the question, '
@@ -121,7 +122,11 @@ def ask(
 
     use_machine(device, dtype, threads)
     loaded = whole.load_answering(
-        model, device=device, dtype=dtype, image_options=image_options(max_tiles)
+        model,
+        device=device,
+        dtype=dtype,
+        image_options=image_options(max_tiles),
+        engine=engine,
     )
     for_few_images(loaded)
     if stream:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from isthmus.cli.options import Device, Dtype, Json, Quiet, Threads
+from isthmus.cli.options import Device, Dtype, Engine, Json, Quiet, Threads
 
 
 def eval_(
@@ -73,6 +73,7 @@ def eval_(
     quiet: Quiet = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    engine: Engine = "torch",
     threads: Threads = None,
 ) -> None:
     """Evaluate a model, with intervals, baselines, controls and paired tests."""
@@ -80,7 +81,7 @@ def eval_(
     from isthmus.cli.output import print_json
     from isthmus.errors import ConfigError
 
-    check_machine(device, dtype)
+    check_machine(device, dtype, engine)
     check_text(trigger, "--trigger")
     if list_:
         _list(json_)
@@ -89,7 +90,7 @@ def eval_(
         _refuse_beside_config(context)
         if out is None:
             raise ConfigError("--config expects --out FOLDER for the card and the records")
-        _suite(model, config, data, out, limit, (device, dtype, threads), quiet, json_)
+        _suite(model, config, data, out, limit, (device, dtype, threads, engine), quiet, json_)
         return
     if tasks is None:
         raise ConfigError(
@@ -121,6 +122,7 @@ def eval_(
         quiet=quiet or json_,
         device=device,
         dtype=dtype,
+        engine=engine,
     )
     if json_:
         print_json(results.to_json())
@@ -132,7 +134,7 @@ def eval_(
 
 BESIDE_CONFIG = (
     *("model", "config", "data", "limit", "out"),
-    *("json_", "quiet", "device", "dtype", "threads"),
+    *("json_", "quiet", "device", "dtype", "engine", "threads"),
 )
 """What may be asked for with a file of evaluations; everything else stands in the file."""
 
@@ -158,7 +160,7 @@ def _suite(
     data: Path | None,
     out: Path,
     limit: int | None,
-    machine: tuple[str, str, int | None],
+    machine: tuple[str, str, int | None, str],
     quiet: bool,
     json_: bool,
 ) -> None:
@@ -169,7 +171,7 @@ def _suite(
     from isthmus.config.model import SHIPPED
 
     suite = read_suite(config)
-    device, dtype, threads = machine
+    device, dtype, threads, engine = machine
     use_machine(device, dtype, threads)
     from isthmus.evaluation.suite import CARD, evaluate_suite
 
@@ -186,6 +188,7 @@ def _suite(
         quiet=quiet or json_,
         device=device,
         dtype=dtype,
+        engine=engine,
     )
     if json_:
         print_json({name: own.to_json() for name, own in results.items()})

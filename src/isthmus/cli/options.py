@@ -13,13 +13,21 @@ from typing import Annotated, Any
 
 import typer
 
-from isthmus.machine import DEVICES, DTYPES
+from isthmus.machine import DEVICES, DTYPES, ENGINES
 
 Device = Annotated[
     str, typer.Option("--device", help=f"Where the model runs: {', '.join(DEVICES)}.")
 ]
 Dtype = Annotated[
     str, typer.Option("--dtype", help=f"Data type of the weights: {', '.join(DTYPES)}.")
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help=f"Who runs the language model: {', '.join(ENGINES)}; llama is llama.cpp, for models "
+        "whose images stand in the text.",
+    ),
 ]
 Threads = Annotated[
     int | None,
@@ -45,15 +53,17 @@ DualEncoder = Annotated[
 ]
 
 
-def check_machine(device: str = "auto", dtype: str = "auto") -> None:
-    """Says before anything is loaded that a name is of no device or data type.
+def check_machine(device: str = "auto", dtype: str = "auto", engine: str = "torch") -> None:
+    """Says before anything is loaded that a name is of no device, data type or engine.
 
     Raises:
         ConfigError: If one is unknown.
+        MissingExtraError: If an engine is not installed.
     """
     from isthmus import machine
 
     machine.check(device, dtype)
+    machine.check_engine(engine)
 
 
 def use_machine(device: str, dtype: str = "auto", threads: int | None = None) -> None:

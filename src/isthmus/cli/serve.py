@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli.options import Device, Dtype, MaxTiles, Threads
+from isthmus.cli.options import Device, Dtype, Engine, MaxTiles, Threads
 
 if TYPE_CHECKING:
     from isthmus.serving.settings import ServerSettings
@@ -53,6 +53,7 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 300.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    engine: Engine = "torch",
     threads: Threads = None,
     replicas: Annotated[
         int, typer.Option(min=1, help="Copies of the model, each a process (Ray Serve).")
@@ -69,7 +70,7 @@ def serve(
     from isthmus.cli.options import check_machine, image_options
     from isthmus.errors import InputError, MissingExtraError, suggestion
 
-    check_machine(device, dtype)
+    check_machine(device, dtype, engine)
     if log_level not in LEVELS:
         raise InputError(f'unknown --log-level "{log_level}": {suggestion(log_level, LEVELS)}')
     try:
@@ -104,6 +105,7 @@ def serve(
         dual_encoder=dual_encoder or None,
         device=device,
         dtype=dtype,
+        engine=engine,
         threads=threads,
         replicas=replicas,
         max_replicas=max_replicas,

@@ -60,6 +60,7 @@ def evaluate(
     quiet: bool = True,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
+    engine: str = "torch",
 ) -> Results:
     """Measures a model on tasks, in arms that differ in one thing each.
 
@@ -94,6 +95,7 @@ def evaluate(
         quiet: Show no progress bar.
         device: Where a model that is named is loaded to; see `load`.
         dtype: Its data type likewise.
+        engine: Who runs its language model likewise.
 
     Returns:
         A row for each arm. The first arm of a task is what its others are compared with.
@@ -130,12 +132,12 @@ def evaluate(
     )
     made, arms, left_out, style = asked.tasks, asked.arms, asked.left_out, asked.style
     how = style.reasoning
-    engine = model if isinstance(model, Engine) else Engine(_loaded(model, device, dtype))
+    runs = model if isinstance(model, Engine) else Engine(_loaded(model, device, dtype, engine))
     folder = None if out is None else Path(out)
     config = {
         "model": name or (str(model) if isinstance(model, (str, Path)) else "object"),
-        "weights": fingerprint(engine.model, exact=True),  # adapters that were trained count
-        "dtype": engine.model.language.computes_in,
+        "weights": fingerprint(runs.model, exact=True),  # adapters that were trained count
+        "dtype": computed_in(runs.model),
         "tasks": {t.name: described(t) for t in made},
         "arms": [arm.id for arm in arms],
         "template": template,
@@ -154,13 +156,13 @@ def evaluate(
                 task = _task(made, arm)
                 written: list[Example] = []
                 if arm.reasoning == "auto-cot":
-                    written = _written(engine, task, arm, style, folder)
+                    written = _written(runs, task, arm, style, folder)
                     if not written:
                         left_out[arm.id] = NO_CHAIN
                         bar.skip(len(task.items))
                         continue
-                shown = Shots(engine, task, arm, select, order, written)
-                _run(Asker(engine, task, arm, style), shown, records, bar)
+                shown = Shots(runs, task, arm, select, order, written)
+                _run(Asker(runs, task, arm, style), shown, records, bar)
     finally:
         records.close()
     arms = [arm for arm in arms if arm.id not in left_out]
@@ -191,12 +193,19 @@ def _loaded(
     model: str | Path | VisionLanguageModel | WholeModel,
     device: str | torch.device,
     dtype: str | torch.dtype | None,
+    engine: str,
 ) -> VisionLanguageModel | WholeModel:
     return (
         model
         if isinstance(model, VisionLanguageModel | WholeModel)
-        else load_answering(model, device=device, dtype=dtype)
+        else load_answering(model, device=device, dtype=dtype, engine=engine)
     )
+
+
+def computed_in(model: VisionLanguageModel | WholeModel) -> str:
+    """The data type that a model computes in, and by whom where that is not PyTorch."""
+    engine = getattr(model, "engine", "torch")
+    return model.language.computes_in + ("" if engine == "torch" else f" by {engine}")
 
 
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:

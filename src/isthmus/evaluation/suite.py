@@ -34,6 +34,7 @@ def evaluate_suite(
     quiet: bool = True,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
+    engine: str = "torch",
 ) -> dict[str, Results]:
     """Measures a model in every run of a configuration, each resumable in a folder of its own.
 
@@ -47,6 +48,7 @@ def evaluate_suite(
         quiet: Show no progress bar.
         device: As for `evaluate`.
         dtype: As for `evaluate`.
+        engine: As for `evaluate`.
 
     Returns:
         Results by the names of their runs.
@@ -68,15 +70,15 @@ def evaluate_suite(
         plans[run.name] = Plan(names, tuple(asked.arms), run.samples)
     for shown in suite.picture:
         check_picture(shown, [plans[name] for name in shown.runs])
-    engine = model
+    runs = model
     if isinstance(model, (str, Path)):
-        engine = Engine(load_answering(model, device=device, dtype=dtype))
+        runs = Engine(load_answering(model, device=device, dtype=dtype, engine=engine))
     elif isinstance(model, VisionLanguageModel | WholeModel):
-        engine = Engine(model)
+        runs = Engine(model)
     results: dict[str, Results] = {}
     for run in suite.run:
         results[run.name] = evaluate(
-            engine,
+            runs,
             run.tasks,
             **_options(run),
             data=data,

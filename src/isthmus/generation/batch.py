@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from isthmus.generation.apart import Apart
 from isthmus.generation.decoding import Decoding
 from isthmus.generation.graphs import graphs_for
 from isthmus.generation.job import Job, Observer, counted_as
+from isthmus.generation.llama_cpp import decoder_of
+from isthmus.generation.llama_rows import LlamaDecoding, LlamaRows
 from isthmus.generation.prefill import Prefiller
 from isthmus.generation.requests import Delta, Reason, TokenLogprob
 from isthmus.generation.results import Statistics
@@ -69,9 +72,16 @@ class RunningBatch:
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         self.running: list[Job] = []
         self.entering: Job | None = None
-        self.shares: bool | None = takes_lanes(model) if keeps else None
         self.graphs = graphs_for(model, max_batch)
-        self.prefiller = Prefiller(model, memory)
+        self._llama = decoder_of(model)
+        if self._llama is None:
+            self.shares: bool | None = takes_lanes(model) if keeps else None
+            self.prefiller = Prefiller(model, memory)
+        else:
+            self.shares = True
+            rows = partial(LlamaRows, self._llama, model)
+            half = self._llama.cells * self._llama.cell_bytes // 2  # the rest is for what runs
+            self.prefiller = Prefiller(model, memory, rows=rows, prefixes=half)
         self.decoded = self.steps = 0
         self.ended = {"completed": 0, "cancelled": 0, "expired": 0, "failed": 0}
         self._keeps = keeps
@@ -84,9 +94,16 @@ class RunningBatch:
 
     def _new_rows(self, count: int) -> Decoding:
         """Somebody to hold so many rows, and those that join them."""
+        if self._llama is not None:
+            return LlamaDecoding(self._llama, self.model)
         if self.shares is None and count > 1:
             self.shares = takes_lanes(self.model)
         return Tiers(self.model, self.graphs) if self.shares else Apart(self.model)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another engine than PyTorch reads prompts and decodes."""
+        return self._llama is not None
 
     def sweep(self) -> None:
         """Ends what was cancelled or is late."""

@@ -7,6 +7,7 @@ common is prefilled once and reused by every one of them.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from isthmus.generation.batch import RunningBatch
 from isthmus.generation.constraints import Constraints
 from isthmus.generation.encode import PromptEncoder
 from isthmus.generation.job import Job
+from isthmus.generation.prefill import Prefiller
 from isthmus.generation.prefix import can_be_cut
 from isthmus.generation.requests import Delta, Finished, GenerationRequest, sample_seed
 from isthmus.generation.results import ChoiceScores, Completion, Generation, Statistics
@@ -40,6 +42,8 @@ from isthmus.model.whole import WholeModel
 from isthmus.prompts.prompt import Prompt
 
 __all__ = ["ChoiceScores", "Completion", "Engine", "Generation", "Statistics"]
+
+_log = logging.getLogger(__name__)
 
 _Encoded = tuple[Encoded, dict[str, Any]]
 
@@ -86,6 +90,9 @@ class Engine:
             keeps=False,
         )
         self._prefiller = self._core.prefiller
+        self._scorer = self._prefiller  # llama.cpp reads no trees of answers
+        if self._core.elsewhere:
+            self._scorer = Prefiller(model, memory)
         self._trees: bool | None = None
         self._scored = 0
         self._seconds = 0.0
@@ -96,6 +103,9 @@ class Engine:
         if self._whole is not None:
             return self._whole.statistics
         found = self._core.statistics()
+        if self._scorer is not self._prefiller:
+            both = found.prefill_tokens + self._scorer.computed
+            found = replace(found, prefill_tokens=both)
         return replace(found, scored_tokens=self._scored, seconds=self._seconds)
 
     # --- generating -----------------------------------------------------------------------------
@@ -328,7 +338,9 @@ class Engine:
         if self._trees is None:
             self._trees = takes_trees(self._core.model.language)
         found: dict[int, ChoiceScores] = {}
-        for numbers, rows, past in self._prefiller.together(encoded, self.batch_size):
+        if self._core.elsewhere and not self._scored:
+            _log.warning("engine llama: scores of closed answers are computed by PyTorch")
+        for numbers, rows, past in self._scorer.together(encoded, self.batch_size):
             last = rows.prefill()
             here = [answers[n] for n in numbers]
             if self._trees and can_be_cut(rows.states):  # sliding windows have masks of their own

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -55,6 +56,8 @@ class Prefiller:
     Args:
         model: The model.
         memory: Most bytes that prefixes and visual tokens may keep, half of it each.
+        rows: Makes rows that continue a prefix, with the arguments of `Rows` behind the model.
+        prefixes: Most bytes of prefixes, where it is less.
 
     Attributes:
         shares: Whether beginnings of prompts are shared, and prompts computed piece by piece; not
@@ -63,10 +66,18 @@ class Prefiller:
         computed, cached: Tokens of prompts that were computed, and that were not.
     """
 
-    def __init__(self, model: VisionLanguageModel, memory: int) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        memory: int,
+        *,
+        rows: Callable[..., Any] | None = None,
+        prefixes: int | None = None,
+    ) -> None:
         self.model = model
+        self._rows: Callable[..., Any] = partial(Rows, model) if rows is None else rows
         self.shares = model.language.reading.shares
-        self.prefixes = PrefixStore(memory // 2)
+        self.prefixes = PrefixStore(min(memory // 2, memory if prefixes is None else prefixes))
         self.visual = VisualTokens(model, memory // 2)
         self.hits = self.misses = self.computed = self.cached = 0
 
@@ -102,7 +113,7 @@ class Prefiller:
         part = prompt.first(end) if end < len(prompt.ids) else prompt
         needed = {*seen_after(self.model, part, job.past)} - job.visual.keys()
         job.visual |= self.visual.of([(h, job.images[h]) for h in part.images if h in needed])
-        rows = Rows(self.model, [part], job.visual, job.states, job.past)
+        rows = self._rows([part], job.visual, job.states, job.past)
         logits = rows.prefill()
         self.computed += end - job.past
         job.states, job.past = rows.states, end
@@ -148,7 +159,7 @@ class Prefiller:
                     states = fork(prefix.states, past, len(chosen))
                 wanted = {h: d[h] for p, d in chosen for h in seen_after(self.model, p, past)}
                 visual = self.visual.of(list(wanted.items()))
-                rows = Rows(self.model, [p for p, _ in chosen], visual, states, past)
+                rows = self._rows([p for p, _ in chosen], visual, states, past)
                 self._known([p for p, _ in chosen], past)
                 self.computed += sum(len(p.ids) - past for p, _ in chosen)
                 yield numbers, rows, past

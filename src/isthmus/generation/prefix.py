@@ -15,7 +15,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from transformers.cache_utils import DynamicLayer
 
@@ -39,11 +39,27 @@ class Prefix:
     bytes: int
 
 
+@runtime_checkable
+class KeptElsewhere(Protocol):
+    """States that another engine keeps, all keys and values one by one."""
+
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        ...
+
+    def fork(self, length: int, rows: int) -> KeptElsewhere:
+        """As the function `fork`."""
+        ...
+
+
 def can_be_cut(states: Any) -> bool:
     """Whether states can be cut short: each layer keeps all keys and values, one by one.
 
     A sliding window has forgotten its beginning, and a recurrent state cannot go back.
     """
+    if isinstance(states, KeptElsewhere):
+        return True
     # a subclass may keep something else besides
     return all(type(layer) is DynamicLayer and layer.is_initialized for layer in states.layers)
 
@@ -56,6 +72,8 @@ def fork(states: Any, length: int, rows: int = 1) -> Any:
         length: How many tokens to keep; fewer than there are only where `can_be_cut`.
         rows: How many rows will continue it.
     """
+    if isinstance(states, KeptElsewhere):
+        return states.fork(length, rows)
     if not can_be_cut(states):
         own = copy.deepcopy(states)
         own.batch_repeat_interleave(rows)
@@ -71,6 +89,8 @@ def fork(states: Any, length: int, rows: int = 1) -> Any:
 
 def bytes_of(states: Any) -> int:
     """Bytes of all tensors of a language model's cache."""
+    if isinstance(states, KeptElsewhere):
+        return states.bytes
     tensors = [t for layer in states.layers for t in vars(layer).values() if hasattr(t, "numel")]
     return sum(t.numel() * t.element_size() for t in tensors)
 

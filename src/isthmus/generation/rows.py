@@ -225,12 +225,28 @@ class Rows:
         """(B,) tokens of each row, padding not counted."""
         return self._mask.sum(dim=1)
 
+    def embedded(self) -> Tensor:
+        """Embeddings (B, L, D) of the prompts behind the prefix, visual tokens in their places."""
+        embeddings = self.model.special_tokens.embed(self._ids)
+        if self._new:
+            is_image = self._ids == self.model.special_tokens.image_id
+            embeddings = self.model.fusion.embed(embeddings, is_image, self._new)
+        return embeddings
+
+    def acts(self, row: int) -> tuple[list[bool], bool]:
+        """Whether adapters act on each token of one row, padding left out, and on those to come."""
+        past = self._mask.shape[1] - self._ids.shape[1]
+        own = self._mask[row, past:].bool()
+        if self._adapted is None:
+            return [False] * int(own.sum()), False
+        here: list[bool] = self._adapted.prompt[row, past:][own].tolist()
+        return here, bool(self._adapted.then[row])
+
     def prefill(self) -> Tensor:
         """Logits (B, V) after the prompts."""
-        embeddings, deepstack = self.model.special_tokens.embed(self._ids), None
+        embeddings, deepstack = self.embedded(), None
         is_image = self._ids == self.model.special_tokens.image_id
         if self._new:
-            embeddings = self.model.fusion.embed(embeddings, is_image, self._new)
             past = self._mask.shape[1] - self._ids.shape[1]
             deepstack = deepstack_of(self.model.fusion, F.pad(is_image, (past, 0)), self._new)
         mask = self.model.language.mask(self._mask, is_image, states=self.states)

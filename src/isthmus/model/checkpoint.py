@@ -44,6 +44,7 @@ from isthmus.model.connectors import build_connector
 from isthmus.model.fusion import fusion_config
 from isthmus.model.join import named_model, reader_of
 from isthmus.model.saved_parts import (
+    dtype_under,
     frozen_parts,
     placed,
     refuse_other_part,
@@ -233,6 +234,7 @@ def load_vlm(
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
     device_map: Any = None,
+    engine: str = "torch",
 ) -> VisionLanguageModel:
     """Loads a saved vision-language model.
 
@@ -253,6 +255,7 @@ def load_vlm(
             that is faster in it, the language model computes in int8 where no gradient is wanted.
         image_options: As in `load`.
         device_map: As in `load`.
+        engine: As in `load`; "auto" is float32 under "llama".
 
     Raises:
         ConfigError: If this machine has no such device, or a released model is of an unknown
@@ -268,6 +271,7 @@ def load_vlm(
         16
     """
     place = device_for(device)  # said before anything is read
+    dtype = dtype_under(engine, dtype, device_map)
     int8 = device_map is None and int8_for(dtype, place)
     kind = torch.float32 if int8 else dtype_for(dtype, place)
     own = None if dtype in (None, "auto") else kind  # of a language model that a map places
@@ -282,7 +286,7 @@ def load_vlm(
             )
         alone = {"device_map": device_map, "language_dtype": own}
         model = named_model(str(source), kind, image_options, **alone)
-        return placed(model, device, kind, int8)
+        return placed(model, device, kind, int8, engine)
     for part in (vision, language):
         refuse_conversion(part, None if dtype in (None, "auto") else kind)
     if reader is not None:
@@ -295,7 +299,7 @@ def load_vlm(
                 "device: save it with im.save, and load that"
             )
         parts = {"vision": vision, "language": language, "tokenizer": tokenizer}
-        return placed(reader.load(str(source), **parts), device, kind, int8)
+        return placed(reader.load(str(source), **parts), device, kind, int8, engine)
     folder = locate(source)
     description = describe(folder, "vlm")
     values = dict(description["config"])
@@ -329,7 +333,7 @@ def load_vlm(
         if part not in files:
             refuse_other_part(folder, description, part, fingerprint(module), config)
     load_strip(model, folder)
-    return placed(model, device, kind, int8)
+    return placed(model, device, kind, int8, engine)
 
 
 def load_strip(model: VisionLanguageModel, folder: str | Path, *, partly: bool = False) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig
 from isthmus.errors import CheckpointError, ConfigError
-from isthmus.machine import device_for
+from isthmus.machine import check_engine, device_for
 from isthmus.model.backbones.fast_path import take_fast_path
 from isthmus.model.backbones.int8_layers import to_int8
 from isthmus.model.backbones.language import LanguageModel, load_language
@@ -115,8 +115,32 @@ def refuse_other_part(
     )
 
 
+def dtype_under(
+    engine: str, dtype: str | torch.dtype | None, device_map: Any
+) -> str | torch.dtype | None:
+    """The data type of weights under an engine: llama.cpp takes the values of float32 as they are.
+
+    Raises:
+        ConfigError: If the engine is unknown, or has no use for a map of PyTorch's devices.
+        MissingExtraError: If it is not installed.
+    """
+    check_engine(engine)
+    if engine != "llama":
+        return dtype
+    if device_map is not None:
+        raise ConfigError(
+            'device_map lays layers over PyTorch\'s devices, and under engine="llama" llama.cpp '
+            "computes: leave one of them out"
+        )
+    return "float32" if dtype == "auto" else dtype
+
+
 def placed(
-    model: VisionLanguageModel, device: str | torch.device, dtype: torch.dtype, int8: bool
+    model: VisionLanguageModel,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    int8: bool,
+    engine: str = "torch",
 ) -> VisionLanguageModel:
     """The model, moved and converted; in int8 its language model and the blocks inside of it.
 
@@ -128,4 +152,5 @@ def placed(
     for part in (model.language.model, *model.fusion.blocks.values()) if int8 else ():
         to_int8(part)
         take_fast_path(part)
+    model.engine = engine
     return model

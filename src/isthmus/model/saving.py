@@ -36,6 +36,7 @@ def load(
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
     device_map: Any = None,
+    engine: str = "torch",
     **parts: Any,
 ) -> Any:
     """Loads a model by its name or from a folder.
@@ -57,6 +58,8 @@ def load(
             where they are cut into tiles: `{"max_tiles": 4}`.
         device_map: Where the layers of a named language model are put, by Transformers and
             Accelerate, as in `compose`; the rest is where its input embedding is computed.
+        engine: Who runs the language model where texts are generated: "torch", or "llama" for
+            llama.cpp, for models whose images stand in the text (docs/serve.md).
         **parts: Parts that were handed in as objects when the model was made, as `vision=`. Of a
             vision-language model also `connector=`, `language=` and `tokenizer=`; of a dual
             encoder `text=`, and for a model of another library `tokenizer=`, `preprocess=` and
@@ -91,6 +94,7 @@ def load(
             dtype=dtype,
             image_options=image_options,
             device_map=device_map,
+            engine=engine,
             **parts,
         )
     if device_map is not None:
@@ -99,6 +103,10 @@ def load(
         )
     if image_options:
         raise ConfigError(f'"{source}" is a dual encoder and has no image options: leave them out')
+    if engine != "torch":
+        raise ConfigError(
+            f'"{source}" is a dual encoder, which generates nothing: leave engine out'
+        )
     return load_clip(source, device=device, dtype=dtype, **parts)
 
 

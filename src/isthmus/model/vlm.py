@@ -82,6 +82,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.text_only = False
+        self.engine = "torch"  # who generates texts, of `machine.ENGINES`
         self.vision = vision
         self.language = language
         self.connector = connector

@@ -8,6 +8,7 @@ LoRA, features, export) is refused.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig, media_with
 from isthmus.errors import CheckpointError, ConfigError, PromptError, loading
-from isthmus.machine import device_for, dtype_for
+from isthmus.machine import check_engine, device_for, dtype_for
 from isthmus.media.file_ref import FileRef
 from isthmus.media.image import open_image
 from isthmus.model.backbones.refusals import CODE, refuse_others, whole_class
@@ -28,6 +29,8 @@ from isthmus.model.backbones.text import no_bar_for_files
 from isthmus.model.checkpoint import is_transformers_folder, load_vlm
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import END_TAG, IMAGE_TAG, Prompt, Span
+
+_log = logging.getLogger(__name__)
 
 CANNOT = (
     "shared prefixes",
@@ -301,6 +304,7 @@ def load_answering(
     dtype: str | torch.dtype | None = "auto",
     image_options: Mapping[str, Any] | None = None,
     device_map: Any = None,
+    engine: str = "torch",
     **parts: Any,
 ) -> VisionLanguageModel | WholeModel:
     """Loads a model that answers questions: one of ours, or a released one in whole.
@@ -312,6 +316,7 @@ def load_answering(
         dtype: As for `load_vlm`.
         image_options: As for `load_vlm`; a model in whole has none.
         device_map: As for `load_vlm`; a model in whole is on one device.
+        engine: As for `load_vlm`; a model in whole is run by its own class.
         **parts: As for `load_vlm`.
 
     Raises:
@@ -328,8 +333,11 @@ def load_answering(
         place = name if is_transformers_folder(name) else ""
     trusted = scheme == CODE
     if not place or parts or not (trusted or whole_class(place)):
-        options = {"image_options": image_options, "device_map": device_map}
-        return load_vlm(source, device=device, dtype=dtype, **options, **parts)
+        options: dict[str, Any] = {"image_options": image_options, "device_map": device_map}
+        return load_vlm(source, device=device, dtype=dtype, engine=engine, **options, **parts)
+    check_engine(engine)
+    if engine != "torch":
+        _log.warning("engine %s: %s is a model in whole, so PyTorch decodes", engine, name)
     media_with((), image_options or {})
     if device_map is not None:
         raise ConfigError(

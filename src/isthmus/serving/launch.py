@@ -34,6 +34,7 @@ def serve(
     max_replicas: int | None = None,
     log_level: str = "warning",
     image_options: Mapping[str, Any] | None = None,
+    engine: str = "torch",
     ready: Callable[[int], object] | None = None,
 ) -> None:
     """Serves a model to every client of OpenAI's API, until SIGTERM or Ctrl-C.
@@ -49,6 +50,7 @@ def serve(
         max_replicas: More are started under load, up to so many.
         log_level: "debug", "info", "warning" or "error".
         image_options: Options of how images are opened, as in `load`.
+        engine: Who runs the language model of a model that is named, as in `load`.
         ready: Is told the port once it is listened on.
 
     Raises:
@@ -77,6 +79,7 @@ def serve(
         dtype,
         threads,
         image_options,
+        engine,
     )
     if replicas > 1 or max_replicas is not None:
         gpus = 1 if place.type == "cuda" else 0
@@ -97,6 +100,7 @@ def application(
     dtype: str | torch.dtype | None = "auto",
     threads: int | None = None,
     image_options: Mapping[str, Any] | None = None,
+    engine: str = "torch",
 ) -> Any:
     """Loads what is named, and makes the ASGI application that answers; `serve` runs it."""
     from isthmus.serving.app import create_app
@@ -107,7 +111,8 @@ def application(
         raise ConfigError("got a model and image_options: pass them to load, or its name here")
     loaded = model
     if not isinstance(model, VisionLanguageModel):
-        loaded = load_vlm(model, device=device, dtype=dtype, image_options=image_options)
+        options: dict[str, Any] = {"image_options": image_options, "engine": engine}
+        loaded = load_vlm(model, device=device, dtype=dtype, **options)
     second = None if not dual_encoder else load_clip(dual_encoder, device=device)
     return create_app(loaded, dual_encoder=second, settings=settings)
 

@@ -1,29 +1,17 @@
-"""The language model's half: its keys and its tensors, as llama.cpp's own classes read them.
-
-llama.cpp turns pairs of neighbouring numbers of a query or a key, as the original Llama does, and
-Transformers turns a number with the one half a head away. So a Llama's rows of queries and keys
-are interleaved on the way out. Qwen's stay: llama.cpp turns those as Transformers does.
-"""
+"""The language model's half: its tensors under llama.cpp's names, the two tokens among them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from isthmus.errors import ExportError
 from isthmus.exporting.language import INSTEAD, language_tensors
 from isthmus.exporting.tokens import WrittenTokens
 from isthmus.model.backbones.language import LanguageModel
+from isthmus.model.backbones.llama_cpp import ARCHITECTURES, lacking, named, write_keys
 from isthmus.model.vlm import VisionLanguageModel
-
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""llama.cpp's class of a language model, by its model type in Transformers."""
-INTERLEAVED = ("llama",)
-"""Classes of llama.cpp that turn pairs of neighbours."""
-ROPES = ("default", "linear", "llama3")
-"""Ways to scale positions that are one factor for each frequency."""
 
 
 def refuse_others(language: LanguageModel) -> None:
@@ -32,31 +20,12 @@ def refuse_others(language: LanguageModel) -> None:
     Raises:
         ExportError: If its class is none of those that are known, or it has what that lacks.
     """
-    config, name = language.model.config, language.config.name
-    known = ", ".join(ARCHITECTURES)
-    if config.model_type not in ARCHITECTURES:
+    if found := lacking(language):
+        got, expected = found
         raise ExportError(
-            f'{name} is a "{config.model_type}", which is not written for llama.cpp: expected one '
-            f"of {known}; {INSTEAD}"
+            f"{language.config.name} {got}, which is not written for llama.cpp: expected "
+            f"{expected}; {INSTEAD}"
         )
-    told = _ropes(config)
-    rope = told.get("rope_type", "default")
-    wrong = [
-        (rope not in ROPES, f"positions scaled by {rope!r}", f"one of {', '.join(ROPES)}"),
-        (told.get("partial_rotary_factor", 1.0) != 1.0, "heads turned in part", "whole ones"),
-        (config.hidden_act != "silu", f"the activation {config.hidden_act!r}", '"silu"'),
-        (
-            config.model_type in ("llama", "qwen3") and _biased(language),
-            "biases in its attention or its MLP",
-            "none",
-        ),
-    ]
-    for is_wrong, got, expected in wrong:
-        if is_wrong:
-            raise ExportError(
-                f"{name} has {got}, which is not written for llama.cpp: expected {expected}; "
-                f"{INSTEAD}"
-            )
 
 
 def write_language(writer: Any, model: VisionLanguageModel, added: WrittenTokens) -> None:
@@ -67,89 +36,16 @@ def write_language(writer: Any, model: VisionLanguageModel, added: WrittenTokens
         model: The model.
         added: Its tokens.
     """
-    config = model.language.model.config
-    heads = config.num_attention_heads
-    size = head_size(config)
-    # Mistral's first version sees no further than its window, which llama.cpp does not know of
-    window = getattr(config, "sliding_window", None) if _slides(config) else None
-    writer.add_context_length(min(config.max_position_embeddings, window or 1 << 31))
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
-    writer.add_rope_freq_base(float(_ropes(config)["rope_theta"]))
-    writer.add_vocab_size(added.rows)
+    write_keys(writer, model.language.model.config, added.rows)
 
 
 def tensors_of(model: VisionLanguageModel, added: WrittenTokens) -> dict[str, Tensor]:
     """Every tensor by its name in llama.cpp; LoRA is merged."""
-    import gguf
-
-    config = model.language.model.config
-    architecture = ARCHITECTURES[config.model_type]
-    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
-    found: dict[str, Tensor] = {}
-    for own, tensor in language_tensors(model, added).items():
-        name = names.get_name(own if own.startswith("lm_head.") else f"model.{own}", _SUFFIXES)
-        if name is None:
-            raise ExportError(
-                f"{model.language.config.name} has a tensor {own} that llama.cpp's class "
-                f'"{architecture}" has no name for: expected a plain {config.model_type}; {INSTEAD}'
-            )
-        if architecture in INTERLEAVED and (".attn_q." in name or ".attn_k." in name):
-            tensor = interleaved(tensor, head_size(config))
-        found[name] = tensor
-    if (factors := _factors(model.language)) is not None:
-        found["rope_freqs.weight"] = factors
-    return found
-
-
-_SUFFIXES = (".weight", ".bias")
-
-
-def head_size(config: Any) -> int:
-    """Width of a head."""
-    return int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-
-
-def interleaved(rows: Tensor, size: int) -> Tensor:
-    """Rows of queries or keys (heads * size, D) with the halves of each head interleaved.
-
-    Example:
-        >>> interleaved(torch.arange(8)[:, None], 4).flatten().tolist()
-        [0, 2, 1, 3, 4, 6, 5, 7]
-    """
-    halves = rows.reshape(-1, 2, size // 2, *rows.shape[1:])
-    return halves.transpose(1, 2).reshape(rows.shape)
-
-
-def _factors(language: LanguageModel) -> Tensor | None:
-    """(size / 2,) by what each frequency of the positions is divided; None if by 1."""
-    config = language.model.config
-    told, size = _ropes(config), head_size(config)
-    powers = torch.arange(0, size, 2, dtype=torch.float32) / size
-    plain = 1.0 / float(told["rope_theta"]) ** powers
-    own = language.model.base_model.rotary_emb.inv_freq.detach().float().cpu()
-    factors = plain / own
-    return None if torch.allclose(factors, torch.ones_like(factors), atol=1e-6) else factors
-
-
-def _ropes(config: Any) -> dict[str, Any]:
-    return dict(getattr(config, "rope_parameters", None) or {})
-
-
-def _biased(language: LanguageModel) -> bool:
-    base = language.model.base_model
-    return any(name.endswith(".bias") and "lora" not in name for name, _ in base.named_parameters())
-
-
-def _slides(config: Any) -> bool:
-    return bool(getattr(config, "use_sliding_window", True))
+    try:
+        return named(model.language, language_tensors(model, added))
+    except KeyError as error:
+        kind = model.language.model.config.model_type
+        raise ExportError(
+            f"{model.language.config.name} has a tensor {error.args[0]} that llama.cpp's class "
+            f'"{ARCHITECTURES[kind]}" has no name for: expected a plain {kind}; {INSTEAD}'
+        ) from None

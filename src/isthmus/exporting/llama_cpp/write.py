@@ -20,6 +20,7 @@ from isthmus.exporting.llama_cpp.sizes import kind_of, packed
 from isthmus.exporting.llama_cpp.template import program_of
 from isthmus.exporting.tokens import WrittenTokens, add_tokens
 from isthmus.files import write_text
+from isthmus.model.backbones.llama_cpp import ARCHITECTURES
 from isthmus.model.vlm import VisionLanguageModel
 from isthmus.prompts.prompt import Span
 from isthmus.prompts.templates import template_named
@@ -79,7 +80,7 @@ def _write(
     spaced = model.language.encode("a") != _behind(model, "a")
     starts = bool(model.language.start_ids)
     program = program_of(template, added, spaced=spaced, starts=starts)
-    architecture = language.ARCHITECTURES[model.language.model.config.model_type]
+    architecture = ARCHITECTURES[model.language.model.config.model_type]
 
     def keys_of_language(writer: Any) -> None:
         language.write_language(writer, model, added)
