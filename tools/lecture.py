@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LECTURE = ROOT / "docs" / "lecture"
 MOST_BYTES = 60_000
 """Of a figure."""
-MOST_SECONDS = 580
+MOST_SECONDS = 1500
 """Of a command, before it is stopped."""
 TOLERANCE = 1e-3
 FENCE = re.compile(

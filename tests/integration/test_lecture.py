@@ -56,6 +56,7 @@ def run(*pages: Path, options: tuple[str, ...] = ()) -> subprocess.CompletedProc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # less than a minute of one core, which may be shared
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_a_page_prints_what_it_says(page: Path) -> None:
     told = run(page)
