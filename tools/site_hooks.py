@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import lecture  # noqa: E402
 from site_pages import api, commands, configuration, figure, links  # noqa: E402
 
 MADE: dict[str, Callable[[], str]] = {
@@ -27,12 +28,17 @@ option is looked up where its command is."""
 
 
 def on_config(config: Any) -> None:
-    """Puts the pages of the API into the navigation, in place of their table of contents."""
+    """Puts pages into the navigation, in place of their first one: of the API, of the lecture."""
+    languages = {f"lecture/{name}/index.md": name for name in lecture.HEADS}
     for section in config["nav"]:
         for entries in section.values():
             for entry in entries if isinstance(entries, list) else ():
                 if isinstance(entry, dict) and "Python API" in entry:
                     entry["Python API"] = api.navigation()
+                for name, place in entry.items() if isinstance(entry, dict) else ():
+                    if isinstance(place, str) and place in languages:
+                        own = [page.name for page in lecture.pages(languages[place])]
+                        entry[name] = [place, *(place.replace("index.md", page) for page in own)]
 
 
 def on_files(files: Files, config: Any) -> None:
@@ -68,6 +74,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         markdown, _ = links.rewritten(markdown, f"docs/{page.file.src_uri}", root)
     if page.file.src_uri in WEIGHTS:
         page.meta["search"] = {"boost": WEIGHTS[page.file.src_uri]}
+    if page.file.src_uri.startswith("lecture/"):
+        language = page.file.src_uri.split("/")[1]
+        if lecture.MARK in markdown:
+            markdown = markdown.replace(lecture.MARK, lecture.table(language))
+        markdown = lecture.shown(markdown)
     for mark, make in MADE.items():
         if mark in markdown:
             markdown = markdown.replace(mark, make())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +13,8 @@ WIDTH, MARGIN = 640, 14
 TITLE, LABEL, ROW, LETTER = 30, 22, 27, 6.9
 """Pixels: height of the title, of a line of text, of a bar's row; width of a letter."""
 PANEL = 250
+POINT, LINE = 16, 15
+"""Pixels between a panel's edge and its outermost point; height of a text beside a point."""
 LEAST = 90
 """Pixels of the longest bar, at least."""
 VALUES, NARROW = 126, 480
@@ -52,8 +55,10 @@ def curves(
     below: str,
     at: Sequence[float] = (),
     width: int = WIDTH,
+    most: float | None = 1.0,
+    percent: bool = True,
 ) -> str:
-    """Panels of curves side by side, of shares from 0 to 1, with one legend for all.
+    """Panels of curves side by side, of shares from 0 to 1 if not told otherwise, with one legend.
 
     Args:
         title: What stands above all of them.
@@ -61,6 +66,8 @@ def curves(
         below: What the horizontal axes are.
         at: Where they have their numbers; empty for where points are.
         width: Of the picture, in pixels.
+        most: Where the vertical axes end; None for the highest point of each panel.
+        percent: Whether the vertical axes are of shares.
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     thin = {name for lines in panels.values() for name, line in lines.items() if line.thin}
@@ -72,10 +79,10 @@ def curves(
         places = at or sorted({x for line in lines.values() for x, _ in line.points})
         own = plotted(
             {name: lines.get(name, Line(())) for name in names},
-            most=1.0,
+            most=most,
             at=places,
             size=(wide, PANEL),
-            percent=True,
+            percent=percent,
         )
         parts.append(_text(left + wide / 2, top + 14, label, 'text-anchor="middle"'))
         parts.append(f'<g transform="translate({left} {top + LABEL})">{own}</g>')
@@ -151,6 +158,84 @@ def bars(
     )
     described = "; ".join(f"{row.name}: {row.value:.3g}" for row in rows)
     return _whole(title, described, [*parts, legend], (width, height))
+
+
+def scatter(
+    title: str,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, str]]]],
+    *,
+    below: str,
+    width: int = WIDTH,
+) -> str:
+    """Panels of points in a plane side by side, all at one scale around their own middle.
+
+    Args:
+        title: What stands above all of them.
+        panels: By what stands above each of them: groups by name, each of points (x, y) with what
+            is written beside them. A group has one colour in all panels.
+        below: What the plane is.
+        width: Of the picture, in pixels.
+    """
+    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
+    wide = (width - 2 * MARGIN) // max(1, len(panels))
+    top, parts, told_of = MARGIN + TITLE, [], []
+    middles = {label: _middle(groups) for label, groups in panels.items()}
+    reach = max(
+        (
+            max(abs(x - middles[label][0]), abs(y - middles[label][1]))
+            for label, groups in panels.items()
+            for points in groups.values()
+            for x, y, _ in points
+        ),
+        default=1.0,
+    )
+    scale = (min(wide, PANEL) / 2 - POINT) / (reach or 1.0)
+    for number, (label, groups) in enumerate(panels.items()):
+        left, (across, up) = MARGIN + number * wide, middles[label]
+        parts.append(_text(left + wide / 2, top + 14, label, 'text-anchor="middle"'))
+        parts.append(
+            f'<rect class="grid" fill="none" x="{left + 4}" y="{top + LABEL}" width="{wide - 8}" '
+            f'height="{PANEL}" rx="4"/>'
+        )
+        written, dots = [], []
+        for name, points in groups.items():
+            colour = COLOURS[names.index(name) % len(COLOURS)]
+            for x, y, text in points:
+                at = left + wide / 2 + scale * (x - across)
+                down = top + LABEL + PANEL / 2 - scale * (y - up)
+                dots.append(f'<circle cx="{at:.1f}" cy="{down:.1f}" r="4.5" fill="{colour}"/>')
+                written.append((at, down, text))
+        parts += [*_beside(written, left + wide / 2), *dots]
+        told_of.append(f"{label}: " + ", ".join(f"{len(p)} of {n}" for n, p in groups.items()))
+    foot = top + LABEL + PANEL + 18
+    parts.append(_text(width / 2, foot, below, 'text-anchor="middle" class="soft"'))
+    legend, height = _legend(names, set(), foot + 8, width)
+    return _whole(title, "; ".join(told_of), [*parts, legend], (width, height))
+
+
+def _middle(groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> tuple[float, float]:
+    """The middle of a panel's points."""
+    points = [point for own in groups.values() for point in own] or [(0.0, 0.0, "")]
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+    return (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2
+
+
+def _beside(written: Sequence[tuple[float, float, str]], middle: float) -> list[str]:
+    """Texts beside their points, towards the middle, moved down where they would overlap.
+
+    A text that was moved has a line from its point.
+    """
+    lines, texts = [], []
+    for toward, step in (("start", 1), ("end", -1)):
+        here = [p for p in written if p[2] and (p[0] <= middle) == (step > 0)]
+        aside = max((step * x for x, _, _ in here), default=0) * step + 14 * step
+        lowest = -math.inf
+        for x, y, text in sorted(here, key=lambda own: own[1]):
+            lowest = max(y + 4, lowest + LINE)
+            line = f'd="M{x:.1f} {y:.1f}L{aside - 3 * step:.1f} {lowest - 4:.1f}"'
+            lines.append(f'<path class="whisker soft" stroke-width="1" {line}/>')
+            texts.append(_text(aside, lowest, text, f'text-anchor="{toward}"'))
+    return [*lines, *texts]
 
 
 def _text(x: float, y: float, text: str, how: str = "") -> str:
