@@ -108,7 +108,7 @@ def png_header(width: int, height: int) -> bytes:
 def bad_images(image: Path) -> dict[str, tuple[bytes | None, str]]:
     whole = image.read_bytes()
     return {
-        "text.png": (b"not an image at all", "no image of a known format"),
+        "text.png": (b"not an image at all", "is not an image of a known format"),
         "empty.png": (b"", "0 bytes"),
         "truncated.png": (whole[: len(whole) // 2], "truncated"),
         "huge.png": (png_header(100_000, 100_000), "expected at most 40 megapixels"),

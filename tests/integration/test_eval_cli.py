@@ -60,7 +60,7 @@ def test_a_table_and_a_report(run: Any, model: Path, tmp_path: Path) -> None:
     [
         (["--tasks", "countin"], 'did you mean "counting"'),
         ([], "expected --tasks"),
-        (["--tasks", "parity", "--shots", "a"], '"a" is no number'),
+        (["--tasks", "parity", "--shots", "a"], '"a" is not a number'),
         (["--tasks", "parity", "--shots", ","], "expected numbers with commas"),
         (["--tasks", "no/such.jsonl"], "cannot read questions"),
         (["--tasks", "parity", "--reasoning", "think"], "unknown way to reason"),

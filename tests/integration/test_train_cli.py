@@ -104,7 +104,7 @@ def test_a_folder_of_photos_and_no_configuration(run: Any, photos: Path, tmp_pat
     out = tmp_path / "runs" / "mine"
     command = ("train", "--data", photos, "--out", out, "--quiet", "--threads", 1)
     command += ("--set", "train.precision=fp32", "--set", "train.lr=1e-3")
-    quick = ("--set", "train.steps=80", "--set", "train.warmup=5")
+    quick = ("--set", "train.steps=30", "--set", "train.warmup=3")
     code, said, errors = run(*command, *quick)
     assert (code, said.strip()) == (0, f"saved {out}"), errors
     code, said, _ = run("ask", photos / "2.png", "What is in the picture?", "--model", out)

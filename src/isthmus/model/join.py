@@ -134,8 +134,9 @@ def strip_device(language: LanguageModel, device: str | torch.device, fusion: An
             f'embedding on {place}, where the strip has to be: expected device="auto"'
         )
     places = {computing_device(layer) for layer in language.layers}
-    inside = not isinstance(fusion, Inline) or fusion.adapter is not None or fusion.deepstack
-    if inside and places != {place}:
+    width = language.width  # more than that is added behind layers
+    outside = getattr(fusion, "added", None) == "" and fusion.width(width, width) == width
+    if not outside and places != {place}:
         raise ConfigError(
             f"{type(fusion).__name__} acts between the decoder layers, and device_map computes "
             f"these on {', '.join(sorted(map(str, places)))}: expected the fusion Inline() without "

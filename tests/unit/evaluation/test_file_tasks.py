@@ -84,7 +84,7 @@ Q = {"question": "?", "answer": "x"}
     ("rows", "told"),
     [
         ([Q, "{"], "line 2 is no JSON"),
-        ([Q, "[1]"], "line 2 is no object"),
+        ([Q, "[1]"], "line 2 is not an object"),
         ([Q, {"question": "?"}], 'line 2 has no "answer"'),
         ([{"answer": "x"}], 'line 1 has no "question"'),
         ([Q, {**Q, "quesion": 1}], 'unknown field "quesion": did you mean "question"'),

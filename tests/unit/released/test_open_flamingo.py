@@ -253,7 +253,7 @@ def empty(folder: Path) -> None:
     [
         (code, "would run .*mkdir when it is read"),
         (cut, "may be cut short"),
-        (noise, "is no file of torch.save"),
+        (noise, "was not written by torch.save"),
         (empty, "cannot be read"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
@@ -300,7 +300,7 @@ CONTENTS: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "another language model": (
         lambda s: {n.replace("model.layers", "gpt_neox.layers"): t for n, t in s.items()},
-        "no checkpoint of OpenFlamingo for this language model: expected.*model.layers",
+        "is not a checkpoint of OpenFlamingo for this language model: expected.*model.layers",
     ),
     "a tensor gone": (
         lambda s: without(s, f"{BLOCK}.attn.to_q.weight", "perceiver.layers.1.0.to_kv.weight"),
@@ -387,7 +387,7 @@ def test_what_does_not_fit_is_named(folder: Path, content: str) -> None:
         ('[language]\nname = "tiny-lm"\nevery = 2', 'unknown key "language.every"'),
         (
             '[fusion]\ntype = "inline"',
-            r"has fusion: expected the tables \[vision\] and \[language\]",
+            r"has fusion: expected only the tables \[vision\] and \[language\]",
         ),
         ('language = "tiny-lm"', "language: expected a table"),
         ("[language", "model.toml cannot be read"),
