@@ -31,7 +31,8 @@ class LaneLayer(CacheLayerMixin):
 
     Attributes:
         at: Lanes and places (B,) that the next token's keys and values go to.
-        length: Tokens K of the longest row, the next token counted.
+        length: Tokens K of the longest row, the next token counted; more in a recorded step.
+        last: Whether the one row there is ends at `length`: its place need not be looked up.
     """
 
     keys: Tensor | None
@@ -41,6 +42,7 @@ class LaneLayer(CacheLayerMixin):
         super().__init__()
         self.at = (torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
         self.length = 0
+        self.last = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Makes no block: rows that join bring theirs."""
@@ -69,7 +71,7 @@ class LaneLayer(CacheLayerMixin):
         assert self.values is not None
         lanes, places = self.at
         rows = len(lanes)
-        if rows == 1:  # it is the longest one
+        if self.last:
             self.keys[:1, :, self.length - 1 : self.length] = key_states
             self.values[:1, :, self.length - 1 : self.length] = value_states
         else:
@@ -193,7 +195,7 @@ class Lanes:
         self._mask[lanes, 0, 0, places] = 0
         length = max(self.lengths) + 1
         for layer in self._layers:
-            layer.at, layer.length = (lanes, places), length
+            layer.at, layer.length, layer.last = (lanes, places), length, len(ids) == 1
         embeddings = self.model.special_tokens.embed(torch.tensor(ids, device=device)[:, None])
         with self.model.shown(self._sight, self._may_end, adapted=self._adapted):
             logits: Tensor = self.model.language.model(
