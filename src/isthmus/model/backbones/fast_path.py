@@ -88,11 +88,10 @@ class FastLayer:
         attention, mlp = layer.self_attn, layer.mlp
         inside = [m for m in layer.modules() if m is not layer]
         self.hooks = [h for m in inside for h in (m._forward_pre_hooks, m._forward_hooks)]
-        attention, mlp = layer.self_attn, layer.mlp
-        self.maps = [
-            (owner._modules, name, owner._modules[name])
-            for owner, names in ((attention, _ATTENTION), (mlp, _MLP))
-            for name in sorted(names)
+        self.parts = [
+            (owner._modules, name, part)
+            for owner in (layer, attention, mlp)
+            for name, part in owner.named_children()
         ]
         self.qkv: Together = attention.q_proj.together
         self.out: Together = attention.o_proj.together
@@ -123,7 +122,7 @@ class FastLayer:
             and (mask is None or mask.dim() == 4)
             and self.layer.self_attn.config._attn_implementation == "sdpa"
             and not any(self.hooks)
-            and all(names[name] is own for names, name, own in self.maps)
+            and all(names.get(name) is own for names, name, own in self.parts)
         )
 
     def _computed(

@@ -187,6 +187,27 @@ def test_hooks_inside_of_a_layer_are_called(computed: list[int]) -> None:
     assert len(computed) == 3 + 2 + 2 + 2
 
 
+@pytest.mark.parametrize("part", ["self_attn", "mlp", "input_layernorm"])
+def test_parts_that_are_put_in_afterwards_compute(part: str, computed: list[int]) -> None:
+    model = language()
+    ids = torch.arange(3, 9)[None]
+    to_int8(model)
+    take_fast_path(model)
+    layer = model.model.layers[1]
+    other = copy.deepcopy(getattr(layer, part))
+    computed.clear()
+    with torch.no_grad(), exactly():
+        before = model(ids).logits
+        for value in other.parameters():
+            value.mul_(2)
+        setattr(layer, part, other)
+        after = model(ids).logits
+        assert away(after, before) > 0.01
+        layer.__dict__.pop("forward")
+        assert torch.equal(model(ids).logits, after)
+    assert len(computed) == 3 + 2 + 2
+
+
 def test_copies_have_weights_of_their_own() -> None:
     model = language()
     to_int8(model)

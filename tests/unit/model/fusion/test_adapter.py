@@ -296,3 +296,15 @@ def test_a_map_keeps_every_value_out_of_sight_even_where_its_input_overflows() -
     assert not (states @ low.lora_A.weight.T)[0].isfinite().any()
     found = low(states, output, torch.tensor([[True], [False]]))
     assert found.tolist() == [[0.0, 1.0, 2.0], [19.0, 20.0, 21.0]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", ["layers.1", "layers.1.self_attn", "layers.1.mlp.up_proj"])
+def test_modules_that_are_put_in_afterwards_are_adapted(path: str) -> None:
+    model = made()
+    batch = mixed(model)
+    expected = model(batch).logits
+    owner, _, name = path.rpartition(".")
+    parent = model.language.model.model.get_submodule(owner)
+    parent.register_module(name, copy.deepcopy(parent.get_submodule(name)))
+    assert torch.equal(model(batch).logits, expected)
