@@ -26,6 +26,7 @@ from isthmus.model.backbones.tiny_tiles import write_tiny_tiles
 from isthmus.model.media.base import Features, Opened, layouts_of, visual_of
 from isthmus.model.media.tiles import TileFeatures, TileMedium
 from isthmus.training.loader import MediaLoader
+from isthmus.training.plan import plan
 from isthmus.training.vlm import cache_of, cached_media
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -237,6 +238,15 @@ path = "{data}"
     assert done.report.computed == len(SIZES)
     with pytest.raises(ConfigError, match="none of which come in pieces"):
         compute_features(data, tmp_path / "none", im.load("tiny"))
+
+
+def test_a_plan_counts_the_rows_of_all_tiles(data: Path, tmp_path: Path) -> None:
+    model = im.load(write_tiny_nanovlm(tmp_path / "model"), dtype=None)
+    config = TrainConfig(steps=1, batch_size=len(SIZES), feature_cache=True)
+    planned = plan(model, im.read_data(data), config).cache
+    cache = cache_for(model, tmp_path / "cache")
+    cache.fill(files_of(data), quiet=True)
+    assert planned == cache.path.stat().st_size
 
 
 def test_threads_that_read_at_once_miss_no_line_that_is_written_later(tmp_path: Path) -> None:
