@@ -239,6 +239,13 @@ def test_what_is_no_placement(given: dict[str, Any], message: str) -> None:
         im.LanguageConfig(name="tiny-lm", **given)
 
 
+@pytest.mark.parametrize("device_map", ["disk", "xpu:7", {"model": "cpu", "lm_head": "disk"}])
+def test_devices_that_a_made_up_model_cannot_be_put_on(device_map: Any) -> None:
+    language = im.LanguageConfig(name="tiny-lm", device_map=device_map)
+    with pytest.raises(ConfigError, match=r"device_map = .*offload_folder"):
+        im.compose("tiny-vit", language, im.MLP(), im.Inline())
+
+
 def test_numbers_of_devices_are_numbers_however_they_are_written() -> None:
     run = run_from_mapping(
         {
