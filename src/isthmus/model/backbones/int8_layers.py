@@ -91,7 +91,7 @@ class Together:
     def _forget(self) -> None:
         self._maps: dict[bool, Int8Map | None] = {}
         self._packed_of: dict[bool, list[tuple[int, int]]] = {}
-        self._tensors_of: dict[bool, list[Any]] = {}
+        self._tensors_of: dict[bool, list[tuple[dict[str, Any], str]]] = {}
         self._terms_of: dict[nn.Module, LowRankTerm] | None = None
         self._states: Tensor | None = None
         self._left: dict[nn.Module, Tensor] = {}
@@ -166,7 +166,7 @@ class Together:
         seen = self.adapters.terms if adapted else None
         if adapted not in self._tensors_of or self._terms_of is not seen is not None:
             self._look(adapted)
-        own = [version(place["weight"]) for place in self._tensors_of[adapted]]
+        own = [version(place[name]) for place, name in self._tensors_of[adapted]]
         if self._packed_of.get(adapted) != own:
             self._maps[adapted], self._packed_of[adapted] = self._packed(self._terms(adapted)), own
         found = self._maps[adapted]
@@ -179,7 +179,12 @@ class Together:
         """Notes where the weights are: to ask each module for its own is slow."""
         terms = [term for term in self._terms(adapted) if term is not None]
         modules = [*self.layers, *(part for t in terms for part in (t.lora_A, t.lora_B))]
-        self._tensors_of[adapted] = [module._parameters for module in modules]
+        self._tensors_of[adapted] = [
+            (module._parameters, name)
+            for module in modules
+            for name, own in module._parameters.items()
+            if own is not None
+        ]
         if adapted:
             self._terms_of = self.adapters.terms
 

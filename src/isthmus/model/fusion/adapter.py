@@ -311,6 +311,7 @@ class _Placed:
 
     def __init__(self, maps: nn.ModuleDict, language: LanguageModel) -> None:
         self.layers = language.layers
+        self._maps, self._terms = maps, list(maps.values())
         self.outside: list[tuple[nn.Module, LowRank]] = []
         places: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
         terms: dict[nn.Module, Any] = {}
@@ -334,6 +335,7 @@ class _Placed:
         """Whether nothing was put in a place of theirs since."""
         return (
             language.layers is self.layers
+            and list(self._maps.values()) == self._terms  # modules are equal to themselves alone
             and all(parent.get(part) is owner for parent, part, owner in self._places)
             and not any(isinstance(owner, Int8Linear) for owner, _ in self.outside)
         )

@@ -233,6 +233,18 @@ def test_what_is_packed_follows_the_weights(some_kernel: Kernel) -> None:
         assert torch.equal(twin(states), before)
 
 
+def test_a_bias_that_changes_alone_is_seen(some_kernel: Kernel) -> None:
+    layers = nn.Sequential(nn.Linear(256, 256))
+    to_int8(layers)
+    states = torch.randn(2, 256)
+    with torch.no_grad():
+        before = layers(states)
+        layers[0].bias.add_(5)
+        torch.testing.assert_close(layers(states), before + 5)
+        layers[0].bias = nn.Parameter(layers[0].bias + 1)
+        torch.testing.assert_close(layers(states), before + 6)
+
+
 # --- a language model -----------------------------------------------------------------------------
 
 

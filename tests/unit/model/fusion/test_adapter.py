@@ -308,3 +308,20 @@ def test_modules_that_are_put_in_afterwards_are_adapted(path: str) -> None:
     parent = model.language.model.model.get_submodule(owner)
     parent.register_module(name, copy.deepcopy(parent.get_submodule(name)))
     assert torch.equal(model(batch).logits, expected)
+
+
+@torch.no_grad()
+def test_terms_that_are_put_in_afterwards_act() -> None:
+    model = made()
+    batch = mixed(model)
+    before = model(batch).logits
+    adapter = model.fusion.adapter
+    assert adapter is not None
+    for key, low in adapter.maps.items():
+        own = copy.deepcopy(low)
+        assert isinstance(own, LowRank)
+        own.lora_B.weight.zero_()
+        adapter.maps[key] = own
+    after = model(batch).logits
+    assert not torch.equal(after, before)
+    assert torch.equal(after, bare(model, batch))
