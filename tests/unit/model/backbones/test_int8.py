@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,36 @@ def test_layers_of_the_same_inputs_are_computed_together(some_kernel: Kernel) ->
         block.k_proj(torch.randn(1, 256))
         assert torch.equal(block.v_proj(states), got[..., 384:512])
         assert torch.equal(block.q_proj(states), got[..., :256])
+
+
+def test_threads_take_no_outputs_of_each_other(some_kernel: Kernel) -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({name: nn.Linear(128, 128) for name in ("q_proj", "k_proj", "v_proj")})
+    to_int8(layers)
+    inputs = list(torch.randn(4, 2, 128))
+    with torch.no_grad():
+        expected = [[layer(own) for layer in layers.values()] for own in inputs]
+    wrong: list[object] = []
+
+    @torch.no_grad()
+    def compute(number: int) -> None:
+        for _ in range(1000):
+            try:
+                got = [layer(inputs[number]) for layer in layers.values()]
+                same = all(torch.equal(a, b) for a, b in zip(got, expected[number], strict=True))
+            except Exception as error:
+                wrong.append(error)
+            else:
+                wrong.extend([number] * (not same))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(compute, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
 
 
 def test_weights_count_where_a_gradient_is_wanted(some_kernel: Kernel) -> None:
