@@ -19,6 +19,9 @@ from isthmus.model.backbones.llama_cpp import ARCHITECTURES, named, write_keys
 from isthmus.model.fusion.adapter import LowRank
 from isthmus.model.vlm import VisionLanguageModel
 
+ROWS = 4096
+"""Rows of a tensor that are looked at together."""
+
 
 def write_model(model: VisionLanguageModel, path: Path, *, exact: bool = False) -> None:
     """Writes a model's language model for llama.cpp, without a tokenizer.
@@ -119,9 +122,13 @@ def _kind_of(exact: bool) -> Callable[[str, Tensor], Any]:
     def choose(name: str, tensor: Tensor) -> Any:
         if exact or tensor.ndim < 2 or tensor.shape[-1] % 32:
             return Kind.F32
-        some = tensor[: min(len(tensor), 64)].numpy()
+        # a few first, the last among them, which tells most tensors; then all
+        few = tensor[torch.linspace(0, len(tensor) - 1, min(len(tensor), 64)).long()]
         for kind in (Kind.Q4_0, Kind.Q4_1):
-            if numpy.array_equal(dequantize(quantize(some, kind), kind), some):
+            if all(
+                numpy.array_equal(dequantize(quantize(rows, kind), kind), rows)
+                for rows in (own.numpy() for own in (few, *tensor.split(ROWS)))
+            ):
                 return kind
         return Kind.Q8_0
 
