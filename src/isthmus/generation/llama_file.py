@@ -127,7 +127,7 @@ def _kind_of(exact: bool) -> Callable[[str, Tensor], Any]:
         for kind in (Kind.Q4_0, Kind.Q4_1):
             if all(
                 numpy.array_equal(dequantize(quantize(rows, kind), kind), rows)
-                for rows in (own.numpy() for own in (few, *tensor.split(ROWS)))
+                for rows in (own.numpy() for own in (few, *torch.split(tensor, ROWS)))
             ):
                 return kind
         return Kind.Q8_0

@@ -115,6 +115,7 @@ class FastLayer:
     def _fits(self, states: Tensor, mask: Any, around: Any) -> bool:
         return (
             not torch.is_grad_enabled()
+            and not self.layer.training  # which may drop out
             and states.dtype == torch.float32
             and states.is_cpu
             and around is not None
@@ -177,7 +178,7 @@ class FastLayer:
                 keys,
                 values,
                 attn_mask=mask,
-                is_causal=mask is None,
+                is_causal=mask is None and getattr(attention, "is_causal", True),
                 scale=attention.scaling,
                 enable_gqa=self.heads != self.key_heads,
             )
@@ -277,7 +278,8 @@ def _is_equal(fast: FastLayer) -> bool:
             }
             with exactly():
                 expected = type(layer).forward(layer, states, **given)
-                got = fast(states, **given)
+                # whatever the attention is now, which may be SDPA later
+                got = fast._computed(states, mask, None, given["position_embeddings"])
             if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * float(expected.std())):
                 return False
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
