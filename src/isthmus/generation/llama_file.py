@@ -19,6 +19,7 @@ from isthmus.model.backbones.llama_cpp import ARCHITECTURES, named, write_keys
 from isthmus.model.fusion.adapter import LowRank
 from isthmus.model.vlm import VisionLanguageModel
 
+TABLES = ("token_embd.weight", "output.weight")
 ROWS = 4096
 """Rows of a tensor that are looked at together."""
 
@@ -54,7 +55,13 @@ def write_model(model: VisionLanguageModel, path: Path, *, exact: bool = False) 
         writer.add_tokenizer_model("no_vocab")
         write_keys(writer, language.model.config, rows)
 
-    _write(path, _architecture(model), keys, named(language, tensors), _kind_of(exact))
+    _write(
+        path,
+        _architecture(model),
+        keys,
+        named(language, tensors),
+        _kind_of(exact, language.vocab_rows),
+    )
 
 
 def write_adapter(model: VisionLanguageModel, path: Path) -> None:
@@ -114,8 +121,12 @@ def _write(
         writer.close()
 
 
-def _kind_of(exact: bool) -> Callable[[str, Tensor], Any]:
-    """The kind that a tensor is written in: the smallest that holds it as it is, else Q8_0."""
+def _kind_of(exact: bool, words: int) -> Callable[[str, Tensor], Any]:
+    """The kind that a tensor is written in: the smallest that holds it as it is, else Q8_0.
+
+    Rows behind the words' of a table are rounded as the words are: to keep two of them would round
+    all others, and make the table twice as large.
+    """
     from gguf import GGMLQuantizationType as Kind
     from gguf.quants import dequantize, quantize
 
@@ -123,6 +134,7 @@ def _kind_of(exact: bool) -> Callable[[str, Tensor], Any]:
         if exact or tensor.ndim < 2 or tensor.shape[-1] % 32:
             return Kind.F32
         # a few first, the last among them, which tells most tensors; then all
+        tensor = tensor[:words] if name in TABLES else tensor
         few = tensor[torch.linspace(0, len(tensor) - 1, min(len(tensor), 64)).long()]
         for kind in (Kind.Q4_0, Kind.Q4_1):
             if all(
