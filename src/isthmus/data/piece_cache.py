@@ -129,18 +129,19 @@ class PieceCache:
 
     def _refresh(self) -> None:
         """Reads what was added to the lines since."""
+        start = self._read
         try:
             with self._file.open("rb") as file:
-                file.seek(self._read)
+                file.seek(start)
                 text = file.read()
         except FileNotFoundError:
             return
         whole = text[: text.rfind(b"\n") + 1]  # another process may be writing the last one
-        self._read += len(whole)
         for line in whole.decode("ascii", "replace").splitlines():
             if found := _LINE.fullmatch(line):  # half a line of a run that was killed is none
                 told = tuple(int(number) for number in found[3].split())
                 self._told[found[1]] = (int(found[2]), told)
+        self._read = start + len(whole)  # not +=: another thread may have read the same
 
     def _keep(self, key: str, rows: np.ndarray, told: tuple[int, ...]) -> None:
         self.store.append([_piece(key, i) for i in range(len(rows))], rows)

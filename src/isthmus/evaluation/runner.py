@@ -20,6 +20,7 @@ from isthmus.evaluation.selection import Shots
 from isthmus.evaluation.task import Item, Task
 from isthmus.files import write_atomically, write_json, write_text
 from isthmus.generation.engine import Engine
+from isthmus.generation.llama_cpp import unfit
 from isthmus.media.image import open_image
 from isthmus.model.backbones.fingerprint import fingerprint
 from isthmus.model.vlm import VisionLanguageModel
@@ -204,8 +205,8 @@ def _loaded(
 
 def computed_in(model: VisionLanguageModel | WholeModel) -> str:
     """The data type that a model computes in, and by whom where that is not PyTorch."""
-    engine = getattr(model, "engine", "torch")
-    return model.language.computes_in + ("" if engine == "torch" else f" by {engine}")
+    ours = isinstance(model, VisionLanguageModel) and model.engine != "torch" and not unfit(model)
+    return model.language.computes_in + (f" by {model.engine}" if ours else "")
 
 
 def _task(tasks: Sequence[Task], arm: Arm) -> Task:

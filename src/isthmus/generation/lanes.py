@@ -31,8 +31,8 @@ class LaneLayer(CacheLayerMixin):
 
     Attributes:
         at: Lanes and places (B,) that the next token's keys and values go to.
-        place: The only row's place, which to write to is quicker; None for several rows.
-        length: Tokens K of the longest row, the next token counted.
+        length: Tokens K of the longest row, the next token counted; more in a recorded step.
+        last: Whether the one row there is ends at `length`: its place need not be looked up.
     """
 
     keys: Tensor | None
@@ -41,8 +41,8 @@ class LaneLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.at = (torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
-        self.place: int | None = None
         self.length = 0
+        self.last = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Makes no block: rows that join bring theirs."""
@@ -71,9 +71,9 @@ class LaneLayer(CacheLayerMixin):
         assert self.values is not None
         lanes, places = self.at
         rows = len(lanes)
-        if self.place is not None:
-            self.keys[:1, :, self.place : self.place + 1] = key_states
-            self.values[:1, :, self.place : self.place + 1] = value_states
+        if self.last:
+            self.keys[:1, :, self.length - 1 : self.length] = key_states
+            self.values[:1, :, self.length - 1 : self.length] = value_states
         else:
             self.keys[lanes, :, places] = key_states[:, :, 0]
             self.values[lanes, :, places] = value_states[:, :, 0]
@@ -195,8 +195,7 @@ class Lanes:
         self._mask[lanes, 0, 0, places] = 0
         length = max(self.lengths) + 1
         for layer in self._layers:
-            layer.at, layer.length = (lanes, places), length
-            layer.place = self.lengths[0] if len(ids) == 1 else None
+            layer.at, layer.length, layer.last = (lanes, places), length, len(ids) == 1
         embeddings = self.model.special_tokens.embed(torch.tensor(ids, device=device)[:, None])
         with self.model.shown(self._sight, self._may_end, adapted=self._adapted):
             logits: Tensor = self.model.language.model(

@@ -79,6 +79,8 @@ def unfit(model: VisionLanguageModel) -> str:
         return "its language model sees no further than a window"
     if language.config.lora_rank:
         return "its language model has LoRA of its own"
+    if language.placed:
+        return "its language model is laid over devices"
     if not language.input_embedding.weight.is_floating_point() or language.computes_in == "int8":
         return "its language model is quantised already: load it in float32"
     return ""
@@ -188,17 +190,20 @@ class LlamaCpp:
 
     # --- sequences --------------------------------------------------------------------------------
 
-    def take(self) -> int:
-        """A sequence that is empty.
+    def take(self, count: int = 1) -> list[int]:
+        """Sequences that are empty: all of them or none.
 
         Raises:
-            PromptError: If there are as many as can be told apart.
+            PromptError: If there would be more than can be told apart.
         """
         with self._turn:
             self._sweep()
-            if not self._free:
-                raise PromptError(f"llama.cpp keeps {SEQUENCES} sequences already: ask for fewer")
-            return self._free.popleft()
+            if len(self._free) < count:
+                raise PromptError(
+                    f"llama.cpp keeps {SEQUENCES - len(self._free)} sequences and has no more than "
+                    f"{SEQUENCES}, and {count} are wanted: ask for fewer at a time"
+                )
+            return [self._free.popleft() for _ in range(count)]
 
     def drop(self, sequences: Sequence[int]) -> None:
         """Lets sequences go, without waiting for a turn: whoever collects garbage calls it."""
@@ -211,12 +216,17 @@ class LlamaCpp:
             self._c.llama_memory_seq_rm(self._memory, number, -1, -1)
             self._free.append(number)
 
-    def copy(self, sequence: int, length: int) -> int:
-        """A new sequence that begins as another one does, so many tokens long."""
+    def copy(self, sequence: int, length: int, count: int = 1) -> list[int]:
+        """New sequences that begin as another one does, so many tokens long.
+
+        Raises:
+            PromptError: As `take`.
+        """
         with self._turn:
-            own = self.take()
-            self._c.llama_memory_seq_cp(self._memory, sequence, own, 0, length)
-            return own
+            found = self.take(count)
+            for own in found:
+                self._c.llama_memory_seq_cp(self._memory, sequence, own, 0, length)
+            return found
 
     # --- computing --------------------------------------------------------------------------------
 

@@ -19,6 +19,10 @@ from isthmus.model.backbones.llama_cpp import ARCHITECTURES, named, write_keys
 from isthmus.model.fusion.adapter import LowRank
 from isthmus.model.vlm import VisionLanguageModel
 
+TABLES = ("token_embd.weight", "output.weight")
+ROWS = 4096
+"""Rows of a tensor that are looked at together."""
+
 
 def write_model(model: VisionLanguageModel, path: Path, *, exact: bool = False) -> None:
     """Writes a model's language model for llama.cpp, without a tokenizer.
@@ -51,7 +55,13 @@ def write_model(model: VisionLanguageModel, path: Path, *, exact: bool = False) 
         writer.add_tokenizer_model("no_vocab")
         write_keys(writer, language.model.config, rows)
 
-    _write(path, _architecture(model), keys, named(language, tensors), _kind_of(exact))
+    _write(
+        path,
+        _architecture(model),
+        keys,
+        named(language, tensors),
+        _kind_of(exact, language.vocab_rows),
+    )
 
 
 def write_adapter(model: VisionLanguageModel, path: Path) -> None:
@@ -111,17 +121,26 @@ def _write(
         writer.close()
 
 
-def _kind_of(exact: bool) -> Callable[[str, Tensor], Any]:
-    """The kind that a tensor is written in: the smallest that holds it as it is, else Q8_0."""
+def _kind_of(exact: bool, words: int) -> Callable[[str, Tensor], Any]:
+    """The kind that a tensor is written in: the smallest that holds it as it is, else Q8_0.
+
+    Rows behind the words' of a table are rounded as the words are: to keep two of them would round
+    all others, and make the table twice as large.
+    """
     from gguf import GGMLQuantizationType as Kind
     from gguf.quants import dequantize, quantize
 
     def choose(name: str, tensor: Tensor) -> Any:
         if exact or tensor.ndim < 2 or tensor.shape[-1] % 32:
             return Kind.F32
-        some = tensor[: min(len(tensor), 64)].numpy()
+        # a few first, the last among them, which tells most tensors; then all
+        tensor = tensor[:words] if name in TABLES else tensor
+        few = tensor[torch.linspace(0, len(tensor) - 1, min(len(tensor), 64)).long()]
         for kind in (Kind.Q4_0, Kind.Q4_1):
-            if numpy.array_equal(dequantize(quantize(some, kind), kind), some):
+            if all(
+                numpy.array_equal(dequantize(quantize(rows, kind), kind), rows)
+                for rows in (own.numpy() for own in (few, *torch.split(tensor, ROWS)))
+            ):
                 return kind
         return Kind.Q8_0
 

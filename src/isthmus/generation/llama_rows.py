@@ -42,12 +42,12 @@ class Held:
     def fork(self, length: int, rows: int) -> Held:
         """As `prefix.fork`."""
         first = self.sequences[0]
-        return Held(self.at, [self.at.copy(first, length) for _ in range(rows)], [length] * rows)
+        return Held(self.at, self.at.copy(first, length, rows), [length] * rows)
 
     def alone(self, row: int) -> Held:
         """One row, ready to be appended to, these left as they are."""
         length = self.lengths[row]
-        return Held(self.at, [self.at.copy(self.sequences[row], length)], [length])
+        return Held(self.at, self.at.copy(self.sequences[row], length), [length])
 
 
 class LlamaRows:
@@ -76,7 +76,7 @@ class LlamaRows:
     ) -> None:
         self.model, self.prompts = model, prompts
         if states is None:
-            states = Held(at, [at.take() for _ in prompts], [0] * len(prompts))
+            states = Held(at, at.take(len(prompts)), [0] * len(prompts))
         self.states = states
         self._embedded = Rows(model, prompts, visual, None, past)
         self.acts = [self._embedded.acts(row)[1] for row in range(len(prompts))]

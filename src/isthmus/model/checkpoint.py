@@ -33,7 +33,7 @@ from isthmus.config.file import model_from_mapping, to_mapping
 from isthmus.config.model import SHIPPED, media_with
 from isthmus.errors import CheckpointError, ConfigError, suggestion
 from isthmus.files import write_atomically, write_json
-from isthmus.machine import device_for, dtype_for, int8_for
+from isthmus.machine import device_for, dtype_for
 from isthmus.model.analysis import fitted_names
 from isthmus.model.backbones.fingerprint import fingerprint, weight_files
 from isthmus.model.backbones.placement import in_memory
@@ -46,6 +46,7 @@ from isthmus.model.join import named_model, reader_of
 from isthmus.model.saved_parts import (
     dtype_under,
     frozen_parts,
+    int8_beside,
     placed,
     refuse_other_part,
     saved_encoder,
@@ -255,11 +256,10 @@ def load_vlm(
             that is faster in it, the language model computes in int8 where no gradient is wanted.
         image_options: As in `load`.
         device_map: As in `load`.
-        engine: As in `load`; "auto" is float32 under "llama".
+        engine: As in `load`; dtype "auto" is float32 under "llama".
 
     Raises:
-        ConfigError: If this machine has no such device, or a released model is of an unknown
-            family or has what our parts lack; or images have no such option.
+        ConfigError: If there is no such device or option, or our parts lack what a model has.
         CheckpointError: If the folder is no saved model, or the parts differ from those that it
             was trained between; the message says what differs.
 
@@ -272,7 +272,7 @@ def load_vlm(
     """
     place = device_for(device)  # said before anything is read
     dtype = dtype_under(engine, dtype, device_map)
-    int8 = device_map is None and int8_for(dtype, place)
+    int8 = int8_beside(dtype, place, device_map, language)
     kind = torch.float32 if int8 else dtype_for(dtype, place)
     own = None if dtype in (None, "auto") else kind  # of a language model that a map places
     source = fetched(source)

@@ -11,10 +11,11 @@ from torch import nn
 
 from isthmus.config.model import LanguageConfig, ModelConfig, VisionConfig
 from isthmus.errors import CheckpointError, ConfigError
-from isthmus.machine import check_engine, device_for
+from isthmus.machine import check_engine, device_for, int8_for
 from isthmus.model.backbones.fast_path import take_fast_path
 from isthmus.model.backbones.int8_layers import to_int8
 from isthmus.model.backbones.language import LanguageModel, load_language
+from isthmus.model.backbones.placement import is_dispatched
 from isthmus.model.backbones.vision import VisionEncoder, load_vision
 from isthmus.model.join import strip_device
 from isthmus.model.vlm import VisionLanguageModel
@@ -133,6 +134,24 @@ def dtype_under(
             "computes: leave one of them out"
         )
     return "float32" if dtype == "auto" else dtype
+
+
+def int8_beside(
+    dtype: str | torch.dtype | None, place: torch.device, device_map: Any, language: Any
+) -> bool:
+    """Whether the language model computes in int8: never one that a map places.
+
+    Accelerate calls its layers in ways of its own, and their weights may be elsewhere.
+
+    Args:
+        dtype: As for `load_vlm`; "int8" is then refused by `dtype_for`, as it is for encoders.
+        place: Where the strip will be.
+        device_map: As for `load_vlm`.
+        language: The one handed in, if any.
+    """
+    laid = device_map is not None or getattr(language, "device_map", None) is not None
+    laid = laid or (isinstance(language, nn.Module) and is_dispatched(language))
+    return not laid and int8_for(dtype, place)
 
 
 def placed(

@@ -236,7 +236,7 @@ def _plan_samples(
         images=images,
         encode_seconds=images * image_seconds,
         cache=sum(
-            round(counts[name] * _pieces(items, name)) * _bytes(encoding)
+            round(counts[name] * _pieces(encoded, name)) * _bytes(encoding)
             for name, encoding in kept.items()
         ),
         details=details,

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import isthmus as im
+from isthmus.evaluation.runner import computed_in
 from isthmus.generation import llama_cpp
 from isthmus.generation.encode import PromptEncoder
 from isthmus.generation.engine import Engine
@@ -182,7 +183,7 @@ def test_sequences_are_let_go() -> None:
         engine.generate([Prompt(f"{number}"), Prompt("more")], max_new_tokens=2)
     del engine
     gc.collect()
-    at.drop([at.take()])
+    at.drop(at.take())
     at.take()
     assert len(at._free) == SEQUENCES - 1
 
@@ -192,8 +193,23 @@ def test_a_sequence_too_many_is_refused() -> None:
     take = partial(at.take)
     for _ in range(SEQUENCES):
         take()
-    with pytest.raises(im.PromptError, match="sequences already"):
+    with pytest.raises(im.PromptError, match="255 sequences"):
         take()
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+def test_what_was_refused_holds_no_sequences(shared: int) -> None:
+    model = exactly(inline())
+    at, engine = llama_cpp._READ[model], Engine(model, batch_size=SEQUENCES + 5)
+    many = [Prompt(f"start {n}", shared=shared) for n in range(SEQUENCES + 5)]
+    with pytest.raises(im.PromptError, match="ask for fewer"):
+        engine.generate(many, max_new_tokens=2)
+    assert engine.generate(many[:3], max_new_tokens=2)[2].completions[0].ids
+    del engine
+    gc.collect()
+    at.drop(at.take())
+    at.take()
+    assert len(at._free) == SEQUENCES - 1
 
 
 def named() -> im.VisionLanguageModel:
@@ -220,3 +236,6 @@ def test_an_evaluation_says_by_whom_it_was_computed(tmp_path: Path) -> None:
     options: dict[str, Any] = {"shots": [0], "limit": 2, "engine": "llama"}
     found = im.evaluate(folder, "parity", out=tmp_path / "out", **options)
     assert found.config["dtype"] == "float32 by llama"
+    other = im.compose("tiny-vit", "tiny-lm", im.Linear(), im.CrossAttention(every=2))
+    other.engine = "llama"  # which decodes nothing for it
+    assert computed_in(other) == "float32"

@@ -14,6 +14,7 @@ from gguf.quants import dequantize, quantize
 
 import isthmus as im
 from isthmus import machine
+from isthmus.generation import llama_file
 from isthmus.generation.llama_cpp import unfit
 from isthmus.generation.llama_file import write_adapter, write_model
 from isthmus.model.backbones.tiny import byte_tokenizer, tiny_language_model
@@ -50,6 +51,23 @@ def test_values_that_a_kind_holds_go_back_bit_by_bit(tmp_path: Path, kind: Any) 
     found = read(tmp_path / "model.gguf")["blk.0.ffn_gate.weight"]
     assert found.tensor_type == kind
     assert numpy.array_equal(dequantize(found.data, kind), layer.detach().numpy())
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1])
+def test_a_few_rows_that_a_kind_holds_do_not_stand_for_the_others(kind: Any) -> None:
+    values = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    held = torch.from_numpy(dequantize(quantize(values.numpy(), kind), kind).copy())
+    choose = llama_file._kind_of(False, 200)
+    assert choose("map", held) == kind
+    assert choose("output.weight", torch.cat([held, values[:2]])) == kind  # two tokens' beside
+    odd = held.clone()
+    odd[101] = values[101]
+    for tensor in (
+        torch.cat([held, values[:1]]),
+        torch.cat([torch.zeros(80, 64), values]),
+        odd,
+    ):
+        assert choose("map", tensor) == Kind.Q8_0
 
 
 def test_other_values_are_rounded_to_q8_0_unless_all_is_to_be_exact(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from isthmus.model.backbones.tiny_tiles import write_tiny_tiles
 from isthmus.model.media.base import Features, Opened, layouts_of, visual_of
 from isthmus.model.media.tiles import TileFeatures, TileMedium
 from isthmus.training.loader import MediaLoader
+from isthmus.training.plan import plan
 from isthmus.training.vlm import cache_of, cached_media
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -235,3 +238,36 @@ path = "{data}"
     assert done.report.computed == len(SIZES)
     with pytest.raises(ConfigError, match="none of which come in pieces"):
         compute_features(data, tmp_path / "none", im.load("tiny"))
+
+
+def test_a_plan_counts_the_rows_of_all_tiles(data: Path, tmp_path: Path) -> None:
+    model = im.load(write_tiny_nanovlm(tmp_path / "model"), dtype=None)
+    config = TrainConfig(steps=1, batch_size=len(SIZES), feature_cache=True)
+    planned = plan(model, im.read_data(data), config).cache
+    cache = cache_for(model, tmp_path / "cache")
+    cache.fill(files_of(data), quiet=True)
+    assert planned == cache.path.stat().st_size
+
+
+def test_threads_that_read_at_once_miss_no_line_that_is_written_later(tmp_path: Path) -> None:
+    model = im.load(write_tiny_nanovlm(tmp_path / "model"))
+    told = cache_for(model, tmp_path).path.with_suffix(".told")
+    told.write_text("".join(f"{number:032x} 1 1 1\n" for number in range(2000)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(20):
+            cache, together = cache_for(model, tmp_path), Barrier(4)
+
+            def read(cache: PieceCache = cache, together: Barrier = together) -> None:
+                together.wait()
+                cache._refresh()
+
+            threads = [Thread(target=read) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert cache._read == told.stat().st_size
+    finally:
+        sys.setswitchinterval(before)

@@ -88,11 +88,10 @@ class FastLayer:
         attention, mlp = layer.self_attn, layer.mlp
         inside = [m for m in layer.modules() if m is not layer]
         self.hooks = [h for m in inside for h in (m._forward_pre_hooks, m._forward_hooks)]
-        attention, mlp = layer.self_attn, layer.mlp
-        self.maps = [
-            (owner._modules, name, owner._modules[name])
-            for owner, names in ((attention, _ATTENTION), (mlp, _MLP))
-            for name in sorted(names)
+        self.parts = [
+            (owner._modules, name, part)
+            for owner in (layer, attention, mlp)
+            for name, part in owner.named_children()
         ]
         self.qkv: Together = attention.q_proj.together
         self.out: Together = attention.o_proj.together
@@ -116,6 +115,7 @@ class FastLayer:
     def _fits(self, states: Tensor, mask: Any, around: Any) -> bool:
         return (
             not torch.is_grad_enabled()
+            and not self.layer.training  # which may drop out
             and states.dtype == torch.float32
             and states.is_cpu
             and around is not None
@@ -123,7 +123,7 @@ class FastLayer:
             and (mask is None or mask.dim() == 4)
             and self.layer.self_attn.config._attn_implementation == "sdpa"
             and not any(self.hooks)
-            and all(names[name] is own for names, name, own in self.maps)
+            and all(names.get(name) is own for names, name, own in self.parts)
         )
 
     def _computed(
@@ -178,7 +178,7 @@ class FastLayer:
                 keys,
                 values,
                 attn_mask=mask,
-                is_causal=mask is None,
+                is_causal=mask is None and getattr(attention, "is_causal", True),
                 scale=attention.scaling,
                 enable_gqa=self.heads != self.key_heads,
             )
@@ -278,7 +278,8 @@ def _is_equal(fast: FastLayer) -> bool:
             }
             with exactly():
                 expected = type(layer).forward(layer, states, **given)
-                got = fast(states, **given)
+                # whatever the attention is now, which may be SDPA later
+                got = fast._computed(states, mask, None, given["position_embeddings"])
             if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * float(expected.std())):
                 return False
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):

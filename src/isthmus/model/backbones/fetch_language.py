@@ -66,7 +66,7 @@ def fetch_language(
         refuse_no_language(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    refuse_incomplete(name, config.device_map)
+    refuse_incomplete(f"hf:{rest}", config.device_map)
     options = loading_options(config, dtype) if placed else {"dtype": torch.float32}
     with loading(name, "a folder or a model"), no_bar_for_files(rest), quiet_dispatch():
         model, report = AutoModelForCausalLM.from_pretrained(

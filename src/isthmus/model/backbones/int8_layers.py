@@ -91,10 +91,10 @@ class Together:
     def _forget(self) -> None:
         self._maps: dict[bool, Int8Map | None] = {}
         self._packed_of: dict[bool, list[tuple[int, int]]] = {}
-        self._tensors_of: dict[bool, list[Any]] = {}
+        self._tensors_of: dict[bool, list[tuple[dict[str, Any], str]]] = {}
         self._terms_of: dict[nn.Module, LowRankTerm] | None = None
-        self._states: Tensor | None = None
-        self._left: dict[nn.Module, Tensor] = {}
+        # in one, since another thread may put its own there at any time
+        self._last: tuple[Tensor, dict[nn.Module, Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:  # what is packed is no part of a copy
         return {"layers": self.layers, "adapters": self.adapters}
@@ -105,7 +105,8 @@ class Together:
 
     def of(self, layer: Int8Linear, states: Tensor) -> Tensor | None:
         """A layer's outputs (..., N) of inputs (..., K); None without a kernel."""
-        if states is not self._states or layer not in self._left:
+        last = self._last
+        if last is None or last[0] is not states or layer not in last[1]:
             found = self._computed(states.flatten(0, -2))
             if found is None:
                 return None
@@ -113,11 +114,11 @@ class Together:
             if len(self.layers) == 1:
                 return parts
             sizes = [each.out_features for each in self.layers]
-            self._left = dict(zip(self.layers, torch.split(parts, sizes, dim=-1), strict=True))
-            self._states = states
-        mine = self._left.pop(layer)
-        if not self._left:
-            self._states = None
+            each = torch.split(parts, sizes, dim=-1)
+            last = self._last = states, dict(zip(self.layers, each, strict=True))
+        mine = last[1].pop(layer)
+        if not last[1]:
+            self._last = None
         return mine
 
     def all(self, states: Tensor, over: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
@@ -166,7 +167,7 @@ class Together:
         seen = self.adapters.terms if adapted else None
         if adapted not in self._tensors_of or self._terms_of is not seen is not None:
             self._look(adapted)
-        own = [version(place["weight"]) for place in self._tensors_of[adapted]]
+        own = [version(place[name]) for place, name in self._tensors_of[adapted]]
         if self._packed_of.get(adapted) != own:
             self._maps[adapted], self._packed_of[adapted] = self._packed(self._terms(adapted)), own
         found = self._maps[adapted]
@@ -179,7 +180,12 @@ class Together:
         """Notes where the weights are: to ask each module for its own is slow."""
         terms = [term for term in self._terms(adapted) if term is not None]
         modules = [*self.layers, *(part for t in terms for part in (t.lora_A, t.lora_B))]
-        self._tensors_of[adapted] = [module._parameters for module in modules]
+        self._tensors_of[adapted] = [
+            (module._parameters, name)
+            for module in modules
+            for name, own in module._parameters.items()
+            if own is not None
+        ]
         if adapted:
             self._terms_of = self.adapters.terms
 

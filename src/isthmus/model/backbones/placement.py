@@ -220,11 +220,23 @@ def found_map(model: Any, config: LanguageConfig) -> dict[str, int | str]:
 
 
 def dispatched(model: Any, config: LanguageConfig) -> Any:
-    """A model that is in memory, laid over devices as `from_pretrained` would lay it."""
+    """A model that is in memory, laid over devices as `from_pretrained` would lay it.
+
+    Raises:
+        ConfigError: If this machine has no such device, or no folder is named for the disk.
+    """
     from accelerate import dispatch_model
 
-    with quiet_dispatch():
-        return dispatch_model(model, found_map(model, config), offload_dir=config.offload_folder)
+    try:
+        with quiet_dispatch():
+            own = found_map(model, config)
+            return dispatch_model(model, own, offload_dir=config.offload_folder)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        why = (str(error) or type(error).__name__).split("\n")[0]
+        raise ConfigError(
+            f"language.device_map = {config.device_map!r}: {why} Expected devices of this machine, "
+            'and language.offload_folder beside "disk"'
+        ) from error
 
 
 @contextmanager

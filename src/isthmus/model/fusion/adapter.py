@@ -311,30 +311,32 @@ class _Placed:
 
     def __init__(self, maps: nn.ModuleDict, language: LanguageModel) -> None:
         self.layers = language.layers
+        self._maps, self._terms = maps, list(maps.values())
         self.outside: list[tuple[nn.Module, LowRank]] = []
-        self._places: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
+        places: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
         terms: dict[nn.Module, Any] = {}
         adapters: dict[int, Adapters] = {}
         for key, low in maps.items():
             assert isinstance(low, LowRank)
-            number, *path = key.split("/")
-            owner: nn.Module = self.layers[int(number)]
-            for part in path:
+            owner: nn.Module = self.layers
+            for part in key.split("/"):
                 parent = owner._modules
                 owner = parent[part]  # type: ignore[assignment]
-            self._places.append((parent, part, owner))
+                places[id(parent), part] = parent, part, owner
             if isinstance(owner, Int8Linear):
                 terms[owner] = low
                 adapters[id(owner.together.adapters)] = owner.together.adapters
             else:
                 self.outside.append((owner, low))
         self.within = [(each, terms) for each in adapters.values()]
+        self._places = list(places.values())  # layers and what holds the maps, too
 
     def holds(self, language: LanguageModel) -> bool:
         """Whether nothing was put in a place of theirs since."""
         return (
             language.layers is self.layers
-            and all(parent[part] is owner for parent, part, owner in self._places)
+            and list(self._maps.values()) == self._terms  # modules are equal to themselves alone
+            and all(parent.get(part) is owner for parent, part, owner in self._places)
             and not any(isinstance(owner, Int8Linear) for owner, _ in self.outside)
         )
 

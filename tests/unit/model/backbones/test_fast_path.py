@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import isthmus as im
 from isthmus.cpu import Kernel
@@ -185,6 +186,64 @@ def test_hooks_inside_of_a_layer_are_called(computed: list[int]) -> None:
         layer.mlp.down_proj = nn.Linear(512, 256)
         assert not torch.equal(model(ids).logits, plain)
     assert len(computed) == 3 + 2 + 2 + 2
+
+
+@pytest.mark.parametrize("part", ["self_attn", "mlp", "input_layernorm"])
+def test_parts_that_are_put_in_afterwards_compute(part: str, computed: list[int]) -> None:
+    model = language()
+    ids = torch.arange(3, 9)[None]
+    to_int8(model)
+    take_fast_path(model)
+    layer = model.model.layers[1]
+    other = copy.deepcopy(getattr(layer, part))
+    computed.clear()
+    with torch.no_grad(), exactly():
+        before = model(ids).logits
+        for value in other.parameters():
+            value.mul_(2)
+        setattr(layer, part, other)
+        after = model(ids).logits
+        assert away(after, before) > 0.01
+        layer.__dict__.pop("forward")
+        assert torch.equal(model(ids).logits, after)
+    assert len(computed) == 3 + 2 + 2
+
+
+class Odd(LlamaDecoderLayer):
+    """Looks like a layer of the form, and says something else."""
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        return 2 * super().forward(*args, **options)
+
+
+def test_a_layer_is_tried_whatever_its_attention_is_at_that_time() -> None:
+    model = language()
+    model.set_attn_implementation("eager")
+    to_int8(model)
+    for layer in model.model.layers:
+        layer.__class__ = Odd
+    assert take_fast_path(model) == 0
+
+
+def test_no_dropout_is_lost_and_attention_may_see_both_sides(computed: list[int]) -> None:
+    model = language()
+    ids = torch.arange(3, 9)[None]
+    to_int8(model)
+    assert take_fast_path(model) == 3
+    computed.clear()
+    with torch.no_grad(), exactly():
+        model.train()
+        model(ids)
+        assert not computed
+        model.eval()
+        model.config.is_causal = False
+        for layer in model.model.layers:
+            layer.self_attn.is_causal = False
+        got = model(ids).logits
+        assert len(computed) == 3
+        for layer in model.model.layers:
+            layer.__dict__.pop("forward")
+        torch.testing.assert_close(got, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_copies_have_weights_of_their_own() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,36 @@ def test_layers_of_the_same_inputs_are_computed_together(some_kernel: Kernel) ->
         assert torch.equal(block.q_proj(states), got[..., :256])
 
 
+def test_threads_take_no_outputs_of_each_other(some_kernel: Kernel) -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({name: nn.Linear(128, 128) for name in ("q_proj", "k_proj", "v_proj")})
+    to_int8(layers)
+    inputs = list(torch.randn(4, 2, 128))
+    with torch.no_grad():
+        expected = [[layer(own) for layer in layers.values()] for own in inputs]
+    wrong: list[object] = []
+
+    @torch.no_grad()
+    def compute(number: int) -> None:
+        for _ in range(1000):
+            try:
+                got = [layer(inputs[number]) for layer in layers.values()]
+                same = all(torch.equal(a, b) for a, b in zip(got, expected[number], strict=True))
+            except Exception as error:
+                wrong.append(error)
+            else:
+                wrong.extend([number] * (not same))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(compute, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+
+
 def test_weights_count_where_a_gradient_is_wanted(some_kernel: Kernel) -> None:
     block, states = Block(), torch.randn(2, 256)
     expected = block(states)
@@ -231,6 +263,18 @@ def test_what_is_packed_follows_the_weights(some_kernel: Kernel) -> None:
         copied.q_proj.weight.mul_(2)
         assert not torch.equal(copied(states), before)
         assert torch.equal(twin(states), before)
+
+
+def test_a_bias_that_changes_alone_is_seen(some_kernel: Kernel) -> None:
+    layers = nn.Sequential(nn.Linear(256, 256))
+    to_int8(layers)
+    states = torch.randn(2, 256)
+    with torch.no_grad():
+        before = layers(states)
+        layers[0].bias.add_(5)
+        torch.testing.assert_close(layers(states), before + 5)
+        layers[0].bias = nn.Parameter(layers[0].bias + 1)
+        torch.testing.assert_close(layers(states), before + 6)
 
 
 # --- a language model -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import isthmus as im
 from isthmus.config.file import run_from_mapping
 from isthmus.errors import CheckpointError, ConfigError
+from isthmus.generation.llama_cpp import unfit
 from isthmus.model.backbones.added_tokens import AddedTokens
 from isthmus.model.backbones.fingerprint import fingerprint
 from isthmus.model.backbones.language import LanguageModel
@@ -131,6 +132,28 @@ def test_auto_on_this_machine_and_one_device_of_a_name(moe: Path) -> None:
         assert torch.allclose(expected, got.cpu(), atol=1e-6)
 
 
+def test_one_that_was_dispatched_before_is_not_turned_to_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_language_model("llama", layers=LAYERS, width=256).save_pretrained(tmp_path / "lm")
+    byte_tokenizer().save_pretrained(tmp_path / "lm")
+    monkeypatch.setattr("isthmus.model.saved_parts.int8_for", lambda *_: True)
+    model = joined(tmp_path / "lm")
+    folder = im.save(model, tmp_path / "strip")
+    expected, _ = logits_and_gradients(model)
+    language = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "lm", device_map=LATE_ON_DISK, offload_folder=tmp_path / "offloaded"
+    )
+    parts: dict[str, Any] = {"language": language, "tokenizer": byte_tokenizer()}
+    loaded: Any = im.load(folder, **parts)
+    assert loaded.language.computes_in == "float32"
+    got, _ = logits_and_gradients(loaded)
+    assert torch.equal(got, expected)
+    with pytest.raises(ConfigError, match="int8"):
+        im.load(folder, dtype="int8", **parts)
+    assert "laid over devices" in unfit(loaded)
+
+
 def test_it_answers_saves_and_loads(moe: Path, tmp_path: Path) -> None:
     split = joined(moe, LATE_ON_DISK, tmp_path / "offloaded")
     whole = joined(moe)
@@ -214,6 +237,13 @@ def test_moving_leaves_it_where_it_is(moe: Path, tmp_path: Path) -> None:
 def test_what_is_no_placement(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         im.LanguageConfig(name="tiny-lm", **given)
+
+
+@pytest.mark.parametrize("device_map", ["disk", "xpu:7", {"model": "cpu", "lm_head": "disk"}])
+def test_devices_that_a_made_up_model_cannot_be_put_on(device_map: Any) -> None:
+    language = im.LanguageConfig(name="tiny-lm", device_map=device_map)
+    with pytest.raises(ConfigError, match=r"device_map = .*offload_folder"):
+        im.compose("tiny-vit", language, im.MLP(), im.Inline())
 
 
 def test_numbers_of_devices_are_numbers_however_they_are_written() -> None:

@@ -296,3 +296,32 @@ def test_a_map_keeps_every_value_out_of_sight_even_where_its_input_overflows() -
     assert not (states @ low.lora_A.weight.T)[0].isfinite().any()
     found = low(states, output, torch.tensor([[True], [False]]))
     assert found.tolist() == [[0.0, 1.0, 2.0], [19.0, 20.0, 21.0]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", ["layers.1", "layers.1.self_attn", "layers.1.mlp.up_proj"])
+def test_modules_that_are_put_in_afterwards_are_adapted(path: str) -> None:
+    model = made()
+    batch = mixed(model)
+    expected = model(batch).logits
+    owner, _, name = path.rpartition(".")
+    parent = model.language.model.model.get_submodule(owner)
+    parent.register_module(name, copy.deepcopy(parent.get_submodule(name)))
+    assert torch.equal(model(batch).logits, expected)
+
+
+@torch.no_grad()
+def test_terms_that_are_put_in_afterwards_act() -> None:
+    model = made()
+    batch = mixed(model)
+    before = model(batch).logits
+    adapter = model.fusion.adapter
+    assert adapter is not None
+    for key, low in adapter.maps.items():
+        own = copy.deepcopy(low)
+        assert isinstance(own, LowRank)
+        own.lora_B.weight.zero_()
+        adapter.maps[key] = own
+    after = model(batch).logits
+    assert not torch.equal(after, before)
+    assert torch.equal(after, copy.deepcopy(model)(batch).logits)
