@@ -21,12 +21,12 @@ from isthmus.generation.apart import Apart
 from isthmus.generation.decoding import Decoding
 from isthmus.generation.graphs import graphs_for
 from isthmus.generation.job import Job, Observer, counted_as
-from isthmus.generation.llama_cpp import decoder_of
+from isthmus.generation.llama_cpp import CacheFull, decoder_of
 from isthmus.generation.llama_rows import LlamaDecoding, LlamaRows
 from isthmus.generation.prefill import Prefiller
 from isthmus.generation.requests import Delta, Reason, TokenLogprob
 from isthmus.generation.results import Statistics
-from isthmus.generation.rows import Rows
+from isthmus.generation.rows import Encoded, Rows
 from isthmus.generation.sampling import Draw, choose, penalized
 from isthmus.generation.structure import takes_lanes
 from isthmus.generation.text_stream import TokenTexts
@@ -80,8 +80,7 @@ class RunningBatch:
         else:
             self.shares = True
             rows = partial(LlamaRows, self._llama, model)
-            half = self._llama.cells * self._llama.cell_bytes // 2  # the rest is for what runs
-            self.prefiller = Prefiller(model, memory, rows=rows, prefixes=half)
+            self.prefiller = Prefiller(model, memory, rows=rows, room=self._llama.prefixes)
         self.decoded = self.steps = 0
         self.ended = {"completed": 0, "cancelled": 0, "expired": 0, "failed": 0}
         self._keeps = keeps
@@ -104,6 +103,17 @@ class RunningBatch:
     def elsewhere(self) -> bool:
         """Whether another engine than PyTorch reads prompts and decodes."""
         return self._llama is not None
+
+    @property
+    def free(self) -> float:
+        """Cells of llama.cpp's for prompts and answers that are to come; any number in PyTorch."""
+        return math.inf if self._llama is None else self._llama.cells - sum(self._rows.lengths)
+
+    def needs(self, prompt: Encoded, answers: Sequence[int]) -> int:
+        """Cells that a prompt takes behind what it shares, with answers of so many tokens."""
+        # a sequence each: the prompt's while it is read, and those of its answers
+        least = 0 if self._llama is None else self._llama.least * (1 + len(answers))
+        return max(least, len(prompt.ids) - prompt.shared + sum(answers))
 
     def sweep(self) -> None:
         """Ends what was cancelled or is late."""
@@ -172,13 +182,29 @@ class RunningBatch:
 
     def step(self) -> None:
         """One more token for each running row."""
-        logits = self._rows.step([job.ids[-1] for job in self.running])
+        logits = self._logits()
+        if logits is None:
+            return
         self.steps += 1
         reasons = self._choose(self.running, logits)
         for lane in reversed(range(len(reasons))):
             reason = reasons[lane]
             if reason is not None:
                 self._leave(lane, reason)
+
+    def _logits(self) -> Tensor | None:
+        """Logits (B, V) of the rows that there is room for; the longest ones fail until there is.
+
+        None if there is no row left.
+        """
+        while self.running:
+            try:
+                return self._rows.step([job.ids[-1] for job in self.running])
+            except CacheFull as error:
+                lengths = self._rows.lengths
+                longest = max(range(len(lengths)), key=lengths.__getitem__)
+                self._fail(self._take_out(longest), _reported(error))
+        return None
 
     def _choose(self, jobs: Sequence[Job], logits: Tensor) -> list[Reason | None]:
         """Takes a token for each row; why it is the last one, or None."""
@@ -277,14 +303,17 @@ class RunningBatch:
 
     def _leave(self, lane: int, reason: Reason) -> None:
         """Ends a running request; what was computed for it is kept for the turn that follows."""
-        job = self.running[lane]
         if self._keeps:
-            self._keep(job, lane)
+            self._keep(self.running[lane], lane)
+        self.end(self._take_out(lane), reason)
+
+    def _take_out(self, lane: int) -> Job:
+        """Lets a row go; the last one takes its number."""
         self._rows.leave(lane)
-        last = self.running.pop()
+        job, last = self.running[lane], self.running.pop()
         if lane < len(self.running):
             self.running[lane] = last
-        self.end(job, reason)
+        return job
 
     def _keep(self, job: Job, lane: int) -> None:
         fed = self._rows.lengths[lane] - len(job.prompt.ids)

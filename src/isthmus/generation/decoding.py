@@ -45,5 +45,9 @@ class Decoding(Protocol):
         ...
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        """Logits (B, V) after one more token for each row."""
+        """Logits (B, V) after one more token for each row.
+
+        Raises:
+            CacheFull: If there is no room for all of them; no row has its token then.
+        """
         ...

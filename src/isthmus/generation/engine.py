@@ -196,7 +196,10 @@ class Engine:
         needed = list(asked)
         try:
             for numbers, rows, past in self._prefiller.together(
-                [prompts[n] for n in needed], self.batch_size
+                [prompts[n] for n in needed],
+                self.batch_size,
+                [self._core.needs(prompts[n][0], [j.most for j in asked[n]]) for n in needed],
+                self._core.free,
             ):
                 own = [asked[needed[n]] for n in numbers]
                 for job in (job for of_prompt in own for job in of_prompt):
@@ -207,6 +210,7 @@ class Engine:
                     rows.prefill(),
                     [row for row, of_prompt in enumerate(own) for _ in of_prompt],
                 )
+                del rows  # which hold cells that the next batch needs
                 while any(job.ended is None for of_prompt in own for job in of_prompt):
                     self._step()
         except BaseException:  # what is half done would go on in the next call

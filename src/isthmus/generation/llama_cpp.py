@@ -29,6 +29,7 @@ from torch import Tensor
 
 from isthmus.errors import ConfigError, MissingExtraError, PromptError
 from isthmus.generation.llama_file import write_adapter, write_model
+from isthmus.generation.prefix import Room
 from isthmus.model.backbones.llama_cpp import lacking
 from isthmus.model.vlm import VisionLanguageModel
 
@@ -42,6 +43,10 @@ BATCH = 512
 """Most tokens of one call."""
 _CLASSES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _NO_SLOT = 1
+
+
+class CacheFull(PromptError):
+    """The cache has no room for more tokens, and holds no prefix that could go."""
 
 
 def is_installed() -> bool:
@@ -122,6 +127,8 @@ class LlamaCpp:
     Attributes:
         cells: As above.
         cell_bytes: Bytes of a token's keys and values.
+        least: Cells that a sequence counts for at least, since sequences are counted too.
+        prefixes: Room for prefixes, half of the cells, whoever keeps them. They go when it is full.
         columns: Logits of a token.
 
     Raises:
@@ -149,6 +156,8 @@ class LlamaCpp:
         self._embeddings = self._c.llama_batch_init(self._most, self.width, 1)
         self._tokens = self._c.llama_batch_init(self._most, 0, 1)
         self._turn = RLock()
+        self.least = self.cells // SEQUENCES + 1
+        self.prefixes = Room(self.cells * self.cell_bytes // 2, self._turn)
         self._free = deque(range(SEQUENCES))
         self._dropped: deque[int] = deque()
         self._adapted = False
@@ -198,6 +207,8 @@ class LlamaCpp:
         """
         with self._turn:
             self._sweep()
+            while len(self._free) < count and self.prefixes.evict():
+                self._sweep()
             if len(self._free) < count:
                 raise PromptError(
                     f"llama.cpp keeps {SEQUENCES - len(self._free)} sequences and has no more than "
@@ -228,6 +239,11 @@ class LlamaCpp:
                 self._c.llama_memory_seq_cp(self._memory, sequence, own, 0, length)
             return found
 
+    def cut(self, sequence: int, length: int) -> None:
+        """Takes back what stands behind the first tokens of a sequence."""
+        with self._turn:
+            self._c.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
     # --- computing --------------------------------------------------------------------------------
 
     def read(self, sequence: int, past: int, embeddings: Tensor, adapted: Sequence[bool]) -> Tensor:
@@ -238,6 +254,9 @@ class LlamaCpp:
             past: Its tokens so far.
             embeddings: What comes behind them, N at least 1.
             adapted: (N,), on which of them the adapters act.
+
+        Raises:
+            CacheFull: If there is no room for them.
         """
         values = embeddings.detach().to("cpu", torch.float32).contiguous()
         last, batch = len(values) - 1, self._embeddings
@@ -258,6 +277,9 @@ class LlamaCpp:
             ids: The tokens.
             places: Sequence and position of each.
             adapted: Whether the adapters act on them.
+
+        Raises:
+            CacheFull: If there is no room for them.
         """
         found: list[Tensor] = []
         for start in range(0, len(ids), self._most):
@@ -287,8 +309,11 @@ class LlamaCpp:
         for n in wanted:
             batch.logits[n] = 1
         code = self._c.llama_decode(self._context, batch)
+        while code == _NO_SLOT and self.prefixes.evict():  # which leaves the cache as it was
+            self._sweep()
+            code = self._c.llama_decode(self._context, batch)
         if code == _NO_SLOT:
-            raise PromptError(
+            raise CacheFull(
                 f"llama.cpp's cache has {self.cells} tokens and no room for {len(places)} more: "
                 "shorten the prompts, or ask for fewer at a time"
             )

@@ -14,7 +14,7 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from isthmus.generation.llama_cpp import SEQUENCES, LlamaCpp
+from isthmus.generation.llama_cpp import CacheFull, LlamaCpp
 from isthmus.generation.rows import Encoded, Rows
 from isthmus.model.backbones.added_tokens import AddedTokens
 from isthmus.model.vlm import VisionLanguageModel
@@ -36,8 +36,7 @@ class Held:
     @property
     def bytes(self) -> int:
         """What they take; at least a share of what there is, since sequences are counted too."""
-        least = self.at.cells // SEQUENCES + 1
-        return sum(max(least, n) for n in self.lengths) * self.at.cell_bytes
+        return sum(max(self.at.least, n) for n in self.lengths) * self.at.cell_bytes
 
     def fork(self, length: int, rows: int) -> Held:
         """As `prefix.fork`."""
@@ -132,7 +131,21 @@ class LlamaDecoding:
         return self._rows[row][0]
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        """Logits (B, V) after one more token for each row."""
+        """Logits (B, V) after one more token for each row.
+
+        Raises:
+            CacheFull: If there is no room for all of them; no row has its token then.
+        """
+        before = self.lengths
+        try:
+            return self._step(ids)
+        except CacheFull:  # those with adapters, or those without, may have theirs
+            for (held, _, _), length in zip(self._rows, before, strict=True):
+                self._at.cut(held.sequences[0], length)
+                held.lengths[0] = length
+            raise
+
+    def _step(self, ids: Sequence[int]) -> Tensor:
         found: list[Tensor | None] = [None] * len(ids)
         for adapted in (False, True):
             own = [n for n, (_, acts, _) in enumerate(self._rows) if acts == adapted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from isthmus.generation.images import VisualTokens
 from isthmus.generation.prefix import (
     Prefix,
     PrefixStore,
+    Room,
     Symbols,
     boundary,
     bytes_of,
@@ -57,7 +59,7 @@ class Prefiller:
         model: The model.
         memory: Most bytes that prefixes and visual tokens may keep, half of it each.
         rows: Makes rows that continue a prefix, with the arguments of `Rows` behind the model.
-        prefixes: Most bytes of prefixes, where it is less.
+        room: What the prefixes share with those of other prefillers; None for nothing.
 
     Attributes:
         shares: Whether beginnings of prompts are shared, and prompts computed piece by piece; not
@@ -72,12 +74,12 @@ class Prefiller:
         memory: int,
         *,
         rows: Callable[..., Any] | None = None,
-        prefixes: int | None = None,
+        room: Room | None = None,
     ) -> None:
         self.model = model
         self._rows: Callable[..., Any] = partial(Rows, model) if rows is None else rows
         self.shares = model.language.reading.shares
-        self.prefixes = PrefixStore(min(memory // 2, memory if prefixes is None else prefixes))
+        self.prefixes = PrefixStore(memory // 2, room)
         self.visual = VisualTokens(model, memory // 2)
         self.hits = self.misses = self.computed = self.cached = 0
 
@@ -129,13 +131,21 @@ class Prefiller:
     # --- several prompts together -----------------------------------------------------------------
 
     def together(
-        self, prompts: Sequence[tuple[Encoded, dict[str, Any]]], most: int
+        self,
+        prompts: Sequence[tuple[Encoded, dict[str, Any]]],
+        most: int,
+        needs: Sequence[int] | None = None,
+        free: float = math.inf,
     ) -> Iterator[tuple[list[int], Rows, int]]:
         """Batches of prompts behind what they share, which is computed once and kept.
+
+        Where room is bounded, the caller lets the rows of a batch go before it asks for the next.
 
         Args:
             prompts: Prompts, and their images by their hashes.
             most: Most rows of a batch.
+            needs: Tokens for which each prompt takes room, behind what it shares; None for 0.
+            free: Tokens that there is room for. A prompt that needs more stands alone.
 
         Yields:
             Numbers of a batch's prompts, their rows, not prefilled, and how many tokens of them
@@ -145,24 +155,45 @@ class Prefiller:
         for number, (prompt, _) in enumerate(prompts):
             shared = prompt.shared if self.shares else 0
             groups.setdefault(prompt.symbols[:shared], []).append(number)
-        for members in groups.values():
-            # held here: the store may have no room for it
-            prefix = self._shared(*prompts[members[0]])
-            padded = prefix is None or (
-                can_be_cut(prefix.states) and self.model.language.takes_positions
-            )
-            for numbers in _batches(prompts, members, most, padded=padded):
-                chosen = [prompts[n] for n in numbers]
-                past, states = 0, None
-                if prefix is not None:
-                    past = len(prefix.symbols)
-                    states = fork(prefix.states, past, len(chosen))
-                wanted = {h: d[h] for p, d in chosen for h in seen_after(self.model, p, past)}
-                visual = self.visual.of(list(wanted.items()))
-                rows = self._rows([p for p, _ in chosen], visual, states, past)
-                self._known([p for p, _ in chosen], past)
-                self.computed += sum(len(p.ids) - past for p, _ in chosen)
-                yield numbers, rows, past
+        needs = [0] * len(prompts) if needs is None else needs
+        for symbols, members in groups.items():
+            yield from self._group(prompts, members, most, needs, free - len(symbols))
+
+    def _group(
+        self,
+        prompts: Sequence[tuple[Encoded, dict[str, Any]]],
+        members: Sequence[int],
+        most: int,
+        needs: Sequence[int],
+        free: float,
+    ) -> Iterator[tuple[list[int], Rows, int]]:
+        """Batches of prompts that share the same symbols, as `together`."""
+        prefix = self._shared(*prompts[members[0]])  # held here: the store may have no room for it
+        padded = prefix is None or (
+            can_be_cut(prefix.states) and self.model.language.takes_positions
+        )
+        past = 0 if prefix is None else len(prefix.symbols)
+        ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))  # less padding
+        runs = [ordered]
+        # Padding stands between a prefix and what is a row's own. A sliding window would count it,
+        # and so would a model that is not told positions.
+        if not padded:
+            runs = [list(g) for _, g in groupby(ordered, key=lambda n: len(prompts[n][0].ids))]
+        for numbers in (batch for run in runs for batch in _batches(run, most, needs, free)):
+            yield numbers, self._batch([prompts[n] for n in numbers], prefix), past
+
+    def _batch(
+        self, chosen: Sequence[tuple[Encoded, dict[str, Any]]], prefix: Prefix | None
+    ) -> Rows:
+        """The rows of some prompts behind a prefix, not prefilled."""
+        past = 0 if prefix is None else len(prefix.symbols)
+        states = None if prefix is None else fork(prefix.states, past, len(chosen))
+        wanted = {h: d[h] for p, d in chosen for h in seen_after(self.model, p, past)}
+        visual = self.visual.of(list(wanted.items()))
+        rows: Rows = self._rows([p for p, _ in chosen], visual, states, past)
+        self._known([p for p, _ in chosen], past)
+        self.computed += sum(len(p.ids) - past for p, _ in chosen)
+        return rows
 
     def _shared(self, prompt: Encoded, images: dict[str, Any]) -> Prefix | None:
         """The states of what a prompt shares, computed if they are not there."""
@@ -179,21 +210,13 @@ class Prefiller:
 
 
 def _batches(
-    prompts: Sequence[tuple[Encoded, dict[str, Any]]],
-    members: Sequence[int],
-    most: int,
-    *,
-    padded: bool,
+    members: Sequence[int], most: int, needs: Sequence[int], free: float
 ) -> Iterator[list[int]]:
-    """Prompts of one prefix in batches, those of like length together: less padding.
-
-    Padding stands between a prefix and what is a row's own. A sliding window would count it, and so
-    would a model that is not told positions; there only rows of the same length stand together.
-    """
-    ordered = sorted(members, key=lambda n: len(prompts[n][0].ids))
-    runs = [ordered]
-    if not padded:
-        runs = [list(g) for _, g in groupby(ordered, key=lambda n: len(prompts[n][0].ids))]
-    for run in runs:
-        for i in range(0, len(run), most):
-            yield run[i : i + most]
+    """Numbers in batches, in their order: so many at most, and with room for all of a batch."""
+    batch: list[int] = []
+    for number in members:
+        if batch and (len(batch) == most or sum(needs[n] for n in [*batch, number]) > free):
+            yield batch
+            batch = []
+        batch.append(number)
+    yield batch

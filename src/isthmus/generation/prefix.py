@@ -15,7 +15,10 @@ import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
+from threading import RLock
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 from transformers.cache_utils import DynamicLayer
 
@@ -24,7 +27,7 @@ from isthmus.model.layout import Layout, whole_images
 Symbols = tuple[int | str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Prefix:
     """The states of some symbols.
 
@@ -32,11 +35,13 @@ class Prefix:
         symbols: What it is the prefix of a prompt's symbols.
         states: The language model's own cache after them, one row; never to be written to.
         bytes: What the states take.
+        used: When it was used last, by its room's clock.
     """
 
     symbols: Symbols
     states: Any
     bytes: int
+    used: int = 0
 
 
 @runtime_checkable
@@ -140,19 +145,52 @@ def boundary(
     return place - inside if down else place - inside + len(layouts[whole])
 
 
+class Room:
+    """Memory that several stores share: what was used least recently goes first, whosever it is.
+
+    Args:
+        memory: Most bytes of all stores together.
+        lock: Held by whoever reads or changes a store: another thread may make room in it.
+    """
+
+    def __init__(self, memory: int, lock: Any = None) -> None:
+        self.memory = memory
+        self.lock = RLock() if lock is None else lock
+        self.clock = count()
+        self.stores: WeakSet[PrefixStore] = WeakSet()
+
+    def evict(self) -> bool:
+        """Lets a prefix go; False if there is none."""
+        with self.lock:
+            stores = [store for store in self.stores if len(store)]
+            if stores:
+                min(stores, key=lambda store: store.oldest).evict()
+            return bool(stores)
+
+    def keep_within(self) -> None:
+        """Lets prefixes go until the rest is no more than there may be."""
+        with self.lock:
+            while sum(store.bytes for store in self.stores) > self.memory and self.evict():
+                pass
+
+
 class PrefixStore:
     """Prefixes within a bound of memory; the least recently used go first.
 
     Args:
         memory: Most bytes.
+        room: What it shares with other stores; None for nothing.
 
     Attributes:
+        memory: Most bytes of a prefix.
         bytes: Bytes kept.
         evictions: How many had to go.
     """
 
-    def __init__(self, memory: int) -> None:
-        self.memory = memory
+    def __init__(self, memory: int, room: Room | None = None) -> None:
+        self._room = Room(memory) if room is None else room
+        self._room.stores.add(self)
+        self.memory = min(memory, self._room.memory)
         self.bytes = self.evictions = 0
         self._kept: OrderedDict[Symbols, Prefix] = OrderedDict()
 
@@ -162,40 +200,60 @@ class PrefixStore:
     def __contains__(self, symbols: Symbols) -> bool:
         return symbols in self._kept
 
+    @property
+    def oldest(self) -> int:
+        """When the prefix that goes first was used."""
+        return next(iter(self._kept.values())).used
+
     def get(self, symbols: Symbols) -> Prefix | None:
         """The prefix of exactly these symbols."""
-        prefix = self._kept.get(symbols)
-        if prefix is not None:
-            self._kept.move_to_end(symbols)
-        return prefix
+        with self._room.lock:
+            prefix = self._kept.get(symbols)
+            if prefix is not None:
+                self._use(prefix)
+            return prefix
 
     def nearest(self, symbols: Symbols) -> tuple[Prefix, int] | None:
         """The kept prefix that helps most with these symbols, and how many it helps with."""
         best: tuple[Prefix, int] | None = None
-        for prefix in self._kept.values():
-            shared = common(prefix.symbols, symbols)
-            if shared < len(prefix.symbols) and not can_be_cut(prefix.states):
-                continue
-            if shared and (best is None or shared > best[1]):
-                best = (prefix, shared)
-        if best is not None:
-            self._kept.move_to_end(best[0].symbols)
+        with self._room.lock:
+            for prefix in self._kept.values():
+                shared = common(prefix.symbols, symbols)
+                if shared < len(prefix.symbols) and not can_be_cut(prefix.states):
+                    continue
+                if shared and (best is None or shared > best[1]):
+                    best = (prefix, shared)
+            if best is not None:
+                self._use(best[0])
         return best
+
+    def _use(self, prefix: Prefix) -> None:
+        prefix.used = next(self._room.clock)
+        self._kept.move_to_end(prefix.symbols)
 
     def drop(self, symbols: Symbols) -> None:
         """Forgets a prefix, such as one that a longer one holds."""
-        prefix = self._kept.pop(symbols, None)
-        if prefix is not None:
-            self.bytes -= prefix.bytes
+        with self._room.lock:
+            prefix = self._kept.pop(symbols, None)
+            if prefix is not None:
+                self.bytes -= prefix.bytes
 
-    def put(self, symbols: Symbols, states: Any) -> Prefix:
-        """Keeps states that nobody else will write to, and makes room for them."""
-        self.drop(symbols)
-        prefix = Prefix(symbols, states, bytes_of(states))
-        self._kept[symbols] = prefix
-        self.bytes += prefix.bytes
-        while self.bytes > self.memory and self._kept:
+    def evict(self) -> None:
+        """Lets the prefix go that was used least recently."""
+        with self._room.lock:
             _, gone = self._kept.popitem(last=False)
             self.bytes -= gone.bytes
             self.evictions += 1
+
+    def put(self, symbols: Symbols, states: Any) -> Prefix:
+        """Keeps states that nobody else will write to, and makes room for them."""
+        with self._room.lock:
+            self.drop(symbols)
+            prefix = Prefix(symbols, states, bytes_of(states))
+            self._kept[symbols] = prefix
+            self._use(prefix)
+            self.bytes += prefix.bytes
+            while self.bytes > self.memory and self._kept:
+                self.evict()
+            self._room.keep_within()
         return prefix
