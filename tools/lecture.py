@@ -392,7 +392,7 @@ def check(page: Path, *, write: bool = False) -> list[str]:
                     _words(f.read_text(encoding="utf-8")) for f in (kept / figure.name, figure)
                 )
                 if was != now:
-                    found.append(f'figures/{figure.name}: "{now}" was "{was}"')
+                    found.append(f"figures/{figure.name}: '{now}' was '{was}'")
     for step, got in zip(steps(text), printed, strict=True):
         if step.output is not None and not write:
             changed = difference(step.output.body, got, step.output.options)
