@@ -388,11 +388,11 @@ def check(page: Path, *, write: bool = False) -> list[str]:
         found += [f"no fence writes figures/{figure}" for figure in sorted(missing)]
         for figure in made if not write else ():
             if figure.suffix == ".svg" and (kept / figure.name).exists():
-                was, now = (
+                shown, drawn = (
                     _words(f.read_text(encoding="utf-8")) for f in (kept / figure.name, figure)
                 )
-                if was != now:
-                    found.append(f"figures/{figure.name}: '{now}' was '{was}'")
+                if shown != drawn:
+                    found.append(f"figures/{figure.name}: '{shown}' was '{drawn}'")
     for step, got in zip(steps(text), printed, strict=True):
         if step.output is not None and not write:
             changed = difference(step.output.body, got, step.output.options)
