@@ -52,6 +52,8 @@ class Rotation:
 class Norm:
     """An RMSNorm in two parts: what is divided, and by what.
 
+    Zhang and Sennrich 2019, arXiv 1910.07467, equation 4, with the epsilon of Llama.
+
     In int8 the second costs nothing: each token is divided by a number of its own anyway.
 
         w * x / sqrt(|x|^2 / D + eps)  =  (w * x) / (hypot(|x|, sqrt(D eps)) / sqrt(D))

@@ -107,6 +107,17 @@ def test_a_convolutional_network_traced_and_eager_are_the_same() -> None:
     assert rows * columns == encoder.shape.tokens
 
 
+def test_a_convolutional_network_is_not_traced_where_it_is_told_so() -> None:
+    encoder = load_vision(convnet())
+    pixels = torch.randn(1, 3, *encoder.image_size)
+    encoder.traces = False
+    assert torch.equal(encoder(pixels), encoder.eager(pixels))
+    assert not encoder._traced
+    encoder.traces = True
+    torch.testing.assert_close(encoder(pixels), encoder.eager(pixels), rtol=1e-4, atol=1e-4)
+    assert len(encoder._traced) == 1
+
+
 def test_timms_own_preprocessing() -> None:
     model = convnet()
     data = timm.data.resolve_model_data_config(model)
